@@ -1,0 +1,131 @@
+"""Every field of a run with its default, unit and source.
+
+The values are the reference's `ssl_default_config.yaml` unless a comment says
+otherwise. Other files in this folder call `get_config()` and state only what differs.
+Override any field on the command line: `--config.optim.base_lr=1e-3`.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the default configuration, locked against unknown fields."""
+    c = config_dict.ConfigDict()
+    c.seed = 0
+
+    c.data = config_dict.ConfigDict()
+    c.data.source = "folder"  # folder | tfds | photos (embedded, needs nothing)
+    c.data.path = ""  # folder: its path; tfds: the data_dir
+    c.data.tfds_name = ""  # tfds: for example "imagenet2012:5.1.0"
+    c.data.tfds_split = "train"
+    c.data.workers = 8  # loader processes per host; 0 loads in the main process
+    c.data.prefetch = 2  # finished batches kept per worker
+    c.data.max_bad_share = 0.5  # stop when more than this share of images is unreadable
+    c.data.max_pixels = 178_956_970  # larger images are refused unread; Pillow's limit
+
+    c.crops = config_dict.ConfigDict()
+    c.crops.global_crops_size = 224  # px
+    c.crops.global_crops_scale = (0.32, 1.0)  # share of the image's area
+    c.crops.local_crops_number = 8
+    c.crops.local_crops_size = 96  # px; 98 with patch 14
+    c.crops.local_crops_scale = (0.05, 0.32)
+    # "reference": probabilities 0.0 / 0.9 / 0.5 (view 1 / view 2 / locals), which the
+    # reference and the released weights really use; "intended": 1.0 / 0.1 / 0.5.
+    c.crops.blur = "reference"
+
+    c.model = config_dict.ConfigDict()
+    c.model.arch = "vit_large"  # vit_small | vit_base | vit_large | vit_giant2 | custom
+    # Set by arch unless it is "custom".
+    c.model.embed_dim = 0
+    c.model.depth = 0
+    c.model.num_heads = 0
+    c.model.patch_size = 16
+    c.model.in_chans = 3
+    c.model.ffn_layer = "mlp"  # mlp (exact GELU) | swiglufused
+    c.model.ffn_ratio = 4.0
+    c.model.qkv_bias = True
+    c.model.proj_bias = True
+    c.model.ffn_bias = True
+    c.model.layerscale = 1e-5  # initial gamma; 0 builds no LayerScale
+    c.model.num_register_tokens = 0  # 0 | 4
+    c.model.interpolate_offset = 0.1  # 0.0 together with antialias for register models
+    c.model.interpolate_antialias = False
+    c.model.drop_path_rate = 0.3
+    c.model.drop_path_uniform = (
+        True  # False: linear from 0 to drop_path_rate over depth
+    )
+    c.model.dtype = "auto"  # matmuls: float32 on the CPU, bfloat16 on accelerators
+    c.model.remat = "none"  # none | dots (keep matmul outputs) | full
+    c.model.scan_unroll = 1  # blocks per iteration of the scan; depth = fully unrolled
+
+    c.dino = config_dict.ConfigDict()
+    c.dino.loss_weight = 1.0
+    c.dino.head_n_prototypes = 65536
+    c.dino.head_bottleneck_dim = 256
+    c.dino.head_nlayers = 3
+    c.dino.head_hidden_dim = 2048
+    c.dino.koleo_loss_weight = 0.1
+
+    c.ibot = config_dict.ConfigDict()
+    c.ibot.loss_weight = 1.0
+    c.ibot.mask_sample_probability = 0.5
+    c.ibot.mask_ratio_min_max = (0.1, 0.5)
+    c.ibot.separate_head = False  # False: the DINO head serves both
+    c.ibot.head_n_prototypes = 65536
+    c.ibot.head_bottleneck_dim = 256
+    c.ibot.head_nlayers = 3
+    c.ibot.head_hidden_dim = 2048
+
+    c.train = config_dict.ConfigDict()
+    c.train.batch_size = 2048  # images per step over all devices; reference: 32 x 64
+    # Images per group, the reference's batch per GPU: KoLeo neighbours, the drop-path
+    # subset and the mask ratios live inside a group; devices divide the groups.
+    c.train.group_size = 64
+    c.train.steps = 125_000  # reference: 100 epochs x 1250
+    c.train.centering = "centering"  # centering | sinkhorn_knopp
+    c.train.max_nonfinite_steps = 5  # skipped steps in a row before the run stops
+
+    c.teacher = config_dict.ConfigDict()
+    c.teacher.momentum_teacher = 0.992
+    c.teacher.final_momentum_teacher = 1.0
+    c.teacher.warmup_teacher_temp = 0.04
+    c.teacher.teacher_temp = 0.07
+    c.teacher.warmup_teacher_temp_steps = 37_500  # reference: 30 epochs x 1250
+
+    c.optim = config_dict.ConfigDict()
+    c.optim.base_lr = 0.004  # at batch 1024; scaled by sqrt(batch / 1024)
+    c.optim.min_lr = 1e-6  # not scaled
+    c.optim.warmup_steps = 12_500  # reference: 10 epochs x 1250
+    c.optim.weight_decay = 0.04
+    c.optim.weight_decay_end = 0.4
+    c.optim.clip_grad = 3.0  # per submodule; 0 turns clipping off
+    c.optim.freeze_last_layer_steps = 1250  # reference: 1 epoch
+    c.optim.patch_embed_lr_mult = 0.2
+    c.optim.layerwise_decay = 0.9
+    c.optim.adamw_beta1 = 0.9
+    c.optim.adamw_beta2 = 0.999
+
+    c.mesh = config_dict.ConfigDict()
+    c.mesh.replica = 1  # copies of the model (HSDP); fsdp = devices / replica
+
+    c.checkpoint = config_dict.ConfigDict()
+    c.checkpoint.every = 3750  # steps; reference: 3 epochs
+    c.checkpoint.keep_last = 3
+    c.checkpoint.keep_every = 0  # also keep every multiple of this step; 0: none
+
+    c.log = config_dict.ConfigDict()
+    c.log.every = 10  # steps
+    c.log.tensorboard = True
+
+    # k-NN of the teacher's class token. The photos source brings its own split;
+    # elsewhere name two folders whose sub-folders are the labels.
+    c.evaluation = config_dict.ConfigDict()
+    c.evaluation.every = 12_500  # steps; 0: only at the end
+    c.evaluation.train_path = ""
+    c.evaluation.val_path = ""
+    c.evaluation.image_size = 224  # px, after resizing the short side to 8/7 of it
+    c.evaluation.batch_size = 64
+    c.evaluation.knn_k = (10, 20)
+    c.evaluation.knn_temperature = 0.07
+    c.lock()
+    return c

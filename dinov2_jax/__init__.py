@@ -1,0 +1,1 @@
+"""DINOv2 in JAX: pretraining, evaluation and verified export."""

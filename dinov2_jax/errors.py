@@ -1,0 +1,15 @@
+"""The one exception for everything a user can put right."""
+
+BAD_INPUT = 2  # config, data or weights: do not retry
+NON_FINITE = 3  # stopped on non-finite values: do not retry
+
+
+class UserError(Exception):
+    """A foreseen error: one line that names the value and the fix.
+
+    `main` prints the message without a traceback and leaves with `exit_code`.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = BAD_INPUT):
+        super().__init__(message)
+        self.exit_code = exit_code

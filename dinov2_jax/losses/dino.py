@@ -1,0 +1,65 @@
+"""DINO and iBOT: cross-entropy between teacher and student prototype distributions.
+
+Mirrors the reference's `loss/dino_clstoken_loss.py`, `loss/ibot_patch_loss.py` and
+their weights in `train/ssl_meta_arch.py`. Shapes: G groups, b images a group, L local
+crops, M masked-patch slots, K prototypes. All in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+STUDENT_TEMP = 0.1
+
+
+def _log_softmax(logits: jax.Array) -> jax.Array:
+    return jax.nn.log_softmax(logits.astype(jnp.float32) / STUDENT_TEMP, axis=-1)
+
+
+def dino_loss(
+    student_global: jax.Array, student_local: jax.Array, teacher: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Self-distillation of the class token (paper, section 4, image-level objective).
+
+    Args:
+      student_global: [G, 2b, K] logits of the masked global crops, crop-major.
+      student_local: [G, L*b, K] logits of the local crops, crop-major; L may be 0.
+      teacher: [G, 2b, K] target probabilities of the global crops, crop-major.
+
+    Returns:
+      The global and the local term. Each local crop meets both teacher views, each
+      global crop the other view; both terms share one normaliser, the number of pairs.
+    """
+    groups, crops, prototypes = teacher.shape
+    batch = crops // 2
+    views = teacher.reshape(groups, 2, batch, prototypes)
+    num_local = student_local.shape[1] // batch
+    local_terms, global_terms = max(2 * num_local, 1), 2
+    total_terms = local_terms + global_terms
+
+    log_p = _log_softmax(student_global).reshape(views.shape)
+    cross_entropy = -jnp.sum(views[:, ::-1] * log_p) / (groups * crops)
+    global_loss = cross_entropy * global_terms / total_terms
+
+    log_p = _log_softmax(student_local)
+    log_p = log_p.reshape(groups, num_local, batch, prototypes)
+    cross_entropy = -jnp.einsum("gvbk,glbk->", views, log_p) / (groups * batch)
+    return global_loss, cross_entropy / total_terms
+
+
+def ibot_loss(
+    student: jax.Array, teacher: jax.Array, weights: jax.Array, num_crops: int
+) -> jax.Array:
+    """Masked-patch prediction (paper, section 4, patch-level objective).
+
+    Args:
+      student: [G, M, K] logits of the masked patches.
+      teacher: [G, M, K] target probabilities of the same patches, unmasked.
+      weights: [G, M] 1 / number masked in that crop; 0 marks padding.
+      num_crops: Global crops a group, masked or not (the reference's denominator, so
+        that with half of the crops masked the term is half a mean cross-entropy).
+
+    Returns:
+      Scalar.
+    """
+    cross_entropy = -jnp.sum(teacher * _log_softmax(student), axis=-1)  # [G, M]
+    return jnp.sum(cross_entropy * weights) / (weights.shape[0] * num_crops)

@@ -1,0 +1,96 @@
+"""Projection head to prototypes. Mirrors the reference's `layers/dino_head.py`."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dinov2_jax.models import layers
+
+
+class DINOHead(nn.Module):
+    """MLP to a bottleneck, L2 normalisation, weight-normed linear to K prototypes.
+
+    Attributes:
+      num_prototypes: K.
+      num_layers: Linear layers of the MLP; 1 is a single linear named `mlp`.
+      dtype: Of the matmuls; norms and the returned logits are float32.
+    """
+
+    num_prototypes: int
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    num_layers: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> float32 logits [..., K]."""
+        if self.num_layers == 1:
+            x = layers.dense(self.bottleneck_dim, True, self.dtype, "mlp")(x)
+        else:
+            x = _Mlp(
+                self.hidden_dim,
+                self.bottleneck_dim,
+                self.num_layers,
+                self.dtype,
+                name="mlp",
+            )(x)
+        x = x.astype(jnp.float32)
+        # x / max(|x|, 1e-12), with a finite gradient at 0.
+        x = x * jax.lax.rsqrt(
+            jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24)
+        )
+        return _WeightNormLinear(self.num_prototypes, self.dtype, name="last_layer")(x)
+
+
+class _Mlp(nn.Module):
+    """Linears with GELU between; names 0, 2, 4 count the GELUs, as in torch."""
+
+    hidden_dim: int
+    out_dim: int
+    num_layers: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.num_layers):
+            last = i == self.num_layers - 1
+            features = self.out_dim if last else self.hidden_dim
+            x = layers.dense(features, True, self.dtype, str(2 * i))(x)
+            x = x if last else nn.gelu(x, approximate=False)
+        return x
+
+
+class _WeightNormLinear(nn.Module):
+    """W = g * v / |v| per prototype, g trainable; torch's layout and initialisation."""
+
+    num_prototypes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dim = x.shape[-1]
+        g = self.param("weight_g", nn.initializers.ones, (self.num_prototypes, 1))
+        v = self.param(
+            "weight_v", layers.torch_default_init(dim), (self.num_prototypes, dim)
+        )
+        weight = g * v * jax.lax.rsqrt(jnp.sum(v * v, axis=-1, keepdims=True))
+        return jnp.einsum(
+            "...d,kd->...k",
+            x.astype(self.dtype),
+            weight.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+def make_dino_head(section: Any, dtype: Any) -> DINOHead:
+    """The head that `config.dino` or `config.ibot` describes."""
+    return DINOHead(
+        num_prototypes=section.head_n_prototypes,
+        hidden_dim=section.head_hidden_dim,
+        bottleneck_dim=section.head_bottleneck_dim,
+        num_layers=section.head_nlayers,
+        dtype=dtype,
+    )

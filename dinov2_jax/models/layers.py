@@ -1,0 +1,169 @@
+"""The transformer block and its parts. Mirrors the reference's `layers/`.
+
+Shapes: G groups, T tokens of a group's flat stream, D width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dinov2_jax.kernels import attention as attention_kernel
+from dinov2_jax.models import stochastic_depth
+
+# torch's trunc_normal_(std=0.02) truncates at +-2 absolute, 100 sigma: a plain normal.
+linear_init = nn.initializers.normal(0.02)
+
+
+def torch_default_init(fan_in: int) -> nn.initializers.Initializer:
+    """Uniform in +-1/sqrt(fan_in): what torch gives layers left uninitialised."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+    return init
+
+
+def layer_norm(dtype: Any, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm with the reference's epsilon and exact float32 statistics."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def dense(features: int, use_bias: bool, dtype: Any, name: str) -> nn.Dense:
+    """A linear layer with the reference's initialisation."""
+    return nn.Dense(
+        features, use_bias=use_bias, dtype=dtype, kernel_init=linear_init, name=name
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on the flat stream."""
+
+    num_heads: int
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sequences: Sequence[tuple[int, int]]) -> jax.Array:
+        """[G, T, D] -> [G, T, D]; `sequences` as in `kernels.attention`."""
+        dim = x.shape[-1]
+        qkv = dense(3 * dim, self.qkv_bias, self.dtype, "qkv")(x)
+        x = attention_kernel.attention(
+            qkv, sequences=sequences, num_heads=self.num_heads
+        )
+        return dense(dim, self.proj_bias, self.dtype, "proj")(x)
+
+
+class Mlp(nn.Module):
+    """Linear, exact (erf) GELU, linear."""
+
+    hidden_dim: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        dim = x.shape[-1]
+        x = dense(self.hidden_dim, self.use_bias, self.dtype, "fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return dense(dim, self.use_bias, self.dtype, "fc2")(x)
+
+
+class SwiGLU(nn.Module):
+    """silu(x1) * x2 with (x1, x2) from one packed projection."""
+
+    hidden_dim: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        dim = x.shape[-1]
+        # Two thirds of the MLP's hidden width, rounded up to a multiple of 8.
+        hidden_dim = (int(self.hidden_dim * 2 / 3) + 7) // 8 * 8
+        x = dense(2 * hidden_dim, self.use_bias, self.dtype, "w12")(x)
+        gate, value = jnp.split(x, 2, axis=-1)
+        return dense(dim, self.use_bias, self.dtype, "w3")(nn.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """One learned factor a channel."""
+
+    init_value: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        gamma = self.param(
+            "gamma", nn.initializers.constant(self.init_value), x.shape[-1:]
+        )
+        return x * gamma.astype(x.dtype)
+
+
+class Block(nn.Module):
+    """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))), on a subset in training.
+
+    Attributes:
+      layerscale: Initial gamma; 0 builds no LayerScale.
+      ffn_layer: "mlp" or "swiglufused".
+    """
+
+    num_heads: int
+    ffn_layer: str = "mlp"
+    ffn_ratio: float = 4.0
+    layerscale: float = 1e-5
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    ffn_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        sequences: tuple[tuple[int, int], ...],
+        kept: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]] | None = None,
+    ) -> jax.Array:
+        """One block on the flat stream.
+
+        Args:
+          x: [G, T, D].
+          sequences: (count, length) of each crop group in the stream.
+          kept: None computes every sample. Otherwise, for the attention and the FFN
+            branch, the samples computed in each crop group, [G, k] each; see
+            `models.stochastic_depth`.
+
+        Returns:
+          [G, T, D].
+        """
+        hidden_dim = int(x.shape[-1] * self.ffn_ratio)
+        ffn = SwiGLU if self.ffn_layer == "swiglufused" else Mlp
+        # Built here, in the block's scope, so that names are the reference's.
+        norm1, norm2 = (layer_norm(self.dtype, f"norm{i}") for i in (1, 2))
+        attn = Attention(
+            self.num_heads, self.qkv_bias, self.proj_bias, self.dtype, name="attn"
+        )
+        mlp = ffn(hidden_dim, self.ffn_bias, self.dtype, name="mlp")
+        if self.layerscale:
+            ls1, ls2 = (LayerScale(self.layerscale, name=f"ls{i}") for i in (1, 2))
+        else:
+            ls1 = ls2 = lambda residual: residual
+
+        def attention_branch(tokens, lengths):
+            return ls1(attn(norm1(tokens), lengths))
+
+        def ffn_branch(tokens, lengths):
+            del lengths
+            return ls2(mlp(norm2(tokens)))
+
+        for i, branch in enumerate((attention_branch, ffn_branch)):
+            x = stochastic_depth.add_residual(
+                x, branch, sequences, kept[i] if kept is not None else None
+            )
+        return x

@@ -1,0 +1,357 @@
+"""The DINOv2 ViT. Mirrors the reference's `models/vision_transformer.py`.
+
+The blocks' weights are stacked on a leading axis of length `depth` and the blocks run
+as one `lax.scan`, so forty compile like one; `scan_unroll=depth` is the unrolled twin.
+Several crop groups run as one flat token stream [G, T, D] (see `kernels.attention`).
+
+Shapes: G groups, B crops a group, H x W pixels, C channels, h x w patches, N = h * w,
+R registers, D width.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinov2_jax import sharding
+from dinov2_jax.models import layers, pos_embed, stochastic_depth
+
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# arch -> width, blocks, heads (the reference's `vit_small` ... `vit_giant2`).
+ARCHS = {
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
+    "vit_giant2": (1536, 40, 24),
+}
+
+
+@flax.struct.dataclass
+class Features:
+    """What the backbone gives for a batch of images; leading axes [...] as its input.
+
+    Attributes:
+      cls: [..., D] normalised class token.
+      registers: [..., R, D] normalised registers.
+      patches: [..., h, w, D] normalised patch tokens.
+      prenorm: [..., 1 + R + h*w, D] all tokens before the last LayerNorm.
+    """
+
+    cls: jax.Array
+    registers: jax.Array
+    patches: jax.Array
+    prenorm: jax.Array
+
+
+class PatchEmbed(nn.Module):
+    """Convolution of kernel = stride = patch size, as reshape and matmul."""
+
+    patch_size: int
+    embed_dim: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """[..., H, W, C] -> [..., h*w, D]."""
+        *lead, height, width, chans = images.shape
+        p = self.patch_size
+        x = images.astype(self.dtype)
+        x = x.reshape(*lead, height // p, p, width // p, p, chans)
+        x = jnp.moveaxis(x, -4, -3)  # [..., h, w, p, p, C]
+        x = x.reshape(*lead, (height // p) * (width // p), p * p * chans)
+        init = layers.torch_default_init(fan_in=p * p * chans)
+        return nn.Dense(
+            self.embed_dim,
+            dtype=self.dtype,
+            kernel_init=init,
+            bias_init=init,
+            name="proj",
+        )(x)
+
+
+class VisionTransformer(nn.Module):
+    """A ViT for a list of crop groups, or for a plain batch of images.
+
+    Attributes:
+      image_size: Side in pixels of the square grid that the position embeddings hold.
+      interpolate_offset: See `models.pos_embed`.
+      interpolate_antialias: See `models.pos_embed`.
+      drop_path_rate: Stochastic depth, only where `drop_path_key` is given.
+      drop_path_uniform: False grows the rate from 0 to `drop_path_rate` over depth.
+      dtype: Of the matmuls and the residual stream.
+      remat: A key of `REMAT_POLICIES`.
+      scan_unroll: Blocks per iteration of the scan.
+    """
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int = 14
+    image_size: int = 224
+    in_chans: int = 3
+    ffn_layer: str = "mlp"
+    ffn_ratio: float = 4.0
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    ffn_bias: bool = True
+    layerscale: float = 1e-5
+    num_register_tokens: int = 0
+    interpolate_offset: float = 0.1
+    interpolate_antialias: bool = False
+    drop_path_rate: float = 0.0
+    drop_path_uniform: bool = True
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    scan_unroll: int = 1
+
+    def setup(self):
+        """Declares the parameters under the reference's names."""
+        dim = self.embed_dim
+        num_patches = (self.image_size // self.patch_size) ** 2
+        token_init = nn.initializers.normal(1e-6)
+        self.cls_token = self.param("cls_token", token_init, (1, 1, dim))
+        self.pos_embed = self.param(
+            "pos_embed", nn.initializers.normal(0.02), (1, 1 + num_patches, dim)
+        )
+        self.mask_token = self.param("mask_token", nn.initializers.zeros, (1, dim))
+        if self.num_register_tokens:
+            self.register_tokens = self.param(
+                "register_tokens", token_init, (1, self.num_register_tokens, dim)
+            )
+        self.patch_embed = PatchEmbed(self.patch_size, dim, self.dtype)
+        self.block = layers.Block(
+            num_heads=self.num_heads,
+            ffn_layer=self.ffn_layer,
+            ffn_ratio=self.ffn_ratio,
+            layerscale=self.layerscale,
+            qkv_bias=self.qkv_bias,
+            proj_bias=self.proj_bias,
+            ffn_bias=self.ffn_bias,
+            dtype=self.dtype,
+            parent=None,
+        )
+        self.blocks = self.param("blocks", self._init_blocks)
+        self.norm = layers.layer_norm(self.dtype)
+
+    def _init_blocks(self, key: jax.Array) -> Any:
+        """Weights of all blocks, each leaf [depth, ...]."""
+        token = jnp.zeros((1, 1, self.embed_dim), self.dtype)
+        return jax.vmap(lambda k: self.block.init(k, token, ((1, 1),))["params"])(
+            jax.random.split(key, self.depth)
+        )
+
+    def __call__(self, images: jax.Array, masks: jax.Array | None = None) -> Features:
+        """Features of a batch of images, nothing dropped.
+
+        Args:
+          images: [B, H, W, C], normalised; H and W multiples of the patch size.
+          masks: Optional bool [B, h*w]; True patches become the mask token.
+
+        Returns:
+          `Features` with leading axis B.
+        """
+        # Without stochastic depth a group means nothing: one image a group.
+        masks = None if masks is None else masks[:, None]
+        (features,) = self.forward_crops([images[:, None]], [masks])
+        return jax.tree.map(lambda x: x[:, 0], features)
+
+    def forward_crops(
+        self,
+        crops: Sequence[jax.Array],
+        masks: Sequence[jax.Array | None],
+        drop_path_key: jax.Array | None = None,
+    ) -> list[Features]:
+        """Several crop groups in one pass over one token stream.
+
+        Args:
+          crops: One [G, B, H, W, C] a crop group; B, H and W may differ.
+          masks: One bool [G, B, h*w] or None a crop group.
+          drop_path_key: Draws the stochastic-depth subsets; None drops nothing.
+
+        Returns:
+          One `Features` a crop group, leading axes [G, B].
+        """
+        grids, stream, sequences = self._embed(crops, masks)
+        stream, _ = self._run_blocks(stream, sequences, drop_path_key)
+        return self._features(stream, sequences, grids, norm=True)
+
+    def get_intermediate_layers(
+        self, images: jax.Array, n: int | Sequence[int] = 1, *, norm: bool = True
+    ) -> list[Features]:
+        """Features after chosen blocks, in network order whatever the order of `n`.
+
+        Args:
+          images: [B, H, W, C].
+          n: The last n blocks, or the blocks' indices.
+          norm: Apply the last LayerNorm to each (as the reference does by default).
+
+        Returns:
+          One `Features` a chosen block, leading axis B.
+        """
+        chosen = range(self.depth - n, self.depth) if isinstance(n, int) else n
+        chosen = sorted(set(chosen))
+        if not chosen or chosen[0] < 0 or chosen[-1] >= self.depth:
+            raise ValueError(f"n={n} names blocks outside 0..{self.depth - 1}")
+        grids, stream, sequences = self._embed([images[:, None]], [None])
+        _, taps = self._run_blocks(stream, sequences, None, chosen)
+        outputs = []
+        for tap in taps:
+            (features,) = self._features(tap, sequences, grids, norm=norm)
+            outputs.append(jax.tree.map(lambda x: x[:, 0], features))
+        return outputs
+
+    def position_embeddings(self, height: int, width: int) -> jax.Array:
+        """[1, 1 + h*w, D] position embeddings for an image of height x width pixels."""
+        return pos_embed.interpolate_pos_embed(
+            self.pos_embed,
+            height // self.patch_size,
+            width // self.patch_size,
+            offset=self.interpolate_offset,
+            antialias=self.interpolate_antialias,
+        )
+
+    def _embed(self, crops, masks):
+        """Crops -> grids of patches, tokens [G, T, D], their sequences."""
+        grids, parts, sequences = [], [], []
+        for images, mask in zip(crops, masks, strict=True):
+            num_groups, batch, height, width, _ = images.shape
+            if height % self.patch_size or width % self.patch_size:
+                raise ValueError(
+                    f"image of {height}x{width} px is not a multiple of the patch "
+                    f"size {self.patch_size}"
+                )
+            grids.append((height // self.patch_size, width // self.patch_size))
+            x = self.patch_embed(images)  # [G, B, N, D]
+            if mask is not None:
+                x = jnp.where(mask[..., None], self.mask_token.astype(x.dtype), x)
+            pos = self.position_embeddings(height, width).astype(x.dtype)[0]
+            cls = self.cls_token[0].astype(x.dtype) + pos[:1]
+            prefix = [cls]
+            if self.num_register_tokens:
+                prefix.append(self.register_tokens[0].astype(x.dtype))
+            prefix = jnp.concatenate(prefix)  # [1 + R, D]
+            prefix = jnp.broadcast_to(prefix, (num_groups, batch, *prefix.shape))
+            x = jnp.concatenate([prefix, x + pos[1:]], axis=2)
+            sequences.append((batch, x.shape[2]))
+            parts.append(x.reshape(num_groups, -1, self.embed_dim))
+        stream = jnp.concatenate(parts, axis=1)
+        return grids, sharding.constrain_batch(stream), tuple(sequences)
+
+    def _run_blocks(self, stream, sequences, drop_path_key, chosen=()):
+        """The scan over blocks; also returns the stream after the chosen blocks."""
+        slots = np.full(self.depth, len(chosen))  # the last slot is dropped
+        slots[list(chosen)] = range(len(chosen))
+        taps = None
+        if chosen:
+            taps = jnp.zeros((len(chosen), *stream.shape), stream.dtype)
+
+        def run_block(carry, block):
+            x, taps = carry
+            params, kept, slot = block
+            x = self.block.apply({"params": params}, x, sequences, kept)
+            x = sharding.constrain_batch(x)
+            if taps is not None:
+                taps = taps.at[slot].set(x, mode="drop")
+            return (x, taps), None
+
+        if self.remat != "none":
+            run_block = jax.checkpoint(
+                run_block, policy=REMAT_POLICIES[self.remat], prevent_cse=False
+            )
+        carry = (stream, taps)
+        for start, stop, kept in self._kept_samples(
+            sequences, stream.shape[0], drop_path_key
+        ):
+            params = jax.tree.map(lambda p: p[start:stop], self.blocks)  # noqa: B023
+            carry, _ = jax.lax.scan(
+                run_block,
+                carry,
+                (params, kept, slots[start:stop]),
+                unroll=min(self.scan_unroll, stop - start),
+            )
+        return carry
+
+    def _kept_samples(self, sequences, num_groups, key):
+        """Runs of blocks that share a drop rate: (start, stop, kept or None)."""
+        if key is None or not self.drop_path_rate:
+            return [(0, self.depth, None)]
+        if self.drop_path_uniform:
+            rates = [self.drop_path_rate] * self.depth
+        else:
+            rates = np.linspace(0, self.drop_path_rate, self.depth).tolist()
+        runs, start = [], 0
+        for rate, run in itertools.groupby(rates):
+            stop = start + len(list(run))
+            kept = None
+            if rate > 0:
+                kept = stochastic_depth.draw_kept(
+                    jax.random.fold_in(key, start),
+                    rate=rate,
+                    num_groups=num_groups,
+                    depth=stop - start,
+                    batches=[count for count, _ in sequences],
+                )
+            runs.append((start, stop, kept))
+            start = stop
+        return runs
+
+    def _features(self, stream, sequences, grids, *, norm):
+        """[G, T, D] -> one `Features` a crop group."""
+        normed = self.norm(stream) if norm else stream
+        outputs, start = [], 0
+        first = 1 + self.num_register_tokens  # index of the first patch
+        for (batch, length), grid in zip(sequences, grids):
+            stop = start + batch * length
+            shape = (stream.shape[0], batch, length, self.embed_dim)
+            x = normed[:, start:stop].reshape(shape)
+            outputs.append(
+                Features(
+                    cls=x[:, :, 0],
+                    registers=x[:, :, 1:first],
+                    patches=x[:, :, first:].reshape(*shape[:2], *grid, -1),
+                    prenorm=stream[:, start:stop].reshape(shape),
+                )
+            )
+            start = stop
+        return outputs
+
+
+def make_vision_transformer(config: Any, dtype: Any) -> VisionTransformer:
+    """The backbone of `config.model` for global crops of `config.crops`."""
+    c = config.model
+    if c.arch == "custom":
+        embed_dim, depth, num_heads = c.embed_dim, c.depth, c.num_heads
+    else:
+        embed_dim, depth, num_heads = ARCHS[c.arch]
+    return VisionTransformer(
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        patch_size=c.patch_size,
+        image_size=config.crops.global_crops_size,
+        in_chans=c.in_chans,
+        ffn_layer=c.ffn_layer,
+        ffn_ratio=c.ffn_ratio,
+        qkv_bias=c.qkv_bias,
+        proj_bias=c.proj_bias,
+        ffn_bias=c.ffn_bias,
+        layerscale=c.layerscale,
+        num_register_tokens=c.num_register_tokens,
+        interpolate_offset=c.interpolate_offset,
+        interpolate_antialias=c.interpolate_antialias,
+        drop_path_rate=c.drop_path_rate,
+        drop_path_uniform=c.drop_path_uniform,
+        dtype=dtype,
+        remat=c.remat,
+        scan_unroll=c.scan_unroll,
+    )

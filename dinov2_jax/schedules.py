@@ -1,0 +1,100 @@
+"""Cosine schedules on the host, in float64, as closed forms of the step.
+
+Mirrors the reference's `utils/utils.py:CosineScheduler` and
+`train/train.py:build_schedulers`. There is no state to save.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up, then a half cosine, then the final value for ever.
+
+    Attributes:
+      base: Value at the end of the warm-up.
+      final: Value at `total_steps` and after.
+      total_steps: Length with warm-up, in steps.
+      warmup_steps: Linear from `start` to `base`, both included.
+      start: First value of the warm-up.
+    """
+
+    base: float
+    final: float
+    total_steps: int
+    warmup_steps: int = 0
+    start: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """The value used at `step`, counted from 0."""
+        if step >= self.total_steps:
+            return self.final
+        if step < self.warmup_steps:
+            if self.warmup_steps == 1:
+                return self.start  # as np.linspace(start, base, 1)
+            slope = (self.base - self.start) / (self.warmup_steps - 1)
+            if step == self.warmup_steps - 1:
+                return self.base
+            return self.start + step * slope
+        length = self.total_steps - self.warmup_steps
+        angle = math.pi * (step - self.warmup_steps) / length
+        return self.final + 0.5 * (self.base - self.final) * (1 + math.cos(angle))
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedules:
+    """Everything that changes with the step.
+
+    Attributes:
+      freeze_last_layer_steps: Steps at which the prototypes' learning rate is 0.
+    """
+
+    lr: Cosine
+    weight_decay: Cosine
+    momentum_teacher: Cosine
+    teacher_temp: Cosine
+    freeze_last_layer_steps: int
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """The scalars that `train_step` takes beside state and batch."""
+        lr = self.lr(step)
+        return {
+            "lr": lr,
+            "last_layer_lr": 0.0 if step < self.freeze_last_layer_steps else lr,
+            "weight_decay": self.weight_decay(step),
+            "momentum_teacher": self.momentum_teacher(step),
+            "teacher_temp": self.teacher_temp(step),
+        }
+
+
+def scaled_lr(base_lr: float, batch_size: int) -> float:
+    """The square-root rule: base_lr * sqrt(batch_size / 1024), batch in images."""
+    return base_lr * math.sqrt(batch_size / 1024.0)
+
+
+def make_schedules(config: Any) -> Schedules:
+    """The schedules of `config.optim` and `config.teacher` over `train.steps`."""
+    optim, teacher, steps = config.optim, config.teacher, config.train.steps
+    return Schedules(
+        lr=Cosine(
+            base=scaled_lr(optim.base_lr, config.train.batch_size),
+            final=optim.min_lr,
+            total_steps=steps,
+            warmup_steps=optim.warmup_steps,
+        ),
+        weight_decay=Cosine(optim.weight_decay, optim.weight_decay_end, steps),
+        momentum_teacher=Cosine(
+            teacher.momentum_teacher, teacher.final_momentum_teacher, steps
+        ),
+        # Warm-up only: constant afterwards.
+        teacher_temp=Cosine(
+            base=teacher.teacher_temp,
+            final=teacher.teacher_temp,
+            total_steps=teacher.warmup_teacher_temp_steps,
+            warmup_steps=teacher.warmup_teacher_temp_steps,
+            start=teacher.warmup_teacher_temp,
+        ),
+        freeze_last_layer_steps=optim.freeze_last_layer_steps,
+    )

@@ -1,0 +1,84 @@
+"""The whole state of a run as one tree, created already sharded."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from dinov2_jax import sharding, ssl_meta_arch
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes; saved and restored together.
+
+    Attributes:
+      step: int32 scalar, steps done; also the position in the data.
+      params: The student's, float32.
+      teacher_params: EMA of `params`, float32.
+      opt_state: Of `optimizer.make_optimizer`.
+      centers: Of the EMA centring; empty with Sinkhorn-Knopp.
+      skipped_in_a_row: int32, non-finite steps up to now without a good one between.
+      skipped: int32, all non-finite steps.
+    """
+
+    step: jax.Array
+    params: Any
+    teacher_params: Any
+    opt_state: Any
+    centers: Any
+    skipped_in_a_row: jax.Array
+    skipped: jax.Array
+
+
+def init_state(
+    key: jax.Array,
+    meta_arch: ssl_meta_arch.SSLMetaArch,
+    tx: optax.GradientTransformation,
+) -> TrainState:
+    """A fresh state; the teacher starts as a copy of the student."""
+    params = meta_arch.init(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        teacher_params=jax.tree.map(jnp.copy, params),
+        opt_state=tx.init(params),
+        centers=meta_arch.init_centers(),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(
+    meta_arch: ssl_meta_arch.SSLMetaArch,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state; nothing is allocated."""
+    shapes = jax.eval_shape(
+        lambda key: init_state(key, meta_arch, tx), jax.random.key(0)
+    )
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        shapes,
+        sharding.state_shardings(shapes, mesh),
+    )
+
+
+def make_state(
+    seed: int,
+    meta_arch: ssl_meta_arch.SSLMetaArch,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """The state at step 0, created under one jit so that no device holds it whole."""
+    abstract = abstract_state(meta_arch, tx, mesh)
+    init = jax.jit(
+        lambda key: init_state(key, meta_arch, tx),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+    )
+    with jax.set_mesh(mesh):
+        return init(jax.random.key(seed))

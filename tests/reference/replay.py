@@ -1,0 +1,380 @@
+"""Replays recorded runs of the reference through this project's own code.
+
+    python tests/reference/replay.py FILE.npz ...
+
+Prints one line per quantity with its error and its tolerance and exits 1 if any is
+exceeded. A file is a training run or a backbone's forward pass; sizes, heads, crops
+and schedules come from the config inside it. Only the reference's names and layouts
+are translated here: model, losses, optimizer and step are those of `main`.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from configs import default  # noqa: E402
+from dinov2_jax import (  # noqa: E402
+    optimizer,
+    schedules,
+    sharding,
+    ssl_meta_arch,
+    train_state,
+    train_step,
+)
+from dinov2_jax.convert import state_dict  # noqa: E402
+from dinov2_jax.data import masking  # noqa: E402
+from dinov2_jax.models import vision_transformer  # noqa: E402
+
+LOSS_NAMES = {  # recorded name -> ours, and how much smaller the reference logs it
+    "dino_local_crops_loss": ("loss/dino_local", 1.0),
+    "dino_global_crops_loss": ("loss/dino_global", 1.0),
+    "koleo_loss": ("loss/koleo", 2.0),
+    "ibot_loss": ("loss/ibot", 2.0),
+}
+TOLERANCES = {
+    "schedule": 1e-12,
+    "loss": 2e-5,
+    "gradient": 1e-4,
+    "weight": 1e-4,
+    "qkv.bias": 5e-3,  # the key bias has no true gradient: Adam steps on rounding
+    "exact": 0.0,
+    "forward": 1e-5,
+}
+# quantity, error, key of TOLERANCES
+Check = tuple[str, float, str]
+
+
+def relative_error(value: Any, recorded: Any) -> float:
+    """Relative L2 distance; infinite where shapes differ or a value is not finite."""
+    value = np.asarray(value, np.float64)
+    recorded = np.asarray(recorded, np.float64)
+    if value.shape != recorded.shape:
+        return float("inf")
+    norm = np.linalg.norm(recorded)
+    error = np.linalg.norm(value - recorded) / (norm if norm > 0 else 1.0)
+    return float(error) if np.isfinite(error) else float("inf")
+
+
+def under(arrays: Any, prefix: str) -> dict[str, np.ndarray]:
+    """The entries of an npz below a prefix, prefix removed."""
+    return {
+        key[len(prefix) :]: arrays[key]
+        for key in arrays.files
+        if key.startswith(prefix)
+    }
+
+
+def config_from_reference(recorded: dict[str, Any], image_size: int) -> Any:
+    """This project's config for a recorded training run."""
+    ref, epoch = (
+        recorded["config"],
+        recorded["config"]["train"]["OFFICIAL_EPOCH_LENGTH"],
+    )
+    c = default.get_config()
+    for section in ("dino", "ibot"):
+        c[section].update({k: _plain(v) for k, v in ref[section].items()})
+    student, teacher, optim, crops = (
+        ref[k] for k in ("student", "teacher", "optim", "crops")
+    )
+    c.model.arch = "custom"
+    c.model.update(recorded["arch"])
+    c.model.update(
+        patch_size=student["patch_size"],
+        ffn_layer="mlp" if student["ffn_layer"] == "mlp" else "swiglufused",
+        qkv_bias=student["qkv_bias"],
+        proj_bias=student["proj_bias"],
+        ffn_bias=student["ffn_bias"],
+        layerscale=float(student["layerscale"] or 0.0),
+        num_register_tokens=student["num_register_tokens"],
+        interpolate_antialias=student["interpolate_antialias"],
+        interpolate_offset=float(student["interpolate_offset"]),
+        drop_path_rate=float(student["drop_path_rate"]),
+        drop_path_uniform=student["drop_path_uniform"],
+        dtype="float32",
+    )
+    c.crops.update(
+        global_crops_size=image_size,
+        local_crops_number=crops["local_crops_number"],
+        local_crops_size=crops["local_crops_size"],
+    )
+    c.train.update(
+        batch_size=recorded["batch_size"],
+        group_size=recorded["batch_size"],
+        steps=optim["epochs"] * epoch,
+        centering=ref["train"]["centering"],
+    )
+    c.teacher.update(
+        momentum_teacher=float(teacher["momentum_teacher"]),
+        final_momentum_teacher=float(teacher["final_momentum_teacher"]),
+        warmup_teacher_temp=float(teacher["warmup_teacher_temp"]),
+        teacher_temp=float(teacher["teacher_temp"]),
+        warmup_teacher_temp_steps=teacher["warmup_teacher_temp_epochs"] * epoch,
+    )
+    c.optim.update(
+        base_lr=float(optim["base_lr"]),
+        min_lr=float(optim["min_lr"]),
+        warmup_steps=optim["warmup_epochs"] * epoch,
+        weight_decay=float(optim["weight_decay"]),
+        weight_decay_end=float(optim["weight_decay_end"]),
+        clip_grad=float(optim["clip_grad"] or 0.0),
+        freeze_last_layer_steps=optim["freeze_last_layer_epochs"] * epoch,
+        patch_embed_lr_mult=float(optim["patch_embed_lr_mult"]),
+        layerwise_decay=float(optim["layerwise_decay"]),
+        adamw_beta1=float(optim["adamw_beta1"]),
+        adamw_beta2=float(optim["adamw_beta2"]),
+    )
+    return c
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def load_batch(arrays: Any, step: int, bound: int) -> dict[str, jax.Array]:
+    """The recorded batch of a step as one group, padded to `bound` masked patches."""
+
+    def images(name):
+        crops = arrays[f"step{step}/{name}"].astype(np.float32)
+        return crops.transpose(0, 2, 3, 1)[None]
+
+    masks = arrays[f"step{step}/masks"]
+    indices, weights = masking.mask_indices(masks, bound)
+    return {
+        "global_crops": images("global_crops"),
+        "local_crops": images("local_crops"),
+        "masks": masks[None],
+        "masked_indices": indices[None],
+        "masked_weights": weights[None],
+    }
+
+
+def replay_training(arrays: Any) -> Iterator[Check]:
+    """Every recorded quantity of a training run, in the order of the steps."""
+    recorded = json.loads(str(arrays["config_json"]))
+    patch_size = recorded["config"]["student"]["patch_size"]
+    config = config_from_reference(
+        recorded, image_size=arrays["step0/global_crops"].shape[-1]
+    )
+    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.float32)
+    submodules = sorted(
+        {key.split("/")[0] for key in under(arrays, "init/student/")},
+    )
+    params = {
+        name: state_dict.params_from_state_dict(under(arrays, f"init/student/{name}/"))
+        for name in submodules
+    }
+    expected = jax.eval_shape(meta_arch.init, jax.random.key(0))
+    shapes = jax.tree.map(lambda x: x.shape, (params, expected))
+    if shapes[0] != shapes[1]:
+        raise ValueError("recorded weights do not fit the model of their config")
+
+    schedule = schedules.make_schedules(config)
+    values = [schedule(i) for i in range(config.train.steps)]
+    for name, key in {"momentum": "momentum_teacher"}.items() | {
+        (k, k) for k in ("lr", "last_layer_lr", "weight_decay", "teacher_temp")
+    }:
+        ours = np.array([v[key] for v in values])
+        error = np.max(np.abs(ours - arrays[f"schedule/{name}"]))
+        yield f"schedule/{name}", float(error), "schedule"
+
+    groups = optimizer.param_groups(
+        params,
+        layerwise_decay=config.optim.layerwise_decay,
+        patch_embed_lr_mult=config.optim.patch_embed_lr_mult,
+    )
+    yield from check_param_groups(
+        groups, params, json.loads(str(arrays["param_groups_json"])), patch_size
+    )
+
+    tx = optimizer.make_optimizer(config, params)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    state = train_state.make_state(0, meta_arch, tx, mesh)
+    state = state.replace(
+        params=jax.tree.map(jnp.asarray, params),
+        teacher_params=jax.tree.map(jnp.array, params),
+    )
+    state = jax.device_put(
+        state, sharding.state_shardings(state, mesh), may_alias=False
+    )
+    step_fn = train_step.make_train_step(meta_arch, tx, state, mesh, seed=0)
+    # Any static bound gives the same losses; recorded masks may have any ratios.
+    bound = max(int(arrays[f"step{i}/masks"].sum()) for i in range(recorded["steps"]))
+    with jax.set_mesh(mesh):
+        for i in range(recorded["steps"]):
+            batch = load_batch(arrays, i, bound)
+            if i == 0:
+                yield from check_gradients(
+                    arrays, state, batch, values[0], meta_arch, config, patch_size
+                )
+            state, metrics = step_fn(state, batch, values[i])
+            for key, value in under(arrays, f"step{i}/loss/").items():
+                ours, halved = LOSS_NAMES[key]
+                ours = metrics.get(ours, 0.0) / halved
+                yield f"step{i}/loss/{key}", relative_error(ours, value), "loss"
+            for key, value in under(arrays, f"step{i}/grad_norm/").items():
+                error = relative_error(metrics[f"grad_norm/{key}"], value)
+                yield f"step{i}/grad_norm/{key}", error, "gradient"
+
+    trees = {"student": state.params, "teacher": state.teacher_params}
+    for role, tree in trees.items():
+        for name in submodules:
+            recorded_weights = under(arrays, f"final/{role}/{name}/")
+            ours = state_dict.state_dict_from_params(tree[name], patch_size=patch_size)
+            yield from check_tree(
+                f"final/{role}/{name}", ours, recorded_weights, "weight"
+            )
+    for name, center in under(arrays, "final/center/").items():
+        error = relative_error(state.centers[name], center.reshape(-1))
+        yield f"final/center/{name}", error, "weight"
+
+
+def check_gradients(
+    arrays, state, batch, scalars, meta_arch, config, patch_size
+) -> Iterator[Check]:
+    """The clipped gradients of the first step."""
+    targets, _ = jax.jit(meta_arch.teacher_targets)(
+        state.teacher_params, state.centers, batch, scalars["teacher_temp"]
+    )
+    grads, _ = jax.jit(jax.grad(meta_arch.loss, has_aux=True))(
+        state.params, targets, batch, jax.random.key(0)
+    )
+    if config.optim.clip_grad:
+        clip = optimizer.clip_by_submodule_norm(config.optim.clip_grad)
+        grads, _ = clip.update(grads, clip.init(grads))
+    for name, tree in grads.items():
+        ours = state_dict.state_dict_from_params(tree, patch_size=patch_size)
+        recorded = under(arrays, f"step0/clipped_grad/{name}/")
+        yield from check_tree(f"step0/clipped_grad/{name}", ours, recorded, "gradient")
+
+
+def check_tree(
+    prefix: str, ours: dict, recorded: dict, tolerance: str
+) -> Iterator[Check]:
+    """Every recorded tensor of a state dict; block chunks are ignored in names."""
+    for key, value in recorded.items():
+        loose = tolerance == "weight" and key.endswith("qkv.bias")
+        mine = ours.get(state_dict.unchunked(key), np.nan)
+        yield (
+            f"{prefix}/{key}",
+            relative_error(mine, value),
+            "qkv.bias" if loose else tolerance,
+        )
+
+
+def check_param_groups(groups, params, recorded, patch_size) -> Iterator[Check]:
+    """Multipliers of every parameter, exact."""
+    is_group = lambda x: isinstance(x, optimizer.ParamGroup)  # noqa: E731
+
+    def spread(field):
+        """The field as a state dict: every parameter filled with its multiplier."""
+
+        def fill(group, p):
+            value = np.asarray(getattr(group, field), np.float64)
+            value = value.reshape(value.shape + (1,) * (p.ndim - value.ndim))
+            return np.broadcast_to(value, p.shape)
+
+        tree = jax.tree.map(fill, groups, params, is_leaf=is_group)
+        return {
+            f"{name}/{key}": array
+            for name, subtree in tree.items()
+            for key, array in state_dict.state_dict_from_params(
+                subtree, patch_size=patch_size
+            ).items()
+        }
+
+    for field in ("lr_multiplier", "wd_multiplier", "is_last_layer"):
+        ours = spread(field)
+        wrong = 0
+        for key, group in recorded.items():
+            submodule, name = key.split("/")
+            array = ours.get(f"{submodule}/{state_dict.unchunked(name)}")
+            wrong += array is None or not np.all(array == float(group[field]))
+        yield f"param_groups/{field} (parameters that differ)", float(wrong), "exact"
+
+
+def replay_forward(arrays: Any) -> Iterator[Check]:
+    """Every recorded output of a backbone, at every size of the file."""
+    recorded = json.loads(str(arrays["config_json"]))
+    model = vision_transformer.VisionTransformer(
+        embed_dim=recorded["embed_dim"],
+        depth=recorded["depth"],
+        num_heads=recorded["num_heads"],
+        patch_size=recorded["patch_size"],
+        image_size=recorded["img_size"],
+        in_chans=recorded.get("in_chans", 3),
+        ffn_layer="mlp" if recorded["ffn_layer"] == "mlp" else "swiglufused",
+        layerscale=float(recorded["init_values"] or 0.0),
+        num_register_tokens=recorded["num_register_tokens"],
+        interpolate_antialias=recorded["interpolate_antialias"],
+        interpolate_offset=float(recorded["interpolate_offset"]),
+    )
+    weights = state_dict.params_from_state_dict(under(arrays, "params/"))
+    variables = {"params": weights}
+    sizes = sorted({k.split("/")[0] for k in arrays.files if k.endswith("/images")})
+    for size in sizes:
+        expected = under(arrays, f"{size}/")
+        images = expected.pop("images").astype(np.float32).transpose(0, 2, 3, 1)
+        masks = expected.pop("masks")
+        height, width = images.shape[1:3]
+        out = jax.jit(model.apply)(variables, images)
+        masked = jax.jit(model.apply)(variables, images, masks)
+        count = len({k.split("/")[1] for k in expected if "intermediate" in k})
+        ours = {
+            "x_norm_clstoken": out.cls,
+            "x_norm_regtokens": out.registers,
+            "x_norm_patchtokens": _flat(out.patches),
+            "x_prenorm": out.prenorm,
+            "masked/x_norm_clstoken": masked.cls,
+            "masked/x_norm_patchtokens": _flat(masked.patches),
+            "masked/x_prenorm": masked.prenorm,
+            "pos_embed": model.apply(
+                variables, height, width, method="position_embeddings"
+            ),
+        }
+        layers = model.apply(variables, images, count, method="get_intermediate_layers")
+        for i, layer in enumerate(layers):
+            ours[f"intermediate/{i}/patch"] = _flat(layer.patches)
+            ours[f"intermediate/{i}/cls"] = layer.cls
+        for key, value in expected.items():
+            yield f"{size}/{key}", relative_error(ours[key], value), "forward"
+
+
+def _flat(patches: jax.Array) -> jax.Array:
+    return patches.reshape(patches.shape[0], -1, patches.shape[-1])
+
+
+def replay(path: str | pathlib.Path) -> Iterator[Check]:
+    """All checks of one file."""
+    arrays = np.load(path)
+    training = "param_groups_json" in arrays.files
+    yield from (replay_training if training else replay_forward)(arrays)
+
+
+def main(paths: list[str]) -> int:
+    """Prints every check; returns the exit status."""
+    failures = 0
+    for path in paths:
+        print(f"{path}\n{'':2}{'quantity':70} {'error':>9} {'allowed':>9}")
+        for quantity, error, kind in replay(path):
+            allowed = TOLERANCES[kind]
+            failed = not error <= allowed
+            failures += failed
+            verdict = "FAILED" if failed else "ok"
+            print(f"  {quantity:70} {error:9.1e} {allowed:9.1e} {verdict}")
+    print(f"{failures} failed" if failures else "all within tolerance")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1:]))
