@@ -123,9 +123,13 @@ def get_config() -> config_dict.ConfigDict:
     c.evaluation.every = 12_500  # steps; 0: only at the end
     c.evaluation.train_path = ""
     c.evaluation.val_path = ""
-    c.evaluation.image_size = 224  # px, after resizing the short side to 8/7 of it
+    c.evaluation.photos_split = "val"  # held-out tiles of the photos source: val | test
+    c.evaluation.max_images = 10_000  # of each set, evenly spaced; 0: all
+    c.evaluation.resize_size = 256  # px of the short side, bicubic, before the crop
+    c.evaluation.image_size = 224  # px of the central crop
+    c.evaluation.picture_size = 448  # px of the photographs in pca.png
     c.evaluation.batch_size = 64
-    c.evaluation.knn_k = (10, 20)
+    c.evaluation.knn_k = (10, 20)  # `knn/top1` is the first
     c.evaluation.knn_temperature = 0.07
     c.lock()
     return c

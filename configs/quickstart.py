@@ -1,0 +1,31 @@
+"""Minutes on a two-core CPU: a small ViT on the embedded photographs."""
+
+from configs import default
+
+
+def get_config():
+    """Returns the configuration."""
+    c = default.get_config()
+    c.data.source = "photos"
+    c.data.workers = 1
+    c.crops.update(global_crops_size=48, local_crops_size=24, local_crops_number=4)
+    c.model.update(
+        arch="custom",
+        embed_dim=128,
+        depth=4,
+        num_heads=4,
+        patch_size=12,
+        layerscale=1.0,
+        drop_path_rate=0.0,
+    )
+    c.dino.update(head_n_prototypes=256, head_bottleneck_dim=64, head_hidden_dim=256)
+    c.ibot.loss_weight = 0.3
+    c.train.update(batch_size=64, group_size=64, steps=600)
+    c.train.centering = "sinkhorn_knopp"
+    c.teacher.update(momentum_teacher=0.98, warmup_teacher_temp_steps=200)
+    c.optim.update(base_lr=0.008, warmup_steps=60, freeze_last_layer_steps=30)
+    c.optim.update(layerwise_decay=1.0, patch_embed_lr_mult=1.0)
+    c.checkpoint.every = 200
+    c.log.every = 10
+    c.evaluation.update(every=200, resize_size=60, image_size=60, picture_size=480)
+    return c

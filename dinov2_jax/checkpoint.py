@@ -1,0 +1,76 @@
+"""Saving and restoring the whole `TrainState`. The only file that imports orbax."""
+
+import logging
+import pathlib
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from dinov2_jax import errors
+
+
+class Checkpointer:
+    """Asynchronous, atomic checkpoints below WORKDIR/checkpoints, one folder a step.
+
+    Args:
+      workdir: The run's folder.
+      keep_last: Newest checkpoints to keep.
+      keep_every: Keep also each multiple of this step; 0 for none.
+    """
+
+    def __init__(
+        self, workdir: str | pathlib.Path, *, keep_last: int = 3, keep_every: int = 0
+    ):
+        self.path = pathlib.Path(workdir).absolute() / "checkpoints"
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        self._manager = ocp.CheckpointManager(
+            self.path,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep_last,
+                keep_period=keep_every or None,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest finished checkpoint, None without one."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving; training may go on at once. An earlier failure raises here."""
+        if step != self._manager.latest_step():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, abstract_state: Any) -> Any:
+        """The newest checkpoint, laid out as `abstract_state` says.
+
+        Args:
+          abstract_state: Tree of `jax.ShapeDtypeStruct` with shardings; the mesh may
+            differ from the one that saved.
+
+        Raises:
+          UserError: The checkpoint cannot be read or is of another model.
+        """
+        step = self.latest_step()
+        try:
+            return self._manager.restore(
+                step, args=ocp.args.StandardRestore(abstract_state)
+            )
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise errors.UserError(
+                f"cannot read the checkpoint {self.path / str(step)} ({reason}): "
+                "remove that folder to resume from the one before it, or choose "
+                "another --workdir"
+            ) from error
+
+    def close(self) -> None:
+        """Waits for a save under way and raises if it failed."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def has_checkpoint(workdir: str | pathlib.Path) -> bool:
+    """Whether a finished checkpoint lies in the run's folder; touches no device."""
+    path = pathlib.Path(workdir) / "checkpoints"
+    return path.is_dir() and any(p.name.isdigit() for p in path.iterdir())

@@ -1,0 +1,231 @@
+"""What a config must satisfy, checked before a device is touched or data opened."""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from dinov2_jax import errors
+
+# Fields that may change between a run and its continuation.
+HARMLESS = (
+    "train.steps",
+    "train.max_nonfinite_steps",
+    "data.workers",
+    "data.prefetch",
+    "data.max_bad_share",
+    "model.remat",
+    "model.scan_unroll",
+    "mesh.replica",
+    "checkpoint.",
+    "log.",
+    "evaluation.",
+)
+_CHOICES = {
+    "data.source": ("folder", "tfds", "photos"),
+    "crops.blur": ("reference", "intended"),
+    "model.ffn_layer": ("mlp", "swiglufused"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "model.arch": ("vit_small", "vit_base", "vit_large", "vit_giant2", "custom"),
+    "train.centering": ("centering", "sinkhorn_knopp"),
+    "evaluation.photos_split": ("val", "test"),
+}
+_POSITIVE = (
+    "crops.global_crops_size crops.local_crops_size model.patch_size model.in_chans "
+    "model.scan_unroll train.batch_size train.group_size train.steps "
+    "train.max_nonfinite_steps dino.head_n_prototypes dino.head_bottleneck_dim "
+    "dino.head_nlayers dino.head_hidden_dim ibot.head_n_prototypes "
+    "ibot.head_bottleneck_dim ibot.head_nlayers ibot.head_hidden_dim mesh.replica "
+    "checkpoint.every checkpoint.keep_last log.every data.max_pixels "
+    "teacher.warmup_teacher_temp teacher.teacher_temp evaluation.batch_size "
+    "evaluation.image_size evaluation.resize_size evaluation.picture_size "
+    "evaluation.knn_temperature "
+    "optim.base_lr optim.layerwise_decay"
+).split()
+_NOT_NEGATIVE = (
+    "data.workers data.prefetch crops.local_crops_number model.num_register_tokens "
+    "model.layerscale dino.loss_weight dino.koleo_loss_weight ibot.loss_weight "
+    "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "
+    "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
+    "teacher.warmup_teacher_temp_steps checkpoint.keep_every evaluation.every seed "
+    "evaluation.max_images"
+).split()
+_SHARES = (
+    "data.max_bad_share model.drop_path_rate ibot.mask_sample_probability "
+    "teacher.momentum_teacher teacher.final_momentum_teacher optim.adamw_beta1 "
+    "optim.adamw_beta2"
+).split()
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"optim.base_lr": 0.004, ...} of a ConfigDict or nested dict."""
+    flat = {}
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def check(config: Any) -> None:
+    """Raises one `UserError` that lists everything wrong with a config."""
+    problems = list(_problems(config))
+    if problems:
+        raise errors.UserError("; ".join(problems))
+
+
+def _problems(config: Any) -> Iterator[str]:
+    flat = flatten(config)
+    before = 0
+
+    def bad(name: str, fix: str) -> str:
+        nonlocal before
+        before += 1
+        return f"{name} = {flat[name]!r}: {fix}"
+
+    for name, choices in _CHOICES.items():
+        if flat[name] not in choices:
+            yield bad(name, f"choose one of {', '.join(choices)}")
+    for name in _POSITIVE:
+        if not flat[name] > 0:
+            yield bad(name, "must be above 0")
+    for name in _NOT_NEGATIVE:
+        if not flat[name] >= 0:
+            yield bad(name, "must not be negative")
+    for name in _SHARES:
+        if not 0 <= flat[name] <= 1:
+            yield bad(name, "must lie between 0 and 1")
+    for name in ("crops.global_crops_scale", "crops.local_crops_scale"):
+        low, high = flat[name]
+        if not 0 < low <= high <= 1:
+            yield bad(name, "must be two shares of the area, 0 < low <= high <= 1")
+    low, high = flat["ibot.mask_ratio_min_max"]
+    if not 0 <= low <= high <= 1:
+        yield bad("ibot.mask_ratio_min_max", "must be 0 <= low <= high <= 1")
+    if before:
+        return  # the rest divides by these numbers
+    yield from _combinations(flat)
+
+
+def _combinations(flat: dict[str, Any]) -> Iterator[str]:
+    patch = flat["model.patch_size"]
+    sizes = [
+        "crops.global_crops_size",
+        "evaluation.image_size",
+        "evaluation.picture_size",
+    ]
+    if flat["crops.local_crops_number"]:
+        sizes.append("crops.local_crops_size")
+    for name in sizes:
+        size = flat[name]
+        if size % patch:
+            lower = size // patch * patch
+            near = f"{lower} or {lower + patch}" if lower else f"{patch}"
+            yield (
+                f"{name} = {size} is not a multiple of model.patch_size = {patch}: "
+                f"use {near}"
+            )
+    batch, group = flat["train.batch_size"], flat["train.group_size"]
+    if batch % group:
+        yield (
+            f"train.batch_size = {batch} is not a multiple of train.group_size = "
+            f"{group}: use {max(batch // group, 1) * group}"
+        )
+    if flat["dino.koleo_loss_weight"] and group < 2:
+        yield (
+            "train.group_size = 1 leaves KoLeo without a neighbour: raise it or set "
+            "--config.dino.koleo_loss_weight=0"
+        )
+    if not any(
+        flat[f"{name}"]
+        for name in ("dino.loss_weight", "ibot.loss_weight", "dino.koleo_loss_weight")
+    ):
+        yield "every loss weight is 0: set --config.dino.loss_weight=1"
+    if flat["model.arch"] == "custom":
+        dim, heads = flat["model.embed_dim"], flat["model.num_heads"]
+        if dim < 1 or heads < 1 or flat["model.depth"] < 1 or dim % heads:
+            yield (
+                f"model.arch = 'custom' with embed_dim = {dim}, num_heads = {heads}, "
+                f"depth = {flat['model.depth']}: all must be above 0 and heads must "
+                "divide embed_dim"
+            )
+    elif any(flat[f"model.{n}"] for n in ("embed_dim", "depth", "num_heads")):
+        yield (
+            f"model.embed_dim, depth and num_heads are set by model.arch = "
+            f"{flat['model.arch']!r}: leave them 0 or set --config.model.arch=custom"
+        )
+    if flat["model.in_chans"] != 3:
+        yield (
+            f"model.in_chans = {flat['model.in_chans']}: the sources give 3 channels; "
+            "set --config.model.in_chans=3"
+        )
+    if flat["optim.warmup_steps"] > flat["train.steps"]:
+        yield (
+            f"optim.warmup_steps = {flat['optim.warmup_steps']} exceeds train.steps = "
+            f"{flat['train.steps']}: lower --config.optim.warmup_steps"
+        )
+    if flat["evaluation.resize_size"] < flat["evaluation.image_size"]:
+        yield (
+            f"evaluation.resize_size = {flat['evaluation.resize_size']} is below "
+            f"evaluation.image_size = {flat['evaluation.image_size']}: raise it"
+        )
+    if bool(flat["evaluation.train_path"]) != bool(flat["evaluation.val_path"]):
+        yield "set both evaluation.train_path and evaluation.val_path, or neither"
+
+
+def check_devices(config: Any, num_devices: int) -> None:
+    """Raises a `UserError` unless the devices divide the groups of a batch."""
+    replica = config.mesh.replica
+    if num_devices % replica:
+        raise errors.UserError(
+            f"mesh.replica = {replica} does not divide the {num_devices} devices: "
+            "use one of their divisors"
+        )
+    batch, group = config.train.batch_size, config.train.group_size
+    groups = batch // group
+    if groups % num_devices:
+        fitting = [
+            size
+            for size in range(2, batch + 1)
+            if batch % size == 0 and batch // size % num_devices == 0
+        ]
+        nearest = min(fitting, key=lambda size: abs(size - group), default=None)
+        fix = (
+            f"use --config.train.group_size={nearest}"
+            if nearest
+            else f"use a --config.train.batch_size that is a multiple of {num_devices}"
+        )
+        raise errors.UserError(
+            f"{num_devices} devices do not divide the {groups} groups of a batch "
+            f"(train.batch_size = {batch}, train.group_size = {group}): {fix}"
+        )
+
+
+def check_resume(config: Any, workdir: pathlib.Path) -> None:
+    """Refuses to continue a run under a config that would make it another run.
+
+    Raises:
+      UserError: Fields outside `HARMLESS` differ from WORKDIR/config.json.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        return
+    try:
+        before = flatten(json.loads(path.read_text()))
+    except ValueError as error:
+        raise errors.UserError(
+            f"{path} is not valid JSON ({error}): restore it or use another --workdir"
+        ) from error
+    now = flatten(json.loads(config.to_json_best_effort()))
+    differing = [
+        f"{name}: {before.get(name, 'not set')!r} -> {now.get(name, 'not set')!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(HARMLESS)
+    ]
+    if differing:
+        raise errors.UserError(
+            f"the run in {workdir} was started with another config "
+            f"({'; '.join(differing)}): undo the change or choose another --workdir"
+        )

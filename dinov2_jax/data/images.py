@@ -1,0 +1,96 @@
+"""Decoding of one image file to RGB, or a `BadImage` that says why not.
+
+The reference opens files with PIL and calls `convert("RGB")`. So does this file, with
+these differences: 16-bit gray is scaled (PIL clips it to white), alpha is laid over
+white (PIL drops it), and what cannot be decoded faithfully is refused. The EXIF
+orientation is ignored, as in the reference; of animations the first frame is taken.
+"""
+
+import io
+import os
+import warnings
+
+import numpy as np
+from PIL import Image
+
+# Of EXIF blocks, TIFF tags and palettes: thousands of lines that help nobody.
+warnings.filterwarnings("ignore", module=r"PIL\..*")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class BadImage(Exception):
+    """An image that cannot be used; carries its `name` and a short `reason`."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # both in args, so that it can be pickled
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def decode(
+    path_or_bytes: str | os.PathLike | bytes, *, name: str, max_pixels: int
+) -> np.ndarray:
+    """Reads and decodes one image.
+
+    Args:
+      path_or_bytes: a file's path, or its content.
+      name: what to call the image in errors.
+      max_pixels: images with more pixels are refused by their header, undecoded.
+
+    Returns:
+      uint8 [H, W, 3], RGB.
+
+    Raises:
+      BadImage: empty, truncated, not an image, too large, or of floats.
+    """
+    content = path_or_bytes
+    if not isinstance(content, bytes):
+        try:
+            with open(content, "rb") as file:
+                content = file.read()
+        except OSError as error:
+            raise BadImage(name, error.strerror or "cannot be read") from error
+    if not content:
+        raise BadImage(name, "empty file")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadImage(
+                    name, f"{width}x{height} px is more than max_pixels = {max_pixels}"
+                )
+            return _to_rgb(image, name)
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise BadImage(name, "not an image") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage(name, "more pixels than Pillow's limit") from error
+    except MemoryError as error:
+        raise BadImage(name, "out of memory while decoding") from error
+    except Exception as error:  # Pillow's plugins raise almost anything on bad bytes
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise BadImage(name, f"cannot be decoded ({reason})") from error
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """Returns uint8 [H, W, 3] of an opened image of any mode."""
+    if image.mode == "F":
+        raise BadImage(name, "floating-point pixels have no defined range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise BadImage(name, "32-bit integer pixels have no defined range")
+        gray = ((gray + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    has_alpha = image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
+    if has_alpha or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.array(image)

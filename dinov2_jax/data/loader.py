@@ -1,0 +1,412 @@
+"""The input pipeline: from a source of images to the batch of a step, with grain.
+
+The contract of a batch. It has G groups of B images (`train.batch_size` = G * B,
+`train.group_size` = B); every array but the last leads with G. Letters: L local crops
+per image, S and s the sizes of global and local crops in pixels, N patches of a global
+crop, M the bound of masked patches per group.
+
+    global_crops    uint8    [G, 2B, S, S, 3]  crop 0 of all B images, then crop 1
+    local_crops     uint8    [G, LB, s, s, 3]  likewise crop-major
+    masks           bool     [G, 2B, N]        True: masked in the student's input
+    masked_indices  int32    [G, M]            ascending in the flat 2B * N; padding 0
+    masked_weights  float32  [G, M]            1 / masked patches of the crop; padding 0
+    bad_images      BAD_IMAGE [any]            stays on the host: what was unreadable
+
+The batch of step n is a function of (seed, data, n) alone. Image i of group g has
+place n * G * B + g * B + i in the run; every pass over the data is a permutation of it
+that depends on (seed, pass); crops depend on (seed, pass, image), masks on (seed,
+number of the group in the run). Neither the number of workers nor a restart enters.
+Of P processes, process p builds the groups from p * G / P up to (p + 1) * G / P.
+
+An unreadable image is replaced by another one, drawn from (seed, pass, offset,
+attempt), and reported in `bad_images` by the process that met it.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+import weakref
+
+import grain
+import grain.experimental
+import numpy as np
+from absl import flags
+
+from dinov2_jax import errors
+from dinov2_jax.data import augmentations, images, masking
+from dinov2_jax.data import sources as sources_lib
+
+BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U200"), ("reason", "U120")])
+MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
+
+# Every use of randomness has its own stream.
+_ORDER, _CROPS, _MASKS, _REPLACEMENT = range(4)
+
+# What loader processes are started with: no accelerator (grain imports jax), and one
+# thread each (there is a worker per core).
+_WORKER_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchBuilder:
+    """Maps the number of a step to this process's part of its batch.
+
+    Attributes:
+      source: the images.
+      augmentation: makes the crops of an image.
+      seed: of the run.
+      batch_size: G * B, over all processes.
+      group_size: B.
+      grid: (h, w), patches of a global crop.
+      mask_probability: share of the global crops that are masked.
+      mask_ratio_min_max: least and greatest masked share of such a crop.
+      process_index: p.
+      process_count: P, a divisor of G.
+    """
+
+    source: sources_lib.Source
+    augmentation: augmentations.MultiCropAugmentation
+    seed: int
+    batch_size: int
+    group_size: int
+    grid: tuple[int, int]
+    mask_probability: float
+    mask_ratio_min_max: tuple[float, float]
+    process_index: int = 0
+    process_count: int = 1
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Returns the batch of a step: the groups of this process."""
+        num_groups = self.batch_size // self.group_size
+        local = num_groups // self.process_count
+        first = self.process_index * local
+        bad: list[tuple[int, str, str]] = []
+        groups = [
+            self._group(int(step) * num_groups + first + g, bad) for g in range(local)
+        ]
+        batch = {
+            name: np.stack([group[name] for group in groups]) for name in groups[0]
+        }
+        batch["bad_images"] = np.array(bad, BAD_IMAGE)
+        return batch
+
+    def _group(self, number: int, bad: list) -> dict[str, np.ndarray]:
+        """Returns one group, by its number in the run."""
+        b, aug = self.group_size, self.augmentation
+        s_global, s_local = aug.global_crops_size, aug.local_crops_size
+        global_crops = np.empty((2 * b, s_global, s_global, 3), np.uint8)
+        local_crops = np.empty(
+            (aug.local_crops_number * b, s_local, s_local, 3), np.uint8
+        )
+        for i in range(b):
+            pass_number, offset = divmod(number * b + i, len(self.source))
+            index = self.image_index(pass_number, offset)
+            image = self._read(index, pass_number, offset, bad)
+            # The index of the place, also for a replacement: its crops then differ
+            # from those that it has in its own place.
+            rng = self._rng(_CROPS, pass_number, index)
+            global_crops[i::b], local_crops[i::b] = aug(image, rng)
+        num_crops, num_patches = 2 * b, self.grid[0] * self.grid[1]
+        ratios = dict(
+            probability=self.mask_probability, ratio_min_max=self.mask_ratio_min_max
+        )
+        masks = masking.group_masks(
+            self._rng(_MASKS, number), num_crops=num_crops, grid=self.grid, **ratios
+        )
+        size = masking.max_masked(
+            num_crops=num_crops, num_patches=num_patches, **ratios
+        )
+        indices, weights = masking.mask_indices(masks, size)
+        return dict(
+            global_crops=global_crops,
+            local_crops=local_crops,
+            masks=masks,
+            masked_indices=indices,
+            masked_weights=weights,
+        )
+
+    def image_index(self, pass_number: int, offset: int) -> int:
+        """Returns the image at a place of a pass: a permutation of all images."""
+        if len(self.source) == 1:
+            return 0
+        entropy = (self.seed, _ORDER, pass_number)
+        return grain.experimental.index_shuffle(
+            offset,
+            max_index=len(self.source) - 1,
+            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
+            rounds=4,
+        )
+
+    def _read(self, index: int, pass_number: int, offset: int, bad: list):
+        """Returns an image, or a replacement if it cannot be read."""
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                return self.source[index]
+            except images.BadImage as error:
+                bad.append((index, error.name[-200:], error.reason[:120]))
+            rng = self._rng(_REPLACEMENT, pass_number, offset, attempt)
+            index = int(rng.integers(len(self.source)))
+        raise errors.UserError(
+            f"{MAX_ATTEMPTS} images in a row could not be read, the last one "
+            f"{bad[-1][1]} ({bad[-1][2]}): remove or repair such files"
+        )
+
+    def _rng(self, *path: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, *path))
+
+
+def _grid(config) -> tuple[int, int]:
+    side = config.crops.global_crops_size // config.model.patch_size
+    return side, side
+
+
+def batch_spec(config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns (shape, dtype) of the arrays that go to the devices, over all processes.
+
+    Reads the configuration alone, so that a step can be compiled without data.
+    """
+    b = config.train.group_size
+    g = config.train.batch_size // b
+    grid = _grid(config)
+    crops = config.crops
+    size = masking.max_masked(
+        num_crops=2 * b,
+        num_patches=grid[0] * grid[1],
+        probability=config.ibot.mask_sample_probability,
+        ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
+    )
+    large, small = crops.global_crops_size, crops.local_crops_size
+    shapes = {
+        "global_crops": ((g, 2 * b, large, large, 3), np.uint8),
+        "local_crops": ((g, crops.local_crops_number * b, small, small, 3), np.uint8),
+        "masks": ((g, 2 * b, grid[0] * grid[1]), np.bool_),
+        "masked_indices": ((g, size), np.int32),
+        "masked_weights": ((g, size), np.float32),
+    }
+    return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+
+
+def make_batch_builder(
+    config, source, *, process_index: int = 0, process_count: int = 1
+) -> BatchBuilder:
+    """Returns the builder of the batches of a configuration.
+
+    Raises:
+      UserError: fewer images than a batch, or sizes that do not divide each other.
+    """
+    batch_size, group_size = config.train.batch_size, config.train.group_size
+    if batch_size % group_size:
+        raise errors.UserError(
+            f"train.batch_size = {batch_size} is not a multiple of train.group_size = "
+            f"{group_size}: change one of them"
+        )
+    if (batch_size // group_size) % process_count:
+        raise errors.UserError(
+            f"{batch_size // group_size} groups (train.batch_size / train.group_size) "
+            f"cannot be divided among {process_count} processes: change "
+            "--config.train.group_size"
+        )
+    if len(source) < batch_size:
+        raise errors.UserError(
+            f"the source has {len(source)} images but train.batch_size = {batch_size}: "
+            "add images or lower --config.train.batch_size (and train.group_size)"
+        )
+    crops = config.crops
+    if crops.blur not in augmentations.BLUR_PROBABILITIES:
+        raise errors.UserError(
+            f"crops.blur = {crops.blur!r} is unknown: use reference or intended"
+        )
+    return BatchBuilder(
+        source=source,
+        augmentation=augmentations.MultiCropAugmentation(
+            global_crops_size=crops.global_crops_size,
+            global_crops_scale=tuple(crops.global_crops_scale),
+            local_crops_number=crops.local_crops_number,
+            local_crops_size=crops.local_crops_size,
+            local_crops_scale=tuple(crops.local_crops_scale),
+            blur=crops.blur,
+        ),
+        seed=config.seed,
+        batch_size=batch_size,
+        group_size=group_size,
+        grid=_grid(config),
+        mask_probability=config.ibot.mask_sample_probability,
+        mask_ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def make_loader(
+    config,
+    source,
+    *,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Loader":
+    """Returns an iterator over the batches of consecutive steps; work starts at once.
+
+    Args:
+      config: of the run.
+      source: of `sources.make_source`.
+      start_step: the first step.
+      num_steps: how many batches to give, from the first step on.
+      process_index: this process.
+      process_count: all processes.
+
+    Raises:
+      UserError: see `make_batch_builder`.
+    """
+    builder = make_batch_builder(
+        config, source, process_index=process_index, process_count=process_count
+    )
+    spec = batch_spec(config).values()
+    num_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in spec)
+    return Loader(
+        builder,
+        start_step=start_step,
+        num_steps=num_steps,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        batch_bytes=num_bytes // process_count,
+    )
+
+
+class Loader:
+    """Iterates over batches that are built ahead, by processes or by one thread.
+
+    Close it (or use it in a `with` statement), so that no worker outlives it.
+    """
+
+    def __init__(
+        self,
+        builder: BatchBuilder,
+        *,
+        start_step: int,
+        num_steps: int,
+        workers: int,
+        prefetch: int,
+        batch_bytes: int,
+    ):
+        workers = min(workers, num_steps)
+        prefetch = max(prefetch, 1)
+        steps = grain.MapDataset.range(start_step, start_step + num_steps)
+        dataset = steps.map(builder).to_iter_dataset(
+            grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        )
+        if workers:
+            # Small arrays are cheaper to copy; all are, where shared memory is short
+            # (64 MB in many containers) and writing to it would kill the worker.
+            needed = workers * (prefetch + 2) * batch_bytes
+            options = grain.experimental.DatasetOptions(
+                min_shm_size=4096 if _shared_memory_free() > needed else 2**62
+            )
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=workers, per_worker_buffer_size=prefetch
+                ),
+                worker_init_fn=_init_worker,
+            )
+        else:
+            dataset = grain.experimental.ThreadPrefetchIterDataset(
+                dataset, prefetch_buffer_size=prefetch
+            )
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # outside of app.run; grain reads its flags
+        iterator = iter(dataset)
+        # Grain makes the workers' iterators when it is first asked for a state or an
+        # element. Asked now, all workers start here, in the environment made for them.
+        iterator.get_state()
+        # Runs also when the loader is dropped, or before the interpreter ends; in a
+        # list, so that nothing else keeps the iterator alive until then.
+        self._open = [iterator]
+        self._close = weakref.finalize(self, _close, self._open)
+        with _worker_environment():
+            others = set(multiprocessing.active_children())
+            iterator.start_prefetch()
+            deadline = time.monotonic() + 60  # grain starts them in threads
+            while time.monotonic() < deadline:
+                if len(set(multiprocessing.active_children()) - others) >= workers:
+                    break
+                time.sleep(0.01)
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if not self._open:
+            raise ValueError("the loader is closed")
+        return next(self._open[0])
+
+    def close(self) -> None:
+        """Stops the workers. May be called twice."""
+        self._close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _close(iterators: list) -> None:
+    while iterators:
+        iterators.pop().close()
+
+
+@contextlib.contextmanager
+def _worker_environment():
+    """Sets what processes started inside inherit.
+
+    This process is not affected: jax, which grain imports, has read its variables.
+    """
+    saved = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
+    os.environ.update(_WORKER_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _shared_memory_free() -> int:
+    """Returns the free bytes of shared memory; plenty where it is no file system."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return 2**62
+
+
+def _init_worker(index: int, count: int) -> None:
+    """Runs first in every worker process."""
+    del index, count
+    # Signals to the whole process group are the trainer's to handle: it saves first,
+    # needs a few more batches for that, and then closes the loader.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    parent = os.getppid()
+
+    def leave_with_parent():
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()

@@ -1,0 +1,254 @@
+"""Evaluation inside the training loop: k-NN with its baselines, and a PCA picture."""
+
+import concurrent.futures
+import logging
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from dinov2_jax import errors, sharding, ssl_meta_arch
+from dinov2_jax.data import images, photos, sources
+from dinov2_jax.eval import knn, pca
+from dinov2_jax.models import vision_transformer
+
+NUM_PICTURES = 4
+BASELINE_SIZE = 64  # px; larger images are shrunk for the pixel baselines
+
+
+class Evaluator:
+    """k-NN of class tokens between two labelled sources.
+
+    Args:
+      backbone: The student's module.
+      mesh: Batches are sharded over it.
+      bank: Labelled source whose features are searched.
+      queries: Labelled source that is classified; labels mean what the bank's mean.
+      pictures: uint8 [n, P, P, 3] for the PCA picture.
+      resize_size: Short side before the central crop, px.
+      image_size: Side of the crop, px.
+      batch_size: Images per forward pass, rounded up to a multiple of the devices.
+      max_images: Of each source, evenly spaced; 0 for all.
+      ks: Neighbours that vote; `knn/top1` reports the first.
+      temperature: Of the votes.
+    """
+
+    def __init__(
+        self,
+        backbone: vision_transformer.VisionTransformer,
+        mesh: Mesh,
+        *,
+        bank: sources.Source,
+        queries: sources.Source,
+        pictures: np.ndarray,
+        resize_size: int,
+        image_size: int,
+        batch_size: int,
+        max_images: int,
+        ks: tuple[int, ...],
+        temperature: float,
+    ):
+        self._backbone, self._mesh, self._pictures = backbone, mesh, pictures
+        self._bank, self._queries = bank, queries
+        self._resize_size, self._image_size = resize_size, image_size
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._max_images, self._ks, self._temperature = max_images, ks, temperature
+        self._baselines: dict[str, float] | None = None
+        # With LayerScale near 0 the class token of a random ViT is a constant.
+        alive = backbone.clone(layerscale=1.0 if backbone.layerscale else 0.0)
+        self._random_init = jax.jit(
+            lambda key: alive.init(
+                key, np.zeros((1, image_size, image_size, backbone.in_chans), "f")
+            )["params"],
+            out_shardings=sharding.replicated(mesh),
+        )
+        self._apply = jax.jit(
+            lambda params, batch: (
+                backbone.apply({"params": params}, ssl_meta_arch.normalize(batch)).cls
+            ),
+            out_shardings=sharding.replicated(mesh),
+        )
+
+    def evaluate(self, params: Any, seed: int) -> dict[str, float]:
+        """Accuracies in [0, 1] of a backbone and of the baselines.
+
+        Args:
+          params: The backbone's.
+          seed: Draws the random initialisation.
+
+        Returns:
+          `knn/top1` (first k) and `knn/top1_k<k>`, then `knn/top1_random_init` (the
+          same ViT, reference initialisation but LayerScale 1), `knn/top1_pixels`,
+          `knn/top1_pixels_mean_removed` and `knn/top1_color_histogram`.
+        """
+        if self._baselines is None:
+            self._baselines = self._measure_baselines(seed)
+        accuracy = self._accuracy(lambda batch: self._features(params, batch))
+        metrics = {f"knn/top1_k{k}": value for k, value in accuracy.items()}
+        return {"knn/top1": accuracy[self._ks[0]]} | metrics | self._baselines
+
+    def _measure_baselines(self, seed: int) -> dict[str, float]:
+        def shrunk(extract):
+            size = min(self._image_size, BASELINE_SIZE)
+            return lambda batch: extract(
+                np.stack([_resize(Image.fromarray(x), size, size) for x in batch])
+            )
+
+        params = self._random_init(jax.random.key(seed))
+        features = {
+            "random_init": lambda batch: self._features(params, batch),
+            "pixels": shrunk(knn.pixel_features),
+            "pixels_mean_removed": shrunk(knn.mean_removed_pixel_features),
+            "color_histogram": knn.color_histogram_features,
+        }
+        first = self._ks[0]
+        return {
+            f"knn/top1_{name}": self._accuracy(extract)[first]
+            for name, extract in features.items()
+        }
+
+    def picture(self, params: Any, seed: int, path: pathlib.Path) -> None:
+        """Writes the photographs beside the PCA of their patch features.
+
+        Args:
+          params: The backbone's.
+          seed: Draws the random initialisation that is shown beside it.
+          path: Of the PNG.
+        """
+        apply = jax.jit(
+            lambda params, batch: (
+                self._backbone.apply(
+                    {"params": params}, ssl_meta_arch.normalize(batch)
+                ).patches
+            ),
+            out_shardings=sharding.replicated(self._mesh),
+        )
+        random_init = self._random_init(jax.random.key(seed))
+        columns = {
+            "trained": np.asarray(apply(params, self._pictures)),
+            "random initialisation": np.asarray(apply(random_init, self._pictures)),
+        }
+        pca.pca_picture(self._pictures, columns, path)
+
+    def _accuracy(self, extract: Any) -> dict[int, float]:
+        sets = []
+        for source in (self._bank, self._queries):
+            features, labels = [], []
+            for batch, batch_labels in self._batches(source):
+                features.append(np.asarray(extract(batch)))
+                labels.append(batch_labels)
+            sets += [np.concatenate(features), np.concatenate(labels)]
+        return knn.knn_top1(
+            *sets,
+            ks=self._ks,
+            temperature=self._temperature,
+            num_classes=len(self._bank.label_names),
+        )
+
+    def _features(self, params: Any, batch: np.ndarray) -> np.ndarray:
+        """uint8 [n, S, S, 3] -> class tokens [n, D], over all devices."""
+        count = len(batch)
+        padded = np.zeros((self._batch_size, *batch.shape[1:]), np.uint8)
+        padded[:count] = batch
+        placed = jax.make_array_from_callback(
+            padded.shape, sharding.batch_sharding(self._mesh), lambda i: padded[i]
+        )
+        with jax.set_mesh(self._mesh):
+            return np.asarray(self._apply(params, placed), np.float32)[:count]
+
+    def _batches(self, source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """uint8 [n, S, S, 3] and int labels [n]; unreadable images are left out."""
+        count = len(source)
+        if self._max_images and count > self._max_images:
+            chosen = np.linspace(0, count - 1, self._max_images).astype(int)
+        else:
+            chosen = np.arange(count)
+
+        def read(index):
+            try:
+                image = source[int(index)]
+            except images.BadImage as error:
+                logging.warning("evaluation leaves out %s", error)
+                return None
+            if not isinstance(image, Image.Image):
+                image = Image.fromarray(image)
+            return _resize(image, self._resize_size, self._image_size)
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for start in range(0, len(chosen), self._batch_size):
+                indices = chosen[start : start + self._batch_size]
+                pairs = zip(pool.map(read, indices), source.labels[indices])
+                good = [(image, label) for image, label in pairs if image is not None]
+                if good:
+                    yield np.stack([g[0] for g in good]), np.array([g[1] for g in good])
+
+
+def _resize(image: Image.Image, resize_size: int, image_size: int) -> np.ndarray:
+    """Short side to `resize_size`, then the central square; uint8 [S, S, 3]."""
+    width, height = image.size
+    if min(width, height) != resize_size:
+        scale = resize_size / min(width, height)
+        size = (
+            max(round(width * scale), resize_size),
+            max(round(height * scale), resize_size),
+        )
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left = (image.width - image_size) // 2
+    top = (image.height - image_size) // 2
+    return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
+
+
+def make_evaluator(config: Any, backbone: Any, mesh: Mesh) -> Evaluator | None:
+    """The evaluator that `config.evaluation` describes, None where nothing is set.
+
+    Raises:
+      UserError: A folder is missing, has no labels, or the labels do not match.
+    """
+    c = config.evaluation
+    if c.train_path:
+        bank, queries = (
+            sources.FolderSource(path, max_pixels=config.data.max_pixels)
+            for path in (c.train_path, c.val_path)
+        )
+        for source, path in ((bank, c.train_path), (queries, c.val_path)):
+            if source.labels is None:
+                raise errors.UserError(
+                    f"{path} has no sub-folders to serve as labels: k-NN needs one "
+                    "sub-folder a class, or leave evaluation.train_path and val_path "
+                    "empty"
+                )
+        if list(bank.label_names) != list(queries.label_names):
+            differing = set(bank.label_names) ^ set(queries.label_names)
+            raise errors.UserError(
+                f"the sub-folders of {c.train_path} and {c.val_path} differ "
+                f"({', '.join(sorted(differing)[:5])}): both need the same classes"
+            )
+        chosen = np.linspace(0, len(queries) - 1, NUM_PICTURES).astype(int)
+        pictures = [queries[int(i)] for i in chosen]
+    elif config.data.source == "photos":
+        bank = photos.PhotosSource("bank")
+        queries = photos.PhotosSource(c.photos_split)
+        pictures = photos.load_unseen()
+    else:
+        return None
+    size = c.picture_size
+    pictures = [
+        p if isinstance(p, Image.Image) else Image.fromarray(p) for p in pictures
+    ]
+    return Evaluator(
+        backbone,
+        mesh,
+        bank=bank,
+        queries=queries,
+        pictures=np.stack([_resize(p, size, size) for p in pictures]),
+        resize_size=c.resize_size,
+        image_size=c.image_size,
+        batch_size=c.batch_size,
+        max_images=c.max_images,
+        ks=tuple(c.knn_k),
+        temperature=c.knn_temperature,
+    )

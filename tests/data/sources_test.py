@@ -1,0 +1,225 @@
+"""Sources: folders in every state a user brings them, and tfds without TensorFlow."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import default
+from dinov2_jax import errors
+from dinov2_jax.data import images, photos, sources
+
+
+def save(path, value=0, size=(4, 3)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value,) * 3).save(path, "PNG")
+
+
+def folder(path):
+    return sources.FolderSource(path, max_pixels=10_000)
+
+
+def names(source):
+    return [source.name(i) for i in range(len(source))]
+
+
+def test_nested_in_sorted_order_any_case(tmp_path):
+    for i, name in enumerate(["b/2.JPG", "a/z/1.png", "a/0.TiFf", "a-b/4.webp"]):
+        save(tmp_path / name, i)
+    for name in ["a/readme.txt", "a/.hidden.png", ".git/x.png", "b/noextension"]:
+        save(tmp_path / name)
+    source = folder(tmp_path)
+    assert names(source) == ["a-b/4.webp", "a/0.TiFf", "a/z/1.png", "b/2.JPG"]
+    assert [int(source[i][0, 0, 0]) for i in range(4)] == [3, 2, 1, 0]
+    assert source[0].shape == (3, 4, 3)
+    assert source.labels.tolist() == [1, 0, 0, 2] or source.labels.tolist() == [
+        source.label_names.index(n.split("/")[0]) for n in names(source)
+    ]
+    assert source.label_names == ["a", "a-b", "b"]
+    assert source.labels.dtype == np.int32
+
+
+def test_order_is_not_that_of_the_file_system(tmp_path, monkeypatch):
+    for i in range(20):
+        save(tmp_path / f"{i % 3}" / f"{i}.png")
+    want = names(folder(tmp_path))
+    scandir = os.scandir
+
+    class Reversed:
+        def __init__(self, path):
+            self.entries = list(scandir(path))[::-1]
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Reversed)
+    assert names(folder(tmp_path)) == want == sorted(want)
+
+
+def test_flat_or_mixed_has_no_labels(tmp_path):
+    save(tmp_path / "a.png")
+    source = folder(tmp_path)
+    assert source.labels is None and source.label_names == []
+    save(tmp_path / "b" / "a.png")
+    assert folder(tmp_path).labels is None
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    save(tmp_path / "elsewhere" / "1.png")
+    save(tmp_path / "root" / "x" / "0.png")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "x" / "loop").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "x" / "file.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "root" / "broken.png").symlink_to(tmp_path / "nothing.png")
+    source = folder(tmp_path / "root")
+    assert names(source) == ["broken.png", "link/1.png", "x/0.png", "x/file.png"]
+    with pytest.raises(images.BadImage, match="broken.png: No such file"):
+        source[0]
+
+
+def test_odd_names(tmp_path):
+    save(tmp_path / "with space ü.png", 7)
+    with open(os.fsencode(tmp_path) + b"/\xff\xfe.png", "wb") as file:
+        Image.new("RGB", (2, 2), (9, 9, 9)).save(file, "PNG")
+    source = folder(tmp_path)
+    assert [int(source[i][0, 0, 0]) for i in range(2)] == [7, 9]
+    assert source.name(1).encode("utf-8")
+
+
+def test_a_file_that_vanishes_is_a_bad_image(tmp_path):
+    save(tmp_path / "a.png")
+    source = folder(tmp_path)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(images.BadImage, match="a.png: No such file"):
+        source[0]
+
+
+def test_too_large_is_refused(tmp_path):
+    save(tmp_path / "a.png", size=(101, 100))
+    with pytest.raises(images.BadImage, match="101x100 px is more than max_pixels"):
+        folder(tmp_path)[0]
+
+
+def one_line(caught):
+    message = str(caught.value)
+    assert "\n" not in message and caught.value.exit_code == 2
+    return message
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(errors.UserError) as caught:
+        folder(tmp_path / "no")
+    assert str(tmp_path / "no") + " does not exist" in one_line(caught)
+    assert "--config.data.path=/path/to/images" in one_line(caught)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(errors.UserError) as caught:
+        folder(tmp_path)
+    for part in (str(tmp_path), ".jpeg", ".webp", "--config.data.path="):
+        assert part in one_line(caught)
+    with pytest.raises(errors.UserError, match="is not a folder"):
+        folder(tmp_path / "notes.txt")
+
+
+def test_pickle_is_compact(tmp_path):
+    for i in range(300):
+        (tmp_path / f"{i:04}.jpg").touch()
+    source = folder(tmp_path)
+    data = pickle.dumps(source)
+    assert len(data) < 300 * (8 + 8) + 1500
+    assert names(pickle.loads(data)) == names(source)
+
+
+def test_make_source(tmp_path):
+    config = default.get_config().data
+    with pytest.raises(errors.UserError) as caught:
+        sources.make_source(config)
+    assert "--config.data.path=/path/to/images" in one_line(caught)
+    assert "--config.data.source=photos" in one_line(caught)
+    save(tmp_path / "a.png")
+    config.path = str(tmp_path)
+    assert isinstance(sources.make_source(config), sources.FolderSource)
+    config.source = "photos"
+    assert isinstance(sources.make_source(config), photos.PhotosSource)
+    config.source = "tfds"
+    with pytest.raises(errors.UserError, match="tfds_name"):
+        sources.make_source(config)
+    config.source = "web"
+    with pytest.raises(errors.UserError, match="'web' is unknown"):
+        sources.make_source(config)
+
+
+PREPARE = """
+import io, sys
+import numpy as np, tensorflow_datasets as tfds
+from PIL import Image
+
+class Dots(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=["even", "odd"])}))
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+    def _generate_examples(self):
+        for i in range(7):
+            stream = io.BytesIO()
+            Image.fromarray(np.full((9, 8, 3), 30 * i, np.uint8)).save(stream, "PNG")
+            stream.seek(0)
+            yield i, {"image": stream, "label": i % 2}
+
+Dots(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+assert "tensorflow" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    pytest.importorskip("tensorflow_datasets")
+    path = tmp_path_factory.mktemp("tfds")
+    # In a process of its own, so that here the data set is known by its files alone.
+    command = [sys.executable, "-c", PREPARE, str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    return str(path)
+
+
+def test_tfds_without_tensorflow(tfds_dir):
+    config = default.get_config().data
+    config.source, config.path = "tfds", tfds_dir
+    config.tfds_name = "dots:1.0.0"
+    source = sources.make_source(config)
+    source = pickle.loads(pickle.dumps(source))
+    assert len(source) == 7 and source.label_names == ["even", "odd"]
+    values = [int(source[i][0, 0, 0]) for i in range(7)]
+    assert sorted(values) == [0, 30, 60, 90, 120, 150, 180]
+    assert source[0].shape == (9, 8, 3) and source[0].dtype == np.uint8
+    assert source.labels.tolist() == [value // 30 % 2 for value in values]
+    assert source.name(2) == "dots:1.0.0/train record 2"
+    assert "tensorflow" not in sys.modules
+    small = sources.TfdsSource("dots", "train", data_dir=tfds_dir, max_pixels=71)
+    with pytest.raises(images.BadImage, match="record 0: 8x9 px"):
+        small[0]
+
+
+@pytest.mark.parametrize("name, split", [("nosuchset", "train"), ("dots", "val")])
+def test_tfds_not_prepared(tfds_dir, name, split):
+    with pytest.raises(errors.UserError) as caught:
+        sources.TfdsSource(name, split, data_dir=tfds_dir, max_pixels=100)
+    assert name in one_line(caught) and split in one_line(caught)
+    assert f"tfds build {name} --file_format=array_record" in one_line(caught)
+
+
+def test_folder_of_bytes_is_decoded_alike(tmp_path):
+    stream = io.BytesIO()
+    Image.new("RGB", (5, 5), "red").save(stream, "JPEG")
+    (tmp_path / "a.jpe").write_bytes(stream.getvalue())
+    want = images.decode(stream.getvalue(), name="", max_pixels=25)
+    np.testing.assert_array_equal(folder(tmp_path)[0], want)

@@ -1,0 +1,163 @@
+"""metrics.jsonl keeps every bit, survives kills and resumes; progress is readable."""
+
+import io
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from dinov2_jax import metrics
+
+
+def _rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _events(path):
+    """TFRecords of an event file: length, its checksum, payload, its checksum."""
+    data = path.read_bytes()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        payload = data[12 : 12 + length]
+        yield event_pb2.Event.FromString(payload)
+        data = data[16 + length :]
+
+
+def test_floats_read_back_to_the_same_bits(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+    values = np.random.default_rng(0).normal(size=50).astype(np.float32) * 1e-9
+    for step, value in enumerate(values, start=1):
+        writer.write(step, {"numpy": value, "jax": jnp.asarray(value), "x": 0.1 + 0.2})
+    writer.close()
+    rows = _rows(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, 51))
+    assert (np.array([row["numpy"] for row in rows], np.float32) == values).all()
+    assert (np.array([row["jax"] for row in rows], np.float32) == values).all()
+    assert all(row["x"] == 0.1 + 0.2 for row in rows)
+
+
+def test_other_values(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path)
+    written = {
+        "count": np.int64(3),
+        "half": jnp.asarray(0.5, jnp.bfloat16),
+        "nan": float("nan"),
+        "list": np.arange(3),
+        "text": "a\nb",
+        "none": None,
+    }
+    writer.write(7, written)
+    writer.close()
+    (row,) = _rows(tmp_path)
+    assert row.pop("nan") != 0
+    assert row == {
+        "step": 7,
+        "count": 3,
+        "half": 0.5,
+        "list": [0, 1, 2],
+        "text": "a\nb",
+        "none": None,
+    }
+
+
+def test_rows_are_on_disk_before_close(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+    writer.write(1, {"loss/total": 2.0})
+    assert _rows(tmp_path) == [{"step": 1, "loss/total": 2.0}]
+    writer.close()
+
+
+def test_resume_drops_later_rows_and_a_torn_line(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+    for step in range(1, 6):
+        writer.write(step, {"loss/total": step / 3})
+    writer.close()
+    kept = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:3]
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 2, "loss/to')
+    writer = metrics.MetricsWriter(tmp_path, tensorboard=False, resume_step=3)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(kept)
+    writer.write(4, {"loss/total": 9.0})
+    writer.close()
+    assert [row["step"] for row in _rows(tmp_path)] == [1, 2, 3, 4]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_whole_object_without_its_newline_is_torn(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}')
+    metrics.MetricsWriter(tmp_path, tensorboard=False, resume_step=5).close()
+    assert _rows(tmp_path) == [{"step": 1}]
+
+
+def test_a_new_run_starts_with_an_empty_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 0}\n{"step": 1}\n')
+    metrics.MetricsWriter(tmp_path, tensorboard=False).close()
+    assert _rows(tmp_path) == []
+
+
+def test_tensorboard_holds_the_scalars_and_the_purge(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path)
+    writer.write(1, {"loss/total": 2.5, "text": "left out"})
+    writer.write(2, {"loss/total": 1.5})
+    writer.close()
+    writer = metrics.MetricsWriter(tmp_path, resume_step=1)
+    writer.write(2, {"loss/total": 1.25})
+    writer.close()
+    first, second = sorted((tmp_path / "tensorboard").iterdir(), key=lambda p: p.name)
+    scalars = [
+        (event.step, value.tag, value.simple_value)
+        for event in _events(first)
+        for value in event.summary.value
+    ]
+    assert scalars == [(1, "loss/total", 2.5), (2, "loss/total", 1.5)]
+    starts = [event for event in _events(second) if event.HasField("session_log")]
+    assert [event.step for event in starts] == [2]
+
+
+def test_no_tensorboard_when_not_wanted(tmp_path):
+    metrics.MetricsWriter(tmp_path, tensorboard=False).close()
+    assert not (tmp_path / "tensorboard").exists()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def _show(stream, monkeypatch, seconds=(0.0, 60.0)):
+    progress = metrics.Progress(100, 10, stream=stream)
+    for step, now in zip((20, 40), seconds):
+        monkeypatch.setattr(metrics.time, "monotonic", lambda now=now: now)
+        progress.update(step, loss=9.8765432, images_per_second=12.34, data_wait=0.031)
+    progress.message("saved")
+    progress.close()
+    return stream.getvalue()
+
+
+def test_progress_without_a_terminal_prints_plain_lines(monkeypatch):
+    assert _show(io.StringIO(), monkeypatch).splitlines() == [
+        "step 20/100  loss 9.8765  12.3 images/s  data wait 3%  ETA --:--",
+        # 20 steps took 60 s, 60 are left.
+        "step 40/100  loss 9.8765  12.3 images/s  data wait 3%  ETA 3:00",
+        "saved",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = _show(_Terminal(), monkeypatch)
+    last = shown.split("\r")[-1]
+    text = " 40% 40/100 loss 9.8765  12.3 images/s  data wait 3%  ETA 3:00 |"
+    assert last.startswith(text) and "#" in last  # StringIO: ASCII
+    assert len(last.rstrip("\n")) == 99
+    assert "saved\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")]
+)
+def test_durations(seconds, text):
+    assert metrics._duration(seconds) == text
