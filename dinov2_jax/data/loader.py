@@ -22,14 +22,8 @@ An unreadable image is replaced by another one, drawn from (seed, pass, offset,
 attempt), and reported in `bad_images` by the process that met it.
 """
 
-import contextlib
 import dataclasses
-import logging
 import multiprocessing
-import os
-import shutil
-import signal
-import threading
 import time
 import weakref
 
@@ -41,21 +35,13 @@ from absl import flags
 from dinov2_jax import errors
 from dinov2_jax.data import augmentations, images, masking
 from dinov2_jax.data import sources as sources_lib
+from dinov2_jax.data import workers as workers_lib
 
 BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U200"), ("reason", "U120")])
 MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
 
 # Every use of randomness has its own stream.
 _ORDER, _CROPS, _MASKS, _REPLACEMENT = range(4)
-
-# What loader processes are started with: no accelerator (grain imports jax), and one
-# thread each (there is a worker per core).
-_WORKER_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,16 +296,18 @@ class Loader:
         if workers:
             # Small arrays are cheaper to copy; all are, where shared memory is short
             # (64 MB in many containers) and writing to it would kill the worker.
-            needed = workers * (prefetch + 2) * batch_bytes
+            # Grain keeps `prefetch` batches on both sides of a worker's queue.
+            needed = workers * 2 * (prefetch + 1) * batch_bytes
+            plenty = workers_lib.shared_memory_free() > needed
             options = grain.experimental.DatasetOptions(
-                min_shm_size=4096 if _shared_memory_free() > needed else 2**62
+                min_shm_size=4096 if plenty else 2**62
             )
             dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=workers, per_worker_buffer_size=prefetch
                 ),
-                worker_init_fn=_init_worker,
+                worker_init_fn=workers_lib.initialise,
             )
         else:
             dataset = grain.experimental.ThreadPrefetchIterDataset(
@@ -335,14 +323,14 @@ class Loader:
         # list, so that nothing else keeps the iterator alive until then.
         self._open = [iterator]
         self._close = weakref.finalize(self, _close, self._open)
-        with _worker_environment():
+        with workers_lib.environment():
             others = set(multiprocessing.active_children())
+            started = set()
             iterator.start_prefetch()
             deadline = time.monotonic() + 60  # grain starts them in threads
-            while time.monotonic() < deadline:
-                if len(set(multiprocessing.active_children()) - others) >= workers:
-                    break
+            while len(started) < workers and time.monotonic() < deadline:
                 time.sleep(0.01)
+                started |= set(multiprocessing.active_children()) - others
 
     def __iter__(self) -> "Loader":
         return self
@@ -366,47 +354,3 @@ class Loader:
 def _close(iterators: list) -> None:
     while iterators:
         iterators.pop().close()
-
-
-@contextlib.contextmanager
-def _worker_environment():
-    """Sets what processes started inside inherit.
-
-    This process is not affected: jax, which grain imports, has read its variables.
-    """
-    saved = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
-    os.environ.update(_WORKER_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _shared_memory_free() -> int:
-    """Returns the free bytes of shared memory; plenty where it is no file system."""
-    try:
-        return shutil.disk_usage("/dev/shm").free
-    except OSError:
-        return 2**62
-
-
-def _init_worker(index: int, count: int) -> None:
-    """Runs first in every worker process."""
-    del index, count
-    # Signals to the whole process group are the trainer's to handle: it saves first,
-    # needs a few more batches for that, and then closes the loader.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    parent = os.getppid()
-
-    def leave_with_parent():
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()

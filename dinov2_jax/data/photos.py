@@ -15,8 +15,9 @@ train, train, val, train, train, test. A pixel belongs to one column, hence to o
   every time with another crop, flip and change of colours, a function of the index
   alone. Settings may be chosen on "val"; none was ever chosen on "test".
 
-Left out of what the wheels hold: drawings, text, charts, and the right picture of the
-stereo pair (it shows the held-out part of the left one).
+Two photographs stay outside of all splits, for pictures of what was learned. Left out
+of what the wheels hold: drawings, text, charts, and the right picture of the stereo
+pair (it shows the held-out part of the left one).
 """
 
 import functools

@@ -23,13 +23,17 @@ def picture(height=37, width=53, seed=0):
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_enhancers_of_pillow(factor):
-    image = Image.fromarray(picture())
-    for ours, theirs in (
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
         (augmentations.adjust_brightness, ImageEnhance.Brightness),
         (augmentations.adjust_contrast, ImageEnhance.Contrast),
         (augmentations.adjust_saturation, ImageEnhance.Color),
-    ):
+    ],
+)
+def test_enhancers_of_pillow(factor, ours, theirs):
+    for seed in range(6):
+        image = Image.fromarray(picture(seed=seed))
         want = np.asarray(theirs(image).enhance(factor))
         np.testing.assert_array_equal(np.asarray(ours(image, factor)), want)
 
@@ -46,7 +50,7 @@ def test_hue_turns(shift):
             (hue + int(shift * 255) / 256) % 1, saturation, value
         )
         errors.append(np.abs(np.array(want) * 255 - after).max())
-    assert np.mean(errors) < 1.5 and np.max(errors) < 8  # hue has 256 steps
+    assert np.mean(errors) < 2.2 and np.max(errors) < 10  # hue has 256 steps
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.5, 1.0, 2.0])
@@ -159,7 +163,7 @@ def test_rates_of_blur_and_solarize(monkeypatch, blur, rates):
     solarized = np.array([s[2] for s in seen]).reshape(800, 3).mean(0)
     assert [s[0] for s in seen[:3]] == [10, 10, 9]
     np.testing.assert_allclose(blurred, rates, atol=0.07)
-    assert blurred[rates.index(min(rates))] == min(rates) or blur == "intended"
+    assert blurred[0] == rates[0]  # never, or always
     np.testing.assert_allclose(solarized, [0, 0.2, 0], atol=0.06)
     assert solarized[0] == solarized[2] == 0
 
