@@ -30,23 +30,24 @@ def sinkhorn_knopp(
     Returns:
       [..., K] probabilities; each valid row sums to 1.
     """
-    num_prototypes = logits.shape[-1]
-    sample_axes = tuple(range(logits.ndim - 1))
-    scaled = logits.astype(jnp.float32) / temp
-    if valid is None:
-        valid = jnp.ones(logits.shape[:-1], bool)
-    valid = valid[..., None]
-    # The shift by one maximum cancels in the first normalisation; it keeps exp finite.
-    peak = jnp.max(jnp.where(valid, scaled, -jnp.inf))
-    q = jnp.where(valid, jnp.exp(scaled - jnp.where(jnp.any(valid), peak, 0.0)), 0.0)
-    num_samples = jnp.maximum(jnp.sum(valid), 1)
-    q = q / jnp.maximum(jnp.sum(q), _TINY)
+    shape, num_prototypes = logits.shape, logits.shape[-1]
+    logits = logits.astype(jnp.float32).reshape(-1, logits.shape[-2], num_prototypes)
+    valid = jnp.ones(logits.shape[:2], bool) if valid is None else valid
+    valid = valid.reshape(logits.shape[:2])
+    # One shift for all cancels in the first normalisation; it keeps exp finite.
+    scaled = jnp.where(valid[..., None], logits / temp, -jnp.inf)
+    peak = jnp.max(scaled)
+    q = jnp.exp(scaled - jnp.where(jnp.isfinite(peak), peak, 0.0))  # padding: 0
+
+    # Each normalisation scales rows or columns, so Q is q * per_sample * per_prototype.
+    per_sample = valid.astype(jnp.float32)
     for _ in range(num_iterations):
-        per_prototype = jnp.sum(q, axis=sample_axes, keepdims=True)
-        q = q / jnp.maximum(per_prototype, _TINY) / num_prototypes
-        per_sample = jnp.sum(q, axis=-1, keepdims=True)
-        q = q / jnp.maximum(per_sample, _TINY) / num_samples
-    return q * num_samples
+        total = jnp.einsum("gmk,gm->k", q, per_sample, precision="highest")
+        per_prototype = 1.0 / (jnp.maximum(total, _TINY) * num_prototypes)
+        total = jnp.einsum("gmk,k->gm", q, per_prototype, precision="highest")
+        per_sample = jnp.where(valid, 1.0 / (jnp.maximum(total, _TINY)), 0.0)
+    q = q * per_prototype * per_sample[..., None]
+    return q.reshape(shape)
 
 
 def centered_softmax(
