@@ -1,0 +1,16 @@
+"""ViT-S/14 from scratch on one machine of 8 accelerators; not a recipe of the reference.
+
+The released S and B were distilled from ViT-g. This is the short recipe
+(`vitl16_short.py`) with patch 14, half the batch and less stochastic depth.
+"""
+
+from configs import default
+
+
+def get_config():
+    """Returns the configuration."""
+    c = default.get_config()
+    c.model.update(arch="vit_small", patch_size=14, drop_path_rate=0.1)
+    c.crops.local_crops_size = 98
+    c.train.update(batch_size=1024, group_size=128)
+    return c
