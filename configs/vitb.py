@@ -1,6 +1,6 @@
-"""ViT-B/14 from scratch on one machine of 8 accelerators; not a recipe of the reference.
+"""ViT-B/14 from scratch on one machine of 8 accelerators.
 
-The released S and B were distilled from ViT-g. This is the short recipe
+Not a recipe of the reference, whose S and B were distilled from ViT-g: the short run
 (`vitl16_short.py`) with patch 14, half the batch and less stochastic depth.
 """
 

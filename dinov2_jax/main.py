@@ -6,11 +6,13 @@ import pathlib
 import re
 import sys
 import warnings
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from dinov2_jax import errors
+from configs import default
+from dinov2_jax import config_check, errors, host_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; override fields with --config.train.steps=10."
@@ -24,20 +26,30 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Trains as the flags say; exits with an `errors` code on foreseen errors."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}: flags begin with --")
-    if _CONFIG.value is None:
-        raise app.UsageError("no config: set --config=configs/quickstart.py")
-    config_path = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{pathlib.Path(config_path).stem}")
     _log_to_stderr()
     try:
+        config, workdir = _config_and_workdir(argv)
         from dinov2_jax import train  # imports jax: after the flags are known good
 
-        train.train(_CONFIG.value, workdir)
+        train.train(config, workdir)
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
+    if len(argv) > 1:
+        raise errors.UserError(f"unknown arguments {argv[1:]}: flags begin with --")
+    if _CONFIG.value is None:
+        raise errors.UserError("no config is set: add --config=configs/quickstart.py")
+    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not path.is_file():
+        known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+        raise errors.UserError(
+            f"there is no config {path}: use one of {', '.join(known)} or a path"
+        )
+    _CONFIG.value.items()  # raises here if the file does not load
+    return _CONFIG.value, pathlib.Path(_WORKDIR.value or f"runs/{path.stem}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -45,16 +57,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}{_suggestion(argv)}", file=sys.stderr)
+        message = _unknown_fields(argv) or " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
 
 
-def _suggestion(argv: list[str]) -> str:
+def _unknown_fields(argv: list[str]) -> str:
     """Names the unknown --config fields and what may have been meant."""
-    from configs import default
-    from dinov2_jax import config_check
-
     known = list(config_check.flatten(default.get_config()))
     given = [m[1] for m in (re.match(r"--config\.([\w.]+)", a) for a in argv) if m]
     hints = []
@@ -63,7 +72,7 @@ def _suggestion(argv: list[str]) -> str:
             close = difflib.get_close_matches(field, known, n=1)
             hint = f"; did you mean --config.{close[0]}?" if close else ""
             hints.append(f"unknown config field {field}{hint}")
-    return f" ({', '.join(hints)})" if hints else ""
+    return ", ".join(hints)
 
 
 def _log_to_stderr() -> None:
@@ -76,4 +85,5 @@ def _log_to_stderr() -> None:
 
 
 if __name__ == "__main__":
+    host_memory.keep_freed_memory()
     app.run(main, flags_parser=parse_flags)
