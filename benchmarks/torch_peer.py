@@ -15,10 +15,7 @@ K prototypes, M masked patches.
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import time
 
 import torch
@@ -388,40 +385,6 @@ def _masks(views: int, patches: int) -> tuple[torch.Tensor, torch.Tensor]:
     for view, low, high in zip(torch.randperm(views)[:masked], edges, edges[1:]):
         masks[view, torch.randperm(patches)[: int(patches * (low + high) / 2)]] = True
     return masks, 1.0 / masks.sum(dim=1).clamp(min=1)
-
-
-def time_in_subprocess(
-    batch_size: int = 4,
-    drop_path_rate: float = 0.0,
-    *,
-    num_prototypes: int = 65536,
-    threads: int | None = None,
-    steps: int = 5,
-    warmup: int = 2,
-    keep_memory: bool = True,
-) -> dict:
-    """Times the peer in a process of its own; returns the report `main` prints.
-
-    Args:
-      batch_size, drop_path_rate, num_prototypes, threads: see `TorchPeer`.
-      steps, warmup: timed and untimed steps.
-      keep_memory: start the process with `KEEP_MEMORY`, the faster setting.
-
-    Returns:
-      A dict; `seconds` is the list of wall-clock seconds per step, `seconds_median` and
-      `images_per_second` sum it up.
-    """
-    command = [sys.executable, "-m", "benchmarks.torch_peer"]
-    command += [f"--batch_size={batch_size}", f"--drop_path_rate={drop_path_rate}"]
-    command += [f"--num_prototypes={num_prototypes}"]
-    command += [f"--steps={steps}", f"--warmup={warmup}"]
-    if threads is not None:
-        command.append(f"--threads={threads}")
-    environment = os.environ | (KEEP_MEMORY if keep_memory else {})
-    output = subprocess.run(
-        command, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return json.loads(output.stdout)
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ class _Mlp(nn.Module):
             last = i == self.num_layers - 1
             features = self.out_dim if last else self.hidden_dim
             x = layers.dense(features, True, self.dtype, str(2 * i))(x)
-            x = x if last else nn.gelu(x, approximate=False)
+            x = x if last else layers.gelu(x)
         return x
 
 
