@@ -1,9 +1,12 @@
 """Saving and restoring the whole `TrainState`. The only file that imports orbax."""
 
+import contextlib
 import logging
 import pathlib
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from dinov2_jax import errors
@@ -23,14 +26,16 @@ class Checkpointer:
     ):
         self.path = pathlib.Path(workdir).absolute() / "checkpoints"
         logging.getLogger("absl").setLevel(logging.WARNING)
-        self._manager = ocp.CheckpointManager(
-            self.path,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep_last,
-                keep_period=keep_every or None,
-                cleanup_tmp_directories=True,
-            ),
-        )
+        with _quiet():
+            self._manager = ocp.CheckpointManager(
+                self.path,
+                item_handlers=ocp.StandardCheckpointHandler(),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep_last,
+                    keep_period=keep_every or None,
+                    cleanup_tmp_directories=True,
+                ),
+            )
 
     def latest_step(self) -> int | None:
         """Step of the newest finished checkpoint, None without one."""
@@ -53,9 +58,15 @@ class Checkpointer:
         """
         step = self.latest_step()
         try:
-            return self._manager.restore(
-                step, args=ocp.args.StandardRestore(abstract_state)
-            )
+            with _quiet():
+                # Orbax would cast and, where a shape differs, fail half-way.
+                differing = _differences(
+                    self._manager.item_metadata(step), abstract_state
+                )
+                if not differing:
+                    return self._manager.restore(
+                        step, args=ocp.args.StandardRestore(abstract_state)
+                    )
         except Exception as error:  # orbax and tensorstore raise many kinds
             reason = " ".join(str(error).split())[:200]
             raise errors.UserError(
@@ -63,6 +74,11 @@ class Checkpointer:
                 "remove that folder to resume from the one before it, or choose "
                 "another --workdir"
             ) from error
+        raise errors.UserError(
+            f"the checkpoint {self.path / str(step)} is of another model "
+            f"({'; '.join(differing[:3])}; {len(differing)} arrays differ): undo what "
+            "changed in the config or choose another --workdir"
+        )
 
     def close(self) -> None:
         """Waits for a save under way and raises if it failed."""
@@ -70,7 +86,40 @@ class Checkpointer:
         self._manager.close()
 
 
+def _differences(saved: Any, wanted: Any) -> list[str]:
+    """Names the arrays whose shape or dtype two trees do not share."""
+
+    def arrays(tree):
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): (
+                f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
+            )
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    before, now = arrays(saved), arrays(wanted)
+    return [
+        f"{name}: {before.get(name, 'none')} -> {now.get(name, 'none')}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the lines that orbax logs about a damaged checkpoint before it raises."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
     """Whether a finished checkpoint lies in the run's folder; touches no device."""
     path = pathlib.Path(workdir) / "checkpoints"
-    return path.is_dir() and any(p.name.isdigit() for p in path.iterdir())
+    return path.is_dir() and any(
+        p.name.isdigit() and p.is_dir() for p in path.iterdir()
+    )

@@ -56,6 +56,7 @@ _SHARES = (
     "teacher.momentum_teacher teacher.final_momentum_teacher optim.adamw_beta1 "
     "optim.adamw_beta2"
 ).split()
+_FLOAT32_MAX = 3.4e38
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -101,6 +102,9 @@ def _problems(config: Any) -> Iterator[str]:
         low, high = flat[name]
         if not 0 < low <= high <= 1:
             yield bad(name, "must be two shares of the area, 0 < low <= high <= 1")
+    for name, value in flat.items():
+        if isinstance(value, float) and not abs(value) < _FLOAT32_MAX:
+            yield bad(name, "must be a finite float32")
     low, high = flat["ibot.mask_ratio_min_max"]
     if not 0 <= low <= high <= 1:
         yield bad("ibot.mask_ratio_min_max", "must be 0 <= low <= high <= 1")

@@ -2,6 +2,7 @@
 
 BAD_INPUT = 2  # config, data or weights: do not retry
 NON_FINITE = 3  # stopped on non-finite values: do not retry
+INTERRUPTED = 130  # by Ctrl-C, as shells number it
 
 
 class UserError(Exception):

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from configs import default
 from dinov2_jax import config_check, errors, host_memory
+from dinov2_jax.data import workers
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; override fields with --config.train.steps=10."
@@ -27,6 +28,14 @@ _WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Trains as the flags say; exits with an `errors` code on foreseen errors."""
     _log_to_stderr()
+    code = _train(argv)
+    # Here, where an error no longer holds the frames of the loop and their batches.
+    workers.release_shared_memory()
+    sys.exit(code)
+
+
+def _train(argv: list[str]) -> int:
+    """Returns the exit code."""
     try:
         config, workdir = _config_and_workdir(argv)
         from dinov2_jax import train  # imports jax: after the flags are known good
@@ -34,7 +43,11 @@ def main(argv: list[str]) -> None:
         train.train(config, workdir)
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command resumes the run", file=sys.stderr)
+        return errors.INTERRUPTED
+    return 0
 
 
 def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
@@ -81,6 +94,8 @@ def _log_to_stderr() -> None:
     )
     for noisy in ("jax", "orbax", "absl", "grain", "tensorstore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Warns, without a name, of every non-finite value; the loop names them.
+    logging.getLogger("tensorboardX").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets")
 
 

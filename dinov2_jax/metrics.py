@@ -101,6 +101,10 @@ class MetricsWriter:
                 self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
 
+    def sync(self) -> None:
+        """Returns once all rows are on the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Closes the files; `write` may not be called any more."""
         self._file.close()

@@ -26,7 +26,7 @@ class UniformLossMonitor:
         if not self._uniform or step < self._next:
             return None
         value = metrics["loss/dino_local"] + metrics["loss/dino_global"]
-        if abs(value - self._uniform) > _NEAR * self._uniform:
+        if not abs(value - self._uniform) <= _NEAR * self._uniform:  # also NaN
             return None
         self._next = step + self._patience
         return (

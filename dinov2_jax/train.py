@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -40,17 +41,36 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
     """
     workdir = pathlib.Path(workdir)
     config_check.check(config)
-    config_check.check_resume(config, workdir)
     source = sources.make_source(config.data)
     num_processes, process = jax.process_count(), jax.process_index()
     loader.make_batch_builder(config, source, process_count=num_processes)
     config_check.check_devices(config, jax.device_count())
+    make_workdir(workdir)
+    if checkpoint.has_checkpoint(workdir):  # without one, the run begins anew
+        config_check.check_resume(config, workdir)
 
     run = Run(config, workdir, source)
     try:
         run.loop(process, num_processes)
     finally:
         run.close()
+
+
+def make_workdir(workdir: pathlib.Path) -> None:
+    """Creates the run's folder.
+
+    Raises:
+      UserError: It cannot be written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write to the folder {workdir} ({error.strerror}): choose another "
+            "--workdir"
+        ) from error
 
 
 class Run:
@@ -83,9 +103,7 @@ class Run:
             self.meta_arch, self.tx, abstract, self.mesh, seed=config.seed
         )
         if jax.process_index() == 0:
-            (workdir / "config.json").write_text(
-                json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n"
-            )
+            write_config(config, workdir)
         self.writer = metrics.MetricsWriter(
             workdir, tensorboard=config.log.tensorboard, resume_step=self.start_step
         )
@@ -105,7 +123,12 @@ class Run:
         """All remaining steps; reads the metrics of a step after the next one began."""
         config, total = self.config, self.config.train.steps
         if self.start_step >= total:
-            logging.info("nothing to do: step %d of %d", self.start_step, total)
+            logging.info(
+                "nothing to do: step %d of %d is done; raise --config.train.steps to "
+                "go on, or choose another --workdir",
+                self.start_step,
+                total,
+            )
             return
         batches = loader.make_loader(
             config,
@@ -136,6 +159,7 @@ class Run:
                     self._evaluate_and_save(step + 1)
                     clock.restart()
         self.checkpoints.close()
+        self.progress.message(where_to_look(self.workdir))
 
     def _compile(self) -> Any:
         """Compiles the step ahead of its first use, once."""
@@ -171,7 +195,8 @@ class Run:
         """Reads, checks and logs the metrics of a step."""
         values = {k: np.asarray(v).item() for k, v in step_metrics.items()}
         clock.step_done()
-        if values["skipped_in_a_row"]:
+        self.skipped_in_a_row = int(values["skipped_in_a_row"])
+        if self.skipped_in_a_row:
             self._report_skip(step, values, scalars)
         if step % self.config.log.every and step != self.config.train.steps:
             return
@@ -192,24 +217,21 @@ class Run:
         terms = [
             f"{name} = {value}" for name, value in values.items() if value - value != 0
         ]
-        in_a_row, limit = (
-            int(values["skipped_in_a_row"]),
-            self.config.train.max_nonfinite_steps,
-        )
+        in_a_row = self.skipped_in_a_row
         self.progress.message(
             f"step {step}: skipped, not finite: {', '.join(terms)}; weights untouched "
             f"({in_a_row} in a row, {int(values['skipped'])} in all)"
         )
-        if in_a_row < limit:
+        if in_a_row < self.config.train.max_nonfinite_steps:
             return
         last = self.checkpoints.latest_step()
         good = self.checkpoints.path / str(last) if last else "none yet"
         raise errors.UserError(
             f"stopped at step {step}: {in_a_row} steps in a row were not finite "
             f"({', '.join(terms)}; lr {scalars['lr']:.3g}); last good checkpoint: "
-            f"{good}. Try a lower --config.optim.base_lr, a longer "
-            "--config.optim.warmup_steps, --config.optim.adamw_beta2=0.99, or a lower "
-            "--config.model.drop_path_rate",
+            f"{good}. Try, in another --workdir, a lower --config.optim.base_lr, a "
+            "longer --config.optim.warmup_steps, --config.optim.adamw_beta2=0.99, or a "
+            "lower --config.model.drop_path_rate",
             exit_code=errors.NON_FINITE,
         )
 
@@ -225,7 +247,10 @@ class Run:
                 path = self.workdir / "pca.png"
                 self.evaluator.picture(backbone, self.config.seed, path)
                 self.progress.message(f"wrote {path}")
-        if last or step % self.config.checkpoint.every == 0:
+        due = step % self.config.checkpoint.every == 0
+        # Weights that give no finite loss are not the ones to go back to.
+        if last or (due and not self.skipped_in_a_row):
+            self.writer.sync()  # no checkpoint without the rows before it
             self.checkpoints.save(step, self.state)
 
     def close(self) -> None:
@@ -235,6 +260,14 @@ class Run:
         self.progress.close()
         if self.bad_images.count:
             logging.info("%s", self.bad_images.summary())
+
+
+def write_config(config: Any, workdir: pathlib.Path) -> None:
+    """Writes WORKDIR/config.json, whole or not at all."""
+    fields = json.loads(config.to_json_best_effort())
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(fields, indent=2) + "\n")
+    temporary.replace(workdir / "config.json")
 
 
 class Clock:
@@ -344,6 +377,19 @@ def banner(config: Any, mesh: Any, source: sources.Source, num_params: int) -> s
             f"included), matmuls in {jnp.dtype(compute_dtype(config)).name}",
         ]
     )
+
+
+def where_to_look(workdir: pathlib.Path) -> str:
+    """What a finished run leaves, and where."""
+    files = {
+        "metrics.jsonl": "the losses and accuracies, a line a step",
+        "tensorboard": "the same for tensorboard --logdir",
+        "checkpoints": "the weights",
+        "pca.png": "what the patches have learned to tell apart",
+    }
+    found = [(workdir / name, about) for name, about in files.items()]
+    found = [f"  {path}: {about}" for path, about in found if path.exists()]
+    return "\n".join(["done; look at", *found])
 
 
 def describe_knn(step: int, accuracies: dict[str, float]) -> str:

@@ -21,6 +21,12 @@ SET_DATA = (
 )
 
 
+def _set_path(field: str) -> str:
+    if field == "data.path":
+        return SET_DATA
+    return f"set --config.{field}=/path/to/images"
+
+
 class Source(Protocol):
     """Images by index, the same at every call.
 
@@ -72,6 +78,11 @@ class FolderSource:
     Sub-folders and links are followed; names that begin with a dot are passed over. If
     every image lies in a sub-folder, the names of the first level are the labels.
 
+    Args:
+      path: the folder.
+      max_pixels: larger images are refused unread.
+      field: of the configuration, for messages.
+
     Attributes:
       path: the folder.
       labels: int32 [length], or None.
@@ -79,21 +90,23 @@ class FolderSource:
       unreadable_folders: paths of folders that could not be listed.
     """
 
-    def __init__(self, path: str | os.PathLike, *, max_pixels: int):
+    def __init__(
+        self, path: str | os.PathLike, *, max_pixels: int, field: str = "data.path"
+    ):
         self.path = os.path.expanduser(os.fspath(path))
         self._max_pixels = max_pixels
         self.unreadable_folders: list[str] = []
         if not os.path.isdir(self.path):
             what = "is not a folder" if os.path.exists(self.path) else "does not exist"
-            raise errors.UserError(f"data.path = {self.path} {what}: {SET_DATA}")
+            raise errors.UserError(f"{field} = {self.path} {what}: {_set_path(field)}")
         found = sorted(self._walk())
         if not found:
             why = ""
             if self.unreadable_folders:
                 why = f" (could not list {self.unreadable_folders[0]})"
             raise errors.UserError(
-                f"no images below data.path = {self.path}{why}; looked for "
-                f"{' '.join(EXTENSIONS)}: {SET_DATA}"
+                f"no images below {field} = {self.path}{why}; looked for "
+                f"{' '.join(EXTENSIONS)}: {_set_path(field)}"
             )
         # One block of bytes: a million paths as objects would be copied, slowly, to
         # every worker.

@@ -5,10 +5,12 @@ outlive it.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 
@@ -64,3 +66,18 @@ def shared_memory_free() -> int:
         return shutil.disk_usage("/dev/shm").free
     except OSError:
         return 2**62
+
+
+def release_shared_memory() -> None:
+    """Frees what dropped batches still hold; to be called before the process ends.
+
+    Otherwise Python's resource tracker warns of leaked objects and frees them itself.
+    """
+    memory = sys.modules.get("grain.multiprocessing")
+    if memory is None:
+        return  # nothing was loaded
+    gc.collect()  # jax lets go of host arrays then
+    # Grain frees them in a thread, which an exiting interpreter does not wait for.
+    pool = getattr(memory.SharedMemoryArray, "_del_thread_pool", None)
+    if pool is not None:
+        pool.apply(int)  # comes back after all that was asked before

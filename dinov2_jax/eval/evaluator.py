@@ -13,7 +13,7 @@ from PIL import Image
 
 from dinov2_jax import errors, sharding, ssl_meta_arch
 from dinov2_jax.data import images, photos, sources
-from dinov2_jax.eval import knn, pca
+from dinov2_jax.eval import knn, pca, random_init
 from dinov2_jax.models import vision_transformer
 
 NUM_PICTURES = 4
@@ -58,12 +58,8 @@ class Evaluator:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._max_images, self._ks, self._temperature = max_images, ks, temperature
         self._baselines: dict[str, float] | None = None
-        # With LayerScale near 0 the class token of a random ViT is a constant.
-        alive = backbone.clone(layerscale=1.0 if backbone.layerscale else 0.0)
         self._random_init = jax.jit(
-            lambda key: alive.init(
-                key, np.zeros((1, image_size, image_size, backbone.in_chans), "f")
-            )["params"],
+            lambda key: random_init.fair_random_params(backbone, key),
             out_shardings=sharding.replicated(mesh),
         )
         self._apply = jax.jit(
@@ -82,7 +78,7 @@ class Evaluator:
 
         Returns:
           `knn/top1` (first k) and `knn/top1_k<k>`, then `knn/top1_random_init` (the
-          same ViT, reference initialisation but LayerScale 1), `knn/top1_pixels`,
+          same ViT, see `eval.random_init`), `knn/top1_pixels`,
           `knn/top1_pixels_mean_removed` and `knn/top1_color_histogram`.
         """
         if self._baselines is None:
@@ -211,8 +207,10 @@ def make_evaluator(config: Any, backbone: Any, mesh: Mesh) -> Evaluator | None:
     c = config.evaluation
     if c.train_path:
         bank, queries = (
-            sources.FolderSource(path, max_pixels=config.data.max_pixels)
-            for path in (c.train_path, c.val_path)
+            sources.FolderSource(
+                c[name], max_pixels=config.data.max_pixels, field=f"evaluation.{name}"
+            )
+            for name in ("train_path", "val_path")
         )
         for source, path in ((bank, c.train_path), (queries, c.val_path)):
             if source.labels is None:

@@ -73,20 +73,29 @@ def under(arrays: Any, prefix: str) -> dict[str, np.ndarray]:
     }
 
 
-def config_from_reference(recorded: dict[str, Any], image_size: int) -> Any:
-    """This project's config for a recorded training run."""
+def config_from_reference(recorded: dict[str, Any], crops_shape: Any) -> Any:
+    """This project's config for a recorded training run.
+
+    Args:
+      recorded: The file's `config_json`.
+      crops_shape: [2B, C, S, S] of the recorded global crops.
+    """
     ref, epoch = (
         recorded["config"],
         recorded["config"]["train"]["OFFICIAL_EPOCH_LENGTH"],
     )
     c = default.get_config()
     for section in ("dino", "ibot"):
-        c[section].update({k: _plain(v) for k, v in ref[section].items()})
+        for name, default_value in c[section].items():
+            if name in ref[section]:
+                c[section][name] = type(default_value)(ref[section][name])
     student, teacher, optim, crops = (
         ref[k] for k in ("student", "teacher", "optim", "crops")
     )
     c.model.arch = "custom"
-    c.model.update(recorded["arch"])
+    arch = dict(recorded["arch"])
+    c.model.update({k: arch[k] for k in ("embed_dim", "depth", "num_heads")})
+    c.model.ffn_ratio = float(arch.get("mlp_ratio", arch.get("ffn_ratio", 4.0)))
     c.model.update(
         patch_size=student["patch_size"],
         ffn_layer="mlp" if student["ffn_layer"] == "mlp" else "swiglufused",
@@ -94,22 +103,23 @@ def config_from_reference(recorded: dict[str, Any], image_size: int) -> Any:
         proj_bias=student["proj_bias"],
         ffn_bias=student["ffn_bias"],
         layerscale=float(student["layerscale"] or 0.0),
+        in_chans=crops_shape[1],
         num_register_tokens=student["num_register_tokens"],
-        interpolate_antialias=student["interpolate_antialias"],
+        interpolate_antialias=bool(student["interpolate_antialias"]),
         interpolate_offset=float(student["interpolate_offset"]),
         drop_path_rate=float(student["drop_path_rate"]),
         drop_path_uniform=student["drop_path_uniform"],
         dtype="float32",
     )
     c.crops.update(
-        global_crops_size=image_size,
+        global_crops_size=crops_shape[-1],
         local_crops_number=crops["local_crops_number"],
         local_crops_size=crops["local_crops_size"],
     )
     c.train.update(
         batch_size=recorded["batch_size"],
         group_size=recorded["batch_size"],
-        steps=optim["epochs"] * epoch,
+        steps=int(optim["epochs"] * epoch),
         centering=ref["train"]["centering"],
     )
     c.teacher.update(
@@ -117,26 +127,22 @@ def config_from_reference(recorded: dict[str, Any], image_size: int) -> Any:
         final_momentum_teacher=float(teacher["final_momentum_teacher"]),
         warmup_teacher_temp=float(teacher["warmup_teacher_temp"]),
         teacher_temp=float(teacher["teacher_temp"]),
-        warmup_teacher_temp_steps=teacher["warmup_teacher_temp_epochs"] * epoch,
+        warmup_teacher_temp_steps=int(teacher["warmup_teacher_temp_epochs"] * epoch),
     )
     c.optim.update(
         base_lr=float(optim["base_lr"]),
         min_lr=float(optim["min_lr"]),
-        warmup_steps=optim["warmup_epochs"] * epoch,
+        warmup_steps=int(optim["warmup_epochs"] * epoch),
         weight_decay=float(optim["weight_decay"]),
         weight_decay_end=float(optim["weight_decay_end"]),
         clip_grad=float(optim["clip_grad"] or 0.0),
-        freeze_last_layer_steps=optim["freeze_last_layer_epochs"] * epoch,
+        freeze_last_layer_steps=int(optim["freeze_last_layer_epochs"] * epoch),
         patch_embed_lr_mult=float(optim["patch_embed_lr_mult"]),
         layerwise_decay=float(optim["layerwise_decay"]),
         adamw_beta1=float(optim["adamw_beta1"]),
         adamw_beta2=float(optim["adamw_beta2"]),
     )
     return c
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def load_batch(arrays: Any, step: int, bound: int) -> dict[str, jax.Array]:
@@ -161,9 +167,7 @@ def replay_training(arrays: Any) -> Iterator[Check]:
     """Every recorded quantity of a training run, in the order of the steps."""
     recorded = json.loads(str(arrays["config_json"]))
     patch_size = recorded["config"]["student"]["patch_size"]
-    config = config_from_reference(
-        recorded, image_size=arrays["step0/global_crops"].shape[-1]
-    )
+    config = config_from_reference(recorded, arrays["step0/global_crops"].shape)
     meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.float32)
     submodules = sorted(
         {key.split("/")[0] for key in under(arrays, "init/student/")},
@@ -311,6 +315,10 @@ def replay_forward(arrays: Any) -> Iterator[Check]:
         patch_size=recorded["patch_size"],
         image_size=recorded["img_size"],
         in_chans=recorded.get("in_chans", 3),
+        ffn_ratio=float(recorded.get("mlp_ratio", 4.0)),
+        qkv_bias=recorded.get("qkv_bias", True),
+        proj_bias=recorded.get("proj_bias", True),
+        ffn_bias=recorded.get("ffn_bias", True),
         ffn_layer="mlp" if recorded["ffn_layer"] == "mlp" else "swiglufused",
         layerscale=float(recorded["init_values"] or 0.0),
         num_register_tokens=recorded["num_register_tokens"],

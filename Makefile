@@ -1,0 +1,41 @@
+# make quickstart | test | bench | clean. Needs make and Python 3.11 or newer, which
+# may be named: make PYTHON=/path/to/python3.11 quickstart
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
+
+.PHONY: quickstart test bench clean
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/runtime.stamp
+	@$(VENV)/bin/python -m dinov2_jax.main --config=configs/quickstart.py \
+		--workdir=runs/quickstart
+
+test: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/python -m pytest -q -n 2 --durations=15
+
+bench: $(VENV)/test.stamp
+	@$(VENV)/bin/python -m benchmarks.train_step
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than the requirements that were installed.
+$(VENV)/runtime.stamp: requirements.txt
+	@test -n "$(PYTHON)" || { \
+		echo "error: no Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; \
+		exit 2; }
+	@echo "installing requirements.txt into $(VENV), a minute or two"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/test.stamp: requirements-test.txt $(VENV)/runtime.stamp
+	@echo "installing requirements-test.txt into $(VENV)"
+	@$(PIP) -r requirements-test.txt
+	@touch $@

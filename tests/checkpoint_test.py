@@ -1,0 +1,174 @@
+"""What is kept, what a resumed run may change, and checkpoints that cannot be read."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import processes
+import pytest
+
+from dinov2_jax import checkpoint, errors
+
+
+@pytest.fixture
+def resumable(uninterrupted, tmp_path):
+    """A copy of the uninterrupted run as it was at step 16."""
+    workdir = tmp_path / "run"
+    processes.branch(uninterrupted[0], workdir, step=16)
+    return workdir
+
+
+def test_holds_the_whole_state(uninterrupted):
+    arrays = processes.load(uninterrupted[0], 20)
+    names = " ".join(arrays)
+    for part in ("/params/", "/teacher_params/", "/opt_state/"):
+        assert part in names
+    assert "/mu/" in names and "/nu/" in names
+    assert arrays["/step"] == 20
+    student = arrays["/params/backbone/blocks/attn/qkv/kernel"]
+    teacher = arrays["/teacher_params/backbone/blocks/attn/qkv/kernel"]
+    assert student.dtype == teacher.dtype == np.float32
+    assert not (student == teacher).all()
+
+
+def test_steps_and_logging_may_change(uninterrupted, resumable, trainer):
+    """The same run shows what is kept: the newest, multiples of 8, the last step."""
+    finished = trainer.run(
+        *processes.DEBUG,
+        f"--workdir={resumable}",
+        "--config.train.steps=22",
+        "--config.log.every=3",
+        "--config.log.tensorboard=False",
+        "--config.checkpoint.every=2",
+        "--config.checkpoint.keep_last=2",
+        "--config.checkpoint.keep_every=8",
+    )
+    assert finished.code == 0, finished.output
+    assert "resumed from step 16" in finished.output
+    assert processes.saved_steps(resumable) == [8, 16, 20, 22]
+    steps = [row["step"] for row in processes.rows(resumable) if "lr" in row]
+    assert steps == [*range(1, 17), 18, 21, 22]
+    assert not processes.noise(finished.output)
+
+
+def test_changed_config_is_refused(resumable, trainer):
+    before = (resumable / "config.json").read_bytes()
+    finished = trainer.run(
+        *processes.DEBUG,
+        f"--workdir={resumable}",
+        "--config.optim.base_lr=0.001",
+        "--config.dino.head_n_prototypes=128",
+        "--config.log.every=2",
+    )
+    assert finished.code == 2, finished.output
+    assert finished.output == finished.error + "\n"
+    assert "optim.base_lr: 0.002 -> 0.001" in finished.error
+    assert "dino.head_n_prototypes: 64 -> 128" in finished.error
+    assert "log.every" not in finished.error
+    assert "choose another --workdir" in finished.error
+    assert (resumable / "config.json").read_bytes() == before
+
+
+def test_changed_config_without_a_checkpoint(resumable, trainer):
+    """There is nothing to go on from, so the run begins anew."""
+    shutil.rmtree(resumable / "checkpoints")
+    finished = trainer.run(
+        *processes.DEBUG,
+        f"--workdir={resumable}",
+        "--config.optim.base_lr=0.001",
+        "--config.train.steps=4",
+    )
+    assert finished.code == 0, finished.output
+    assert "resumed" not in finished.output
+    steps = [row["step"] for row in processes.rows(resumable) if "lr" in row]
+    assert steps == [1, 2, 3, 4]
+
+
+def truncate(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def truncate_largest(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def remove_all_files(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("damage", [truncate, truncate_largest, remove_all_files])
+def test_unreadable_checkpoint(resumable, trainer, damage):
+    damage(resumable / "checkpoints/16")
+    rows = processes.rows(resumable)
+    finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
+    assert finished.code == 2, finished.output
+    assert finished.output == finished.error + "\n"  # so nothing was compiled
+    assert f"cannot read the checkpoint {resumable / 'checkpoints/16'}" in (
+        finished.error
+    )
+    assert "remove that folder" in finished.error
+    assert processes.rows(resumable) == rows
+
+
+def test_remedy_for_an_unreadable_checkpoint(uninterrupted, resumable, trainer):
+    """What the message says: remove it, and the one before serves."""
+    shutil.rmtree(resumable / "checkpoints/16")
+    finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
+    assert finished.code == 0, finished.output
+    assert "resumed from step 12" in finished.output
+    assert processes.rows(resumable) == processes.rows(uninterrupted[0])
+
+
+def test_checkpoint_of_another_model(resumable, trainer):
+    (resumable / "config.json").unlink()  # which would have named the field
+    finished = trainer.run(
+        *processes.DEBUG,
+        f"--workdir={resumable}",
+        "--config.dino.head_n_prototypes=128",
+    )
+    assert finished.code == 2, finished.output
+    assert finished.output == finished.error + "\n"
+    assert f"{resumable / 'checkpoints/16'} is of another model" in finished.error
+    assert "float32 [64, 1] -> float32 [128, 1]" in finished.error
+
+
+def test_saves_and_restores(tmp_path):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    saved = {"a": jnp.arange(6.0), "b": jnp.ones((2, 3), jnp.int32)}
+    checkpoints = checkpoint.Checkpointer(tmp_path)
+    assert checkpoints.latest_step() is None
+    checkpoints.save(3, saved)
+    checkpoints.close()
+    assert checkpoint.has_checkpoint(tmp_path)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved
+    )
+    checkpoints = checkpoint.Checkpointer(tmp_path)
+    assert checkpoints.latest_step() == 3
+    restored = checkpoints.restore(abstract)
+    jax.tree.map(np.testing.assert_array_equal, restored, saved)
+    abstract["a"] = jax.ShapeDtypeStruct((6,), jnp.bfloat16, sharding=device)
+    abstract["c"] = abstract.pop("b")
+    with pytest.raises(errors.UserError) as refused:
+        checkpoints.restore(abstract)
+    checkpoints.close()
+    for words in (
+        str(tmp_path / "checkpoints/3"),
+        "a: float32 [6] -> bfloat16 [6]",
+        "b: int32 [2, 3] -> none",
+        "c: none -> int32 [2, 3]",
+    ):
+        assert words in str(refused.value)
+
+
+def test_folder_without_a_checkpoint(tmp_path):
+    assert not checkpoint.has_checkpoint(tmp_path)
+    (tmp_path / "checkpoints/4.orbax-checkpoint-tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints/7").touch()
+    assert not checkpoint.has_checkpoint(tmp_path)

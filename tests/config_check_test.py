@@ -1,0 +1,279 @@
+"""Bad configs: each is one line that names the field and the fix."""
+
+import json
+
+import pytest
+
+from configs import default, quickstart
+from dinov2_jax import config_check, errors
+
+# field, bad value, words that the message must have beside the field
+BAD = [
+    ("data.source", "imagefolder", "folder, tfds, photos"),
+    ("data.workers", -1, "must not be negative"),
+    ("data.prefetch", -1, "must not be negative"),
+    ("data.max_bad_share", 1.5, "between 0 and 1"),
+    ("data.max_pixels", 0, "above 0"),
+    ("crops.global_crops_size", 0, "above 0"),
+    (
+        "crops.global_crops_size",
+        220,
+        "multiple of model.patch_size = 16: use 208 or 224",
+    ),
+    ("crops.global_crops_size", 7, "use 16"),
+    ("crops.local_crops_size", 98, "use 96 or 112"),
+    ("crops.local_crops_number", -1, "must not be negative"),
+    ("crops.global_crops_scale", (0.5, 0.3), "0 < low <= high <= 1"),
+    ("crops.local_crops_scale", (0.0, 0.3), "0 < low <= high <= 1"),
+    ("crops.blur", "gaussian", "reference, intended"),
+    ("model.arch", "vit_huge", "vit_small, vit_base"),
+    ("model.arch", "custom", "embed_dim = 0"),
+    ("model.depth", 12, "--config.model.arch=custom"),
+    ("model.patch_size", 0, "above 0"),
+    ("model.in_chans", 1, "--config.model.in_chans=3"),
+    ("model.ffn_layer", "swiglu", "mlp, swiglufused"),
+    ("model.layerscale", -1.0, "must not be negative"),
+    ("model.num_register_tokens", -4, "must not be negative"),
+    ("model.drop_path_rate", 1.1, "between 0 and 1"),
+    ("model.dtype", "float16", "auto, float32, bfloat16"),
+    ("model.remat", "all", "none, dots, full"),
+    ("model.scan_unroll", 0, "above 0"),
+    ("dino.loss_weight", -1.0, "must not be negative"),
+    ("dino.head_n_prototypes", 0, "above 0"),
+    ("ibot.head_nlayers", 0, "above 0"),
+    ("ibot.mask_sample_probability", 2.0, "between 0 and 1"),
+    ("ibot.mask_ratio_min_max", (0.6, 0.5), "0 <= low <= high <= 1"),
+    ("train.batch_size", 2000, "multiple of train.group_size = 64: use 1984"),
+    ("train.group_size", 1, "without a neighbour"),
+    ("train.group_size", 0, "above 0"),
+    ("train.steps", 0, "above 0"),
+    ("train.steps", 1000, "exceeds train.steps = 1000"),
+    ("train.centering", "sinkhorn", "centering, sinkhorn_knopp"),
+    ("teacher.momentum_teacher", 1.2, "between 0 and 1"),
+    ("teacher.teacher_temp", 0.0, "above 0"),
+    ("optim.base_lr", 0.0, "above 0"),
+    ("optim.base_lr", float("nan"), "above 0"),
+    ("optim.weight_decay", float("inf"), "finite"),
+    ("optim.warmup_steps", -1, "must not be negative"),
+    ("optim.layerwise_decay", 0.0, "above 0"),
+    ("mesh.replica", 0, "above 0"),
+    ("checkpoint.every", 0, "above 0"),
+    ("log.every", 0, "above 0"),
+    ("evaluation.photos_split", "train", "val, test"),
+    ("evaluation.image_size", 230, "use 224 or 240"),
+    ("evaluation.resize_size", 200, "below evaluation.image_size = 224"),
+    ("evaluation.train_path", "somewhere", "evaluation.val_path"),
+]
+
+
+def changed(*changes):
+    c = default.get_config()
+    c.update_from_flattened_dict(dict(changes))
+    return c
+
+
+def message(c):
+    with pytest.raises(errors.UserError) as caught:
+        config_check.check(c)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("field, value, words", BAD)
+def test_a_bad_value_is_named_with_its_fix(field, value, words):
+    said = message(changed((field, value)))
+    section, name = field.split(".")
+    assert field in said or (f"{section}." in said and name in said)
+    assert words in said
+    others = {f for f, _, _ in BAD} - {field}
+    blamed = [f for f in others if said.startswith(f) or f"; {f}" in said]
+    # A size that fits no longer may be blamed on its partner.
+    assert len(blamed) <= 1, said
+
+
+def test_the_default_is_good():
+    config_check.check(default.get_config())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("crops.local_crops_number", 0), ("crops.local_crops_size", 97)],
+        [("train.group_size", 1), ("dino.koleo_loss_weight", 0.0)],
+        [("dino.loss_weight", 0.0), ("ibot.loss_weight", 0.0)],
+        [("optim.clip_grad", 0.0), ("optim.warmup_steps", 0), ("data.workers", 0)],
+        [("ibot.mask_ratio_min_max", (0.0, 0.0))],
+        [("model.layerscale", 0.0), ("model.drop_path_rate", 0.0)],
+    ],
+)
+def test_what_is_switched_off_need_not_fit(changes):
+    config_check.check(changed(*changes))
+
+
+def test_all_weights_zero():
+    weights = ("dino.loss_weight", "dino.koleo_loss_weight", "ibot.loss_weight")
+    said = message(changed(*((w, 0.0) for w in weights)))
+    assert "every loss weight is 0: set --config.dino.loss_weight=1" in said
+
+
+@pytest.mark.parametrize("heads, dim, depth", [(3, 32, 2), (0, 32, 2), (2, 32, 0)])
+def test_custom_sizes_must_fit(heads, dim, depth):
+    said = message(
+        changed(
+            ("model.arch", "custom"),
+            ("model.embed_dim", dim),
+            ("model.depth", depth),
+            ("model.num_heads", heads),
+        )
+    )
+    assert f"num_heads = {heads}" in said and f"embed_dim = {dim}" in said
+
+
+def test_all_problems_at_once():
+    several = [
+        ("data.source", "web"),
+        ("optim.base_lr", -1.0),
+        ("data.workers", -2),
+        ("model.drop_path_rate", 7.0),
+        ("crops.local_crops_scale", (0.9, 0.1)),
+    ]
+    said = message(changed(*several))
+    for field, value in several:
+        assert f"{field} = {value!r}" in said
+    assert said.count("; ") == len(several) - 1
+    several = [("crops.global_crops_size", 225), ("train.batch_size", 100)]
+    several += [("model.in_chans", 4), ("optim.warmup_steps", 200_000)]
+    said = message(changed(*several))
+    for field, value in several:
+        assert f"{field} = {value}" in said
+
+
+def test_the_suggested_values_are_good():
+    config_check.check(changed(("crops.global_crops_size", 208)))
+    config_check.check(changed(("train.batch_size", 1984)))
+
+
+# --- devices --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "batch, group, devices, good",
+    [
+        (2048, 64, 32, True),
+        (2048, 64, 1, True),
+        (2048, 64, 16, True),
+        (2048, 64, 64, False),
+        (64, 64, 8, False),
+        (64, 16, 3, False),
+    ],
+)
+def test_devices_divide_the_groups(batch, group, devices, good):
+    c = changed(("train.batch_size", batch), ("train.group_size", group))
+    if good:
+        config_check.check_devices(c, devices)
+        return
+    with pytest.raises(errors.UserError) as caught:
+        config_check.check_devices(c, devices)
+    said = str(caught.value)
+    assert f"{devices} devices" in said and f"train.group_size = {group}" in said
+    flag, _, fix = said.partition("--config.train.group_size=")
+    if fix:  # the suggestion works
+        c.train.group_size = int(fix)
+        config_check.check_devices(c, devices)
+        config_check.check(c)
+    else:
+        assert f"a multiple of {devices}" in said
+
+
+def test_replicas_divide_the_devices():
+    config_check.check_devices(changed(("mesh.replica", 4)), 8)
+    with pytest.raises(errors.UserError, match="mesh.replica = 3 .* 8 devices"):
+        config_check.check_devices(changed(("mesh.replica", 3)), 8)
+
+
+# --- resume ---------------------------------------------------------------------
+
+
+def saved(c, folder):
+    (folder / "config.json").write_text(
+        json.dumps(json.loads(c.to_json_best_effort()), indent=2)
+    )
+    return folder
+
+
+def test_resume_of_the_same_config(tmp_path):
+    config_check.check_resume(quickstart.get_config(), tmp_path)  # nothing there yet
+    saved(quickstart.get_config(), tmp_path)
+    config_check.check_resume(quickstart.get_config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("train.steps", 7),
+        ("train.max_nonfinite_steps", 1),
+        ("data.workers", 3),
+        ("model.remat", "full"),
+        ("model.scan_unroll", 4),
+        ("mesh.replica", 2),
+        ("checkpoint.every", 5),
+        ("log.every", 1),
+        ("log.tensorboard", False),
+        ("evaluation.every", 0),
+    ],
+)
+def test_harmless_changes(tmp_path, field, value):
+    saved(default.get_config(), tmp_path)
+    config_check.check_resume(changed((field, value)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("optim.base_lr", 1e-3, "optim.base_lr: 0.004 -> 0.001"),
+        ("seed", 1, "seed: 0 -> 1"),
+        ("model.drop_path_rate", 0.1, "model.drop_path_rate: 0.3 -> 0.1"),
+        ("model.dtype", "float32", "model.dtype: 'auto' -> 'float32'"),
+        ("data.path", "elsewhere", "data.path: '' -> 'elsewhere'"),
+        ("train.group_size", 32, "train.group_size: 64 -> 32"),
+        ("crops.global_crops_scale", (0.4, 1.0), "[0.32, 1.0] -> [0.4, 1.0]"),
+        ("train.batch_size", 1024, "train.batch_size: 2048 -> 1024"),
+    ],
+)
+def test_other_changes_are_refused(tmp_path, field, value, words):
+    saved(default.get_config(), tmp_path)
+    with pytest.raises(errors.UserError) as caught:
+        config_check.check_resume(changed((field, value)), tmp_path)
+    said = str(caught.value)
+    assert words in said and str(tmp_path) in said and "--workdir" in said
+    assert said.count("->") == 1 and "\n" not in said
+
+
+def test_all_differences_are_named(tmp_path):
+    saved(default.get_config(), tmp_path)
+    path = tmp_path / "config.json"
+    tree = json.loads(path.read_text())
+    tree["optim"]["momentum"] = 0.5  # a field of another version
+    del tree["optim"]["clip_grad"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(errors.UserError) as caught:
+        config_check.check_resume(changed(("seed", 3)), tmp_path)
+    for words in (
+        "optim.momentum: 0.5 -> 'not set'",
+        "optim.clip_grad: 'not set' -> 3.0",
+        "seed: 0 -> 3",
+    ):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"seed": '])
+def test_an_unreadable_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(errors.UserError, match="not valid JSON"):
+        config_check.check_resume(default.get_config(), tmp_path)
+
+
+def test_flatten():
+    nested = {"a": {"b": 1, "c": {"d": (2, 3)}}, "e": "f"}
+    assert config_check.flatten(nested) == {"a.b": 1, "a.c.d": (2, 3), "e": "f"}

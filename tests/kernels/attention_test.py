@@ -1,0 +1,126 @@
+"""Attention against a float64 loop, and against one dense block-diagonal attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinov2_jax.kernels import attention
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+HEADS = 2
+SEQUENCES = ((3, 5), (4, 2), (1, 7))  # 15 + 8 + 7 tokens
+TOKENS = 30
+
+
+def packed(seed=0, groups=2, width=12):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((groups, TOKENS, 3 * width)).astype(np.float32)
+
+
+def bounds(sequences):
+    """(start, stop) of every sequence of the stream."""
+    spans, start = [], 0
+    for count, length in sequences:
+        for _ in range(count):
+            spans.append((start, start + length))
+            start += length
+    return spans
+
+
+def slow(qkv, sequences, num_heads):
+    """One sequence, one head, one query at a time, in float64."""
+    qkv = np.asarray(qkv, np.float64)
+    groups, tokens, width = qkv.shape
+    dim = width // 3
+    channels = dim // num_heads
+    out = np.zeros((groups, tokens, dim))
+    for g in range(groups):
+        for start, stop in bounds(sequences):
+            for h in range(num_heads):
+                cols = slice(h * channels, (h + 1) * channels)
+                q = qkv[g, start:stop, :dim][:, cols]
+                k = qkv[g, start:stop, dim : 2 * dim][:, cols]
+                v = qkv[g, start:stop, 2 * dim :][:, cols]
+                for i in range(stop - start):
+                    scores = k @ q[i] / np.sqrt(channels)
+                    weights = np.exp(scores - scores.max())
+                    out[g, start + i, cols] = weights / weights.sum() @ v
+    return out
+
+
+def block_diagonal(qkv, sequences, num_heads):
+    """One attention over the whole stream under a mask."""
+    groups, tokens, width = qkv.shape
+    lengths = [stop - start for start, stop in bounds(sequences)]
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    mask = owner[:, None] == owner[None]
+    q, k, v = (
+        x.reshape(groups, tokens, num_heads, -1) for x in jnp.split(qkv, 3, axis=-1)
+    )
+    out = jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask)[None, None])
+    return out.reshape(groups, tokens, width // 3)
+
+
+def test_equals_a_float64_loop():
+    qkv = packed()
+    out = attention.attention(qkv, sequences=SEQUENCES, num_heads=HEADS)
+    assert out.shape == (2, TOKENS, 12) and out.dtype == jnp.float32
+    np.testing.assert_allclose(out, slow(qkv, SEQUENCES, HEADS), atol=2e-6)
+
+
+def test_gradient_equals_block_diagonal_attention():
+    qkv = jnp.asarray(packed())
+    direction = np.random.default_rng(1).standard_normal((2, TOKENS, 12))
+    direction = jnp.asarray(direction, jnp.float32)
+
+    def gradient(function):
+        return jax.grad(lambda x: jnp.sum(function(x) * direction))(qkv)
+
+    ours = gradient(
+        lambda x: attention.attention(x, sequences=SEQUENCES, num_heads=HEADS)
+    )
+    dense = gradient(lambda x: block_diagonal(x, SEQUENCES, HEADS))
+    np.testing.assert_allclose(ours, dense, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", range(len(bounds(SEQUENCES))))
+def test_a_nan_stays_in_its_sequence(bad):
+    qkv = packed()
+    clean = attention.attention(qkv, sequences=SEQUENCES, num_heads=HEADS)
+    start, stop = bounds(SEQUENCES)[bad]
+    qkv[0, start] = np.nan
+    out = attention.attention(qkv, sequences=SEQUENCES, num_heads=HEADS)
+    hit = np.zeros((2, TOKENS), bool)
+    hit[0, start:stop] = True
+    assert np.all(np.isnan(out[hit]))
+    assert np.array_equal(out[~hit], clean[~hit])
+
+
+def test_scores_and_softmax_of_bfloat16_are_float32():
+    qkv = jnp.asarray(packed()).astype(jnp.bfloat16)
+    out = attention.attention(qkv, sequences=SEQUENCES, num_heads=HEADS)
+    assert out.dtype == jnp.bfloat16
+    exact = slow(qkv.astype(jnp.float32), SEQUENCES, HEADS)
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.04)
+    # Scores near 200 that differ by 0.25: bfloat16 steps are 1.0 there.
+    q, k, v = np.zeros((3, 1, 2, 4), np.float32)
+    q[0, :, 0], k[0, :, 0] = 400.0, 1.0
+    q[0, :, 1], k[0, 1, 1] = 0.5, 1.0
+    v[0, 1] = 1.0
+    one_head = jnp.asarray(np.concatenate([q, k, v], axis=-1), jnp.bfloat16)
+    out = attention.attention(one_head, sequences=((1, 2),), num_heads=1)
+    expected = 1 / (1 + np.exp(-0.25))
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=4e-3)
+
+
+def test_large_scores_do_not_overflow():
+    qkv = 300 * packed()
+    out = attention.attention(qkv, sequences=SEQUENCES, num_heads=HEADS)
+    np.testing.assert_allclose(out, slow(qkv, SEQUENCES, HEADS), rtol=1e-3, atol=1e-2)
+
+
+def test_sequences_must_fill_the_stream():
+    with pytest.raises(ValueError, match="30 tokens"):
+        attention.attention(packed(), sequences=((3, 5),), num_heads=HEADS)

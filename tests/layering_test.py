@@ -1,0 +1,156 @@
+"""Who imports whom: a file imports only from floors below it or its own package."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLOORS = {  # the longest prefix counts
+    "main": 5,
+    "train": 4,
+    "eval": 4,
+    "convert": 4,
+    "aot": 4,
+    "train_step": 3,
+    "ssl_meta_arch": 2,
+    "train_state": 2,
+    "optimizer": 2,
+    "data.loader": 2,
+    "config_check": 1,
+    "models": 1,
+    "losses": 0,
+    "kernels": 0,
+    "schedules": 0,
+    "sharding": 0,
+    "checkpoint": 0,
+    "metrics": 0,
+    "data": 0,
+    "errors": 0,
+    "host_memory": 0,
+    "monitor": 0,
+    # Names and layouts alone; the programs around it are floor 4.
+    "convert.state_dict": 0,
+}
+# Importer and imported on one floor: the state holds the architecture's parameters,
+# and the loop evaluates.
+BESIDE = {("train_state", "ssl_meta_arch"), ("train", "eval.evaluator")}
+FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT / "dinov2_jax").with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+def floor(name):
+    while name and name not in FLOORS:
+        name = name.rpartition(".")[0]
+    return FLOORS.get(name)
+
+
+MODULES = {module_name(path) for path in FILES}
+
+
+def imports(path):
+    """All modules that a file imports anywhere, with full names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {path}"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                ours = full.removeprefix("dinov2_jax.")
+                found.add(full if ours in MODULES else node.module)
+                if node.module == "dinov2_jax" and ours not in MODULES:
+                    raise AssertionError(f"{path} imports the unknown module {full}")
+    return found
+
+
+def importers(package):
+    """Our modules that import a package or something inside it."""
+    return {
+        module_name(path)
+        for path in FILES
+        if any(f"{name}.".startswith(f"{package}.") for name in imports(path))
+    }
+
+
+def test_every_file_has_a_floor():
+    unknown = [name for name in MODULES if name and floor(name) is None]
+    assert not unknown
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_go_down(path):
+    name = module_name(path)
+    package = name.rpartition(".")[0]
+    for imported in imports(path):
+        if not imported.startswith("dinov2_jax."):
+            continue
+        other = imported.removeprefix("dinov2_jax.")
+        below = floor(other) < floor(name)
+        beside = floor(other) == floor(name) and (
+            (package and other.startswith(f"{package}."))
+            or other == "errors"
+            or (name, other) in BESIDE
+        )
+        assert below or beside, f"{name} (floor {floor(name)}) imports {other}"
+
+
+def test_there_are_no_circles():
+    edges = {
+        module_name(path): {
+            name.removeprefix("dinov2_jax.")
+            for name in imports(path)
+            if name.startswith("dinov2_jax.")
+        }
+        for path in FILES
+    }
+    done = set()
+
+    def visit(name, trail):
+        assert name not in trail, " -> ".join([*trail, name])
+        if name not in done:
+            for other in edges.get(name, ()):
+                visit(other, [*trail, name])
+            done.add(name)
+
+    for name in edges:
+        visit(name, [])
+
+
+def test_flax_linen_stays_in_the_models():
+    users = importers("flax.linen")
+    assert users  # the search finds something
+    assert all(u.startswith("models.") or u == "ssl_meta_arch" for u in users), users
+
+
+def test_orbax_stays_in_checkpoint():
+    assert importers("orbax") == {"checkpoint"}
+
+
+@pytest.mark.parametrize("package", ["torch", "tensorflow", "torchvision", "timm"])
+def test_no_other_framework(package):
+    assert not importers(package)
+
+
+@pytest.mark.parametrize("package", ["jax", "flax", "optax"])
+def test_loader_workers_import_no_jax(package):
+    assert not {u for u in importers(package) if u.startswith("data.")}
+
+
+def test_grain_stays_in_the_loader():
+    assert importers("grain") <= {"data.loader", "data.workers"}
+    assert "data.loader" in importers("grain")
+
+
+def test_only_programs_read_flags_and_configs():
+    assert importers("configs") <= {"main"}
+    assert importers("ml_collections") <= {"main"}
+
+
+def test_no_tests_or_benchmarks_are_imported():
+    assert not importers("tests") and not importers("benchmarks")

@@ -1,0 +1,50 @@
+"""Words for a run that is not learning."""
+
+import math
+
+import pytest
+
+from dinov2_jax import monitor
+
+
+def make(loss_weight=1.0, patience_steps=100):
+    return monitor.UniformLossMonitor(
+        4096, loss_weight=loss_weight, patience_steps=patience_steps
+    )
+
+
+def losses(total, local_share=16 / 18):
+    return {
+        "loss/dino_local": total * local_share,
+        "loss/dino_global": total * (1 - local_share),
+    }
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_speaks_at_the_uniform_value(weight):
+    uniform = weight * math.log(4096)
+    for total in (uniform, 0.995 * uniform, 1.005 * uniform):
+        message = make(weight).message(100, losses(total))
+        assert "step 100" in message and "ln 4096" in message
+        assert f"{total:.3f}" in message and "learning rate" in message
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 0.98, 1.02, 2.0, math.nan, math.inf])
+def test_is_silent_elsewhere(factor):
+    assert make().message(100, losses(factor * math.log(4096))) is None
+
+
+def test_waits_until_its_step_and_between_two_warnings():
+    words, stuck = make(), losses(math.log(4096))
+    spoken = [step for step in range(0, 500, 10) if words.message(step, stuck)]
+    assert spoken == [100, 200, 300, 400]
+
+
+def test_learning_resets_nothing_but_is_not_warned_about():
+    words, stuck = make(), losses(math.log(4096))
+    assert words.message(150, losses(2.0)) is None
+    assert words.message(160, stuck)
+
+
+def test_is_off_without_the_dino_loss():
+    assert make(loss_weight=0.0).message(100, {}) is None

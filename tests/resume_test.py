@@ -1,0 +1,144 @@
+"""A run that is killed and started again goes on as if nothing had happened."""
+
+import random
+import signal
+import time
+
+import processes
+import pytest
+
+DEBUG = processes.DEBUG
+
+
+def assert_same_run(workdir, uninterrupted):
+    """Same rows, losses and accuracies to the bit, and the same last state."""
+    assert processes.rows(workdir) == processes.rows(uninterrupted)
+    last = processes.saved_steps(uninterrupted)[-1]
+    assert processes.saved_steps(workdir)[-1] == last
+    processes.assert_same_arrays(
+        processes.load(workdir, last), processes.load(uninterrupted, last)
+    )
+    assert (workdir / "pca.png").read_bytes() == (
+        uninterrupted / "pca.png"
+    ).read_bytes()
+
+
+def test_killed_at_random_moments_and_in_a_save(uninterrupted, trainer, tmp_path):
+    expected, _ = uninterrupted
+    workdir = tmp_path / "run"
+    flags = [*DEBUG, f"--workdir={workdir}"]
+    seed = time.time_ns()  # other moments every time; the assertion names them
+    draw = random.Random(seed)
+
+    in_a_step = draw.randrange(1, 9)
+    delay = draw.uniform(0.0, 0.05)
+
+    def logged():
+        if processes.steps_logged(workdir) < in_a_step:
+            return False
+        time.sleep(delay)
+        return True
+
+    killed = trainer.kill_when(logged, *flags)
+    assert killed.code == -signal.SIGKILL, (seed, killed.output)
+
+    left = set(processes.unfinished_saves(workdir))
+    pause = draw.uniform(0.0, 0.02)
+
+    def saving():
+        if not set(processes.unfinished_saves(workdir)) - left:
+            return False
+        time.sleep(pause)
+        return True
+
+    saved = processes.saved_steps(workdir)
+    killed = trainer.kill_when(saving, *flags)
+    assert killed.code == -signal.SIGKILL, (seed, killed.output)
+    if saved:
+        assert f"resumed from step {saved[-1]}" in killed.output
+
+    saved = processes.saved_steps(workdir)
+    finished = trainer.run(*flags)
+    assert finished.code == 0, (seed, finished.output)
+    if saved:
+        assert f"resumed from step {saved[-1]}" in finished.output
+    assert not processes.unfinished_saves(workdir)
+    assert_same_run(workdir, expected)
+
+
+def test_killed_in_the_last_save(uninterrupted, trainer, tmp_path):
+    expected, _ = uninterrupted
+    workdir = tmp_path / "run"
+    processes.branch(expected, workdir, step=16)
+    flags = [*DEBUG, f"--workdir={workdir}"]
+    killed = trainer.kill_when(lambda: processes.unfinished_saves(workdir), *flags)
+    assert killed.code == -signal.SIGKILL
+    # Every row that a checkpoint stands on was on the disk before it.
+    assert processes.rows(workdir) == processes.rows(expected)
+    assert trainer.run(*flags).code == 0
+    assert_same_run(workdir, expected)
+
+
+def test_without_worker_processes(uninterrupted, trainer, tmp_path):
+    resume_with_workers(0, uninterrupted, trainer, tmp_path)
+
+
+def test_with_more_worker_processes(uninterrupted, trainer, tmp_path):
+    resume_with_workers(2, uninterrupted, trainer, tmp_path)
+
+
+def resume_with_workers(workers, uninterrupted, trainer, tmp_path):
+    expected, _ = uninterrupted
+    workdir = tmp_path / "run"
+    processes.branch(expected, workdir, step=8)
+    finished = trainer.run(
+        *DEBUG, f"--workdir={workdir}", f"--config.data.workers={workers}"
+    )
+    assert finished.code == 0, finished.output
+    assert "resumed from step 8" in finished.output
+    assert not processes.noise(finished.output)
+    assert_same_run(workdir, expected)
+
+
+def test_on_eight_devices_then_on_four(uninterrupted, trainer, tmp_path):
+    one, _ = uninterrupted
+    eight, four = tmp_path / "eight", tmp_path / "four"
+    finished = trainer.run(*DEBUG, f"--workdir={eight}", devices=8)
+    assert finished.code == 0, finished.output
+    assert "8 cpu, mesh replica 1 x fsdp 8" in finished.output
+    assert_close_losses(eight, one)
+
+    processes.branch(eight, four, step=8)
+    finished = trainer.run(*DEBUG, f"--workdir={four}", devices=4)
+    assert finished.code == 0, finished.output
+    assert "4 cpu, mesh replica 1 x fsdp 4" in finished.output
+    assert "resumed from step 8" in finished.output
+    assert_close_losses(four, eight)
+
+
+def assert_close_losses(workdir, other):
+    actual, expected = processes.rows(workdir), processes.rows(other)
+    assert [row["step"] for row in actual] == [*range(1, 21), 20]
+    for row, reference in zip(actual[:20], expected[:20], strict=True):
+        losses = {k: v for k, v in reference.items() if k.startswith("loss/")}
+        assert len(losses) == 5
+        for name, value in losses.items():
+            assert row[name] == pytest.approx(value, rel=1e-5), (name, row["step"])
+
+
+def test_interrupted_from_the_keyboard(uninterrupted, trainer, tmp_path):
+    expected, _ = uninterrupted
+    workdir = tmp_path / "run"
+    flags = [*DEBUG, f"--workdir={workdir}"]
+    process = trainer.start(*flags)
+    while processes.steps_logged(workdir) < 5 and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert output.splitlines()[-1].startswith("interrupted: ")
+    assert "Traceback" not in output
+    assert processes.saved_steps(workdir)
+    assert not processes.unfinished_saves(workdir)
+    assert trainer.run(*flags).code == 0
+    assert_same_run(workdir, expected)

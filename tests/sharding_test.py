@@ -1,0 +1,142 @@
+"""Where arrays live: the rule by shape, on meshes that need no devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from configs import vitg, vitl, vits
+from dinov2_jax import optimizer, sharding, ssl_meta_arch, train_state
+
+
+def mesh(fsdp, replica=1):
+    return AbstractMesh((replica, fsdp), ("replica", "fsdp"))
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def spec(leaf, path="kernel", fsdp=8):
+    """The spec of one array, padded to its rank."""
+    tree = leaf
+    for name in reversed(path.split("/")):
+        tree = {name: tree}
+    (found,) = jax.tree.leaves(sharding.state_shardings(tree, mesh(fsdp)))
+    return tuple(found.spec) + (None,) * (len(leaf.shape) - len(found.spec))
+
+
+@pytest.mark.parametrize(
+    "sizes, path, expected",
+    [
+        ((64, 128), "kernel", (None, "fsdp")),  # the largest axis
+        ((128, 64), "kernel", ("fsdp", None)),
+        ((64, 64), "kernel", ("fsdp", None)),  # the first of two equals
+        ((60, 100), "kernel", (None, None)),  # nothing to divide
+        ((100, 64), "kernel", (None, "fsdp")),  # the largest that 8 divides
+        ((2047,), "bias", (None,)),
+        ((2048,), "bias", ("fsdp",)),
+        ((8, 8), "kernel", (None, None)),  # small
+        ((4096, 1), "weight_g", ("fsdp", None)),
+        ((1, 257, 1536), "pos_embed", (None, None, "fsdp")),
+        ((40, 24, 96), "backbone/blocks/attn/kernel", (None, None, "fsdp")),
+        # The layer axis never, though 8 divides it and nothing else.
+        ((4096, 3), "backbone/blocks/ls1/gamma", (None, None)),
+        ((), "count", ()),
+    ],
+)
+def test_rule(sizes, path, expected):
+    assert spec(shape(*sizes), path) == expected
+
+
+def test_one_device_and_replicas():
+    tree = {"kernel": shape(64, 128)}
+    for axes in ((1, 1), (4, 8)):
+        found = sharding.state_shardings(tree, mesh(axes[1], axes[0]))["kernel"]
+        assert found.mesh.shape == {"replica": axes[0], "fsdp": axes[1]}
+        assert tuple(found.spec) == (None, "fsdp")  # not over replicas
+
+
+@pytest.fixture(scope="module")
+def giants():
+    """The whole abstract state of large configs."""
+    states = {}
+    for name, module in {"vitg": vitg, "vitl": vitl, "vits": vits}.items():
+        c = module.get_config()
+        meta_arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.bfloat16)
+        params = jax.eval_shape(meta_arch.init, jax.random.key(0))
+        tx = optimizer.make_optimizer(c, params)
+        states[name] = jax.eval_shape(
+            lambda key, arch=meta_arch, tx=tx: train_state.init_state(key, arch, tx),
+            jax.random.key(0),
+        )
+    return states
+
+
+@pytest.mark.parametrize(
+    "name, fsdp",
+    [("vitg", 8), ("vitg", 64), ("vitg", 256), ("vitl", 32), ("vits", 128)],
+)
+def test_no_large_leaf_of_a_real_state_is_replicated(giants, name, fsdp):
+    state = giants[name]
+    shardings = sharding.state_shardings(state, mesh(fsdp))
+    held = total = 0
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for (path, leaf), found in zip(leaves, jax.tree.leaves(shardings)):
+        sharded = "fsdp" in found.spec
+        where = jax.tree_util.keystr(path)
+        assert sharded or leaf.size < sharding.MIN_SHARDED_SIZE, (where, leaf.shape)
+        if "blocks" in where and sharded:
+            assert found.spec[0] is None
+        held += leaf.size / (fsdp if sharded else 1)
+        total += leaf.size
+    assert held < 1.01 * total / fsdp
+
+
+def test_moments_and_teacher_are_sharded_as_the_parameters(giants):
+    state = sharding.state_shardings(giants["vitg"], mesh(8))
+    expected = jax.tree.map(lambda s: s.spec, state.params)
+    adam = state.opt_state[1]
+    for tree in (state.teacher_params, adam.mu, adam.nu):
+        assert jax.tree.map(lambda s: s.spec, tree) == expected
+    assert state.step.spec == adam.count.spec == PartitionSpec()
+
+
+def test_a_mesh_of_the_devices_at_hand():
+    made = sharding.make_mesh()
+    assert made.axis_names == ("replica", "fsdp")
+    assert made.size == len(jax.devices()) and made.shape["replica"] == 1
+    assert sharding.batch_sharding(made).spec == PartitionSpec(("replica", "fsdp"))
+    assert sharding.replicated(made).is_fully_replicated
+
+
+def test_the_batch_is_constrained_only_under_a_mesh_that_divides_it():
+    x = jnp.ones((8, 3))
+
+    def constrained(x):
+        return "sharding_constraint" in str(jax.make_jaxpr(sharding.constrain_batch)(x))
+
+    assert not constrained(x)
+    with jax.sharding.use_abstract_mesh(mesh(4)):
+        assert constrained(x)
+        assert not constrained(x[:6])
+
+
+def test_state_is_made_on_its_shardings():
+    c = tiny.config()
+    meta_arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32)
+    params = jax.eval_shape(meta_arch.init, jax.random.key(0))
+    tx = optimizer.make_optimizer(c, params)
+    devices = sharding.make_mesh(devices=jax.devices()[:1])
+    abstract = train_state.abstract_state(meta_arch, tx, devices)
+    state = train_state.make_state(0, meta_arch, tx, devices)
+
+    def facts(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), tree)
+
+    assert facts(abstract) == facts(state)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.teacher_params)
+    assert int(state.step) == int(state.skipped) == int(state.skipped_in_a_row) == 0
+    assert not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
