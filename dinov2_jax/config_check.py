@@ -41,11 +41,12 @@ _POSITIVE = (
     "teacher.warmup_teacher_temp teacher.teacher_temp evaluation.batch_size "
     "evaluation.image_size evaluation.resize_size evaluation.picture_size "
     "evaluation.knn_temperature "
-    "optim.base_lr optim.layerwise_decay"
+    "optim.base_lr optim.layerwise_decay model.ffn_ratio"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch crops.local_crops_number model.num_register_tokens "
-    "model.layerscale dino.loss_weight dino.koleo_loss_weight ibot.loss_weight "
+    "model.layerscale model.interpolate_offset dino.loss_weight "
+    "dino.koleo_loss_weight ibot.loss_weight "
     "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "
     "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
     "teacher.warmup_teacher_temp_steps checkpoint.keep_every evaluation.every seed "
@@ -99,18 +100,27 @@ def _problems(config: Any) -> Iterator[str]:
         if not 0 <= flat[name] <= 1:
             yield bad(name, "must lie between 0 and 1")
     for name in ("crops.global_crops_scale", "crops.local_crops_scale"):
-        low, high = flat[name]
-        if not 0 < low <= high <= 1:
+        if not _is_range(flat[name]) or not flat[name][0] > 0:
             yield bad(name, "must be two shares of the area, 0 < low <= high <= 1")
+    for name in ("optim.adamw_beta1", "optim.adamw_beta2"):
+        if flat[name] == 1:
+            yield bad(name, "must be below 1: the bias correction divides by 1 - beta")
+    if not flat["evaluation.knn_k"] or min(flat["evaluation.knn_k"]) < 1:
+        yield bad("evaluation.knn_k", "must be numbers of neighbours, each above 0")
     for name, value in flat.items():
-        if isinstance(value, float) and not abs(value) < _FLOAT32_MAX:
+        if isinstance(value, float) and abs(value) >= _FLOAT32_MAX:
             yield bad(name, "must be a finite float32")
-    low, high = flat["ibot.mask_ratio_min_max"]
-    if not 0 <= low <= high <= 1:
-        yield bad("ibot.mask_ratio_min_max", "must be 0 <= low <= high <= 1")
+    if not _is_range(flat["ibot.mask_ratio_min_max"]):
+        yield bad(
+            "ibot.mask_ratio_min_max", "must be two shares, 0 <= low <= high <= 1"
+        )
     if before:
         return  # the rest divides by these numbers
     yield from _combinations(flat)
+
+
+def _is_range(value: Any) -> bool:
+    return len(value) == 2 and 0 <= value[0] <= value[1] <= 1
 
 
 def _combinations(flat: dict[str, Any]) -> Iterator[str]:

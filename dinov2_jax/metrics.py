@@ -1,4 +1,4 @@
-"""What a run writes down and shows: metrics.jsonl, TensorBoard events, progress.
+"""What a run writes down: metrics.jsonl, TensorBoard events, rates.
 
 `metrics.jsonl` holds one JSON object per logged step. Floats are written so that they
 read back to the same bits, so two runs can be compared for equality by their files.
@@ -8,15 +8,11 @@ JSON has no non-finite numbers: they are written as Python's NaN and Infinity, w
 
 import json
 import os
-import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
-import tqdm
 
 
 def _plain(value):
@@ -59,7 +55,11 @@ class MetricsWriter:
         workdir: str | os.PathLike,
         tensorboard: bool = True,
         resume_step: int = 0,
+        enabled: bool = True,
     ):
+        self._file = self._tensorboard = None
+        if not enabled:
+            return
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
@@ -73,7 +73,6 @@ class MetricsWriter:
                 temporary.replace(self.path)
         # Unbuffered and in append mode, so that each row is a single write.
         self._file = open(self.path, "ab", buffering=0)
-        self._tensorboard = None
         if tensorboard:
             import tensorboardX  # half a second, and not everyone wants it
 
@@ -91,6 +90,8 @@ class MetricsWriter:
           metrics: name -> number (Python, NumPy or array scalar), string or None; a
             list is written to the file alone.
         """
+        if self._file is None:
+            return
         row = {"step": int(step)}
         row |= {name: _plain(value) for name, value in metrics.items()}
         self._file.write(json.dumps(row).encode() + b"\n")
@@ -103,93 +104,48 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """Returns once all rows are on the disk."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the files; `write` may not be called any more."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
 
-def _duration(seconds: float) -> str:
-    """Seconds as H:MM:SS or MM:SS."""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02}"
-    )
+class Clock:
+    """Rates since the last logged step; evaluation and saving do not count."""
 
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self.restart()
 
-class Progress:
-    """The console's view of a run: a bar on a terminal, else a line per update.
+    def restart(self) -> None:
+        """Begins a new interval now."""
+        self._start, self._waited, self._steps = time.monotonic(), 0.0, 0
 
-    Args:
-      total_steps: steps of the whole run.
-      start_step: finished steps when this process began, left out of the ETA.
-      stream: where to write; standard error by default.
-    """
+    def waiting_for_data(self) -> "Clock":
+        """Context manager around the wait for a batch."""
+        return self
 
-    def __init__(
-        self, total_steps: int, start_step: int = 0, *, stream: TextIO | None = None
-    ):
-        self._total, self._step = total_steps, start_step
-        self._stream = stream or sys.stderr
-        # The clock starts with the first update: before it lies the compilation.
-        self._first: tuple[int, float] | None = None
-        self._bar = None
-        if self._stream.isatty():
-            # Not tqdm's own guess, which shows nothing where a size reads 0.
-            columns, rows = shutil.get_terminal_size()
-            self._bar = tqdm.tqdm(
-                total=total_steps,
-                initial=start_step,
-                file=self._stream,
-                ncols=columns - 1,
-                nrows=rows,
-                # The bar last: it takes what room the numbers leave.
-                bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} {desc} |{bar}|",
-            )
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
 
-    def update(
-        self, step: int, *, loss: float, images_per_second: float, data_wait: float
-    ) -> None:
-        """Shows a logged step.
+    def __exit__(self, *_) -> None:
+        self._waited += time.monotonic() - self._entered
 
-        Args:
-          step: finished steps.
-          loss: total loss of that step.
-          images_per_second: rate since the last update.
-          data_wait: share of the time spent waiting for data, in [0, 1].
-        """
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (step, now)
-        first_step, first_time = self._first
-        eta = "--:--"
-        if step > first_step:
-            seconds_per_step = (now - first_time) / (step - first_step)
-            eta = _duration(seconds_per_step * (self._total - step))
-        text = (
-            f"loss {loss:.4f}  {images_per_second:.1f} images/s  "
-            f"data wait {data_wait:.0%}  ETA {eta}"
-        )
-        if self._bar is not None:
-            self._bar.set_description_str(text, refresh=False)
-            self._bar.update(step - self._step)
-            self._bar.refresh()
-        else:
-            print(f"step {step}/{self._total}  {text}", file=self._stream, flush=True)
-        self._step = step
+    def step_done(self) -> None:
+        """Counts a step."""
+        self._steps += 1
 
-    def message(self, text: str) -> None:
-        """Prints a line without tearing the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Leaves the bar where it is and ends its line."""
-        if self._bar is not None:
-            self._bar.close()
+    def rates(self) -> dict[str, float]:
+        """`images_per_second` and `data_wait` (share of time) of the interval."""
+        seconds = time.monotonic() - self._start
+        rates = {
+            "images_per_second": self._steps * self._batch_size / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        self.restart()
+        return rates

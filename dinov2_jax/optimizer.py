@@ -74,7 +74,7 @@ def param_groups(
 
 def submodule_norms(grads: dict[str, Any]) -> dict[str, jax.Array]:
     """L2 norm of the gradients of each submodule (backbone, dino_head, ibot_head)."""
-    return {name: optax.global_norm(tree) for name, tree in grads.items()}
+    return {name: optax.tree.norm(tree) for name, tree in grads.items()}
 
 
 def clip_by_submodule_norm(max_norm: float) -> optax.GradientTransformation:

@@ -39,8 +39,16 @@ def init_state(
     meta_arch: ssl_meta_arch.SSLMetaArch,
     tx: optax.GradientTransformation,
 ) -> TrainState:
-    """A fresh state; the teacher starts as a copy of the student."""
-    params = meta_arch.init(key)
+    """A fresh state with the reference's initialisation."""
+    return state_from_params(meta_arch.init(key), meta_arch, tx)
+
+
+def state_from_params(
+    params: Any,
+    meta_arch: ssl_meta_arch.SSLMetaArch,
+    tx: optax.GradientTransformation,
+) -> TrainState:
+    """The state at step 0 for given weights; the teacher is a copy of the student."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -27,6 +27,10 @@ FLOORS = {  # the longest prefix counts
     "metrics": 0,
     "data": 0,
     "errors": 0,
+    "workdir": 1,
+    "bad_images": 1,
+    "console": 1,
+    "distributed": 0,
     "host_memory": 0,
     "monitor": 0,
     # Names and layouts alone; the programs around it are floor 4.

@@ -128,7 +128,8 @@ class Evaluator:
             "trained": np.asarray(apply(params, self._pictures)),
             "random initialisation": np.asarray(apply(random_init, self._pictures)),
         }
-        pca.pca_picture(self._pictures, columns, path)
+        if jax.process_index() == 0:
+            pca.pca_picture(self._pictures, columns, path)
 
     def _accuracy(self, extract: Any) -> dict[int, float]:
         sets = []

@@ -201,10 +201,8 @@ def replay_training(arrays: Any) -> Iterator[Check]:
 
     tx = optimizer.make_optimizer(config, params)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    state = train_state.make_state(0, meta_arch, tx, mesh)
-    state = state.replace(
-        params=jax.tree.map(jnp.asarray, params),
-        teacher_params=jax.tree.map(jnp.array, params),
+    state = train_state.state_from_params(
+        jax.tree.map(jnp.asarray, params), meta_arch, tx
     )
     state = jax.device_put(
         state, sharding.state_shardings(state, mesh), may_alias=False

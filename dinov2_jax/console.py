@@ -1,0 +1,148 @@
+"""What a run says on the console: a progress bar, and facts in words."""
+
+import io
+import pathlib
+import shutil
+import sys
+import time
+from typing import Any, TextIO
+
+import jax.numpy as jnp
+import tqdm
+
+from dinov2_jax import schedules
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as H:MM:SS or MM:SS."""
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02}"
+    )
+
+
+class Progress:
+    """The console's view of a run: a bar on a terminal, else a line per update.
+
+    Args:
+      total_steps: steps of the whole run.
+      start_step: finished steps when this process began, left out of the ETA.
+      stream: where to write; standard error by default.
+      enabled: False shows nothing, for all but one of several processes.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        *,
+        stream: TextIO | None = None,
+        enabled: bool = True,
+    ):
+        self._total, self._step = total_steps, start_step
+        self._stream = stream or sys.stderr if enabled else io.StringIO()
+        # The clock starts with the first update: before it lies the compilation.
+        self._first: tuple[int, float] | None = None
+        self._bar = None
+        if self._stream.isatty():
+            # Not tqdm's own guess, which shows nothing where a size reads 0.
+            columns, rows = shutil.get_terminal_size()
+            self._bar = tqdm.tqdm(
+                total=total_steps,
+                initial=start_step,
+                file=self._stream,
+                ncols=columns - 1,
+                nrows=rows,
+                # The bar last: it takes what room the numbers leave.
+                bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} {desc} |{bar}|",
+            )
+
+    def update(
+        self, step: int, *, loss: float, images_per_second: float, data_wait: float
+    ) -> None:
+        """Shows a logged step.
+
+        Args:
+          step: finished steps.
+          loss: total loss of that step.
+          images_per_second: rate since the last update.
+          data_wait: share of the time spent waiting for data, in [0, 1].
+        """
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        first_step, first_time = self._first
+        eta = "--:--"
+        if step > first_step:
+            seconds_per_step = (now - first_time) / (step - first_step)
+            eta = _duration(seconds_per_step * (self._total - step))
+        text = (
+            f"loss {loss:.4f}  {images_per_second:.1f} images/s  "
+            f"data wait {data_wait:.0%}  ETA {eta}"
+        )
+        if self._bar is not None:
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.update(step - self._step)
+            self._bar.refresh()
+        else:
+            print(f"step {step}/{self._total}  {text}", file=self._stream, flush=True)
+        self._step = step
+
+    def message(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar where it is and ends its line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def banner(config: Any, mesh: Any, source: Any, num_params: int, dtype: Any) -> str:
+    """What is about to run, in words."""
+    batch, steps = config.train.batch_size, config.train.steps
+    device = mesh.devices.flat[0]
+    lr = schedules.scaled_lr(config.optim.base_lr, batch)
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return "\n".join(
+        [
+            f"devices     {mesh.size} {device.device_kind}, mesh {shape}",
+            f"images      {len(source):,} from {config.data.source} {config.data.path}",
+            f"batch       {batch} in {batch // config.train.group_size} groups of "
+            f"{config.train.group_size}",
+            f"steps       {steps:,} = {steps * batch / len(source):.1f} passes",
+            f"lr          {lr:.3g} = {config.optim.base_lr:.3g} x sqrt({batch} / 1024)",
+            f"parameters  {num_params / 1e6:.1f} M ({config.model.arch}, heads "
+            f"included), matmuls in {jnp.dtype(dtype).name}",
+        ]
+    )
+
+
+def where_to_look(workdir: pathlib.Path) -> str:
+    """What a finished run leaves, and where."""
+    files = {
+        "metrics.jsonl": "the losses and accuracies, a line a step",
+        "tensorboard": "the same for tensorboard --logdir",
+        "checkpoints": "the weights",
+        "pca.png": "what the patches have learned to tell apart",
+    }
+    found = [(workdir / name, about) for name, about in files.items()]
+    found = [f"  {path}: {about}" for path, about in found if path.exists()]
+    return "\n".join(["done; look at", *found])
+
+
+def describe_knn(step: int, accuracies: dict[str, float]) -> str:
+    """The k-NN accuracies as one line."""
+    names = {
+        "knn/top1": "trained",
+        "knn/top1_random_init": "random init",
+        "knn/top1_pixels": "pixels",
+        "knn/top1_pixels_mean_removed": "pixels less mean",
+        "knn/top1_color_histogram": "colour histogram",
+    }
+    shown = ", ".join(f"{name} {accuracies[k]:.1%}" for k, name in names.items())
+    return f"step {step}: k-NN top-1: {shown}"

@@ -1,0 +1,48 @@
+"""The console shows the same facts on a terminal and in a log."""
+
+import io
+
+import pytest
+
+from dinov2_jax import console
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def _show(stream, monkeypatch, seconds=(0.0, 60.0)):
+    progress = console.Progress(100, 10, stream=stream)
+    for step, now in zip((20, 40), seconds):
+        monkeypatch.setattr(console.time, "monotonic", lambda now=now: now)
+        progress.update(step, loss=9.8765432, images_per_second=12.34, data_wait=0.031)
+    progress.message("saved")
+    progress.close()
+    return stream.getvalue()
+
+
+def test_progress_without_a_terminal_prints_plain_lines(monkeypatch):
+    assert _show(io.StringIO(), monkeypatch).splitlines() == [
+        "step 20/100  loss 9.8765  12.3 images/s  data wait 3%  ETA --:--",
+        # 20 steps took 60 s, 60 are left.
+        "step 40/100  loss 9.8765  12.3 images/s  data wait 3%  ETA 3:00",
+        "saved",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = _show(_Terminal(), monkeypatch)
+    last = shown.split("\r")[-1]
+    text = " 40% 40/100 loss 9.8765  12.3 images/s  data wait 3%  ETA 3:00 |"
+    assert last.startswith(text) and "#" in last  # StringIO: ASCII
+    assert len(last.rstrip("\n")) == 99
+    assert "saved\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")]
+)
+def test_durations(seconds, text):
+    assert console._duration(seconds) == text
