@@ -1,8 +1,8 @@
 """Keeps freed memory in the process, for steps that run on the CPU.
 
 glibc returns large blocks to the system when they are freed and faults their pages in
-again at the next allocation; XLA allocates its temporaries anew at every step. On a
-two-core machine that was 10.1 of the 16 seconds a ViT-S step cost without this.
+again at the next allocation; XLA allocates its temporaries anew at every step. On two
+cores a float32 ViT-S step at batch 4 took 10.2 s without this and 6.2 s with it.
 """
 
 import ctypes
