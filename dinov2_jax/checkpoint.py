@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -68,6 +69,9 @@ class Checkpointer:
                         step, args=ocp.args.StandardRestore(abstract_state)
                     )
         except Exception as error:  # orbax and tensorstore raise many kinds
+            # Orbax's unfinished coroutines would each print a trace when they are
+            # collected, some only while the process ends.
+            sys.unraisablehook = lambda unraisable: None
             reason = " ".join(str(error).split())[:200]
             raise errors.UserError(
                 f"cannot read the checkpoint {self.path / str(step)} ({reason}): "

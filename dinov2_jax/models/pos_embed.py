@@ -39,6 +39,10 @@ def resize_matrix(
     """
     step = n_in / (n_out + offset)  # input samples per output sample
     weights = np.zeros((n_out, n_in))
+    if antialias and n_in == n_out:
+        np.fill_diagonal(weights, 1.0)  # torch skips an axis that keeps its size
+        weights.setflags(write=False)
+        return weights
     for i in range(n_out):
         center = (i + 0.5) * step
         if antialias:

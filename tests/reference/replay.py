@@ -9,6 +9,7 @@ are translated here: model, losses, optimizer and step are those of `main`.
 """
 
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -34,11 +35,11 @@ from dinov2_jax.convert import state_dict  # noqa: E402
 from dinov2_jax.data import masking  # noqa: E402
 from dinov2_jax.models import vision_transformer  # noqa: E402
 
-LOSS_NAMES = {  # recorded name -> ours, and how much smaller the reference logs it
-    "dino_local_crops_loss": ("loss/dino_local", 1.0),
-    "dino_global_crops_loss": ("loss/dino_global", 1.0),
-    "koleo_loss": ("loss/koleo", 2.0),
-    "ibot_loss": ("loss/ibot", 2.0),
+LOSS_NAMES = {  # recorded name -> ours
+    "dino_local_crops_loss": "loss/dino_local",
+    "dino_global_crops_loss": "loss/dino_global",
+    "koleo_loss": "loss/koleo",
+    "ibot_loss": "loss/ibot",
 }
 TOLERANCES = {
     "schedule": 1e-12,
@@ -89,13 +90,13 @@ def config_from_reference(recorded: dict[str, Any], crops_shape: Any) -> Any:
         for name, default_value in c[section].items():
             if name in ref[section]:
                 c[section][name] = type(default_value)(ref[section][name])
+        c[section].head_nlayers = max(c[section].head_nlayers, 1)
     student, teacher, optim, crops = (
         ref[k] for k in ("student", "teacher", "optim", "crops")
     )
     c.model.arch = "custom"
     arch = dict(recorded["arch"])
     c.model.update({k: arch[k] for k in ("embed_dim", "depth", "num_heads")})
-    c.model.ffn_ratio = float(arch.get("mlp_ratio", arch.get("ffn_ratio", 4.0)))
     c.model.update(
         patch_size=student["patch_size"],
         ffn_layer="mlp" if student["ffn_layer"] == "mlp" else "swiglufused",
@@ -107,8 +108,7 @@ def config_from_reference(recorded: dict[str, Any], crops_shape: Any) -> Any:
         num_register_tokens=student["num_register_tokens"],
         interpolate_antialias=bool(student["interpolate_antialias"]),
         interpolate_offset=float(student["interpolate_offset"]),
-        drop_path_rate=float(student["drop_path_rate"]),
-        drop_path_uniform=student["drop_path_uniform"],
+        drop_path_rate=0.0,  # every recording's, whatever its config says
         dtype="float32",
     )
     c.crops.update(
@@ -129,8 +129,11 @@ def config_from_reference(recorded: dict[str, Any], crops_shape: Any) -> Any:
         teacher_temp=float(teacher["teacher_temp"]),
         warmup_teacher_temp_steps=int(teacher["warmup_teacher_temp_epochs"] * epoch),
     )
+    # The reference notes the scaled rate in `lr`, and scales by its own batch size.
+    batch_scale = math.sqrt(recorded["batch_size"] / 1024.0)
+    base_lr = optim["lr"] / batch_scale if optim.get("lr") else optim["base_lr"]
     c.optim.update(
-        base_lr=float(optim["base_lr"]),
+        base_lr=float(base_lr),
         min_lr=float(optim["min_lr"]),
         warmup_steps=int(optim["warmup_epochs"] * epoch),
         weight_decay=float(optim["weight_decay"]),
@@ -143,6 +146,27 @@ def config_from_reference(recorded: dict[str, Any], crops_shape: Any) -> Any:
         adamw_beta2=float(optim["adamw_beta2"]),
     )
     return c
+
+
+def ffn_ratio(weights: dict[str, np.ndarray]) -> float:
+    """The FFN's `mlp_ratio`, which not every config names, from the weights."""
+    for key, value in weights.items():
+        if key.endswith("mlp.fc1.weight"):
+            return (value.shape[0] + 0.5) / value.shape[1]  # rounded down by the model
+        if key.endswith("mlp.w3.weight"):  # hidden width is 2/3 of the ratio's
+            return 1.5 * value.shape[1] / value.shape[0]
+    raise ValueError("the recorded weights have no FFN")
+
+
+def logged_share(config: Any, key: str) -> float:
+    """Our term, as it enters the total, over what the reference logs of it."""
+    weights = {
+        "dino_local_crops_loss": config.dino.loss_weight,
+        "dino_global_crops_loss": config.dino.loss_weight,
+        "koleo_loss": 2.0,  # logged halved, weight included
+        "ibot_loss": 2.0 * config.ibot.loss_weight,  # logged halved
+    }
+    return weights[key]
 
 
 def load_batch(arrays: Any, step: int, bound: int) -> dict[str, jax.Array]:
@@ -168,6 +192,7 @@ def replay_training(arrays: Any) -> Iterator[Check]:
     recorded = json.loads(str(arrays["config_json"]))
     patch_size = recorded["config"]["student"]["patch_size"]
     config = config_from_reference(recorded, arrays["step0/global_crops"].shape)
+    config.model.ffn_ratio = ffn_ratio(under(arrays, "init/student/backbone/"))
     meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.float32)
     submodules = sorted(
         {key.split("/")[0] for key in under(arrays, "init/student/")},
@@ -219,8 +244,7 @@ def replay_training(arrays: Any) -> Iterator[Check]:
                 )
             state, metrics = step_fn(state, batch, values[i])
             for key, value in under(arrays, f"step{i}/loss/").items():
-                ours, halved = LOSS_NAMES[key]
-                ours = metrics.get(ours, 0.0) / halved
+                ours = metrics.get(LOSS_NAMES[key], 0.0) / logged_share(config, key)
                 yield f"step{i}/loss/{key}", relative_error(ours, value), "loss"
             for key, value in under(arrays, f"step{i}/grad_norm/").items():
                 error = relative_error(metrics[f"grad_norm/{key}"], value)
@@ -313,7 +337,7 @@ def replay_forward(arrays: Any) -> Iterator[Check]:
         patch_size=recorded["patch_size"],
         image_size=recorded["img_size"],
         in_chans=recorded.get("in_chans", 3),
-        ffn_ratio=float(recorded.get("mlp_ratio", 4.0)),
+        ffn_ratio=ffn_ratio(under(arrays, "params/")),
         qkv_bias=recorded.get("qkv_bias", True),
         proj_bias=recorded.get("proj_bias", True),
         ffn_bias=recorded.get("ffn_bias", True),
