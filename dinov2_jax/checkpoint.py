@@ -90,6 +90,53 @@ class Checkpointer:
         self._manager.close()
 
 
+def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:
+    """Weights out of a folder that orbax wrote, the rest left on disk.
+
+    Args:
+      folder: Of `write_weights`, or of one step of a `Checkpointer`.
+      branch: Of a state, the tree that is wanted: "params" or "teacher_params".
+
+    Returns:
+      Tree of arrays on the first device.
+
+    Raises:
+      UserError: The folder cannot be read or has no such branch.
+    """
+    if (folder / "default").is_dir():
+        folder = folder / "default"
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    try:
+        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(folder).item_metadata.tree
+            if branch:
+                tree = {branch: tree[branch]}
+            wanted = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
+            )
+            restored = checkpointer.restore(
+                folder,
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        sys.unraisablehook = lambda unraisable: None
+        reason = " ".join(str(error).split())[:200]
+        raise errors.UserError(
+            f"cannot read the checkpoint {folder} ({reason}): use another step"
+        ) from error
+    return restored[branch] if branch else restored
+
+
+def write_weights(folder: pathlib.Path, weights: Any) -> None:
+    """Writes a tree of arrays, whole or not at all; replaces what was there."""
+    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), weights, force=True)
+
+
 def _differences(saved: Any, wanted: Any) -> list[str]:
     """Names the arrays whose shape or dtype two trees do not share."""
 

@@ -12,8 +12,8 @@ import torch
 
 from configs import default
 from dinov2_jax import optimizer
-from dinov2_jax.convert import state_dict
 from dinov2_jax.models import vision_transformer
+from dinov2_jax.weights import state_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -85,12 +85,12 @@ def make(params, **changes):
     return optimizer.make_optimizer(c, params)
 
 
-SCALARS = [  # lr, last_layer_lr, weight_decay of every step
-    (1e-2, 0.0, 0.04),
-    (2e-2, 0.0, 0.1),
-    (3e-2, 3e-2, 0.2),
-    (2e-2, 2e-2, 0.3),
-    (5e-3, 5e-3, 0.4),
+SCALARS = [  # lr, last_layer_lr, backbone_lr, weight_decay of every step
+    (1e-2, 0.0, 1e-2, 0.04),
+    (2e-2, 0.0, 0.0, 0.1),
+    (3e-2, 3e-2, 0.0, 0.2),
+    (2e-2, 2e-2, 2e-2, 0.3),
+    (5e-3, 5e-3, 5e-3, 0.4),
 ]
 
 
@@ -99,8 +99,9 @@ def run(clip_grad, gradient_scale):
     tx = make(params, clip_grad=clip_grad)
     opt_state, history = tx.init(params), []
     update = jax.jit(tx.update)
-    for step, (lr, last_layer_lr, weight_decay) in enumerate(SCALARS):
-        scalars = dict(lr=lr, last_layer_lr=last_layer_lr, weight_decay=weight_decay)
+    for step, values in enumerate(SCALARS):
+        names = ("lr", "last_layer_lr", "backbone_lr", "weight_decay")
+        scalars = dict(zip(names, values))
         grads = random_tree(step + 1, gradient_scale)
         updates, opt_state = update(
             grads,
@@ -124,7 +125,7 @@ def run_torch(clip_grad, gradient_scale):
     groups = [{"params": [p], "name": name} for name, p in params.items()]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
     history = []
-    for step, (lr, last_layer_lr, weight_decay) in enumerate(SCALARS):
+    for step, (lr, last_layer_lr, backbone_lr, weight_decay) in enumerate(SCALARS):
         for name, grad in flat(random_tree(step + 1, gradient_scale)).items():
             params[name].grad = torch.tensor(np.array(grad))
         if clip_grad:
@@ -133,7 +134,8 @@ def run_torch(clip_grad, gradient_scale):
                 torch.nn.utils.clip_grad_norm_(own, clip_grad)
         for group in adam.param_groups:
             lr_multiplier, wd_multiplier, is_last = rules[group["name"]]
-            group["lr"] = (last_layer_lr if is_last else lr) * lr_multiplier
+            rate = backbone_lr if group["name"].startswith("backbone.") else lr
+            group["lr"] = (last_layer_lr if is_last else rate) * lr_multiplier
             group["weight_decay"] = weight_decay * wd_multiplier
         adam.step()
         history.append({n: p.detach().numpy().copy() for n, p in params.items()})
@@ -155,21 +157,24 @@ def test_five_steps_equal_torch(clip_grad, gradient_scale):
             )
 
 
-def test_frozen_last_layer_stands_still_while_its_moments_grow():
-    history, start = run(0.5, 1.0), flat(random_tree(0))
-    for name in start:
-        moved = np.any(history[1][name] != start[name])
-        assert moved == ("last_layer" not in name), name
-        assert np.any(history[2][name] != start[name])
-    # The moments are those of a run that was never frozen.
-    params, grads = random_tree(0), random_tree(1)
+@pytest.mark.parametrize(
+    "rate, part", [("last_layer_lr", "last_layer"), ("backbone_lr", "backbone.")]
+)
+def test_what_is_frozen_stands_still_while_its_moments_grow(rate, part):
+    params, grads, start = random_tree(0), random_tree(1), flat(random_tree(0))
     tx = make(params)
     update = jax.jit(tx.update)
-    scalars = dict(lr=1.0, weight_decay=0.0)
-    states = [
-        update(grads, tx.init(params), params, last_layer_lr=last, **scalars)[1]
-        for last in (0.0, 1.0)
-    ]
+    states = []
+    for frozen in (True, False):
+        scalars = dict(lr=1.0, backbone_lr=1.0, last_layer_lr=1.0, weight_decay=0.1)
+        if frozen:
+            scalars[rate] = 0.0
+        updates, state = update(grads, tx.init(params), params, **scalars)
+        states.append(state)
+        for name, value in flat(jax.tree.map(jnp.add, params, updates)).items():
+            moved = np.any(value != start[name])
+            assert moved == (not (frozen and part in name)), name
+    # The moments are those of a run that was never frozen.
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert all(np.any(x != 0) for x in jax.tree.leaves(states[0]))
 

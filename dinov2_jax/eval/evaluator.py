@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from dinov2_jax import errors, sharding, ssl_meta_arch
-from dinov2_jax.data import images, photos, sources
+from dinov2_jax.data import images, photos, preprocessing, sources
 from dinov2_jax.eval import knn, pca, random_init
 from dinov2_jax.models import vision_transformer
 
@@ -91,7 +91,12 @@ class Evaluator:
         def shrunk(extract):
             size = min(self._image_size, BASELINE_SIZE)
             return lambda batch: extract(
-                np.stack([_resize(Image.fromarray(x), size, size) for x in batch])
+                np.stack(
+                    [
+                        preprocessing.resize_and_crop(Image.fromarray(x), size, size)
+                        for x in batch
+                    ]
+                )
             )
 
         params = self._random_init(jax.random.key(seed))
@@ -173,7 +178,9 @@ class Evaluator:
                 return None
             if not isinstance(image, Image.Image):
                 image = Image.fromarray(image)
-            return _resize(image, self._resize_size, self._image_size)
+            return preprocessing.resize_and_crop(
+                image, self._resize_size, self._image_size
+            )
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
             for start in range(0, len(chosen), self._batch_size):
@@ -182,21 +189,6 @@ class Evaluator:
                 good = [(image, label) for image, label in pairs if image is not None]
                 if good:
                     yield np.stack([g[0] for g in good]), np.array([g[1] for g in good])
-
-
-def _resize(image: Image.Image, resize_size: int, image_size: int) -> np.ndarray:
-    """Short side to `resize_size`, then the central square; uint8 [S, S, 3]."""
-    width, height = image.size
-    if min(width, height) != resize_size:
-        scale = resize_size / min(width, height)
-        size = (
-            max(round(width * scale), resize_size),
-            max(round(height * scale), resize_size),
-        )
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left = (image.width - image_size) // 2
-    top = (image.height - image_size) // 2
-    return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
 
 
 def make_evaluator(config: Any, backbone: Any, mesh: Mesh) -> Evaluator | None:
@@ -243,7 +235,9 @@ def make_evaluator(config: Any, backbone: Any, mesh: Mesh) -> Evaluator | None:
         mesh,
         bank=bank,
         queries=queries,
-        pictures=np.stack([_resize(p, size, size) for p in pictures]),
+        pictures=np.stack(
+            [preprocessing.resize_and_crop(p, size, size) for p in pictures]
+        ),
         resize_size=c.resize_size,
         image_size=c.image_size,
         batch_size=c.batch_size,

@@ -58,10 +58,16 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, sequences: Sequence[tuple[int, int]]) -> jax.Array:
-        """[G, T, D] -> [G, T, D]; `sequences` as in `kernels.attention`."""
+    def __call__(
+        self, x: jax.Array, sequences: Sequence[tuple[int, int]], maps: bool = False
+    ) -> Any:
+        """[G, T, D] -> [G, T, D], or the attention maps; see `kernels.attention`."""
         dim = x.shape[-1]
         qkv = dense(3 * dim, self.qkv_bias, self.dtype, "qkv")(x)
+        if maps:
+            return attention_kernel.attention_maps(
+                qkv, sequences=sequences, num_heads=self.num_heads
+            )
         x = attention_kernel.attention(
             qkv, sequences=sequences, num_heads=self.num_heads
         )
@@ -139,7 +145,8 @@ class Block(nn.Module):
         x: jax.Array,
         sequences: tuple[tuple[int, int], ...],
         kept: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]] | None = None,
-    ) -> jax.Array:
+        maps: bool = False,
+    ) -> Any:
         """One block on the flat stream.
 
         Args:
@@ -148,9 +155,10 @@ class Block(nn.Module):
           kept: None computes every sample. Otherwise, for the attention and the FFN
             branch, the samples computed in each crop group, [G, k] each; see
             `models.stochastic_depth`.
+          maps: Give the attention maps and compute nothing else.
 
         Returns:
-          [G, T, D].
+          [G, T, D]; or one float32 [G, count, H, length, length] a crop group.
         """
         hidden_dim = int(x.shape[-1] * self.ffn_ratio)
         ffn = SwiGLU if self.ffn_layer == "swiglufused" else Mlp
@@ -160,6 +168,8 @@ class Block(nn.Module):
             self.num_heads, self.qkv_bias, self.proj_bias, self.dtype, name="attn"
         )
         mlp = ffn(hidden_dim, self.ffn_bias, self.dtype, name="mlp")
+        if maps:
+            return attn(norm1(x), sequences, maps=True)
         if self.layerscale:
             ls1, ls2 = (LayerScale(self.layerscale, name=f"ls{i}") for i in (1, 2))
         else:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import sharding
-from dinov2_jax.models import layers, pos_embed, stochastic_depth
+from dinov2_jax.models import layers as layers_lib
+from dinov2_jax.models import pos_embed, stochastic_depth
 
 REMAT_POLICIES = {
     "none": None,
@@ -45,12 +46,17 @@ class Features:
       registers: [..., R, D] normalised registers.
       patches: [..., h, w, D] normalised patch tokens.
       prenorm: [..., 1 + R + h*w, D] all tokens before the last LayerNorm.
+      layers: `Features` after each block that was asked for, by its index as asked.
+      attention: [..., H, T, T] float32 softmax maps of each block that was asked for,
+        by its index as asked; rows are queries, T = 1 + R + h*w as in `prenorm`.
     """
 
     cls: jax.Array
     registers: jax.Array
     patches: jax.Array
     prenorm: jax.Array
+    layers: dict[int, "Features"] = flax.struct.field(default_factory=dict)
+    attention: dict[int, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 class PatchEmbed(nn.Module):
@@ -69,7 +75,7 @@ class PatchEmbed(nn.Module):
         x = x.reshape(*lead, height // p, p, width // p, p, chans)
         x = jnp.moveaxis(x, -4, -3)  # [..., h, w, p, p, C]
         x = x.reshape(*lead, (height // p) * (width // p), p * p * chans)
-        init = layers.torch_default_init(fan_in=p * p * chans)
+        init = layers_lib.torch_default_init(fan_in=p * p * chans)
         return nn.Dense(
             self.embed_dim,
             dtype=self.dtype,
@@ -129,7 +135,7 @@ class VisionTransformer(nn.Module):
                 "register_tokens", token_init, (1, self.num_register_tokens, dim)
             )
         self.patch_embed = PatchEmbed(self.patch_size, dim, self.dtype)
-        self.block = layers.Block(
+        self.block = layers_lib.Block(
             num_heads=self.num_heads,
             ffn_layer=self.ffn_layer,
             ffn_ratio=self.ffn_ratio,
@@ -141,7 +147,7 @@ class VisionTransformer(nn.Module):
             parent=None,
         )
         self.blocks = self.param("blocks", self._init_blocks)
-        self.norm = layers.layer_norm(self.dtype)
+        self.norm = layers_lib.layer_norm(self.dtype)
 
     def _init_blocks(self, key: jax.Array) -> Any:
         """Weights of all blocks, each leaf [depth, ...]."""
@@ -150,20 +156,58 @@ class VisionTransformer(nn.Module):
             jax.random.split(key, self.depth)
         )
 
-    def __call__(self, images: jax.Array, masks: jax.Array | None = None) -> Features:
+    def __call__(
+        self,
+        images: jax.Array,
+        masks: jax.Array | None = None,
+        *,
+        layers: Sequence[int] = (),
+        attention: Sequence[int] = (),
+    ) -> Features:
         """Features of a batch of images, nothing dropped.
 
         Args:
           images: [B, H, W, C], normalised; H and W multiples of the patch size.
           masks: Optional bool [B, h*w]; True patches become the mask token.
+          layers: Blocks after which features are wanted too; -1 is the last. They go
+            through the last LayerNorm, and hold the raw tokens as `prenorm`.
+          attention: Blocks whose attention maps are wanted. The model itself never
+            forms them: they are computed anew for these blocks alone.
 
         Returns:
           `Features` with leading axis B.
         """
+        after = {index: self._block_index(index) for index in layers}
+        before = {index: self._block_index(index) for index in attention}
+        chosen = sorted({*after.values(), *(i - 1 for i in before.values() if i)})
         # Without stochastic depth a group means nothing: one image a group.
         masks = None if masks is None else masks[:, None]
-        (features,) = self.forward_crops([images[:, None]], [masks])
-        return jax.tree.map(lambda x: x[:, 0], features)
+        grids, embedded, sequences = self._embed([images[:, None]], [masks])
+        stream, taps = self._run_blocks(embedded, sequences, None, chosen)
+
+        def features(stream):
+            (out,) = self._features(stream, sequences, grids, norm=True)
+            return jax.tree.map(lambda x: x[:, 0], out)
+
+        def attention_map(index):
+            x = taps[chosen.index(index - 1)] if index else embedded
+            params = jax.tree.map(lambda p: p[index], self.blocks)
+            (maps,) = self.block.apply({"params": params}, x, sequences, maps=True)
+            return maps[:, 0]
+
+        return features(stream).replace(
+            layers={i: features(taps[chosen.index(n)]) for i, n in after.items()},
+            attention={i: attention_map(n) for i, n in before.items()},
+        )
+
+    def _block_index(self, index: int) -> int:
+        """A block's number from 0, counted from the end where it is negative."""
+        if not -self.depth <= index < self.depth:
+            raise ValueError(
+                f"there is no block {index}: the model has {self.depth}, 0 to "
+                f"{self.depth - 1}, or -1 for the last"
+            )
+        return index % self.depth
 
     def forward_crops(
         self,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2_jax.convert import state_dict
 from dinov2_jax.models import dino_head
+from dinov2_jax.weights import state_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.convert import state_dict
 from dinov2_jax.models import vision_transformer
+from dinov2_jax.weights import state_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

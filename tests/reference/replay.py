@@ -31,9 +31,9 @@ from dinov2_jax import (  # noqa: E402
     train_state,
     train_step,
 )
-from dinov2_jax.convert import state_dict  # noqa: E402
 from dinov2_jax.data import masking  # noqa: E402
 from dinov2_jax.models import vision_transformer  # noqa: E402
+from dinov2_jax.weights import state_dict  # noqa: E402
 
 LOSS_NAMES = {  # recorded name -> ours
     "dino_local_crops_loss": "loss/dino_local",

@@ -4,11 +4,14 @@ Mirrors the modules of the reference's `models/vision_transformer.py` and
 `layers/dino_head.py`. Trees hold NumPy arrays; blocks are stacked on a leading axis.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from dinov2_jax.weights import lazy
 
 # blocks.{i}.rest, or blocks.{chunk}.{i}.rest with block_chunks > 0.
 _BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.(\D.*)")
@@ -20,28 +23,43 @@ def unchunked(key: str) -> str:
     return f"blocks.{match[1]}.{match[2]}" if match else key
 
 
-def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def params_from_state_dict(
+    state_dict: Mapping[str, Any], *, place: Callable[[np.ndarray], Any] = np.asarray
+) -> dict[str, Any]:
     """A backbone's or head's parameter tree from its `state_dict`.
 
     Args:
-      state_dict: Keys as the module names them, without prefix; blocks may be chunked.
+      state_dict: Arrays or `LazyTensor`s, keys as the module names them, without
+        prefix; blocks may be chunked. What is lazy is read once, parameter after
+        parameter, the largest first, so that memory holds one of them twice at most.
+      place: Makes the leaf from a finished array, for example `jnp.asarray`.
 
     Returns:
       Nested dict of arrays in this project's layout.
     """
-    params: dict[str, Any] = {}
-    blocks: dict[str, dict[int, np.ndarray]] = {}
+    parts: dict[str, dict[int | None, Any]] = {}
     for key, value in state_dict.items():
         match = _BLOCK.fullmatch(key)
-        if match:
-            blocks.setdefault(match[2], {})[int(match[1])] = np.asarray(value)
+        name, index = (match[2], int(match[1])) if match else (key, None)
+        parts.setdefault(name, {})[index] = value
+    params: dict[str, Any] = {}
+    by_size = lambda item: -sum(math.prod(v.shape) for v in item[1].values())  # noqa: E731
+    for name, values in sorted(parts.items(), key=by_size):
+        path, first = _from_torch(name, _array(next(iter(values.values()))))
+        if None in values:
+            leaf = first
         else:
-            _insert(params, *_from_torch(key, np.asarray(value)))
-    for rest, layers in blocks.items():
-        path, _ = _from_torch(rest, layers[0])
-        stacked = [_from_torch(rest, layers[i])[1] for i in range(len(layers))]
-        _insert(params, ["blocks", *path], np.stack(stacked))
+            path = ["blocks", *path]
+            leaf = np.empty((len(values), *first.shape), first.dtype)
+            for i in range(len(values)):
+                leaf[i] = _from_torch(name, _array(values[i]))[1]
+        del first
+        _insert(params, path, place(leaf))
     return params
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.read() if isinstance(value, lazy.LazyTensor) else np.asarray(value)
 
 
 def state_dict_from_params(

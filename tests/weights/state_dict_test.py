@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2_jax.convert import state_dict
 from dinov2_jax.models import dino_head, vision_transformer
+from dinov2_jax.weights import state_dict
 
 RELEASED = pathlib.Path(__file__).parents[1] / "reference" / "state_dicts"
 

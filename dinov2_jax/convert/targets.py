@@ -1,0 +1,194 @@
+"""What each target's world expects to find, written from a backbone's weights."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.convert import onnx_graph, stablehlo
+from dinov2_jax.weights import (
+    architecture,
+    huggingface,
+    lazy,
+    naming,
+    own,
+    reading,
+    safetensors_file,
+    state_dict,
+    torch_writer,
+)
+
+Owners = Mapping[str | None, reading.Weights]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A world to write for.
+
+    Attributes:
+      write: (path, weights by owner, (height, width), heads) -> None.
+      suffixes: Of the files it writes; empty for a folder.
+      takes_heads: Whether projection heads and both owners can go there.
+      bakes_size: Whether the result is for one image size alone.
+    """
+
+    write: Callable[[pathlib.Path, Owners, tuple[int, int], bool], None]
+    suffixes: tuple[str, ...]
+    takes_heads: bool = False
+    bakes_size: bool = False
+
+
+def backbone_tensors(weights: reading.Weights) -> dict[str, lazy.LazyTensor]:
+    """A backbone under the reference's names, in the order of its `state_dict`."""
+    tensors = _tensors(weights.params["backbone"], weights.module.patch_size)
+    return {
+        name: tensors[name] for name in architecture.backbone_shapes(weights.module)
+    }
+
+
+def _tensors(params, patch_size) -> dict[str, lazy.LazyTensor]:
+    arrays = state_dict.state_dict_from_params(params, patch_size=patch_size)
+    return {
+        name: lazy.LazyTensor(
+            array.shape, array.dtype, lambda array=array: np.ascontiguousarray(array)
+        )
+        for name, array in arrays.items()
+    }
+
+
+def _checkpoint_tensors(weights: reading.Weights) -> dict[str, lazy.LazyTensor]:
+    """Backbone and heads under the names of the reference's training checkpoints."""
+    named = {f"backbone.{k}": v for k, v in backbone_tensors(weights).items()}
+    for head in sorted(weights.params.keys() - {"backbone"}):
+        for name, tensor in _tensors(weights.params[head], None).items():
+            named[f"{head}.{name}"] = tensor
+    return named
+
+
+def _flat(owners: Owners) -> dict[str, lazy.LazyTensor]:
+    """Every owner's backbone and heads in one dict: student.backbone.cls_token, ..."""
+    return {
+        f"{owner}.{name}": tensor
+        for owner, weights in owners.items()
+        for name, tensor in _checkpoint_tensors(weights).items()
+    }
+
+
+def _single(owners: Owners) -> reading.Weights:
+    (weights,) = owners.values()
+    return weights
+
+
+def _write_torch_hub(path, owners, size, heads) -> None:
+    """A plain `state_dict`; with heads what the reference saves while training."""
+    del size
+    if len(owners) > 1:
+        tree = {"model": _flat(owners)}
+    elif heads:
+        ((owner, weights),) = owners.items()
+        tree = {owner or "teacher": _checkpoint_tensors(weights)}
+    else:
+        tree = backbone_tensors(_single(owners))
+    torch_writer.write(path, tree)
+
+
+def _write_safetensors(path, owners, size, heads) -> None:
+    del size
+    if len(owners) > 1:
+        tensors = _flat(owners)
+    elif heads:
+        tensors = _checkpoint_tensors(_single(owners))
+    else:
+        tensors = backbone_tensors(_single(owners))
+    safetensors_file.write(path, tensors)
+
+
+def _write_huggingface(path, owners, size, heads) -> None:
+    del size, heads
+    weights = _single(owners)
+    config = huggingface.config(weights.module)
+    path.mkdir()
+    _write_json(path / "config.json", config)
+    _write_json(
+        path / "preprocessor_config.json",
+        huggingface.preprocessor_config(weights.preprocessing),
+    )
+    safetensors_file.write(
+        path / "model.safetensors",
+        naming.from_hub(backbone_tensors(weights), naming.HUGGINGFACE),
+    )
+
+
+def _write_timm(path, owners, size, heads) -> None:
+    del size, heads
+    tensors = naming.from_hub(backbone_tensors(_single(owners)), naming.TIMM)
+    if path.suffix == ".safetensors":
+        safetensors_file.write(path, tensors)
+    else:
+        torch_writer.write(path, tensors)
+
+
+def _write_onnx(path, owners, size, heads) -> None:
+    del heads
+    weights = _single(owners)
+    onnx_graph.write(path, weights.module, weights.params["backbone"], image_size=size)
+
+
+def _write_stablehlo(path, owners, size, heads) -> None:
+    del heads
+    weights = _single(owners)
+    stablehlo.write(path, weights.module, weights.params["backbone"], image_size=size)
+
+
+def _write_orbax(path, owners, size, heads) -> None:
+    del size, heads
+    ((which, weights),) = owners.items()
+    own.write(path, weights.module, weights.params, which)
+
+
+def _write_json(path: pathlib.Path, fields: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+TARGETS = {
+    "torch-hub": Target(_write_torch_hub, (".pth", ".pt"), takes_heads=True),
+    "huggingface": Target(_write_huggingface, ()),
+    "timm": Target(_write_timm, (".safetensors", ".pth", ".pt")),
+    "safetensors": Target(_write_safetensors, (".safetensors",), takes_heads=True),
+    "onnx": Target(_write_onnx, (".onnx",), bakes_size=True),
+    "stablehlo": Target(_write_stablehlo, (), bakes_size=True),
+    "orbax": Target(_write_orbax, (), takes_heads=True),
+}
+
+
+def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Target:
+    """The target of a name, if it can hold what is asked for at this path.
+
+    Raises:
+      UserError: The wrong suffix, or heads where there is no place for them.
+    """
+    target = TARGETS[name]
+    if target.suffixes and path.suffix not in target.suffixes:
+        raise errors.UserError(
+            f"{path} should end in {' or '.join(target.suffixes)} for --to {name}"
+        )
+    if not target.suffixes and path.suffix in (".pth", ".pt", ".safetensors", ".onnx"):
+        raise errors.UserError(
+            f"--to {name} writes a folder, and {path} reads like a file: leave out "
+            f"{path.suffix}"
+        )
+    if heads and not target.takes_heads:
+        places = ", ".join(k for k, t in TARGETS.items() if t.takes_heads)
+        raise errors.UserError(
+            f"--to {name} has no place for projection heads: leave out --heads or use "
+            f"one of {places}"
+        )
+    if both and name == "orbax":
+        raise errors.UserError(
+            "--to orbax holds one of teacher and student: convert twice, or use "
+            "torch-hub or safetensors for --which both"
+        )
+    return target

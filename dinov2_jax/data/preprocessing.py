@@ -1,0 +1,51 @@
+"""From an image to what a trained backbone takes: resize, central crop, normalise.
+
+Mirrors the evaluation transform of the reference's `data/transforms.py`.
+"""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from dinov2_jax.data import augmentations
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared.
+
+    Attributes:
+      resize_size: Of the short side before the crop, px, bicubic.
+      crop_size: Side of the central square, px.
+      mean: Of each channel, of values in [0, 1].
+      std: Of each channel.
+    """
+
+    resize_size: int = 256
+    crop_size: int = 224
+    mean: tuple[float, ...] = augmentations.IMAGENET_MEAN
+    std: tuple[float, ...] = augmentations.IMAGENET_STD
+
+    def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
+        """A uint8 [H, W, C] or Pillow image -> float32 [crop_size, crop_size, C]."""
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(image)
+        return self.normalize(resize_and_crop(image, self.resize_size, self.crop_size))
+
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [..., C] -> float32 of mean 0 and deviation 1."""
+        scaled = np.asarray(image, np.float32) / np.float32(255)
+        return (scaled - np.float32(self.mean)) / np.float32(self.std)
+
+
+def resize_and_crop(image: Image.Image, resize_size: int, crop_size: int) -> np.ndarray:
+    """Short side to `resize_size`, then the central square; uint8 [S, S, 3]."""
+    width, height = image.size
+    if min(width, height) != resize_size:
+        # torchvision cuts the fraction of the long side, and rounds the crop's corner.
+        size = [int(resize_size * n / min(width, height)) for n in (width, height)]
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left = round((image.width - crop_size) / 2)
+    top = round((image.height - crop_size) / 2)
+    return np.asarray(image.crop((left, top, left + crop_size, top + crop_size)))

@@ -1,0 +1,182 @@
+"""Trained models ready for use: `dinov2_jax.load(source)`."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from dinov2_jax.data import images as images_lib
+from dinov2_jax.data import preprocessing
+from dinov2_jax.models import vision_transformer
+from dinov2_jax.weights import reading
+
+_MAX_PIXELS = 178_956_970  # of an image file; Pillow's limit
+FITS = ("error", "crop", "pad", "resize")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A backbone with its weights and the preparation of its images.
+
+    Attributes:
+      module: The `VisionTransformer`; `module.apply({"params": params}, images)` is
+        what a call does, for use inside other jitted code.
+      params: Its parameters, float32.
+      heads: Projection heads by name, where they were asked for.
+      preprocessing: Sizes, mean and deviation.
+    """
+
+    module: vision_transformer.VisionTransformer
+    params: Any
+    heads: dict[str, Any]
+    preprocessing: preprocessing.Preprocessing
+
+    def preprocess(self, images: Any) -> np.ndarray:
+        """Images of any kind -> what a call takes.
+
+        Args:
+          images: One of, or a sequence of: a path, a Pillow image, uint8 [H, W, 3].
+
+        Returns:
+          float32 [B, S, S, C], B = 1 for a single image.
+
+        Raises:
+          BadImage: A file is not a readable image.
+        """
+        single = isinstance(images, str | os.PathLike | Image.Image) or (
+            isinstance(images, np.ndarray) and images.ndim == 3
+        )
+        return np.stack([self._prepare(x) for x in ([images] if single else images)])
+
+    def _prepare(self, image: Any) -> np.ndarray:
+        if isinstance(image, str | os.PathLike):
+            image = images_lib.decode(
+                image, name=os.fspath(image), max_pixels=_MAX_PIXELS
+            )
+        elif isinstance(image, Image.Image):
+            image = image.convert("RGB")
+        return self.preprocessing(image)
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        layers: Sequence[int] = (),
+        attention: Sequence[int] = (),
+        fit: str = "error",
+    ) -> vision_transformer.Features:
+        """Features of a batch; compiled once for each shape.
+
+        Args:
+          images: float32 [B, H, W, C], normalised as `preprocess` does.
+          layers: Blocks whose features are wanted too, -1 the last: `.layers[i]`.
+          attention: Blocks whose attention maps are wanted: `.attention[i]`.
+          fit: For an H or W that is no multiple of the patch size: "error"; "crop" to
+            the multiple below, centred; "pad" with zeros, the mean, to the one above,
+            centred; "resize" to the nearest, bicubic.
+
+        Returns:
+          `Features` with leading axis B; the grid h x w is that of the fitted image.
+
+        Raises:
+          ValueError: Not [B, H, W, C] of the model's channels, or a size that does
+            not fit.
+        """
+        images = jnp.asarray(images)
+        chans = self.module.in_chans
+        if images.ndim != 4 or images.shape[-1] != chans:
+            raise ValueError(
+                f"images are {list(images.shape)}: expected [B, H, W, {chans}], as "
+                "model.preprocess gives"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"images are {images.dtype}: expected normalised floats, as "
+                "model.preprocess gives"
+            )
+        images = fit_to_patches(images, self.module.patch_size, fit)
+        return _apply(self.module, self.params, images, tuple(layers), tuple(attention))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _apply(module, params, images, layers, attention):
+    return module.apply({"params": params}, images, layers=layers, attention=attention)
+
+
+def fit_to_patches(images: jax.Array, patch_size: int, fit: str) -> jax.Array:
+    """Images whose sides are multiples of the patch size.
+
+    Args:
+      images: [B, H, W, C].
+      patch_size: In pixels.
+      fit: As in `Model.__call__`.
+
+    Raises:
+      ValueError: "error" and a side that is no multiple; or an unknown `fit`.
+    """
+    if fit not in FITS:
+        raise ValueError(f"fit={fit!r}: use one of {', '.join(FITS)}")
+    height, width = images.shape[1:3]
+    if height % patch_size == 0 and width % patch_size == 0:
+        return images
+    below = [max(n // patch_size, 1) * patch_size for n in (height, width)]
+    above = [-(-n // patch_size) * patch_size for n in (height, width)]
+    nearest = [max(int(n / patch_size + 0.5), 1) * patch_size for n in (height, width)]
+    if fit == "error" or (fit == "crop" and min(height, width) < patch_size):
+        raise ValueError(
+            f"image of {height}x{width} px is not a multiple of the patch size "
+            f"{patch_size}: use {nearest[0]}x{nearest[1]}, or fit='crop' "
+            f"({below[0]}x{below[1]}), 'pad' ({above[0]}x{above[1]}) or 'resize'"
+        )
+    batch, chans = images.shape[0], images.shape[-1]
+    if fit == "resize":
+        return jax.image.resize(images, (batch, *nearest, chans), "cubic")
+    if fit == "pad":
+        pads = [(n - m) // 2 for n, m in zip(above, (height, width))]
+        rests = [n - m - p for n, m, p in zip(above, (height, width), pads)]
+        return jnp.pad(images, ((0, 0), *zip(pads, rests), (0, 0)))
+    top, left = (height - below[0]) // 2, (width - below[1]) // 2
+    return images[:, top : top + below[0], left : left + below[1]]
+
+
+def load(
+    source: str | os.PathLike,
+    *,
+    which: str | None = None,
+    heads: bool = False,
+    num_heads: int | None = None,
+    image_size: int | None = None,
+    ignore: Sequence[str] = (),
+) -> Model:
+    """Loads a trained model from wherever it comes; see `weights.reading.read`.
+
+    Args:
+      source: A `.pth` of the reference (backbone or training checkpoint), a
+        `.safetensors`, a folder of Hugging Face or timm, a workdir, a checkpoint or an
+        orbax export of this project, or a name such as "dinov2_vitb14_reg".
+      which: "teacher" or "student" of what holds both; None takes the teacher.
+      heads: Load the projection heads too.
+      num_heads: Of the attention, where neither the width nor the folder tells.
+      image_size: Resample the position embeddings to a square of this side, px. Any
+        image size works without: they are interpolated at every call.
+      ignore: Beginnings of tensor names that are left out; all others must fit.
+
+    Raises:
+      UserError: Nothing there, unreadable, or not exactly one DINOv2 backbone.
+    """
+    weights = reading.read(
+        source,
+        which=which,
+        heads=heads,
+        num_heads=num_heads,
+        image_size=image_size,
+        ignore=ignore,
+    )
+    params = dict(weights.params)
+    return Model(weights.module, params.pop("backbone"), params, weights.preprocessing)

@@ -1,0 +1,278 @@
+"""The architecture that a backbone's tensors have, and whether they have it strictly.
+
+Works on names (the reference's) and shapes alone.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dinov2_jax import errors
+from dinov2_jax.models import vision_transformer
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_HEAD_WIDTHS = {width: heads for width, _, heads in vision_transformer.ARCHS.values()}
+_MAX_ROWS = 12  # of a table of mismatches
+
+
+def infer_backbone(
+    shapes: Shapes, source: str, settings: Mapping[str, Any]
+) -> vision_transformer.VisionTransformer:
+    """The module whose tensors these are, as far as shapes tell.
+
+    Args:
+      shapes: Of every tensor, the reference's names without prefix or chunks.
+      source: What to call the file in errors.
+      settings: What is known from elsewhere and shapes do not tell: `num_heads`,
+        `interpolate_offset`, `interpolate_antialias`. Without them: the released
+        widths' heads; antialiasing with registers, the offset of 0.1 without.
+
+    Raises:
+      UserError: Not a DINOv2 backbone, or the number of heads cannot be known.
+    """
+    needed = ("cls_token", "pos_embed", "patch_embed.proj.weight")
+    missing = [name for name in needed if name not in shapes]
+    blocks = {int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", k) for k in shapes) if m}
+    if missing or not blocks:
+        raise errors.UserError(
+            f"{source} is not a DINOv2 backbone: it lacks "
+            f"{', '.join(missing) or 'blocks.*'} and holds {len(shapes)} tensors such "
+            f"as {', '.join(list(shapes)[:3])}"
+        )
+    patch_shape, pos_shape = shapes["patch_embed.proj.weight"], shapes["pos_embed"]
+    if len(patch_shape) != 4 or len(pos_shape) != 3:
+        raise errors.UserError(
+            f"{source} is not a DINOv2 backbone: patch_embed.proj.weight is "
+            f"{list(patch_shape)} and pos_embed {list(pos_shape)}; expected "
+            "[D, C, p, p] and [1, 1 + patches, D]"
+        )
+    width, in_chans, patch_size, _ = patch_shape
+    side = math.isqrt(max(pos_shape[1] - 1, 0))
+    if side * side != pos_shape[1] - 1 or not side:
+        raise errors.UserError(
+            f"{source}: pos_embed {list(pos_shape)} is not 1 + a square grid of patches"
+        )
+    num_registers = shapes.get("register_tokens", (1, 0))[1]
+    ffn_layer, ffn_ratio = _ffn(shapes, width)
+    block = f"blocks.{min(blocks)}."
+    return vision_transformer.VisionTransformer(
+        embed_dim=width,
+        depth=max(blocks) + 1,
+        num_heads=settings.get("num_heads") or _num_heads(width, source),
+        patch_size=patch_size,
+        image_size=side * patch_size,
+        in_chans=in_chans,
+        ffn_layer=ffn_layer,
+        ffn_ratio=ffn_ratio,
+        qkv_bias=f"{block}attn.qkv.bias" in shapes,
+        proj_bias=f"{block}attn.proj.bias" in shapes,
+        ffn_bias=any(f"{block}mlp.{n}.bias" in shapes for n in ("fc1", "w12")),
+        layerscale=1e-5 if f"{block}ls1.gamma" in shapes else 0.0,
+        num_register_tokens=num_registers,
+        interpolate_offset=settings.get(
+            "interpolate_offset", 0.0 if num_registers else 0.1
+        ),
+        interpolate_antialias=settings.get(
+            "interpolate_antialias", bool(num_registers)
+        ),
+    )
+
+
+def _num_heads(width: int, source: str) -> int:
+    if width not in _HEAD_WIDTHS:
+        raise errors.UserError(
+            f"{source} is {width} wide, which no released model is, and tensors do not "
+            "tell the number of heads: pass num_heads"
+        )
+    return _HEAD_WIDTHS[width]
+
+
+def _ffn(shapes: Shapes, width: int) -> tuple[str, float]:
+    """The kind of FFN and the ratio that gives its hidden width."""
+    packed = [v for k, v in shapes.items() if k.endswith(".mlp.w12.weight")]
+    plain = [v for k, v in shapes.items() if k.endswith(".mlp.fc1.weight")]
+    if packed:
+        hidden = packed[0][0] // 2
+        ratio = 4.0
+        if (int(width * ratio * 2 / 3) + 7) // 8 * 8 != hidden:
+            ratio = hidden * 3 / 2 / width
+        return "swiglufused", ratio
+    return "mlp", plain[0][0] / width if plain else 4.0
+
+
+_FIELDS = (
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "patch_size",
+    "image_size",
+    "in_chans",
+    "ffn_layer",
+    "ffn_ratio",
+    "qkv_bias",
+    "proj_bias",
+    "ffn_bias",
+    "layerscale",
+    "num_register_tokens",
+    "interpolate_offset",
+    "interpolate_antialias",
+)
+
+
+def describe(module: vision_transformer.VisionTransformer) -> dict[str, Any]:
+    """What makes a module's features, as plain values; `from_description` reads it."""
+    return {name: getattr(module, name) for name in _FIELDS}
+
+
+def from_description(
+    description: Mapping[str, Any],
+) -> vision_transformer.VisionTransformer:
+    """The module that `describe` described."""
+    return vision_transformer.VisionTransformer(
+        **{name: description[name] for name in _FIELDS}
+    )
+
+
+def backbone_shapes(
+    module: vision_transformer.VisionTransformer,
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the reference's `state_dict` of a module, in its order."""
+    m, width = module, module.embed_dim
+    num_patches = (m.image_size // m.patch_size) ** 2
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + num_patches, width)}
+    if m.num_register_tokens:
+        shapes["register_tokens"] = (1, m.num_register_tokens, width)
+    shapes["mask_token"] = (1, width)
+    shapes["patch_embed.proj.weight"] = (width, m.in_chans, m.patch_size, m.patch_size)
+    shapes["patch_embed.proj.bias"] = (width,)
+
+    def linear(name, rows, columns, bias):
+        shapes[f"{name}.weight"] = (rows, columns)
+        if bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    def norm(name):
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    hidden = int(width * m.ffn_ratio)
+    for i in range(m.depth):
+        block = f"blocks.{i}"
+        norm(f"{block}.norm1")
+        linear(f"{block}.attn.qkv", 3 * width, width, m.qkv_bias)
+        linear(f"{block}.attn.proj", width, width, m.proj_bias)
+        if m.layerscale:
+            shapes[f"{block}.ls1.gamma"] = (width,)
+        norm(f"{block}.norm2")
+        if m.ffn_layer == "mlp":
+            linear(f"{block}.mlp.fc1", hidden, width, m.ffn_bias)
+            linear(f"{block}.mlp.fc2", width, hidden, m.ffn_bias)
+        else:
+            gated = (int(hidden * 2 / 3) + 7) // 8 * 8
+            linear(f"{block}.mlp.w12", 2 * gated, width, m.ffn_bias)
+            linear(f"{block}.mlp.w3", width, gated, m.ffn_bias)
+        if m.layerscale:
+            shapes[f"{block}.ls2.gamma"] = (width,)
+    norm("norm")
+    return shapes
+
+
+def check(found: Shapes, expected: Shapes, source: str, model: str = "") -> None:
+    """Refuses tensors that are not exactly the expected ones.
+
+    Args:
+      found: Names and shapes in the file, the reference's names.
+      expected: As `backbone_shapes` gives.
+      source: What to call the file.
+      model: What to call that which expects them; by default the file's own
+        architecture.
+
+    Raises:
+      UserError: A table of what differs and the likely cause.
+    """
+    names = [*expected, *(name for name in found if name not in expected)]
+    rows = [
+        (name, _shape(expected.get(name)), _shape(found.get(name)))
+        for name in names
+        if expected.get(name) != found.get(name)
+    ]
+    if not rows:
+        return
+    more = len(rows) - _MAX_ROWS
+    rows = [("tensor", "expected", "found"), *rows[:_MAX_ROWS]]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    table = "\n".join(
+        f"  {name:{widths[0]}}  {wanted:{widths[1]}}  {got}"
+        for name, wanted, got in rows
+    )
+    if more > 0:
+        table += f"\n  ... and {more} more"
+    raise errors.UserError(
+        f"{source} does not fit {model or 'one architecture'}: "
+        f"{_cause(found, expected)}\n{table}"
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
+
+
+def _cause(found: Shapes, expected: Shapes) -> str:
+    """The likely cause of a mismatch, and what to do."""
+
+    def differ(name):
+        return name in found and name in expected and found[name] != expected[name]
+
+    def registers(shapes):
+        return shapes.get("register_tokens", (1, 0))[1]
+
+    def depth(shapes):
+        return len({k.split(".")[1] for k in shapes if k.startswith("blocks.")})
+
+    def gated(shapes):
+        return any(".mlp.w12." in name for name in shapes)
+
+    def scaled(shapes):
+        return any(name.endswith(".gamma") for name in shapes)
+
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if differ("cls_token"):
+        return (
+            f"it is {found['cls_token'][-1]} wide, not {expected['cls_token'][-1]}: "
+            "another model size"
+        )
+    if depth(found) != depth(expected):
+        return f"it has {depth(found)} blocks, not {depth(expected)}"
+    if registers(found) != registers(expected):
+        return (
+            f"it has {registers(found)} register tokens, not {registers(expected)}: "
+            f"set num_register_tokens={registers(found)} or take the other file"
+        )
+    if gated(found) != gated(expected):
+        kinds = {True: "swiglufused", False: "mlp"}
+        return (
+            f"its FFN is {kinds[gated(found)]}, not {kinds[gated(expected)]}: set "
+            f"ffn_layer={kinds[gated(found)]!r}"
+        )
+    if scaled(found) != scaled(expected):
+        return f"it has {'a' if scaled(found) else 'no'} LayerScale"
+    if differ("patch_embed.proj.weight"):
+        chans, patch = found["patch_embed.proj.weight"][1:3]
+        return f"it has patches of {patch} px and {chans} channels"
+    if differ("pos_embed"):
+        have, want = (math.isqrt(s["pos_embed"][1] - 1) for s in (found, expected))
+        return (
+            f"its position embeddings are a {have}x{have} grid, not {want}x{want}: ask "
+            "for them to be resampled with image_size"
+        )
+    if missing and not extra:
+        return f"{len(missing)} tensors are missing: a damaged or partial file"
+    if extra and not missing:
+        heads = sorted({name.split(".")[0] for name in extra})
+        return (
+            f"{len(extra)} tensors belong to no backbone; if {', '.join(heads)} can be "
+            f"left out, pass ignore={tuple(h + '.' for h in heads)!r}"
+        )
+    return f"{len(missing)} tensors are missing, {len(extra)} unknown"

@@ -1,0 +1,120 @@
+"""What lies in a training checkpoint: whose weights, under which prefixes.
+
+The reference writes {"teacher": {"backbone.blocks.0.0...": ...}} for evaluation and
+{"model": {"student.backbone...", "teacher.backbone...", ...}} to resume; DINO and other
+descendants add `module.`. A hub file is the backbone alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dinov2_jax import errors
+from dinov2_jax.weights import lazy, state_dict
+
+SUBMODULES = ("backbone", "dino_head", "ibot_head")
+WHICH = ("teacher", "student")
+_CONTAINERS = ("model", "state_dict", "module")
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+_BUFFERS = ("dino_loss.", "ibot_patch_loss.")  # the centres
+# torch's weight norm as a parametrization.
+_PARAMETRIZED = {
+    "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
+    "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
+}
+
+Submodules = dict[str, dict[str, lazy.LazyTensor]]
+
+
+def submodules(tree: Any, which: str | None, source: str) -> Submodules:
+    """The tensors of a file by submodule, prefixes and block chunks removed.
+
+    Args:
+      tree: What the file holds: nested dicts with `LazyTensor` leaves.
+      which: "teacher" or "student"; None takes the teacher where there is a choice.
+      source: What to call the file in errors.
+
+    Returns:
+      {"backbone": {name: tensor}, "dino_head": ..., ...}; only what is there. Names
+      that belong nowhere are left in "backbone", where the check of names reports them.
+
+    Raises:
+      UserError: There are no tensors, or not those of `which`.
+    """
+    tensors, owner = _flat(tree, which, source)
+    tensors = {_unwrapped(key): tensor for key, tensor in tensors.items()}
+    owners = [w for w in WHICH if any(k.startswith(f"{w}.") for k in tensors)]
+    if owners:
+        owner = _choose(which, owners, source)
+        tensors = {
+            _unwrapped(key.removeprefix(f"{owner}.")): tensor
+            for key, tensor in tensors.items()
+            if key.startswith(f"{owner}.")
+        }
+    if which and owner and owner != which:
+        raise _not_there(which, [owner], source)
+    found: Submodules = {}
+    for key, tensor in tensors.items():
+        if key.startswith(_BUFFERS):
+            continue
+        name, _, rest = key.partition(".")
+        if name not in SUBMODULES:
+            name, rest = "backbone", key
+        rest = state_dict.unchunked(_PARAMETRIZED.get(rest, rest))
+        if rest in found.setdefault(name, {}):
+            raise errors.UserError(
+                f"{source} holds {name}.{rest} twice, with and without a prefix or a "
+                "block chunk: save it again with one of them"
+            )
+        found[name][rest] = tensor
+    return found
+
+
+def _flat(tree, which, source) -> tuple[dict[str, lazy.LazyTensor], str | None]:
+    """The flat dict of tensors inside nested dicts, and whose it is if that is said."""
+    owner = None
+    while isinstance(tree, Mapping):
+        tensors = {
+            key: value
+            for key, value in tree.items()
+            if isinstance(value, lazy.LazyTensor) and isinstance(key, str)
+        }
+        if tensors:
+            return tensors, owner
+        nested = [k for k, v in tree.items() if isinstance(v, Mapping) and v]
+        owners = [w for w in WHICH if w in nested]
+        if owners:
+            owner = _choose(which, owners, source)
+            tree = tree[owner]
+            continue
+        containers = [k for k in _CONTAINERS if k in nested]
+        if not containers:
+            break
+        tree = tree[containers[0]]
+    held = list(tree)[:5] if isinstance(tree, Mapping) else type(tree).__name__
+    raise errors.UserError(
+        f"{source} holds no weights that could be a DINOv2 backbone (found {held}): "
+        'expected tensors by name, alone or under "teacher", "student" or "model"'
+    )
+
+
+def _choose(which: str | None, owners: list[str], source: str) -> str:
+    if which is None:
+        return owners[0]
+    if which not in owners:
+        raise _not_there(which, owners, source)
+    return which
+
+
+def _not_there(which: str, owners: list[str], source: str) -> errors.UserError:
+    return errors.UserError(
+        f"{source} holds no {which}, only the {' and the '.join(owners)}: ask for "
+        f"which={owners[0]!r}"
+    )
+
+
+def _unwrapped(key: str) -> str:
+    """The key without what wrappers of a whole module put before or into it."""
+    for wrapper in _WRAPPERS:
+        key = key.removeprefix(wrapper)
+        key = key.replace(f".{wrapper}", ".")
+    return key

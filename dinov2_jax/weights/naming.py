@@ -1,0 +1,209 @@
+"""The names of a DINOv2 backbone in four worlds, and the way to the reference's.
+
+`hub` names are the reference's own. transformers 4 and every file on the Hub of Hugging
+Face say `huggingface`; transformers 5 names its modules anew (and reads both); timm
+packs differently. A tensor that is renamed only stays in its file.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from dinov2_jax.weights import lazy
+
+HUB, HUGGINGFACE, TIMM = "hub", "huggingface", "timm"
+
+_HF_TOP = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.register_tokens": "register_tokens",
+    "embeddings.mask_token": "mask_token",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+# Inside a block, without .weight and .bias. The first name for a hub name is the one
+# written: transformers 5 reads those of 4, not the other way round.
+_HF_BLOCK = {
+    "norm1": "norm1",
+    "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "mlp.weights_in": "mlp.w12",
+    "mlp.weights_out": "mlp.w3",
+    "mlp.down_proj": "mlp.w3",
+    "layer_scale2.lambda1": "ls2.gamma",
+}
+# Tensors that the hub's name holds concatenated on the first axis.
+_HF_PARTS = {
+    "attention.attention.query": ("attn.qkv", 0),
+    "attention.attention.key": ("attn.qkv", 1),
+    "attention.attention.value": ("attn.qkv", 2),
+    "attention.q_proj": ("attn.qkv", 0),
+    "attention.k_proj": ("attn.qkv", 1),
+    "attention.v_proj": ("attn.qkv", 2),
+    "mlp.gate_proj": ("mlp.w12", 0),
+    "mlp.up_proj": ("mlp.w12", 1),
+}
+_NUM_PARTS = {"attn.qkv": 3, "mlp.w12": 2}
+_HF_PREFIXES = ("dinov2_with_registers.", "dinov2.")
+
+Tensors = Mapping[str, lazy.LazyTensor]
+
+
+def detect(names: Mapping[str, object]) -> str:
+    """Which world names a backbone's tensors so: HUB, HUGGINGFACE or TIMM."""
+    if any("embeddings.patch_embeddings." in name for name in names):
+        return HUGGINGFACE
+    # timm knows no mask token.
+    if "reg_token" in names or ("cls_token" in names and "mask_token" not in names):
+        return TIMM
+    return HUB
+
+
+def to_hub(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
+    """Any world's names -> the reference's; names that no world knows stay as they are.
+
+    timm's files hold no mask token: it becomes zeros. Its register models have the
+    class token's position embedding added into the class token: the row becomes zeros.
+    """
+    naming = detect(tensors)
+    if naming == HUGGINGFACE:
+        return _from_huggingface(tensors)
+    if naming == TIMM:
+        return _from_timm(tensors)
+    return dict(tensors)
+
+
+def from_hub(tensors: Tensors, naming: str) -> dict[str, lazy.LazyTensor]:
+    """The reference's names -> those of `naming`, values converted where needed.
+
+    To timm this is one-way: the mask token is dropped and, with registers, the class
+    token and its position embedding are added into one.
+    """
+    if naming == HUGGINGFACE:
+        return _to_huggingface(tensors)
+    if naming == TIMM:
+        return _to_timm(tensors)
+    return dict(tensors)
+
+
+def _from_huggingface(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
+    hub: dict[str, lazy.LazyTensor] = {}
+    parts: dict[str, dict[int, lazy.LazyTensor]] = {}
+    for full_name, tensor in tensors.items():
+        name = full_name
+        for prefix in _HF_PREFIXES:
+            name = name.removeprefix(prefix)
+        block = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+?)(\.weight|\.bias)?", name)
+        if name in _HF_TOP:
+            hub[_HF_TOP[name]] = tensor
+        elif block and block[2] in _HF_BLOCK:
+            hub[f"blocks.{block[1]}.{_HF_BLOCK[block[2]]}{block[3] or ''}"] = tensor
+        elif block and block[2] in _HF_PARTS:
+            target, index = _HF_PARTS[block[2]]
+            key = f"blocks.{block[1]}.{target}{block[3] or ''}"
+            parts.setdefault(key, {})[index] = tensor
+        else:
+            hub[full_name] = tensor
+    for key, found in parts.items():
+        wanted = _NUM_PARTS[key.split(".", 2)[2].rpartition(".")[0]]
+        # Otherwise the key is missing, which the check of all names reports.
+        if len(found) == wanted and len({part.shape for part in found.values()}) == 1:
+            hub[key] = _concatenated([found[i] for i in range(wanted)])
+    return hub
+
+
+def _to_huggingface(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
+    top = {hub: name for name, hub in _HF_TOP.items()}
+    inside: dict[str, str] = {}
+    for name, hub in _HF_BLOCK.items():
+        inside.setdefault(hub, name)
+    renamed = {}
+    for key, tensor in tensors.items():
+        block = re.fullmatch(r"blocks\.(\d+)\.(.+?)(\.weight|\.bias)?", key)
+        if not block:
+            renamed[top[key]] = tensor
+            continue
+        prefix, suffix = f"encoder.layer.{block[1]}.", block[3] or ""
+        if block[2] == "attn.qkv":
+            for index, part in enumerate(("query", "key", "value")):
+                name = f"{prefix}attention.attention.{part}{suffix}"
+                renamed[name] = _part(tensor, index, 3)
+        else:
+            renamed[f"{prefix}{inside[block[2]]}{suffix}"] = tensor
+    return renamed
+
+
+_TIMM_SWIGLU = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
+
+
+def _from_timm(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
+    hub = dict(tensors)
+    first, last = (tensors.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
+    # The packed projection gives twice what the second one takes.
+    if first and last and first.shape[0] == 2 * last.shape[-1]:
+        hub = {}
+        for key, tensor in tensors.items():
+            for timm, reference in _TIMM_SWIGLU.items():
+                key = key.replace(f".{timm}.", f".{reference}.")
+            hub[key] = tensor
+    if "reg_token" in hub:
+        hub["register_tokens"] = hub.pop("reg_token")
+        if "pos_embed" in hub:
+            pos = hub["pos_embed"]
+            _, count, width = pos.shape
+            hub["pos_embed"] = lazy.LazyTensor(
+                (1, count + 1, width),
+                pos.dtype,
+                lambda: np.pad(pos.read(), ((0, 0), (1, 0), (0, 0))),
+            )
+    if "cls_token" in hub and "mask_token" not in hub:
+        shape, dtype = (1, hub["cls_token"].shape[-1]), hub["cls_token"].dtype
+        hub["mask_token"] = lazy.LazyTensor(
+            shape, dtype, lambda: np.zeros(shape, dtype)
+        )
+    return hub
+
+
+def _to_timm(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
+    renamed = {}
+    for key, tensor in tensors.items():
+        for timm, reference in _TIMM_SWIGLU.items():
+            key = key.replace(f".{reference}.", f".{timm}.")
+        renamed[key] = tensor
+    del renamed["mask_token"]
+    if "register_tokens" in renamed:
+        renamed["reg_token"] = renamed.pop("register_tokens")
+        cls, pos = tensors["cls_token"], tensors["pos_embed"]
+        renamed["cls_token"] = lazy.LazyTensor(
+            cls.shape, cls.dtype, lambda: cls.read() + pos.read()[:, :1]
+        )
+        _, count, width = pos.shape
+        renamed["pos_embed"] = lazy.LazyTensor(
+            (1, count - 1, width), pos.dtype, lambda: pos.read()[:, 1:]
+        )
+    return renamed
+
+
+def _concatenated(parts: list[lazy.LazyTensor]) -> lazy.LazyTensor:
+    rows = sum(part.shape[0] for part in parts)
+    return lazy.LazyTensor(
+        (rows, *parts[0].shape[1:]),
+        parts[0].dtype,
+        lambda: np.concatenate([part.read() for part in parts]),
+    )
+
+
+def _part(tensor: lazy.LazyTensor, index: int, count: int) -> lazy.LazyTensor:
+    rows = tensor.shape[0] // count
+    return lazy.LazyTensor(
+        (rows, *tensor.shape[1:]),
+        tensor.dtype,
+        lambda: tensor.read()[index * rows : (index + 1) * rows],
+    )

@@ -1,0 +1,112 @@
+"""The released backbones by name: their address and a local cache.
+
+The publisher gives no hashes. A download is checked by the CRC-32 of every entry of its
+archive, and, like any other file, tensor by tensor against the architecture.
+"""
+
+import difflib
+import os
+import pathlib
+import urllib.error
+import urllib.request
+import zipfile
+
+import tqdm
+
+from dinov2_jax import errors
+from dinov2_jax.models import vision_transformer
+from dinov2_jax.weights import whole_file
+
+_BASE_URL = "https://dl.fbaipublicfiles.com/dinov2"
+_ARCHS = {
+    "vits14": "vit_small",
+    "vitb14": "vit_base",
+    "vitl14": "vit_large",
+    "vitg14": "vit_giant2",
+}
+NAMES = tuple(f"dinov2_{arch}{reg}" for arch in _ARCHS for reg in ("", "_reg"))
+
+
+def url(name: str) -> str:
+    """The official address of a released backbone."""
+    backbone = name.removesuffix("_reg")
+    registers = "_reg4" if name.endswith("_reg") else ""
+    return f"{_BASE_URL}/{backbone}/{backbone}{registers}_pretrain.pth"
+
+
+def module(name: str) -> vision_transformer.VisionTransformer:
+    """The architecture of a released backbone."""
+    arch = name.removeprefix("dinov2_").removesuffix("_reg")
+    width, depth, heads = vision_transformer.ARCHS[_ARCHS[arch]]
+    registers = name.endswith("_reg")
+    return vision_transformer.VisionTransformer(
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        image_size=518,
+        ffn_layer="swiglufused" if arch == "vitg14" else "mlp",
+        num_register_tokens=4 if registers else 0,
+        interpolate_offset=0.0 if registers else 0.1,
+        interpolate_antialias=registers,
+    )
+
+
+def find(name: str) -> pathlib.Path:
+    """The local file of a released backbone, downloaded where it is not there.
+
+    Looks in $DINOV2_JAX_CACHE (default ~/.cache/dinov2_jax), then where torch.hub keeps
+    its downloads.
+
+    Raises:
+      UserError: The name is unknown, or the address cannot be reached; says where to
+        put the file.
+    """
+    if name not in NAMES:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise errors.UserError(
+            f"{name} is neither a file, nor a folder, nor a released backbone: {hint}"
+            f"The names are {', '.join(NAMES)}"
+        )
+    address = url(name)
+    cache = pathlib.Path(
+        os.environ.get("DINOV2_JAX_CACHE") or pathlib.Path.home() / ".cache/dinov2_jax"
+    )
+    torch_home = os.environ.get("TORCH_HOME") or pathlib.Path.home() / ".cache/torch"
+    for folder in (cache, pathlib.Path(torch_home) / "hub/checkpoints"):
+        path = folder / address.rpartition("/")[2]
+        if path.is_file():
+            return path
+    path = cache / address.rpartition("/")[2]
+    cache.mkdir(parents=True, exist_ok=True)
+    _download(address, path)
+    return path
+
+
+def _download(address: str, path: pathlib.Path) -> None:
+    try:
+        with (
+            urllib.request.urlopen(address, timeout=30) as response,
+            whole_file.open_new(path) as file,
+        ):
+            size = int(response.headers.get("Content-Length") or 0)
+            with tqdm.tqdm(
+                total=size or None, unit="B", unit_scale=True, desc=path.name
+            ) as bar:
+                while chunk := response.read(1 << 20):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            if size and file.tell() != size:
+                raise urllib.error.ContentTooShortError(
+                    f"{file.tell()} of {size} bytes", b""
+                )
+            file.flush()
+            broken = zipfile.ZipFile(file.name).testzip()
+            if broken:
+                raise zipfile.BadZipFile(f"the CRC-32 of {broken} is wrong")
+    except (OSError, zipfile.BadZipFile, urllib.error.ContentTooShortError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise errors.UserError(
+            f"cannot download {address} ({reason}): fetch it on a machine with network "
+            f"and put it at {path}"
+        ) from error

@@ -1,0 +1,207 @@
+"""Any file or folder of DINOv2 weights -> the backbone's module and parameters."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dinov2_jax import errors
+from dinov2_jax.data import preprocessing
+from dinov2_jax.models import pos_embed, vision_transformer
+from dinov2_jax.weights import (
+    architecture,
+    checkpoint_tree,
+    huggingface,
+    lazy,
+    naming,
+    official,
+    own,
+    safetensors_file,
+    state_dict,
+    torch_file,
+)
+
+REPORT_SUFFIX = ".json"  # of the report that `convert` leaves beside a file
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A backbone with its parameters, and the heads where there are any.
+
+    Attributes:
+      module: The backbone, in float32.
+      params: {"backbone": tree} and, where wanted and there, "dino_head", "ibot_head";
+        float32 `jax.Array`s.
+      preprocessing: What images must go through.
+    """
+
+    module: vision_transformer.VisionTransformer
+    params: dict[str, Any]
+    preprocessing: preprocessing.Preprocessing
+
+
+def read(
+    source: str | os.PathLike,
+    *,
+    which: str | None = None,
+    heads: bool = False,
+    num_heads: int | None = None,
+    image_size: int | None = None,
+    ignore: Sequence[str] = (),
+) -> Weights:
+    """Reads weights, strictly: every tensor is used, none is missing.
+
+    Args:
+      source: A `.pth` of the reference (backbone or training checkpoint), a
+        `.safetensors`, a folder of Hugging Face or timm, a workdir, a checkpoint or an
+        orbax export of this project, or the name of a released backbone.
+      which: "teacher" or "student" of what holds both; None takes the teacher.
+      heads: Read the projection heads too.
+      num_heads: Of the attention, where neither the width nor the folder tells.
+      image_size: Resample the position embeddings to a square of this side, px; None
+        keeps what is there.
+      ignore: Beginnings of names that are left out.
+
+    Raises:
+      UserError: Nothing there, unreadable, or not exactly one backbone; with a table
+        of what was expected and found, and the likely cause.
+    """
+    if which not in (None, *checkpoint_tree.WHICH):
+        raise errors.UserError(f"which={which!r}: use 'teacher' or 'student'")
+    path = pathlib.Path(source)
+    expected = None
+    if not path.exists():
+        path, expected = _by_name(source)
+    if path.is_dir() and own.is_own(path):
+        module, params = own.read(path, which)
+        prepare = preprocessing.Preprocessing()
+    else:
+        module, params, prepare = _read_tensors(
+            path, which, heads, num_heads, ignore, expected
+        )
+    if not heads:
+        params = {"backbone": params["backbone"]}
+    elif len(params) == 1:
+        raise errors.UserError(f"{source} holds no projection heads, only a backbone")
+    if image_size is not None and image_size != module.image_size:
+        module, params = _resampled(module, params, image_size)
+    return Weights(module, params, prepare)
+
+
+def _by_name(source) -> tuple[pathlib.Path, vision_transformer.VisionTransformer]:
+    name = os.fspath(source)
+    if name not in official.NAMES and ("/" in name or "." in name):
+        hint = ""
+        if name.startswith("facebook/dinov2"):
+            hint = " (models of the Hub of Hugging Face: download the folder first)"
+        raise errors.UserError(f"there is no file or folder {name}{hint}")
+    return official.find(name), official.module(name)
+
+
+def _read_tensors(path, which, heads, num_heads, ignore, expected):
+    """Files of other worlds: names to the reference's, shapes checked, then values."""
+    name = str(path)
+    settings: dict[str, Any] = {}
+    prepare = preprocessing.Preprocessing()
+    claimed = expected and (expected, path.name)
+    if path.is_dir():
+        folder = huggingface.read(path)
+        tree, settings, prepare = folder.tensors, folder.settings, folder.preprocessing
+    else:
+        tree = _open_file(path)
+        settings = _report_beside(path)
+    if num_heads:
+        settings["num_heads"] = num_heads
+    found = checkpoint_tree.submodules(_without(tree, ignore), which, name)
+    if "backbone" not in found:
+        raise errors.UserError(f"{name} holds no backbone, only {', '.join(found)}")
+    backbone = found["backbone"]
+    if naming.detect(backbone) == naming.TIMM:
+        logging.info("%s: no mask token, as in timm's files; taken as zeros", name)
+    backbone = naming.to_hub(backbone)
+    shapes = {key: tensor.shape for key, tensor in backbone.items()}
+    module = architecture.infer_backbone(shapes, name, settings)
+    if path.is_dir() and folder.claims:
+        claimed = (module.clone(**folder.claims), "its config.json")
+    module, model = claimed or (module, "")
+    architecture.check(shapes, architecture.backbone_shapes(module), name, model)
+    params = {"backbone": _stream(backbone)}
+    if heads:
+        params |= {k: _stream(v) for k, v in found.items() if k != "backbone"}
+    return module, params, prepare
+
+
+def _open_file(path: pathlib.Path) -> Any:
+    """A file's tensors by what it begins with, whatever its name says."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise errors.UserError(f"cannot read {path} ({error.strerror})") from error
+    if start[8:] == b"{" or path.suffix == ".safetensors":
+        return safetensors_file.read(path)
+    return torch_file.read(path)
+
+
+def _report_beside(path: pathlib.Path) -> dict[str, Any]:
+    """What `convert` noted beside a file that it wrote, if it is of this file."""
+    report = path.with_name(path.name + REPORT_SUFFIX)
+    try:
+        fields = json.loads(report.read_text())
+        if fields["bytes"] == path.stat().st_size:
+            return dict(fields["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}
+
+
+def _without(tree: Any, ignore: Sequence[str]) -> Any:
+    """The tree without the names that begin with one of `ignore`."""
+    if not isinstance(tree, Mapping):
+        return tree
+    ignore = tuple(ignore)
+    return {
+        key: _without(value, ignore)
+        for key, value in tree.items()
+        if not (ignore and isinstance(key, str) and key.startswith(ignore))
+    }
+
+
+def _stream(tensors: Mapping[str, lazy.LazyTensor]) -> dict[str, Any]:
+    """Parameters from tensors that are read one after the other."""
+    return state_dict.params_from_state_dict(
+        tensors, place=lambda array: jnp.asarray(array, jnp.float32)
+    )
+
+
+def _resampled(module, params, image_size: int):
+    """The backbone with its position embeddings resampled to another square."""
+    if image_size % module.patch_size:
+        raise errors.UserError(
+            f"image_size={image_size} is not a multiple of the patch size "
+            f"{module.patch_size}: use {image_size // module.patch_size}"
+            f"*{module.patch_size} = "
+            f"{image_size // module.patch_size * module.patch_size}"
+        )
+    side = image_size // module.patch_size
+    logging.info(
+        "position embeddings resampled from %d to %d px", module.image_size, image_size
+    )
+    resample = jax.jit(
+        lambda x: pos_embed.interpolate_pos_embed(
+            x,
+            side,
+            side,
+            offset=module.interpolate_offset,
+            antialias=module.interpolate_antialias,
+        )
+    )
+    backbone = params["backbone"]
+    backbone = backbone | {"pos_embed": resample(backbone["pos_embed"])}
+    return module.clone(image_size=image_size), params | {"backbone": backbone}

@@ -1,0 +1,95 @@
+"""Reading and writing `.safetensors`, one tensor in memory at a time.
+
+Reading is the library's; a file is opened anew for every tensor, because the pages of
+one that stays mapped count as this process's memory. The library writes only what is
+whole in memory, and its metadata in a random order, so writing is done here.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from dinov2_jax import errors
+from dinov2_jax.weights import lazy, whole_file
+
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+
+
+def read(path: str | os.PathLike) -> dict[str, lazy.LazyTensor]:
+    """The tensors of a file, in its order, still on disk.
+
+    Raises:
+      UserError: Not a whole `.safetensors` file, or a tensor of an unknown type.
+    """
+    path = pathlib.Path(path)
+    tensors = {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            for name in file.keys():
+                tensor = file.get_slice(name)
+                code, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+                if code not in _DTYPES:
+                    raise errors.UserError(
+                        f"{path}: {name} is of type {code}: save it as float32"
+                    )
+                tensors[name] = lazy.LazyTensor(
+                    shape, np.dtype(_DTYPES[code]), _reader(path, name)
+                )
+    except OSError as error:
+        raise errors.UserError(f"cannot read {path} ({error.strerror})") from error
+    except safetensors.SafetensorError as error:
+        raise errors.UserError(
+            f"{path} is not a whole .safetensors file ({error}): fetch it again"
+        ) from error
+    return tensors
+
+
+def _reader(path: pathlib.Path, name: str):
+    def read_tensor() -> np.ndarray:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+
+    return read_tensor
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, lazy.LazyTensor]) -> None:
+    """Writes a file whole or not at all; the same tensors give the same bytes.
+
+    Args:
+      path: Of the file.
+      tensors: By name, written in this order.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, tensor in tensors.items():
+        stop = start + int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data begin aligned
+    with whole_file.open_new(path) as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))

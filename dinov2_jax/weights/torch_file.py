@@ -1,0 +1,257 @@
+"""Reading PyTorch's `.pth` files without torch and without executing them.
+
+The format is that of `torch.save` since PyTorch 1.6: a zip archive, never compressed,
+of `<top>/data.pkl` and one entry `<top>/data/<key>` per storage. It mirrors torch's
+`serialization.py` and caffe2's `inline_container.cc`.
+"""
+
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.weights import lazy, torch_pickle
+
+_MAX_PICKLE = 64 * 2**20  # bytes
+_MAX_DIRECTORY = 16 * 2**20  # bytes of zip directory, 200 000 entries
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of name and of extra
+_AGAIN = "copy or download it again"
+_SAVE = "save the weights anew with torch.save"
+_LOOKS = (  # first bytes, what the file is, the fix
+    (
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+        "is in PyTorch's format from before 1.6",
+        f"load it with a recent torch and {_SAVE}",
+    ),
+    (b"\x80", "is a bare pickle", f"load it where it was made and {_SAVE}"),
+    (b"\x89PNG", "is a PNG image", "pass a file of weights"),
+    (b"\xff\xd8\xff", "is a JPEG image", "pass a file of weights"),
+    (b"\x89HDF", "is an HDF5 file", "pass a PyTorch file"),
+    (b"\x93NUMPY", "is a NumPy file", "pass a PyTorch file"),
+    (b"\x1f\x8b", "is compressed with gzip", "unpack it"),
+    (b"version https://git-lfs", "is a git-lfs pointer", "run git lfs pull"),
+    (b"<", "is an HTML or XML page, not weights", "download it again"),
+    (b"{", "is a JSON text, not weights", "pass the file of weights itself"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    start: int  # of its local header, in bytes
+    stop: int  # before this the next entry begins
+    size: int
+    crc: int  # 0 if torch was told not to compute it
+
+
+def read(path: str | os.PathLike) -> Any:
+    """What `torch.load` would give, with every tensor still in the file.
+
+    Safe on files of unknown origin: nothing in them is executed or unpacked, and memory
+    is bounded. A tensor that covers its storage is checked against the file's checksum
+    when it is read.
+
+    Args:
+      path: A file that `torch.save` wrote.
+
+    Returns:
+      Nested dict, list and tuple of str, int, float, bool, None, bytes, np.dtype (for
+      torch.dtype) and lazy.LazyTensor. OrderedDict becomes dict, a Parameter its
+      tensor, torch.Size a tuple, torch.device its name.
+
+    Raises:
+      UserError: Not such a file, damaged, or it holds other objects than these.
+    """
+    path = pathlib.Path(path)
+    _check_looks(path)
+    try:
+        with _DirectoryFile(path) as file, zipfile.ZipFile(file) as archive:
+            top = _checked_top(path, archive.namelist())
+            entries = _entries(path, archive)
+    except (errors.UserError, MemoryError):
+        raise
+    except Exception as error:  # zipfile breaks in many ways on what is not a zip
+        reason = " ".join(str(error)[:200].split())
+        raise errors.UserError(
+            f"{path} is cut short or damaged ({reason}): {_AGAIN}"
+        ) from error
+    byteorder = entries.get(f"{top}/byteorder")
+    if byteorder and (found := _read_small(path, byteorder)) != b"little":
+        raise errors.UserError(
+            f"{path} is of byte order {ascii(found[:20])[1:]}: load it with torch on a "
+            "little-endian machine and save it again"
+        )
+    data = _read_small(path, entries[f"{top}/data.pkl"])
+    try:
+        return torch_pickle.load(
+            data, functools.partial(_lazy_tensor, path, f"{top}/data/", entries)
+        )
+    except torch_pickle.Refused as error:
+        raise errors.UserError(f"{path}: {error}") from error
+
+
+def _check_looks(path: pathlib.Path) -> None:
+    """Names what is obviously not a zip archive."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise errors.UserError(f"{path} is {kind}: pass a .pth file")
+        with open(path, "rb") as file:
+            start = file.read(32)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise errors.UserError(f"cannot read {path!s} ({reason})") from error
+    if start.startswith(b"PK\x03\x04"):
+        return
+    what, fix = f"begins with the bytes {start[:8].hex(' ')}", "pass a PyTorch file"
+    if not start:
+        what, fix = "is empty", _AGAIN
+    elif start[8:9] == b"{":
+        what, fix = "is a safetensors file", "name it .safetensors"
+    for magic, look, look_fix in _LOOKS:
+        if start.startswith(magic):
+            what, fix = look, look_fix
+            break
+    raise errors.UserError(f"{path} {what}, not a file by torch.save: {fix}")
+
+
+class _DirectoryFile(io.FileIO):
+    """For zipfile, which otherwise reads as many bytes as a forged size says."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        if size > _MAX_DIRECTORY:
+            raise ValueError(f"its zip directory claims {size} bytes")
+        return super().read(size)
+
+
+def _entries(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, _Entry]:
+    """All entries by name, none of them compressed, outside the file or overlapping."""
+    found: dict[str, _Entry] = {}
+    infos = archive.infolist()
+    order = sorted(range(len(infos)), key=lambda i: infos[i].header_offset)
+    stops = [archive.start_dir] * len(infos)
+    for i, following in zip(order, order[1:]):
+        stops[i] = infos[following].header_offset
+    for info, stop in zip(infos, stops):
+        name = ascii(info.filename[:100])
+        start, size = info.header_offset, info.file_size
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise errors.UserError(
+                f"{path}: its entry {name} is compressed or encrypted, which "
+                f"torch.save never does: {_SAVE}"
+            )
+        if size != info.compress_size or start < 0 or start + 30 + size > stop:
+            raise errors.UserError(
+                f"{path}: its entry {name} of {size} bytes reaches beyond its place: "
+                f"{_AGAIN}"
+            )
+        parts = info.filename.split("/")
+        if info.filename in found or ".." in parts or not parts[0]:
+            raise errors.UserError(
+                f"{path}: its entry {name} is there twice or points outside: {_SAVE}"
+            )
+        found[info.filename] = _Entry(start, stop, size, info.CRC)
+    return found
+
+
+def _checked_top(path: pathlib.Path, names: list[str]) -> str:
+    """The archive's folder, if its entries are those of a `torch.save`."""
+    top = names[0].partition("/")[0] if names else ""
+    code = f"{top}/constants.pkl", f"{top}/code/"
+    if any(name.startswith(code) for name in names):
+        raise errors.UserError(
+            f"{path} is a TorchScript program: load it with torch.jit.load and save "
+            "its state_dict() with torch.save"
+        )
+    if f"{top}/data.pkl" not in names:
+        raise errors.UserError(
+            f"{path} is a zip archive, but not by torch.save (no data.pkl in its first "
+            "folder): pass a PyTorch file"
+        )
+    return top
+
+
+def _read_small(path: pathlib.Path, entry: _Entry) -> bytes:
+    if entry.size > _MAX_PICKLE:
+        raise errors.UserError(
+            f"{path}: its data.pkl has {entry.size} bytes, more than {_MAX_PICKLE}: "
+            "save the weights alone"
+        )
+    return _read_bytes(path, entry, 0, entry.size).tobytes()
+
+
+def _read_bytes(
+    path: pathlib.Path, entry: _Entry, offset: int, size: int
+) -> np.ndarray:
+    """Bytes of an entry, checked against its checksum if they are all of it."""
+    buffer = np.empty(size, np.uint8)
+    try:
+        with open(path, "rb") as file:
+            file.seek(_data_start(path, file, entry) + offset)
+            found = file.readinto(buffer)
+    except OSError as error:
+        raise errors.UserError(f"cannot read {path} ({error.strerror})") from error
+    if found != size:
+        raise errors.UserError(f"{path} is cut short: {_AGAIN}")
+    if size == entry.size and entry.crc not in (0, zlib.crc32(buffer)):
+        raise errors.UserError(
+            f"{path} is damaged, or changed since it was opened (a checksum is wrong): "
+            f"{_AGAIN}"
+        )
+    return buffer
+
+
+def _data_start(path: pathlib.Path, file: BinaryIO, entry: _Entry) -> int:
+    file.seek(entry.start)
+    header = file.read(_LOCAL_HEADER.size)
+    if len(header) == _LOCAL_HEADER.size:
+        signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        start = entry.start + len(header) + name_length + extra_length
+        if signature == b"PK\x03\x04" and start + entry.size <= entry.stop:
+            return start
+    raise errors.UserError(f"{path} is damaged (an entry's header is wrong): {_AGAIN}")
+
+
+def _lazy_tensor(
+    path: pathlib.Path,
+    folder: str,
+    entries: Mapping[str, _Entry],
+    tensor: torch_pickle.Tensor,
+) -> lazy.LazyTensor:
+    entry = entries.get(folder + tensor.key)
+    if entry is None or tensor.storage_size * tensor.dtype.itemsize > entry.size:
+        raise torch_pickle.Refused(
+            f"the storage {ascii(tensor.key)} of {tensor.storage_size} elements of "
+            f"{tensor.dtype.name} is not there or smaller"
+        )
+    return lazy.LazyTensor(
+        tensor.shape, tensor.dtype, functools.partial(_read_tensor, path, entry, tensor)
+    )
+
+
+def _read_tensor(
+    path: pathlib.Path, entry: _Entry, tensor: torch_pickle.Tensor
+) -> np.ndarray:
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, tensor.dtype)
+    itemsize = tensor.dtype.itemsize
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride))
+    buffer = _read_bytes(path, entry, tensor.offset * itemsize, (last + 1) * itemsize)
+    if tensor.dtype == np.bool_:
+        np.not_equal(buffer, 0, out=buffer)  # other bytes are no bools
+    view = np.lib.stride_tricks.as_strided(
+        buffer.view(tensor.dtype),
+        tensor.shape,
+        [step * itemsize for step in tensor.stride],
+    )
+    return view if view.flags.c_contiguous else view.copy()

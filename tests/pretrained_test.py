@@ -1,0 +1,228 @@
+"""A loaded model against transformers, the recorded forward passes and plain maths."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import random_weights
+import skimage.data
+import torch
+import transformers
+from PIL import Image
+
+import dinov2_jax
+from dinov2_jax import pretrained
+
+RECORDED = pathlib.Path(__file__).parent / "reference"
+PHOTOGRAPHS = [skimage.data.astronaut(), skimage.data.chelsea()]
+
+
+def relative(found, expected):
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    assert found.shape == expected.shape
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def photographs(height, width):
+    """Real photographs at a size, normalised, [2, H, W, 3]."""
+    resized = [
+        np.asarray(Image.fromarray(x).resize((width, height))) for x in PHOTOGRAPHS
+    ]
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    return ((np.stack(resized) / 255 - mean) / std).astype(np.float32)
+
+
+def as_torch(images):
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
+def peer(folder, *, registers, depth=12, size=518, swiglu=False, width=384):
+    """A model of transformers with lively random weights, and ours from its folder."""
+    kind = "Dinov2WithRegisters" if registers else "Dinov2"
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        image_size=size,
+        patch_size=14,
+        use_swiglu_ffn=swiglu,
+        attn_implementation="eager",
+    )
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    state = model.state_dict()
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    drawn = random_weights.tensors(shapes)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in drawn.items()})
+    model.save_pretrained(folder)
+    return model, dinov2_jax.load(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """ViT-S/14 at its native size, without registers."""
+    return peer(tmp_path_factory.mktemp("small"), registers=False)
+
+
+@pytest.fixture(scope="module")
+def registers(tmp_path_factory):
+    """ViT-S/14 with registers."""
+    return peer(tmp_path_factory.mktemp("registers"), registers=True)
+
+
+def assert_features_agree(model, ours, height, width):
+    images = photographs(height, width)
+    with torch.inference_mode():
+        tokens = model(as_torch(images)).last_hidden_state.numpy()
+    out = ours(images)
+    first = tokens.shape[1] - height * width // 14**2
+    assert relative(out.cls, tokens[:, 0]) < 1e-5
+    if first > 1:
+        assert relative(out.registers, tokens[:, 1:first]) < 1e-5
+    grid = tokens[:, first:].reshape(2, height // 14, width // 14, -1)
+    assert relative(out.patches, grid) < 1e-5
+    # Two photographs are not one: features that nothing moves would agree too.
+    assert relative(out.cls[0], out.cls[1]) > 0.1
+
+
+def test_dinov2_model_at_its_native_size(small):
+    assert_features_agree(*small, 518, 518)
+
+
+@pytest.mark.parametrize("size", [(518, 518), (224, 224), (280, 392), (98, 70)])
+def test_dinov2_with_registers_model_at_any_size(registers, size):
+    assert_features_agree(*registers, *size)
+
+
+def test_swiglu(tmp_path):
+    model, ours = peer(tmp_path, registers=True, depth=3, swiglu=True, width=128)
+    assert ours.module.ffn_layer == "swiglufused"
+    assert_features_agree(model, ours, 224, 224)
+
+
+def test_layers_and_attention_maps_are_those_of_transformers(registers):
+    model, ours = registers
+    images = photographs(98, 140)
+    with torch.inference_mode():
+        theirs = model(
+            as_torch(images), output_hidden_states=True, output_attentions=True
+        )
+    out = ours(images, layers=[0, 5, -1], attention=[0, 7, -1])
+    assert out.layers.keys() == {0, 5, -1} and out.attention.keys() == {0, 7, -1}
+    for index, features in out.layers.items():
+        after = theirs.hidden_states[index + 1 if index >= 0 else index].numpy()
+        assert relative(features.prenorm, after) < 1e-5
+        normed = model.layernorm(torch.from_numpy(after)).detach().numpy()
+        assert relative(features.cls, normed[:, 0]) < 1e-5
+    for index, maps in out.attention.items():
+        assert relative(maps, theirs.attentions[index].numpy()) < 1e-5
+        np.testing.assert_allclose(np.asarray(maps).sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(out.layers[-1].patches, out.patches)
+
+
+def test_attention_maps_times_values_are_what_the_network_uses(registers):
+    """softmax(QK) V through the projection equals what the block adds."""
+    _, ours = registers
+    images = photographs(56, 56)
+    out = ours(images, layers=[3, 4], attention=[4])
+    before = np.asarray(out.layers[3].prenorm, np.float64)
+    block = jax.tree.map(lambda x: np.asarray(x[4], np.float64), ours.params["blocks"])
+
+    def norm(x, p):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * p["scale"] + p["bias"]
+
+    qkv = norm(before, block["norm1"]) @ block["attn"]["qkv"]["kernel"]
+    values = (qkv + block["attn"]["qkv"]["bias"])[..., 768:].reshape(2, -1, 6, 64)
+    mixed = np.einsum("bhqk,bkhc->bqhc", out.attention[4], values).reshape(2, -1, 384)
+    added = mixed @ block["attn"]["proj"]["kernel"] + block["attn"]["proj"]["bias"]
+    after = before + added * block["ls1"]["gamma"]
+    hidden = norm(after, block["norm2"]) @ block["mlp"]["fc1"]["kernel"]
+    hidden = torch.from_numpy(hidden + block["mlp"]["fc1"]["bias"])
+    hidden = torch.nn.functional.gelu(hidden).numpy()
+    ffn = hidden @ block["mlp"]["fc2"]["kernel"] + block["mlp"]["fc2"]["bias"]
+    after = after + ffn * block["ls2"]["gamma"]
+    assert relative(out.layers[4].prenorm, after) < 1e-5
+
+
+@pytest.mark.parametrize("file", ["vit_mlp", "vit_swiglu_reg4"])
+def test_recorded_forward_passes_through_load(tmp_path, file):
+    recorded = np.load(RECORDED / f"{file}.npz")
+    config = json.loads(str(recorded["config_json"]))
+    params = {
+        key.removeprefix("params/"): torch.from_numpy(recorded[key])
+        for key in recorded
+        if key.startswith("params/")
+    }
+    torch.save(params, tmp_path / "a.pth")
+    model = dinov2_jax.load(tmp_path / "a.pth", num_heads=config["num_heads"])
+    sizes = {key.split("/")[0] for key in recorded if key.endswith("/images")}
+    assert len(sizes) >= 2
+    for size in sizes:
+        images = recorded[f"{size}/images"].astype(np.float32).transpose(0, 2, 3, 1)
+        out = model(images)
+        assert relative(out.cls, recorded[f"{size}/x_norm_clstoken"]) < 1e-5
+        patches = recorded[f"{size}/x_norm_patchtokens"]
+        assert relative(np.reshape(out.patches, patches.shape), patches) < 1e-5
+        assert relative(out.prenorm, recorded[f"{size}/x_prenorm"]) < 1e-5
+
+
+def test_fits(small):
+    _, model = small
+    images = photographs(56, 84)
+    expected = model(images)
+    framed = np.pad(images, ((0, 0), (3, 2), (0, 9), (0, 0)), constant_values=9.0)
+    cut = model(framed[:, :, : 84 + 1], fit="crop")
+    assert cut.patches.shape == expected.patches.shape
+    np.testing.assert_allclose(
+        pretrained.fit_to_patches(framed[:, :, :85], 14, "crop"),
+        framed[:, 2:58, 0:84],
+    )
+    padded = pretrained.fit_to_patches(images[:, 1:-2, :-3], 14, "pad")
+    assert padded.shape == images.shape
+    np.testing.assert_allclose(padded[:, 1:54, 1:82], images[:, 1:-2, :-3])
+    assert not np.asarray(padded[:, 0]).any() and not np.asarray(padded[:, 54:]).any()
+    resized = pretrained.fit_to_patches(images[:, :60, :80], 14, "resize")
+    assert resized.shape == (2, 56, 84, 3)
+    with pytest.raises(ValueError) as caught:
+        model(photographs(240, 320))
+    assert "use 238x322" in str(caught.value)
+    assert "'crop' (238x308), 'pad' (252x322)" in str(caught.value)
+    with pytest.raises(ValueError, match="use one of error, crop, pad, resize"):
+        model(images, fit="stretch")
+
+
+def test_wrong_images_and_blocks_are_refused(small):
+    _, model = small
+    images = photographs(56, 56)
+    for bad, words in (
+        (images[0], "expected \\[B, H, W, 3\\]"),
+        (images[..., :1], "expected \\[B, H, W, 3\\]"),
+        (np.zeros((1, 56, 56, 3), np.uint8), "expected normalised floats"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model(bad)
+    with pytest.raises(ValueError, match="there is no block 12"):
+        model(images, layers=[12])
+    with pytest.raises(ValueError, match="there is no block -13"):
+        model(images, attention=[-13])
+
+
+def test_preprocessing_is_that_of_transformers(small, tmp_path):
+    _, model = small
+    path = tmp_path / "a.png"
+    Image.fromarray(PHOTOGRAPHS[1]).save(path)
+    images = [PHOTOGRAPHS[0], Image.fromarray(PHOTOGRAPHS[1])]
+    ours = model.preprocess(images)
+    processor = transformers.BitImageProcessorPil(
+        size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=3
+    )
+    theirs = processor(images, return_tensors="np")["pixel_values"]
+    theirs = theirs.transpose(0, 2, 3, 1)
+    mean = np.array(processor.image_mean) - [0.485, 0.456, 0.406]
+    theirs = (theirs * processor.image_std + mean) / [0.229, 0.224, 0.225]
+    assert ours.shape == (2, 224, 224, 3)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_array_equal(model.preprocess(path)[0], ours[1])
+    np.testing.assert_array_equal(model.preprocess(str(path))[0], ours[1])

@@ -1,0 +1,304 @@
+"""Real files of every world, and files that must be refused."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import random_weights
+import torch
+import transformers
+
+from dinov2_jax import errors
+from dinov2_jax.convert import targets
+from dinov2_jax.weights import naming, reading, safetensors_file, state_dict
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAMES = ["vits14", "vits14_reg4", "vitg14", "vitg14_reg4"]
+
+
+def weights(name="vits14_reg4", seed=0):
+    return random_weights.tensors(random_weights.small_shapes(name), seed)
+
+
+def as_torch(tree):
+    if isinstance(tree, dict):
+        return {key: as_torch(value) for key, value in tree.items()}
+    return torch.from_numpy(tree)
+
+
+def save(path, tree):
+    torch.save(as_torch(tree), path)
+    return path
+
+
+def transformers_model(name):
+    """A tiny model of transformers itself."""
+    registers = "reg4" in name
+    kind = "Dinov2WithRegisters" if registers else "Dinov2"
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
+        use_swiglu_ffn="vitg" in name,
+        **({"num_register_tokens": 4} if registers else {}),
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def read(path, **kwargs):
+    return reading.read(path, **{"num_heads": 4} | kwargs)
+
+
+def assert_holds(found, expected):
+    """Every tensor bit for bit, back under the reference's names."""
+    arrays = state_dict.state_dict_from_params(
+        found.params["backbone"], patch_size=found.module.patch_size
+    )
+    assert arrays.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(arrays[key], array, err_msg=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hub_files(tmp_path, name):
+    found = read(save(tmp_path / "a.pth", weights(name)))
+    assert_holds(found, weights(name))
+    assert found.module.num_register_tokens == (4 if "reg4" in name else 0)
+    assert found.module.ffn_layer == ("swiglufused" if "vitg" in name else "mlp")
+    assert found.module.interpolate_antialias == ("reg4" in name)
+    assert found.module.interpolate_offset == (0.0 if "reg4" in name else 0.1)
+    assert found.module.image_size == 56 and found.module.layerscale
+
+
+def test_training_checkpoints_with_heads_of_both(tmp_path):
+    def branch(name, seed):
+        backbone, head = weights(seed=seed), random_weights.head_tensors(seed)
+        tensors = {f"backbone.{k}": v for k, v in backbone.items()}
+        tensors |= {f"dino_head.{k}": v for k, v in head.items()}
+        return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+
+    tree = {"model": branch("student", 1) | branch("teacher", 2), "iteration": {}}
+    path = save(tmp_path / "a.pth", tree)
+    for which, seed in (("student", 1), ("teacher", 2), (None, 2)):
+        found = read(path, which=which, heads=True)
+        assert_holds(found, weights(seed=seed))
+        head = state_dict.state_dict_from_params(found.params["dino_head"])
+        expected = random_weights.head_tensors(seed)
+        assert head.keys() == expected.keys()
+        for key in expected:
+            np.testing.assert_array_equal(head[key], expected[key])
+    assert read(path).params.keys() == {"backbone"}
+
+
+def test_half_precision_files_become_float32(tmp_path):
+    halves = {k: v.astype(np.float16) for k, v in weights().items()}
+    found = read(save(tmp_path / "a.pth", halves))
+    leaves = jax.tree.leaves(found.params)
+    assert all(leaf.dtype == np.float32 for leaf in leaves)
+    assert_holds(found, {k: v.astype(np.float32) for k, v in halves.items()})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folders_that_transformers_saved(tmp_path, name):
+    model = transformers_model(name)
+    model.save_pretrained(tmp_path / "hf")
+    found = reading.read(tmp_path / "hf")
+    assert found.module.num_heads == 4
+    arrays = state_dict.state_dict_from_params(found.params["backbone"], patch_size=14)
+    hub = naming.to_hub(safetensors_file.read(tmp_path / "hf/model.safetensors"))
+    for key, tensor in hub.items():
+        np.testing.assert_array_equal(arrays[key], tensor.read())
+    # The names inside transformers 5, which its own files do not use.
+    raw = {k: v.detach().numpy().copy() for k, v in model.state_dict().items()}
+    again = read(save(tmp_path / "raw.pth", raw))
+    assert_holds(again, arrays)
+
+
+def test_a_folder_in_several_files_and_its_preprocessing(tmp_path):
+    folder = tmp_path / "hf"
+    model = transformers_model("vits14")
+    model.save_pretrained(folder, max_shard_size="300KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    processor = {
+        "crop_size": {"height": 98, "width": 98},
+        "size": {"shortest_edge": 112},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.25, 0.25, 0.25],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    found = reading.read(folder)
+    assert found.preprocessing.resize_size == 112
+    assert found.preprocessing.crop_size == 98
+    assert found.preprocessing.mean == (0.5, 0.5, 0.5)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "../../secret.safetensors"}})
+    )
+    with pytest.raises(errors.UserError, match="points outside its folder"):
+        reading.read(folder)
+
+
+def test_an_own_export_with_heads_and_a_report_that_knows_the_heads(tmp_path):
+    tensors = {f"backbone.{k}": v for k, v in weights().items()}
+    head = random_weights.head_tensors()
+    tensors |= {f"dino_head.{k}": v for k, v in head.items()}
+    found = read(save(tmp_path / "a.pth", {"teacher": tensors}), heads=True)
+    target = targets.TARGETS["orbax"]
+    target.write(tmp_path / "own", {"teacher": found}, (56, 56), True)
+    again = reading.read(tmp_path / "own", heads=True)
+    assert again.module == found.module
+    jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
+    with pytest.raises(errors.UserError, match="holds no student, only the teacher"):
+        reading.read(tmp_path / "own", which="student")
+
+
+@pytest.mark.parametrize("name", ["vits14", "vits14_reg4"])
+def test_position_embeddings_are_resampled_when_asked(tmp_path, name):
+    path = save(tmp_path / "a.pth", weights(name))
+    plain, resampled = read(path), read(path, image_size=98)
+    assert resampled.module.image_size == 98
+    expected = plain.module.apply(
+        {"params": plain.params["backbone"]}, 98, 98, method="position_embeddings"
+    )
+    found = resampled.params["backbone"]["pos_embed"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(errors.UserError, match="use 7\\*14 = 98"):
+        read(path, image_size=100)
+
+
+def refusal(path, **kwargs):
+    with pytest.raises(errors.UserError) as caught:
+        read(path, **kwargs)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_and_extra_keys(tmp_path):
+    tensors = weights()
+    del tensors["blocks.1.attn.qkv.bias"], tensors["norm.weight"]
+    message = refusal(save(tmp_path / "a.pth", tensors))
+    assert "2 tensors are missing" in message
+    assert "blocks.1.attn.qkv.bias" in message and "[384]" in message
+    tensors = weights() | {"head.weight": np.zeros((10, 128), np.float32)}
+    path = save(tmp_path / "b.pth", tensors)
+    assert "pass ignore=('head.',)" in refusal(path)
+    assert_holds(read(path, ignore=("head.",)), weights())
+
+
+def test_a_config_json_that_says_otherwise(tmp_path):
+    folder = tmp_path / "hf"
+    transformers_model("vits14_reg4").save_pretrained(folder)
+    original = json.loads((folder / "config.json").read_text())
+    for field, value, words in (
+        ("num_register_tokens", 8, "it has 4 register tokens, not 8"),
+        ("use_swiglu_ffn", True, "its FFN is mlp, not swiglufused"),
+        ("num_hidden_layers", 3, "it has 2 blocks, not 3"),
+        ("layer_norm_eps", 1e-5, "layer_norm_eps = 1e-05"),
+        ("hidden_act", "relu", "hidden_act = 'relu'"),
+        ("model_type", "vit", "model_type 'vit'"),
+    ):
+        changed = json.dumps(original | {field: value})
+        (folder / "config.json").write_text(changed)
+        assert words in refusal(folder), field
+
+
+def test_a_tensor_of_another_shape(tmp_path):
+    tensors = weights()
+    tensors["blocks.0.mlp.fc2.weight"] = np.zeros((128, 500), np.float32)
+    message = refusal(save(tmp_path / "a.pth", tensors))
+    assert "[128, 512]" in message and "[128, 500]" in message
+
+
+def test_other_files_by_this_name(tmp_path):
+    path = tmp_path / "a.pth"
+    for content, word in (
+        (b"\xff\xd8\xff\xe0" + bytes(1000), "JPEG"),
+        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "LFS"),
+        (b"", "empty"),
+    ):
+        path.write_bytes(content)
+        message = refusal(path)
+        assert word.lower() in message.lower() and "\n" not in message
+    (tmp_path / "empty").mkdir()
+    assert "holds no weights" in refusal(tmp_path / "empty")
+
+
+def test_a_truncated_file(tmp_path):
+    path = save(tmp_path / "a.pth", weights())
+    content = path.read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        path.write_bytes(content[: int(len(content) * share)])
+        assert "\n" not in refusal(path)
+
+
+class Evil:
+    def __init__(self, path):
+        self.command = f"touch {path}"
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_a_pickle_that_runs_a_program_is_refused(tmp_path):
+    sentinel = tmp_path / "ran"
+    torch.save({"teacher": Evil(sentinel)}, tmp_path / "a.pth")
+    message = refusal(tmp_path / "a.pth")
+    assert "system" in message and "refused" in message and "\n" not in message
+    assert not sentinel.exists()
+
+
+def test_a_zip_bomb_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\0" * 100_000_000)
+    assert "\n" not in refusal(path)
+
+
+def test_no_heads_and_unknown_owner(tmp_path):
+    path = save(tmp_path / "a.pth", weights())
+    assert "holds no projection heads" in refusal(path, heads=True)
+    with pytest.raises(errors.UserError, match="use 'teacher' or 'student'"):
+        read(path, which="both")
+
+
+def test_memory_stays_below_one_and_a_third_of_the_weights(tmp_path):
+    """Of a large file in a process of its own, beyond what the imports take."""
+    shapes = random_weights.shapes("dinov2_vitb14")
+    path = save(
+        tmp_path / "b.pth", {k: np.ones(s, np.float32) for k, s in shapes.items()}
+    )
+    program = textwrap.dedent("""
+        import resource, sys
+        import jax, jax.numpy as jnp
+        from dinov2_jax.weights import reading
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        jnp.ones(8).block_until_ready()
+        before = peak()
+        weights = reading.read(sys.argv[1])
+        size = sum(x.nbytes for x in jax.tree.leaves(weights.params))
+        print((peak() - before) / size, size)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    ratio, size = (float(x) for x in done.stdout.split())
+    assert size == 4 * 86_580_480
+    assert ratio < 1.3
