@@ -10,31 +10,15 @@ turns, `rounds` times. Prints a table and writes benchmarks/results/train_step.j
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import statistics
-import subprocess
-import sys
+
+from benchmarks import environment
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "train_step.json"
 RATES = (0.0, 0.3)
 DEPTH = 12  # blocks of ViT-S: unrolls the scan
-
-
-def run_worker(module: str, arguments: list[str], environment: dict[str, str]) -> dict:
-    """Runs `python -m benchmarks.<module>` and returns the JSON it prints."""
-    output = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
-        env=os.environ | environment,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return json.loads(output.stdout)
 
 
 def measure(rounds: int, steps: int, batch_size: int) -> dict:
@@ -51,14 +35,18 @@ def measure(rounds: int, steps: int, batch_size: int) -> dict:
                 f"--steps={steps}",
                 "--warmup=2",
             ]
-            report = run_worker("torch_peer", arguments, torch_peer.KEEP_MEMORY)
+            report = environment.run_worker(
+                "torch_peer", arguments, torch_peer.KEEP_MEMORY
+            )
             seconds.setdefault(f"torch, drop path {rate}", []).extend(report["seconds"])
-            report = run_worker("jax_step", arguments, {})
+            report = environment.run_worker("jax_step", arguments, {})
             seconds.setdefault(f"jax, drop path {rate}", []).extend(report["seconds"])
             temp_bytes[f"drop path {rate}"] = report["temp_bytes"]
     compile_seconds = {}
     for name, unroll in (("scan", 1), ("unrolled", DEPTH)):
-        report = run_worker("jax_step", ["--steps=0", f"--scan_unroll={unroll}"], {})
+        report = environment.run_worker(
+            "jax_step", ["--steps=0", f"--scan_unroll={unroll}"], {}
+        )
         compile_seconds[name] = report["lower_seconds"] + report["compile_seconds"]
     return {
         "seconds": seconds,
@@ -94,23 +82,6 @@ def summarize(report: dict, batch_size: int) -> list[tuple[str, str]]:
     return rows
 
 
-def environment() -> dict:
-    """Where and with what the numbers were taken."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("jax", "jaxlib", "flax", "optax", "torch")
-        },
-    }
-
-
 def main() -> None:
     """Prints the table and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -118,7 +89,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=4)
     args = parser.parse_args()
-    report = environment() | measure(args.rounds, args.steps, args.batch_size)
+    packages = ("jax", "jaxlib", "flax", "optax", "torch")
+    report = environment.describe(packages) | measure(
+        args.rounds, args.steps, args.batch_size
+    )
     report["summary"] = dict(summarize(report, args.batch_size))
     for name, value in report["summary"].items():
         print(f"{name:48} {value}")

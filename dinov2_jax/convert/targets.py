@@ -5,8 +5,6 @@ import json
 import pathlib
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph, stablehlo
 from dinov2_jax.weights import (
@@ -53,7 +51,7 @@ def _tensors(params, patch_size) -> dict[str, lazy.LazyTensor]:
     arrays = state_dict.state_dict_from_params(params, patch_size=patch_size)
     return {
         name: lazy.LazyTensor(
-            array.shape, array.dtype, lambda array=array: np.ascontiguousarray(array)
+            array.shape, array.dtype, lambda array=array: state_dict.contiguous(array)
         )
         for name, array in arrays.items()
     }

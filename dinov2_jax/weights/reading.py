@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
@@ -175,9 +175,11 @@ def _without(tree: Any, ignore: Sequence[str]) -> Any:
 
 def _stream(tensors: Mapping[str, lazy.LazyTensor]) -> dict[str, Any]:
     """Parameters from tensors that are read one after the other."""
-    return state_dict.params_from_state_dict(
-        tensors, place=lambda array: jnp.asarray(array, jnp.float32)
-    )
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.device_put(array.astype(np.float32, copy=False))
+
+    return state_dict.params_from_state_dict(tensors, place=place)
 
 
 def _resampled(module, params, image_size: int):

@@ -50,12 +50,39 @@ def params_from_state_dict(
             leaf = first
         else:
             path = ["blocks", *path]
-            leaf = np.empty((len(values), *first.shape), first.dtype)
+            leaf = _aligned((len(values), *first.shape), first.dtype)
             for i in range(len(values)):
-                leaf[i] = _from_torch(name, _array(values[i]))[1]
+                _copy_into(leaf[i], _from_torch(name, _array(values[i]))[1])
         del first
         _insert(params, path, place(leaf))
     return params
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that begins where `jax.device_put` need not copy it."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def contiguous(value: np.ndarray) -> np.ndarray:
+    """A C-contiguous array of the same values, itself if it is one already."""
+    if value.flags.c_contiguous:
+        return value
+    copied = np.empty(value.shape, value.dtype)
+    _copy_into(copied, value)
+    return copied
+
+
+def _copy_into(out: np.ndarray, value: np.ndarray) -> None:
+    """out[...] = value, several times faster than NumPy where `value` is transposed."""
+    if value.ndim == 2 and value.T.flags.c_contiguous:
+        step = 16  # columns: a cache line of float32
+        for start in range(0, value.shape[1], step):
+            out[:, start : start + step] = value[:, start : start + step]
+    else:
+        out[...] = value
 
 
 def _array(value: Any) -> np.ndarray:

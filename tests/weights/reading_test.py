@@ -10,6 +10,7 @@ import zipfile
 
 import jax
 import numpy as np
+import processes
 import pytest
 import random_weights
 import torch
@@ -162,6 +163,23 @@ def test_an_own_export_with_heads_and_a_report_that_knows_the_heads(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
     with pytest.raises(errors.UserError, match="holds no student, only the teacher"):
         reading.read(tmp_path / "own", which="student")
+
+
+def test_a_run_of_this_project(uninterrupted):
+    """Its workdir gives the newest checkpoint, a checkpoint's folder that one."""
+    workdir, _ = uninterrupted
+    for source, step in ((workdir, 20), (workdir / "checkpoints" / "8", 8)):
+        arrays = processes.load(workdir, step)
+        for which, branch in (("teacher", "teacher_params"), ("student", "params")):
+            found = reading.read(source, which=which, heads=True)
+            assert found.params.keys() == {"backbone", "dino_head"}
+            leaves = jax.tree_util.tree_leaves_with_path(found.params)
+            for path, leaf in leaves:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                np.testing.assert_array_equal(leaf, arrays[f"/{branch}/{name}"])
+    config = json.loads((workdir / "config.json").read_text())
+    assert found.module.num_heads == config["model"]["num_heads"]
+    assert found.module.image_size == config["crops"]["global_crops_size"]
 
 
 @pytest.mark.parametrize("name", ["vits14", "vits14_reg4"])
