@@ -58,6 +58,21 @@ def get_config() -> config_dict.ConfigDict:
     c.model.remat = "none"  # none | dots (keep matmul outputs) | full
     c.model.scan_unroll = 1  # blocks per iteration of the scan; depth = fully unrolled
 
+    # Weights to start from instead of random ones; a checkpoint in the workdir goes
+    # before them. The model must be theirs; position embeddings are resampled.
+    c.init = config_dict.ConfigDict()
+    # "": from scratch. A released name such as dinov2_vits14, a .pth (backbone or
+    # training checkpoint), .safetensors, a folder of Hugging Face or timm, a workdir, a
+    # checkpoint or an export of this project.
+    c.init["from"] = ""
+    c.init.which = ""  # teacher | student of what holds both; "": the teacher
+    # fresh: drawn from the seed (released weights have none); loaded: they must have
+    # the sizes of `dino` and `ibot` below. Student and teacher start alike.
+    c.init.heads = "fresh"
+    # Steps at the start at which the backbone rests (`backbone_lr` is 0), of student
+    # and teacher, while heads learn that know nothing yet.
+    c.init.heads_only_steps = 0
+
     c.dino = config_dict.ConfigDict()
     c.dino.loss_weight = 1.0
     c.dino.head_n_prototypes = 65536
@@ -120,7 +135,8 @@ def get_config() -> config_dict.ConfigDict:
     # k-NN of the teacher's class token. The photos source brings its own split;
     # elsewhere name two folders whose sub-folders are the labels.
     c.evaluation = config_dict.ConfigDict()
-    c.evaluation.every = 12_500  # steps; 0: only at the end
+    # Steps; 0: only at the end. A run from other weights is measured at step 0 too.
+    c.evaluation.every = 12_500
     c.evaluation.train_path = ""
     c.evaluation.val_path = ""
     c.evaluation.photos_split = "val"  # held-out tiles of the photos source: val | test

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -98,27 +99,25 @@ def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:
       branch: Of a state, the tree that is wanted: "params" or "teacher_params".
 
     Returns:
-      Tree of arrays on the first device.
+      Tree of arrays on the default device.
 
     Raises:
       UserError: The folder cannot be read or has no such branch.
     """
     if (folder / "default").is_dir():
         folder = folder / "default"
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
         with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
             if branch:
                 tree = {branch: tree[branch]}
-            wanted = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
-            )
+            # By each process for itself, whatever devices there are.
+            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
             restored = checkpointer.restore(
                 folder,
                 args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    item=tree,
+                    restore_args=jax.tree.map(lambda _: as_numpy, tree),
                     partial_restore=True,
                 ),
             )
@@ -128,7 +127,7 @@ def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:
         raise errors.UserError(
             f"cannot read the checkpoint {folder} ({reason}): use another step"
         ) from error
-    return restored[branch] if branch else restored
+    return jax.tree.map(jnp.asarray, restored[branch] if branch else restored)
 
 
 def write_weights(folder: pathlib.Path, weights: Any) -> None:

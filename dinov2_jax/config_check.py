@@ -28,6 +28,8 @@ _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "model.arch": ("vit_small", "vit_base", "vit_large", "vit_giant2", "custom"),
+    "init.which": ("", "teacher", "student"),
+    "init.heads": ("fresh", "loaded"),
     "train.centering": ("centering", "sinkhorn_knopp"),
     "evaluation.photos_split": ("val", "test"),
 }
@@ -50,7 +52,7 @@ _NOT_NEGATIVE = (
     "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "
     "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
     "teacher.warmup_teacher_temp_steps checkpoint.keep_every evaluation.every seed "
-    "evaluation.max_images"
+    "evaluation.max_images init.heads_only_steps"
 ).split()
 _SHARES = (
     "data.max_bad_share model.drop_path_rate ibot.mask_sample_probability "
@@ -58,6 +60,13 @@ _SHARES = (
     "optim.adamw_beta2"
 ).split()
 _FLOAT32_MAX = 3.4e38
+# Fields that a config.json may lack, with what such a run did.
+_ADDED = {
+    "init.from": "",
+    "init.which": "",
+    "init.heads": "fresh",
+    "init.heads_only_steps": 0,
+}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -89,7 +98,7 @@ def _problems(config: Any) -> Iterator[str]:
 
     for name, choices in _CHOICES.items():
         if flat[name] not in choices:
-            yield bad(name, f"choose one of {', '.join(choices)}")
+            yield bad(name, f"choose one of {', '.join(filter(None, choices))}")
     for name in _POSITIVE:
         if not flat[name] > 0:
             yield bad(name, "must be above 0")
@@ -180,6 +189,18 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"optim.warmup_steps = {flat['optim.warmup_steps']} exceeds train.steps = "
             f"{flat['train.steps']}: lower --config.optim.warmup_steps"
         )
+    if not flat["init.from"]:
+        for name, value in _ADDED.items():
+            if flat[name] != value:
+                yield (
+                    f"{name} = {flat[name]!r} says how to start from other weights: "
+                    "name them with --config.init.from=..."
+                )
+    if flat["init.heads_only_steps"] > flat["train.steps"]:
+        yield (
+            f"init.heads_only_steps = {flat['init.heads_only_steps']} exceeds "
+            f"train.steps = {flat['train.steps']}: lower --config.init.heads_only_steps"
+        )
     if flat["evaluation.resize_size"] < flat["evaluation.image_size"]:
         yield (
             f"evaluation.resize_size = {flat['evaluation.resize_size']} is below "
@@ -227,7 +248,7 @@ def check_resume(config: Any, workdir: pathlib.Path) -> None:
     if not path.exists():
         return
     try:
-        before = flatten(json.loads(path.read_text()))
+        before = _ADDED | flatten(json.loads(path.read_text()))
     except ValueError as error:
         raise errors.UserError(
             f"{path} is not valid JSON ({error}): restore it or use another --workdir"

@@ -67,10 +67,15 @@ def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; a bad one is one line with the nearest field, exit code 2."""
+    given = argv
+    # `from` is a keyword of Python, which config_flags does not take for a field; it
+    # looks into sys.argv itself.
+    argv = [re.sub(r"^(--?config\.init)\.from\b", r'\1["from"]', a) for a in argv]
+    sys.argv = argv
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        message = _unknown_fields(argv) or " ".join(str(error).split())
+        message = _unknown_fields(given) or " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
 

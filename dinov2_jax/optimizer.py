@@ -30,11 +30,13 @@ class ParamGroup:
       lr_multiplier: Float, or float64 [depth] for a stacked block parameter.
       wd_multiplier: 0.0 or 1.0.
       is_last_layer: Follows the last layer's learning rate (0 while frozen).
+      is_backbone: Follows the backbone's (0 while only the heads learn).
     """
 
     lr_multiplier: float | np.ndarray
     wd_multiplier: float
     is_last_layer: bool
+    is_backbone: bool
 
 
 def param_groups(
@@ -68,6 +70,7 @@ def param_groups(
             lr_multiplier=lr_multiplier,
             wd_multiplier=0.0 if undecayed else 1.0,
             is_last_layer="last_layer" in names,
+            is_backbone=names[0] == "backbone",
         )
 
     return jax.tree_util.tree_map_with_path(group, params)
@@ -100,16 +103,26 @@ def scale_by_schedule_and_groups(groups: Any) -> optax.GradientTransformationExt
     """Decoupled weight decay and learning rate, both per parameter.
 
     update = -lr * lr_multiplier * (update + weight_decay * wd_multiplier * param), with
-    lr, last_layer_lr and weight_decay as extra arguments of `update`.
+    lr, backbone_lr, last_layer_lr and weight_decay as extra arguments of `update`. A
+    rate of 0 stops both for its parameters, to the bit.
     """
 
     def update(
-        updates, state, params=None, *, lr, last_layer_lr, weight_decay, **extra
+        updates,
+        state,
+        params=None,
+        *,
+        lr,
+        backbone_lr,
+        last_layer_lr,
+        weight_decay,
+        **extra,
     ):
         del extra
 
         def scale(group, u, p):
-            rate = last_layer_lr if group.is_last_layer else lr
+            rate = backbone_lr if group.is_backbone else lr
+            rate = last_layer_lr if group.is_last_layer else rate
             multiplier = np.asarray(group.lr_multiplier, np.float32)
             multiplier = multiplier.reshape(multiplier.shape + (1,) * (p.ndim - 1))
             if multiplier.ndim != p.ndim:  # one factor for the whole parameter

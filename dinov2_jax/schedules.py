@@ -49,6 +49,7 @@ class Schedules:
 
     Attributes:
       freeze_last_layer_steps: Steps at which the prototypes' learning rate is 0.
+      heads_only_steps: Steps at which the backbone's learning rate is 0.
     """
 
     lr: Cosine
@@ -56,12 +57,14 @@ class Schedules:
     momentum_teacher: Cosine
     teacher_temp: Cosine
     freeze_last_layer_steps: int
+    heads_only_steps: int
 
     def __call__(self, step: int) -> dict[str, float]:
         """The scalars that `train_step` takes beside state and batch."""
         lr = self.lr(step)
         return {
             "lr": lr,
+            "backbone_lr": 0.0 if step < self.heads_only_steps else lr,
             "last_layer_lr": 0.0 if step < self.freeze_last_layer_steps else lr,
             "weight_decay": self.weight_decay(step),
             "momentum_teacher": self.momentum_teacher(step),
@@ -97,4 +100,5 @@ def make_schedules(config: Any) -> Schedules:
             start=teacher.warmup_teacher_temp,
         ),
         freeze_last_layer_steps=optim.freeze_last_layer_steps,
+        heads_only_steps=config.init.heads_only_steps,
     )

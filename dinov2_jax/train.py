@@ -16,6 +16,7 @@ from dinov2_jax import (
     console,
     distributed,
     errors,
+    init_weights,
     metrics,
     monitor,
     optimizer,
@@ -80,12 +81,12 @@ class Run:
             keep_every=config.checkpoint.keep_every,
         )
         self.start_step = self.checkpoints.latest_step() or 0
+        self.origin = ""  # of the weights, in words; "" from scratch
         if self.start_step:
             self.state = self.checkpoints.restore(abstract)
+            self.origin = f"resumed from step {self.start_step}"
         else:
-            self.state = train_state.make_state(
-                config.seed, self.meta_arch, self.tx, self.mesh
-            )
+            self.state = self._first_state()
         self.step_fn = train_step.make_train_step(
             self.meta_arch, self.tx, abstract, self.mesh, seed=config.seed
         )
@@ -113,8 +114,21 @@ class Run:
         self.progress.message(
             console.banner(config, self.mesh, source, num_params, dtype)
         )
-        if self.start_step:
-            self.progress.message(f"resumed from step {self.start_step}")
+        if self.origin:
+            self.progress.message(self.origin)
+
+    def _first_state(self) -> train_state.TrainState:
+        """Step 0: fresh weights, or those that `config.init` names."""
+        weights = init_weights.read(self.config, self.meta_arch)
+        if weights:
+            self.origin = weights.description
+        return train_state.make_state(
+            self.config.seed,
+            self.meta_arch,
+            self.tx,
+            self.mesh,
+            weights and weights.params,
+        )
 
     def loop(self, process: int, num_processes: int) -> None:
         """All remaining steps; reads the metrics of a step after the next one began."""
@@ -137,6 +151,8 @@ class Run:
         )
         with batches, jax.set_mesh(self.mesh):
             step_fn = self._compile()
+            if self.evaluator and self.origin and not self.start_step:
+                self._evaluate(0)  # what adaptation must not lose
             clock = metrics.Clock(config.train.batch_size)
             pending = None
             for step in range(self.start_step, total):
@@ -236,10 +252,7 @@ class Run:
         last = step == self.config.train.steps
         every = self._evaluate_every()
         if self.evaluator and (last or (every and step % every == 0)):
-            backbone = self.state.teacher_params["backbone"]
-            accuracies = self.evaluator.evaluate(backbone, self.config.seed)
-            self.writer.write(step, accuracies)
-            self.progress.message(console.describe_knn(step, accuracies))
+            backbone = self._evaluate(step)
             if last:
                 self.evaluator.picture(
                     backbone, self.config.seed, self.workdir / "pca.png"
@@ -249,6 +262,14 @@ class Run:
         if last or (due and not self.skipped_in_a_row):
             self.writer.sync()  # no checkpoint without the rows before it
             self.checkpoints.save(step, self.state)
+
+    def _evaluate(self, step: int) -> Any:
+        """Measures, writes and says the k-NN of the teacher's backbone; returns it."""
+        backbone = self.state.teacher_params["backbone"]
+        accuracies = self.evaluator.evaluate(backbone, self.config.seed)
+        self.writer.write(step, accuracies)
+        self.progress.message(console.describe_knn(step, accuracies))
+        return backbone
 
     def close(self) -> None:
         """Ends what writes; a save under way is finished."""

@@ -5,6 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -81,12 +82,36 @@ def make_state(
     meta_arch: ssl_meta_arch.SSLMetaArch,
     tx: optax.GradientTransformation,
     mesh: Mesh,
+    loaded: dict[str, Any] | None = None,
 ) -> TrainState:
-    """The state at step 0, created under one jit so that no device holds it whole."""
+    """The state at step 0, created under one jit so that no device holds it whole.
+
+    Args:
+      seed: Of all that is not loaded.
+      meta_arch: From `make_ssl_meta_arch`.
+      tx: From `make_optimizer`.
+      mesh: From `sharding.make_mesh`.
+      loaded: Submodules of the parameters to start from, NumPy arrays, the same in
+        every process; the teacher starts as their copy too.
+    """
     abstract = abstract_state(meta_arch, tx, mesh)
+    loaded = {
+        name: jax.tree.map(_place, tree, abstract.params[name])
+        for name, tree in (loaded or {}).items()
+    }
     init = jax.jit(
-        lambda key: init_state(key, meta_arch, tx),
+        lambda key, loaded: state_from_params(
+            meta_arch.init(key) | loaded, meta_arch, tx
+        ),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+        donate_argnums=1,
     )
     with jax.set_mesh(mesh):
-        return init(jax.random.key(seed))
+        return init(jax.random.key(seed), loaded)
+
+
+def _place(array: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array of the host on the devices, each given its shard alone."""
+    return jax.make_array_from_callback(
+        array.shape, wanted.sharding, lambda index: array[index]
+    )

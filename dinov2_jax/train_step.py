@@ -57,8 +57,10 @@ def train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params, **scalars)
     params = optax.apply_updates(state.params, updates)
-    teacher_params = optax.incremental_update(
-        params, state.teacher_params, 1.0 - scalars["momentum_teacher"]
+    # Not as m * t + (1 - m) * p, whose rounding moves a teacher whose student rests.
+    rate = 1.0 - scalars["momentum_teacher"]
+    teacher_params = jax.tree.map(
+        lambda t, p: t + rate * (p - t), state.teacher_params, params
     )
 
     def keep_if_finite(new: Any, old: Any) -> Any:

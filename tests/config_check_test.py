@@ -57,6 +57,12 @@ BAD = [
     ("optim.warmup_steps", -1, "must not be negative"),
     ("optim.layerwise_decay", 0.0, "above 0"),
     ("mesh.replica", 0, "above 0"),
+    ("init.which", "ema", "choose one of teacher, student"),
+    ("init.which", "student", "--config.init.from="),
+    ("init.heads", "old", "fresh, loaded"),
+    ("init.heads", "loaded", "--config.init.from="),
+    ("init.heads_only_steps", -1, "must not be negative"),
+    ("init.heads_only_steps", 10, "--config.init.from="),
     ("checkpoint.every", 0, "above 0"),
     ("log.every", 0, "above 0"),
     ("evaluation.photos_split", "train", "val, test"),
@@ -105,6 +111,8 @@ def test_the_default_is_good():
         [("optim.clip_grad", 0.0), ("optim.warmup_steps", 0), ("data.workers", 0)],
         [("ibot.mask_ratio_min_max", (0.0, 0.0))],
         [("model.layerscale", 0.0), ("model.drop_path_rate", 0.0)],
+        [("init.from", "x"), ("init.heads", "loaded"), ("init.which", "student")],
+        [("init.from", "x"), ("init.heads_only_steps", 125_000)],
     ],
 )
 def test_what_is_switched_off_need_not_fit(changes):
@@ -128,6 +136,11 @@ def test_custom_sizes_must_fit(heads, dim, depth):
         )
     )
     assert f"num_heads = {heads}" in said and f"embed_dim = {dim}" in said
+
+
+def test_more_heads_only_steps_than_steps():
+    said = message(changed(("init.from", "x"), ("init.heads_only_steps", 125_001)))
+    assert "init.heads_only_steps = 125001 exceeds train.steps = 125000" in said
 
 
 def test_all_problems_at_once():
@@ -239,6 +252,9 @@ def test_harmless_changes(tmp_path, field, value):
         ("train.group_size", 32, "train.group_size: 64 -> 32"),
         ("crops.global_crops_scale", (0.4, 1.0), "[0.32, 1.0] -> [0.4, 1.0]"),
         ("train.batch_size", 1024, "train.batch_size: 2048 -> 1024"),
+        # It would change nothing, and config.json would tell a tale.
+        ("init.from", "other.pth", "init.from: '' -> 'other.pth'"),
+        ("init.heads_only_steps", 9, "init.heads_only_steps: 0 -> 9"),
     ],
 )
 def test_other_changes_are_refused(tmp_path, field, value, words):
@@ -248,6 +264,15 @@ def test_other_changes_are_refused(tmp_path, field, value, words):
     said = str(caught.value)
     assert words in said and str(tmp_path) in said and "--workdir" in said
     assert said.count("->") == 1 and "\n" not in said
+
+
+def test_a_run_older_than_the_fields_of_init(tmp_path):
+    fields = json.loads(default.get_config().to_json_best_effort())
+    del fields["init"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config_check.check_resume(default.get_config(), tmp_path)
+    with pytest.raises(errors.UserError, match="init.from: '' -> 'x'"):
+        config_check.check_resume(changed(("init.from", "x")), tmp_path)
 
 
 def test_all_differences_are_named(tmp_path):

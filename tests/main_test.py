@@ -58,8 +58,16 @@ def test_no_data_set(trainer, workdir):
 
 def test_unknown_fields(trainer, workdir):
     error = refused(
-        trainer, DEBUG, workdir, "--config.optim.base_lrr=1", "--config.train.step=2"
+        trainer,
+        DEBUG,
+        workdir,
+        "--config.optim.base_lrr=1",
+        "--config.init.from=x",
+        "--config.init.form=x",
+        "--config.train.step=2",
     )
+    assert "init.form; did you mean --config.init.from?" in error
+    assert "field init.from" not in error
     assert "optim.base_lrr; did you mean --config.optim.base_lr?" in error
     assert "train.step; did you mean --config.train.steps?" in error
 

@@ -170,7 +170,8 @@ def noise(output: str) -> list[str]:
     """Lines that no run should print."""
     expected = re.compile(
         r"devices  |images  |batch  |steps  |lr  |parameters  |compiled the step in|"
-        r"resumed from step|nothing to do|step \d+|wrote |done; look at|  /|error: |"
+        r"resumed from step|initialised from |nothing to do|step \d+|wrote |"
+        r"done; look at|  /|error: |"
         r"unreadable image |\d+ of \d+ images are unreadable"
     )
     return [line for line in output.splitlines() if not expected.match(line)]

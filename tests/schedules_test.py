@@ -59,6 +59,7 @@ def test_schedules_of_the_default_config():
             [np.linspace(0.04, 0.07, 30 * epoch), np.full(70 * epoch, 0.07)]
         ),
     }
+    expected["backbone_lr"] = expected["lr"]
     expected["last_layer_lr"] = expected["lr"].copy()
     expected["last_layer_lr"][:epoch] = 0.0
     steps = np.r_[0:100000:997, 1248:1252, 12498:12502, 37498:37502, 124_999]
@@ -76,6 +77,16 @@ def test_schedules_of_vit_g():
     assert ours(0)["momentum_teacher"] == 0.994
     assert ours(624_999)["weight_decay"] == pytest.approx(0.2, abs=1e-6)
     assert ours(625_000)["lr"] == 1e-6
+
+
+def test_heads_only():
+    c = default.get_config()
+    c.init.heads_only_steps = 500
+    ours = schedules.make_schedules(c)
+    for step in (0, 499, 500, 501, 20_000):
+        values = ours(step)
+        assert values["backbone_lr"] == (0.0 if step < 500 else values["lr"])
+        assert values["lr"] > 0 or step == 0
 
 
 def test_without_warmups():

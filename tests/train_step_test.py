@@ -180,6 +180,7 @@ def test_a_finite_loss_with_a_non_finite_gradient_is_skipped():
     )
     scalars = dict(
         lr=0.1,
+        backbone_lr=0.1,
         last_layer_lr=0.1,
         weight_decay=0.1,
         momentum_teacher=0.9,

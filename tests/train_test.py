@@ -14,8 +14,8 @@ from configs import debug
 
 KEYS = """
     step loss/total loss/dino_local loss/dino_global loss/koleo loss/ibot lr
-    weight_decay momentum_teacher teacher_temp grad_norm/backbone grad_norm/dino_head
-    images_per_second data_wait
+    backbone_lr last_layer_lr weight_decay momentum_teacher teacher_temp
+    grad_norm/backbone grad_norm/dino_head images_per_second data_wait
 """.split()
 ACCURACIES = """
     knn/top1 knn/top1_random_init knn/top1_pixels knn/top1_color_histogram

@@ -1,0 +1,216 @@
+"""What a run starts from instead of random weights: `config.init`.
+
+Any source of `weights.reading`, read on the host and refused unless it is exactly the
+config's model: the same tensors, and the same settings that tensors do not tell. Only
+the grid of the position embeddings may differ; it is resampled to the global crops.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dinov2_jax import errors, ssl_meta_arch
+from dinov2_jax.models import pos_embed, vision_transformer
+from dinov2_jax.weights import architecture, reading
+
+# Fields of a module that are fields of `config.model`, and those without a tensor.
+_SETTINGS = (
+    "patch_size in_chans ffn_layer ffn_ratio qkv_bias proj_bias ffn_bias "
+    "num_register_tokens interpolate_offset interpolate_antialias"
+).split()
+_UNTOLD = ("num_heads", "interpolate_offset", "interpolate_antialias")
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """Weights of step 0, on the host.
+
+    Attributes:
+      params: {"backbone": tree}, with the heads where they were asked for; float32
+        NumPy arrays in the shapes of the run's model.
+      description: Where they come from, for the console.
+    """
+
+    params: dict[str, Any]
+    description: str
+
+
+def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | None:
+    """The weights that `config.init` names; None where a run starts from scratch.
+
+    Every process reads all of the file; nothing is put on an accelerator.
+
+    Raises:
+      UserError: Nothing there, unreadable, or another model than the config's; says
+        what to set.
+    """
+    source, heads = config.init["from"], config.init.heads == "loaded"
+    if not source:
+        return None
+    wanted = meta_arch.backbone
+    expected = jax.eval_shape(meta_arch.init, jax.random.key(0))
+    widths = [width for width, _, _ in vision_transformer.ARCHS.values()]
+    with _on_host():
+        try:
+            weights = reading.read(
+                source,
+                which=config.init.which or None,
+                heads=heads,
+                # Where not even the width tells, the config's word is all there is.
+                num_heads=None if wanted.embed_dim in widths else wanted.num_heads,
+            )
+        except errors.UserError as error:
+            raise errors.UserError(f"--config.init.from: {error}") from error
+        params, found = dict(weights.params), weights.module
+        _check_backbone(found, wanted, config.model.arch == "custom", source)
+        if heads:
+            _check_heads(params, expected, config)
+        sides = [m.image_size // m.patch_size for m in (found, wanted)]
+        params["backbone"] = params["backbone"] | {
+            "pos_embed": pos_embed.interpolate_pos_embed(
+                params["backbone"]["pos_embed"],
+                sides[1],
+                sides[1],
+                offset=wanted.interpolate_offset,
+                antialias=wanted.interpolate_antialias,
+            )
+        }
+        params = {
+            name: jax.tree.map(np.asarray, params[name])
+            for name in expected
+            if name in params
+        }
+    return InitialWeights(params, _describe(config.init, *sides))
+
+
+def _on_host() -> contextlib.AbstractContextManager:
+    """New arrays stay off the accelerator, if jax was allowed its CPU at all."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
+
+
+def _describe(init: Any, side: int, new_side: int) -> str:
+    which = f" ({init.which})" if init.which else ""
+    resampled = f" -> {new_side}x{new_side}" if new_side != side else ""
+    facts = [f"position embeddings {side}x{side}{resampled}", f"heads {init.heads}"]
+    if init.heads_only_steps:
+        facts.append(f"{init.heads_only_steps} steps heads only")
+    return f"initialised from {init['from']}{which}: {', '.join(facts)}"
+
+
+def _check_backbone(found, wanted, custom: bool, source: str) -> None:
+    """Refuses a backbone that is not the config's, but for the size of its grid."""
+    fixes = _model_settings(found, wanted, custom)
+    flags = " ".join(f"--config.model.{k}={v}" for k, v in fixes.items())
+    # With the file's grid: that one is resampled.
+    side = found.image_size // found.patch_size * wanted.patch_size
+    try:
+        architecture.check(
+            architecture.backbone_shapes(found),
+            architecture.backbone_shapes(wanted.clone(image_size=side)),
+            source,
+            "the config",
+        )
+    except errors.UserError as error:
+        raise errors.UserError(f"{error}\n  set {flags}") from error
+    untold = [name for name in _UNTOLD if getattr(found, name) != getattr(wanted, name)]
+    if untold:
+        differing = ", ".join(
+            f"{name} {getattr(found, name)}, not {getattr(wanted, name)}"
+            for name in untold
+        )
+        raise errors.UserError(
+            f"{source} has the config's tensors, but its model has {differing}: "
+            f"set {flags}"
+        )
+
+
+def _model_settings(found, wanted, custom: bool) -> dict[str, Any]:
+    """What to set in `config.model` so that it describes `found`."""
+    sizes = ("embed_dim", "depth", "num_heads")
+    have, want = ({n: getattr(m, n) for n in sizes} for m in (found, wanted))
+    settings: dict[str, Any] = {}
+    if have != want:
+        names = [
+            arch
+            for arch, size in vision_transformer.ARCHS.items()
+            if size == tuple(have.values())
+        ]
+        if custom:
+            settings = {n: have[n] for n in sizes if have[n] != want[n]}
+        else:
+            settings = {"arch": names[0]} if names else {"arch": "custom"} | have
+    for name in _SETTINGS:
+        if getattr(found, name) != getattr(wanted, name):
+            settings[name] = getattr(found, name)
+    if bool(found.layerscale) != bool(wanted.layerscale):
+        settings["layerscale"] = found.layerscale
+    return settings
+
+
+def _check_heads(
+    params: Mapping[str, Any], expected: Mapping[str, Any], config
+) -> None:
+    """Refuses heads that are not the config's."""
+    source = config.init["from"]
+    fresh = "or start with new heads: --config.init.heads=fresh"
+    found = set(params) - {"backbone"}
+    wanted = set(expected) - {"backbone"}
+    if wanted - found:
+        fix = ""
+        if "dino_head" in found:
+            fix = "one head serves both losses: set --config.ibot.separate_head=False, "
+        raise errors.UserError(
+            f"{source} holds no {', no '.join(sorted(wanted - found))}; {fix}{fresh}"
+        )
+    if found - wanted and config.ibot.loss_weight:
+        raise errors.UserError(
+            f"{source} holds an ibot_head of its own: set "
+            f"--config.ibot.separate_head=True, {fresh}"
+        )
+    rows, flags = [], []
+    for head in sorted(wanted):
+        have, want = _shapes(params[head]), _shapes(expected[head])
+        rows += [
+            f"  {head}/{name}  expected {want.get(name, 'none')}, found "
+            f"{have.get(name, 'none')}"
+            for name in sorted(have.keys() | want.keys())
+            if have.get(name) != want.get(name)
+        ]
+        section = head.removesuffix("_head")
+        before, now = _head_settings(have), _head_settings(want)
+        flags += [
+            f"--config.{section}.head_{name}={value}"
+            for name, value in before.items()
+            if value != now.get(name)
+        ]
+    if rows:
+        raise errors.UserError(
+            f"the heads of {source} do not fit the config: set {' '.join(flags)}, "
+            f"{fresh}\n" + "\n".join(rows)
+        )
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _head_settings(shapes: Mapping[str, list[int]]) -> dict[str, int]:
+    """The fields `head_...` of a config that give a head of these shapes."""
+    kernels = [shapes[k] for k in shapes if k.startswith("mlp") and "kernel" in k]
+    settings = {"nlayers": len(kernels)}
+    if "last_layer/weight_v" in shapes:
+        prototypes, bottleneck = shapes["last_layer/weight_v"]
+        settings |= {"n_prototypes": prototypes, "bottleneck_dim": bottleneck}
+    if "mlp/0/kernel" in shapes:
+        settings["hidden_dim"] = shapes["mlp/0/kernel"][1]
+    return settings
