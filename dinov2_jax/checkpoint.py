@@ -131,9 +131,17 @@ def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:
 
 
 def write_weights(folder: pathlib.Path, weights: Any) -> None:
-    """Writes a tree of arrays, whole or not at all; replaces what was there."""
-    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), weights, force=True)
+    """Writes a tree of arrays, whole or not at all; replaces what was there.
+
+    Raises:
+      UserError: It cannot be written.
+    """
+    try:
+        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(folder.absolute(), weights, force=True)
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise errors.UserError(f"cannot write {folder} ({reason})") from error
 
 
 def _differences(saved: Any, wanted: Any) -> list[str]:

@@ -53,15 +53,17 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
         return None
     wanted = meta_arch.backbone
     expected = jax.eval_shape(meta_arch.init, jax.random.key(0))
-    widths = [width for width, _, _ in vision_transformer.ARCHS.values()]
+    released = [size[:2] for size in vision_transformer.ARCHS.values()]
     with _on_host():
         try:
             weights = reading.read(
                 source,
                 which=config.init.which or None,
                 heads=heads,
-                # Where not even the width tells, the config's word is all there is.
-                num_heads=None if wanted.embed_dim in widths else wanted.num_heads,
+                # Where not even the size tells, the config's word is all there is.
+                num_heads=None
+                if (wanted.embed_dim, wanted.depth) in released
+                else wanted.num_heads,
             )
         except errors.UserError as error:
             raise errors.UserError(f"--config.init.from: {error}") from error

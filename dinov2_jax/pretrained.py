@@ -48,7 +48,13 @@ class Model:
 
         Raises:
           BadImage: A file is not a readable image.
+          ValueError: Another kind of array, or a model of other channels than three.
         """
+        if self.module.in_chans != 3:
+            raise ValueError(
+                f"the model takes {self.module.in_chans} channels: images of it have "
+                "to be prepared by whoever knows them"
+            )
         single = isinstance(images, str | os.PathLike | Image.Image) or (
             isinstance(images, np.ndarray) and images.ndim == 3
         )
@@ -60,7 +66,12 @@ class Model:
                 image, name=os.fspath(image), max_pixels=_MAX_PIXELS
             )
         elif isinstance(image, Image.Image):
-            image = image.convert("RGB")
+            image = images_lib.to_rgb(image, "the image")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(
+                f"an image is {image.dtype} {list(image.shape)}: expected uint8 "
+                "[H, W, 3], a Pillow image or a path"
+            )
         return self.preprocessing(image)
 
     def __call__(
@@ -92,8 +103,7 @@ class Model:
         chans = self.module.in_chans
         if images.ndim != 4 or images.shape[-1] != chans:
             raise ValueError(
-                f"images are {list(images.shape)}: expected [B, H, W, {chans}], as "
-                "model.preprocess gives"
+                f"images are {list(images.shape)}: expected [B, H, W, {chans}]"
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(

@@ -280,8 +280,8 @@ def test_a_model_that_is_not_the_file_s(folder, changes, words):
     read(c)  # what the message says to set is what fits
 
 
-def test_heads_of_the_attention_where_the_width_tells(folder, tmp_path):
-    sizes = {"embed_dim": 384, "depth": 1, "num_heads": 6}
+def test_heads_of_the_attention_where_the_size_tells(folder, tmp_path):
+    sizes = {"embed_dim": 384, "depth": 12, "num_heads": 6}
     source = write_hub_file(
         tmp_path / "file.pth", random_params(tiny.config(model=sizes), 0)
     )
@@ -497,7 +497,13 @@ def test_every_device_gets_its_shard_alone(tmp_path):
         tmp_path / "file.pth", random_params(c, 1), random_params(c, 2)
     )
     weights = reading.read(source, heads=True, num_heads=2)
-    own.write(pathlib.Path(f"{source}.own"), weights.module, weights.params, "teacher")
+    own.write(
+        pathlib.Path(f"{source}.own"),
+        weights.module,
+        weights.params,
+        weights.preprocessing,
+        "teacher",
+    )
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"

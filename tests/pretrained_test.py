@@ -224,5 +224,13 @@ def test_preprocessing_is_that_of_transformers(small, tmp_path):
     theirs = (theirs * processor.image_std + mean) / [0.229, 0.224, 0.225]
     assert ours.shape == (2, 224, 224, 3)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    alpha = np.dstack([PHOTOGRAPHS[1], np.full(PHOTOGRAPHS[1].shape[:2], 90, np.uint8)])
+    Image.fromarray(alpha).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(
+        model.preprocess(tmp_path / "alpha.png"),
+        model.preprocess(Image.fromarray(alpha)),
+    )
+    with pytest.raises(ValueError, match="expected uint8"):
+        model.preprocess(alpha)
     np.testing.assert_array_equal(model.preprocess(path)[0], ours[1])
     np.testing.assert_array_equal(model.preprocess(str(path))[0], ours[1])

@@ -6,29 +6,35 @@ import json
 import logging
 import os
 import pathlib
-import shutil
+import signal
 import sys
 import tempfile
 from typing import Any
 
 from dinov2_jax import errors
 
+_REPORT = "conversion.json"  # in a folder; beside a file it is the file's name + .json
+_KEEPS_ALL = ("torch-hub", "safetensors", "huggingface", "orbax")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Converts as the flags say; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("dinov2_jax").setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("jax", "orbax", "absl", "tensorstore", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # weights need no accelerator
-    from dinov2_jax.convert import targets  # imports jax, after the line above
-
-    args = _parser(list(targets.TARGETS)).parse_args(argv)
     try:
-        _convert(args)
+        from dinov2_jax.convert import targets  # imports jax, after the lines above
+
+        _convert(_parser(list(targets.TARGETS)).parse_args(argv))
     except errors.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return errors.BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return errors.INTERRUPTED
     return 0
 
@@ -84,8 +90,9 @@ def _convert(args: argparse.Namespace) -> None:
     both = args.which == "both"
     heads = args.heads or both
     target = targets.check(args.to, destination, heads=heads, both=both)
-    report_path = _report_path(destination, is_file=bool(target.suffixes))
-    _check_destination(destination, args.overwrite)
+    is_file = bool(target.suffixes)
+    destination = destination.absolute()
+    _check_destination(destination, args, is_file=is_file)
     size = _parse_size(args.size, square=not target.bakes_size)
     owners: dict[str | None, reading.Weights] = {
         which: reading.read(
@@ -98,6 +105,7 @@ def _convert(args: argparse.Namespace) -> None:
         )
         for which in (("student", "teacher") if both else (args.which,))
     }
+    owners = {weights.which: weights for weights in owners.values()}
     weights = owners.get("teacher") or next(iter(owners.values()))
     size = size or (weights.module.image_size,) * 2
     # Everything is written and checked here, and moved when it is good.
@@ -108,30 +116,50 @@ def _convert(args: argparse.Namespace) -> None:
         target.write(written, owners, size, heads)
         checked = {"skipped": "--no-verify"}
         if not args.no_verify:
-            checked = _verify(args, written, weights, size, heads)
+            checked = _verify(args, written, owners, size, heads)
         report = _report(args, written, weights, checked)
-        if args.to == "onnx":  # of a larger model that was here
-            destination.with_name(f"{destination.name}.data").unlink(missing_ok=True)
+        _report_path(written).write_text(json.dumps(report, indent=2) + "\n")
         _move(pathlib.Path(folder), destination)
-    report_path.write_text(json.dumps(report, indent=2) + "\n")
-    _say(destination, report)
+    _say(args.destination, report)
 
 
-def _report_path(destination: pathlib.Path, is_file: bool) -> pathlib.Path:
+def _report_path(written: pathlib.Path) -> pathlib.Path:
     """Beside a file, inside a folder."""
-    if is_file:
-        return destination.with_name(f"{destination.name}.json")
-    return destination / "conversion.json"
+    if written.is_dir():
+        return written / _REPORT
+    return written.with_name(f"{written.name}.json")
 
 
-def _check_destination(destination: pathlib.Path, overwrite: bool) -> None:
-    if not destination.parent.is_dir():
+def _check_destination(
+    destination: pathlib.Path, args: argparse.Namespace, *, is_file: bool
+) -> None:
+    if not destination.name or not destination.parent.is_dir():
         raise errors.UserError(
             f"there is no folder {destination.parent}: make it first"
         )
-    if destination.exists() and not overwrite:
+    goals = [destination]
+    if is_file:
+        goals += [destination.with_name(f"{destination.name}.json")]
+    if args.to == "onnx":
+        goals += [destination.with_name(f"{destination.name}.data")]
+    there = [goal for goal in goals if goal.exists() or goal.is_symlink()]
+    if there and not args.overwrite:
         raise errors.UserError(
-            f"{destination} exists: add --overwrite to replace it, or name another"
+            f"{there[0]} exists: add --overwrite to replace it, or name another"
+        )
+    if is_file and any(goal.is_dir() for goal in there):
+        raise errors.UserError(f"{destination} is a folder: name a file")
+    if not is_file and there and not destination.is_dir():
+        raise errors.UserError(f"{destination} is a file: name a folder")
+    ours = (destination / _REPORT).is_file() and not destination.is_symlink()
+    if destination.is_dir() and not ours and any(destination.iterdir()):
+        raise errors.UserError(
+            f"{destination} holds files that no conversion wrote: name another folder"
+        )
+    source = pathlib.Path(args.source).absolute()
+    if not is_file and (destination == source or destination in source.parents):
+        raise errors.UserError(
+            f"{destination} holds the source, which it would replace: name another"
         )
     if not os.access(destination.parent, os.W_OK):
         raise errors.UserError(f"cannot write to the folder {destination.parent}")
@@ -146,6 +174,8 @@ def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
         raise errors.UserError(
             f"--size={text}: write it as HxW in px, for example 518x518"
         ) from error
+    if min(height, width) < 1:
+        raise errors.UserError(f"--size={text}: both sides have to be positive")
     if square and height != width:
         raise errors.UserError(
             f"--size={text}: position embeddings are stored for a square, such as "
@@ -154,31 +184,41 @@ def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
     return height, width
 
 
-def _verify(args, written, weights, size, heads) -> dict[str, Any]:
+def _verify(args, written, owners, size, heads) -> dict[str, Any]:
+    """Features of every owner by the target's packages, and every tensor's bits."""
     from dinov2_jax.convert import verify
 
-    which = None if args.which == "both" else args.which
-    checked = verify.run(args.to, written, weights, size=size, which=which, heads=heads)
-    worst = max(checked.get("relative_error", {"": 0.0}).values())
-    if not worst <= verify.TOLERANCE:
-        raise errors.UserError(
-            f"what was written for {args.to} gives other features: relative error "
-            f"{worst:.1e}, more than {verify.TOLERANCE:.0e}; nothing was kept. Please "
-            "report this with the source of the weights"
+    for which, weights in owners.items():
+        checked = verify.run(
+            args.to, written, weights, size=size, which=which, heads=heads
         )
+        found = checked.get("relative_error", {})
+        bad = {k: v for k, v in found.items() if not v <= verify.TOLERANCE}
+        if bad:
+            worst = ", ".join(f"{name} {error:.1e}" for name, error in bad.items())
+            raise errors.UserError(
+                f"what was written for {args.to} gives other features: relative error "
+                f"{worst}, more than {verify.TOLERANCE:.0e}; nothing was kept. Please "
+                "report this with the source of the weights"
+            )
+        if args.to in _KEEPS_ALL:
+            if not verify.same_tensors(written, weights, heads):
+                raise errors.UserError(
+                    f"what was written for {args.to} holds other values; nothing was "
+                    "kept. Please report this with the source of the weights"
+                )
+            checked["tensors"] = "bit-identical"
     return checked
 
 
 def _report(args, written, weights, checked) -> dict[str, Any]:
     from dinov2_jax.weights import architecture
 
-    files = [written] if written.is_file() else sorted(written.rglob("*"))
-    files += sorted(written.parent.glob(f"{written.name}.*"))
-    files = [path for path in files if path.is_file()]
+    files = sorted(p for p in written.parent.rglob("*") if p.is_file())
     return {
         "source": str(args.source),
         "target": args.to,
-        "which": args.which or "teacher, or all there is",
+        "which": "both" if args.which == "both" else weights.which,
         "model": architecture.describe(weights.module),
         "bytes": sum(path.stat().st_size for path in files),
         "sha256": {
@@ -194,12 +234,24 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _move(folder: pathlib.Path, destination: pathlib.Path) -> None:
-    """Moves all that was written beside the destination, replacing what was there."""
-    for path in sorted(folder.iterdir()):
-        goal = destination.parent / path.name
-        if goal.is_dir():
-            shutil.rmtree(goal)
-        path.replace(goal)
+    """Moves all that was written to the destination, replacing what was there.
+
+    What belongs to a file goes before it, and what was there is gone first: a crash
+    leaves no file with the report or the data of another.
+    """
+    suffixes = (".json", ".data") if destination.suffix == ".onnx" else (".json",)
+    companions = [destination.with_name(f"{destination.name}{s}") for s in suffixes]
+    if destination.is_dir():
+        old = folder / "old"
+        destination.replace(old)
+        (folder / destination.name).replace(destination)
+        return
+    destination.unlink(missing_ok=True)
+    for path in companions:
+        path.unlink(missing_ok=True)
+        if (folder / path.name).exists():
+            (folder / path.name).replace(path)
+    (folder / destination.name).replace(destination)
 
 
 def _say(destination: pathlib.Path, report: dict[str, Any]) -> None:
@@ -215,4 +267,6 @@ def _say(destination: pathlib.Path, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    # A request to end leaves like Ctrl-C, which tidies up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

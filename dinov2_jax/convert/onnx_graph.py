@@ -18,7 +18,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.convert import onnx_builder
-from dinov2_jax.data import augmentations
+from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import state_dict
 
@@ -33,7 +33,7 @@ def write(
     params: Mapping[str, Any],
     *,
     image_size: tuple[int, int],
-    metadata: Mapping[str, str] | None = None,
+    prepare: preprocessing.Preprocessing | None = None,
 ) -> None:
     """Writes the model whole or not at all; the same weights give the same bytes.
 
@@ -46,8 +46,7 @@ def write(
       module: The backbone; its `dtype` does not matter.
       params: Its parameters.
       image_size: (height, width) in pixels that the position embeddings are baked for.
-      metadata: More entries for the model's metadata, such as where the weights come
-        from.
+      prepare: Whose mean and deviation the metadata name; by default ImageNet's.
 
     Raises:
       UserError: `onnx` is missing, the size does not fit or the file cannot be written.
@@ -70,7 +69,7 @@ def write(
         doc_string=_describe(module, image_size),
     )
     onnx.helper.set_model_props(
-        model, _metadata(module, image_size) | dict(sorted((metadata or {}).items()))
+        model, _metadata(module, image_size, prepare or preprocessing.Preprocessing())
     )
     data = path.with_name(f"{path.name}.data")
     try:
@@ -266,13 +265,13 @@ def _describe(module, image_size) -> str:
     )
 
 
-def _metadata(module, image_size) -> dict[str, str]:
+def _metadata(module, image_size, prepare) -> dict[str, str]:
     known = {
         "image_size": list(image_size),  # height, width
         "patch_size": module.patch_size,
         "num_register_tokens": module.num_register_tokens,
     }
     if module.in_chans == 3:
-        known["image_mean"] = list(augmentations.IMAGENET_MEAN)
-        known["image_std"] = list(augmentations.IMAGENET_STD)
+        known["image_mean"] = list(prepare.mean)
+        known["image_std"] = list(prepare.std)
     return {name: json.dumps(value) for name, value in known.items()}

@@ -9,7 +9,6 @@ scratch memory, against 6.5 GB with a loop).
 """
 
 import importlib
-import json
 import os
 import pathlib
 import shutil
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import augmentations
+from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import lazy, safetensors_file, state_dict
 
@@ -78,7 +77,7 @@ that wrote it:
 - The program was written by jax {version}, which older releases may not read. Newer
   ones promise to read it for six months; after that set
   `JAX_EXPORT_DESERIALIZE_EXPIRED_VERSIONS=1`, or export anew. The weights do not age.
-{metadata}"""
+"""
 
 
 def write(
@@ -87,7 +86,7 @@ def write(
     params: Mapping[str, Any],
     *,
     image_size: tuple[int, int],
-    metadata: Mapping[str, str] | None = None,
+    prepare: preprocessing.Preprocessing | None = None,
 ) -> None:
     """Writes program, weights, example and README; the same weights, the same bytes.
 
@@ -96,7 +95,7 @@ def write(
       module: The backbone; the program computes in its `dtype`.
       params: Its parameters.
       image_size: (height, width) in pixels that the program is for.
-      metadata: What else the README is to say, such as where the weights come from.
+      prepare: Whose mean and deviation the README names; by default ImageNet's.
 
     Raises:
       UserError: `flatbuffers` is missing, the size does not fit, or the directory is
@@ -132,7 +131,9 @@ def write(
         )
         (folder / PROGRAM).write_bytes(program)
         (folder / EXAMPLE).write_text(_EXAMPLE)
-        (folder / README).write_text(_describe(module, image_size, metadata or {}))
+        (folder / README).write_text(
+            _describe(module, image_size, prepare or preprocessing.Preprocessing())
+        )
         # A crash between these lines leaves no program, never parts that do not fit.
         directory.mkdir(exist_ok=True)
         (directory / PROGRAM).unlink(missing_ok=True)
@@ -256,15 +257,13 @@ def _converter(shapes: Mapping[str, Any]) -> Callable[[Mapping[str, jax.Array]],
     return to_params
 
 
-def _describe(module, image_size, metadata: Mapping[str, str]) -> str:
+def _describe(module, image_size, prepare) -> str:
     height, width = image_size
     rows, columns = height // module.patch_size, width // module.patch_size
     registers = module.num_register_tokens
     pixels = ""
     if module.in_chans == 3:
-        mean, std = (
-            list(n) for n in (augmentations.IMAGENET_MEAN, augmentations.IMAGENET_STD)
-        )
+        mean, std = list(prepare.mean), list(prepare.std)
         pixels = f" RGB in 0..1 less {mean}, divided by\n  {std}."
     return _README.format(
         program=PROGRAM,
@@ -283,7 +282,4 @@ def _describe(module, image_size, metadata: Mapping[str, str]) -> str:
         dtype=jnp.dtype(module.dtype).name,
         precision=", with products as exact" if _is_exact(module) else "",
         version=jax.__version__,
-        metadata="".join(
-            f"- {name}: {json.dumps(metadata[name])}\n" for name in sorted(metadata)
-        ),
     )

@@ -29,7 +29,7 @@ class Target:
     Attributes:
       write: (path, weights by owner, (height, width), heads) -> None.
       suffixes: Of the files it writes; empty for a folder.
-      takes_heads: Whether projection heads and both owners can go there.
+      takes_heads: Whether projection heads can go there.
       bakes_size: Whether the result is for one image size alone.
     """
 
@@ -132,19 +132,31 @@ def _write_timm(path, owners, size, heads) -> None:
 def _write_onnx(path, owners, size, heads) -> None:
     del heads
     weights = _single(owners)
-    onnx_graph.write(path, weights.module, weights.params["backbone"], image_size=size)
+    onnx_graph.write(
+        path,
+        weights.module,
+        weights.params["backbone"],
+        image_size=size,
+        prepare=weights.preprocessing,
+    )
 
 
 def _write_stablehlo(path, owners, size, heads) -> None:
     del heads
     weights = _single(owners)
-    stablehlo.write(path, weights.module, weights.params["backbone"], image_size=size)
+    stablehlo.write(
+        path,
+        weights.module,
+        weights.params["backbone"],
+        image_size=size,
+        prepare=weights.preprocessing,
+    )
 
 
 def _write_orbax(path, owners, size, heads) -> None:
     del size, heads
     ((which, weights),) = owners.items()
-    own.write(path, weights.module, weights.params, which)
+    own.write(path, weights.module, weights.params, weights.preprocessing, which)
 
 
 def _write_json(path: pathlib.Path, fields: Mapping[str, object]) -> None:

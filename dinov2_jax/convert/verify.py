@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph, stablehlo, torch_twin
 from dinov2_jax.data import photos
+from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import reading
 
 TOLERANCE = 1e-4  # relative; above it a conversion is refused
@@ -40,6 +42,19 @@ def expected_features(
     }
 
 
+def same_tensors(path: pathlib.Path, weights: reading.Weights, heads: bool) -> bool:
+    """Whether a file or folder gives back every tensor bit for bit."""
+    heads_number = weights.module.num_heads
+    try:
+        found = reading.read(
+            path, which=weights.which, heads=heads, num_heads=heads_number
+        )
+    except errors.UserError:  # a file of one model does not say whose it is
+        found = reading.read(path, heads=heads, num_heads=heads_number)
+    same = jax.tree.map(np.array_equal, found.params, dict(weights.params))
+    return all(jax.tree.leaves(same))
+
+
 def relative_errors(
     found: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 ) -> dict[str, float]:
@@ -63,7 +78,7 @@ def _run_torch_hub(path, weights, images, which, heads) -> dict[str, np.ndarray]
     if "model" in tree:
         tensors, prefix = tree["model"], f"{which}.backbone."
     elif heads:
-        tensors, prefix = tree[which], "backbone."
+        tensors, prefix = tree[which or "teacher"], "backbone."
     else:
         tensors, prefix = tree, ""
     return _run_twin(tensors, prefix, weights, images)
@@ -94,6 +109,7 @@ def _run_huggingface(path, weights, images, which, heads) -> dict[str, np.ndarra
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     model, info = transformers.AutoModel.from_pretrained(
         path, output_loading_info=True, local_files_only=True, dtype=torch.float32
     )
@@ -112,10 +128,15 @@ def _run_timm(path, weights, images, which, heads) -> dict[str, np.ndarray]:
     import torch
 
     m = weights.module
-    arch = {384: "small", 768: "base", 1024: "large", 1536: "giant"}[m.embed_dim]
+    arch = {size: name for name, size in vision_transformer.ARCHS.items()}.get(
+        (m.embed_dim, m.depth, m.num_heads), "vit_of_another_size"
+    )
     registers = f"_reg{m.num_register_tokens}" if m.num_register_tokens else ""
+    name = f"{arch.removesuffix('2')}_patch{m.patch_size}{registers}_dinov2"
+    if not timm.is_model(name):
+        raise LookupError(f"timm has no {name}")
     model = timm.create_model(
-        f"vit_{arch}_patch{m.patch_size}{registers}_dinov2",
+        name,
         img_size=m.image_size,
         in_chans=m.in_chans,
         num_classes=0,
@@ -187,7 +208,7 @@ def run(
       path: What was written.
       weights: What it was written from.
       size: (height, width) of the images, px.
-      which: Whose weights are compared, where it holds both.
+      which: Whose weights are compared; None where nobody knows.
       heads: Whether it holds projection heads.
 
     Returns:
@@ -200,11 +221,21 @@ def run(
         try:
             versions[package] = importlib.metadata.version(package)
             importlib.import_module(package.partition("-")[0])
-        except (ImportError, importlib.metadata.PackageNotFoundError) as error:
-            return {"skipped": f"{package} cannot be imported here ({error})"}
+        except Exception as error:  # a broken installation raises anything
+            reason = " ".join(str(error).split())[:200]
+            return {"skipped": f"{package} cannot be imported here ({reason})"}
     images = photographs(*size, weights)
     expected = expected_features(weights, images)
-    found = runner(path, weights, images, which or "teacher", heads)
+    try:
+        found = runner(path, weights, images, which, heads)
+    except LookupError as error:
+        return {"skipped": str(error.args[0])}
+    except Exception as error:  # of the target's packages
+        reason = " ".join(str(error).split())[:300]
+        raise errors.UserError(
+            f"{', '.join(packages)} cannot run what was written for {target} "
+            f"({reason}); nothing was kept"
+        ) from error
     return {
         "packages": versions,
         "images": list(images.shape),

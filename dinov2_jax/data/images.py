@@ -62,7 +62,7 @@ def decode(
                 raise BadImage(
                     name, f"{width}x{height} px is more than max_pixels = {max_pixels}"
                 )
-            return _to_rgb(image, name)
+            return to_rgb(image, name)
     except BadImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -76,8 +76,12 @@ def decode(
         raise BadImage(name, f"cannot be decoded ({reason})") from error
 
 
-def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """Returns uint8 [H, W, 3] of an opened image of any mode."""
+def to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """Returns uint8 [H, W, 3] of an opened image of any mode.
+
+    Raises:
+      BadImage: Floating-point pixels, or integers without a defined range.
+    """
     if image.mode == "F":
         raise BadImage(name, "floating-point pixels have no defined range")
     if image.mode == "I" or image.mode.startswith("I;16"):

@@ -39,6 +39,14 @@ class Preprocessing:
         return (scaled - np.float32(self.mean)) / np.float32(self.std)
 
 
+def for_patches(patch_size: int) -> Preprocessing:
+    """The reference's, its crop rounded down to whole patches."""
+    crop_size = max(Preprocessing.crop_size // patch_size, 1) * patch_size
+    return Preprocessing(
+        resize_size=max(Preprocessing.resize_size, crop_size), crop_size=crop_size
+    )
+
+
 def resize_and_crop(image: Image.Image, resize_size: int, crop_size: int) -> np.ndarray:
     """Short side to `resize_size`, then the central square; uint8 [S, S, 3]."""
     width, height = image.size

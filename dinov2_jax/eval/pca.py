@@ -1,20 +1,23 @@
-"""A picture of patch features: photographs beside three principal components.
+"""Pictures of patch features: photographs beside three principal components.
 
 As in the paper's figure 1: the components are those of all images together, so one
-colour means one thing in every row. Without the paper's removal of the background.
+colour means one thing everywhere, and where asked for the background is removed: what
+has a negative first component is left out, and a second PCA is of the rest.
 
 Shapes: n images, h x w patches, D feature width.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-_CELL = 224  # shown side of an image, px
-_GAP = 6
-_FONT_SIZE = 16
+from dinov2_jax.eval import panels, views
+
+_CELL = 224  # shown side of an image in a table, px
+_SHOWN = 336  # and about that of a view
+_BACKGROUND = 255
 
 
 def principal_components(features: np.ndarray, *, count: int = 3) -> np.ndarray:
@@ -42,26 +45,71 @@ def principal_components(features: np.ndarray, *, count: int = 3) -> np.ndarray:
     return np.pad(projected, ((0, 0), (0, missing)))
 
 
-def pca_colors(patch_features: np.ndarray) -> np.ndarray:
+def joint_colors(
+    grids: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None
+) -> list[np.ndarray]:
     """The first three principal components of patch features as colours.
 
     Args:
-      patch_features: [n, h, w, D].
+      grids: [h, w, D] an image; h and w may differ.
+      masks: bool [h, w] an image: the patches that take part. None for all.
 
     Returns:
-      uint8 [n, h, w, 3]; each component runs from its 2nd percentile (0) to its 98th
-      (255) over all images, so that a few outliers do not grey out the rest. Constant
-      features are mid-grey.
+      uint8 [h, w, 3] an image; each component runs from its 2nd percentile (0) to its
+      98th (255) over all images, so that a few outliers do not grey out the rest.
+      Constant features are mid-grey, patches that take no part white.
     """
-    patch_features = np.asarray(patch_features)
-    components = principal_components(
-        patch_features.reshape(-1, patch_features.shape[-1])
-    )
+    if masks is None:
+        masks = [np.ones(grid.shape[:2], bool) for grid in grids]
+    chosen = np.concatenate([grid[mask] for grid, mask in zip(grids, masks)])
+    colors = [np.full((*mask.shape, 3), _BACKGROUND, np.uint8) for mask in masks]
+    if not len(chosen):
+        return colors
+    components = principal_components(chosen)
     low, high = np.percentile(components, (2, 98), axis=0)
     span = np.where(high > low, high - low, 1.0)
     scaled = np.where(high > low, (components - low) / span, 0.5)
-    colors = np.round(np.clip(scaled, 0.0, 1.0) * 255.0).astype(np.uint8)
-    return colors.reshape(*patch_features.shape[:3], 3)
+    drawn = np.round(np.clip(scaled, 0.0, 1.0) * 255.0).astype(np.uint8)
+    ends = np.cumsum([mask.sum() for mask in masks])[:-1]
+    for image, mask, part in zip(colors, masks, np.split(drawn, ends)):
+        image[mask] = part
+    return colors
+
+
+def pca_colors(patch_features: np.ndarray) -> np.ndarray:
+    """`joint_colors` of images of one shape: [n, h, w, D] -> uint8 [n, h, w, 3]."""
+    return np.stack(joint_colors(list(np.asarray(patch_features))))
+
+
+def foreground(grids: Sequence[np.ndarray], *, flip: bool = False) -> list[np.ndarray]:
+    """Tells things from their background by the first component of all images.
+
+    The paper keeps the patches where it is positive. Its sign is arbitrary, so here the
+    foreground is the side that has the less of the images' borders.
+
+    Args:
+      grids: [h, w, D] an image; h and w may differ.
+      flip: Take the other side.
+
+    Returns:
+      bool [h, w] an image.
+    """
+    first = principal_components(
+        np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid in grids]), count=1
+    )[:, 0]
+    shapes = [grid.shape[:2] for grid in grids]
+    ends = np.cumsum([h * w for h, w in shapes])[:-1]
+    maps = [part.reshape(shape) for part, shape in zip(np.split(first, ends), shapes)]
+    border = np.concatenate([np.sign(part[_is_border(part.shape)]) for part in maps])
+    if (border.mean() > 0) != flip:
+        return [part < 0 for part in maps]
+    return [part > 0 for part in maps]
+
+
+def _is_border(shape: tuple[int, int]) -> np.ndarray:
+    border = np.ones(shape, bool)
+    border[1:-1, 1:-1] = False
+    return border
 
 
 def pca_picture(
@@ -78,6 +126,7 @@ def pca_picture(
 
     Raises:
       ValueError: a grid that is not [n, h, w, D] with n the number of images.
+      UserError: it cannot be written.
     """
     images = np.asarray(images)
     count, image_height, image_width = images.shape[:3]
@@ -88,30 +137,45 @@ def pca_picture(
                 f"expected [{count}, h, w, D]"
             )
     scale = _CELL / max(image_height, image_width)
-    cell_width, cell_height = round(image_width * scale), round(image_height * scale)
-    columns = [("photograph", images, Image.Resampling.BICUBIC)]
-    columns += [
-        # Nearest, so that one sees the patches and no detail that is not there.
-        (title, pca_colors(grid), Image.Resampling.NEAREST)
-        for title, grid in features.items()
+    size = (round(image_width * scale), round(image_height * scale))
+    columns = {"photograph": [panels.photograph(x, size) for x in images]}
+    for title, grid in features.items():
+        columns[title] = [panels.patches(x, size) for x in pca_colors(grid)]
+    rows = [
+        [
+            panels.Panel(shown[row], "" if row else title)
+            for title, shown in columns.items()
+        ]
+        for row in range(count)
     ]
+    panels.save(panels.sheet(rows), path)
 
-    font = ImageFont.load_default(_FONT_SIZE)
-    header = _FONT_SIZE + 2 * _GAP
-    canvas = Image.new(
-        "RGB",
-        (
-            _GAP + len(columns) * (cell_width + _GAP),
-            header + count * (cell_height + _GAP),
-        ),
-        "white",
-    )
-    draw = ImageDraw.Draw(canvas)
-    for column, (title, pictures, resample) in enumerate(columns):
-        left = _GAP + column * (cell_width + _GAP)
-        middle = (left + cell_width / 2, header / 2)
-        draw.text(middle, title, fill="black", font=font, anchor="mm")
-        for row, picture in enumerate(pictures):
-            shown = Image.fromarray(picture).resize((cell_width, cell_height), resample)
-            canvas.paste(shown, (left, header + row * (cell_height + _GAP)))
-    canvas.save(path, format="PNG")
+
+def draw(
+    seen: Sequence[views.View], *, masks: Sequence[np.ndarray] | None = None
+) -> Image.Image:
+    """A sheet of photographs, each beside its principal components.
+
+    Args:
+      seen: Views of any shapes.
+      masks: bool [h, w] a view, its foreground; adds a column with a PCA of it alone.
+    """
+    grids = [view.patches for view in seen]
+    columns = [("all patches", joint_colors(grids))]
+    if masks is not None:
+        columns.append(("the foreground", joint_colors(grids, masks)))
+    entries = []
+    for number, view in enumerate(seen):
+        size = panels.shown_size(view.grid, _SHOWN)
+        entry = [panels.Panel(panels.photograph(view.pixels, size), view.name)]
+        for title, colors in columns:
+            entry.append(panels.Panel(panels.patches(colors[number], size), title))
+        entries.append(entry)
+    # Few images stand below each other, many side by side too.
+    side_by_side = max(1, panels.columns_for(len(seen)) // (1 + len(columns)))
+    rows = [sum(row, []) for row in panels.wrapped(entries, side_by_side)]
+    text = "Red, green, blue: principal components 1, 2, 3 of the patch features"
+    text += f" of all {len(seen)} images together." if len(seen) > 1 else "."
+    if masks is not None:
+        text += " Foreground: one side of the first component; the rest is white."
+    return panels.sheet(rows, [panels.Note(text)])

@@ -13,7 +13,8 @@ from dinov2_jax.models import vision_transformer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_HEAD_WIDTHS = {width: heads for width, _, heads in vision_transformer.ARCHS.values()}
+# (width, depth) of the released models -> heads.
+_RELEASED = {(w, d): heads for w, d, heads in vision_transformer.ARCHS.values()}
 _MAX_ROWS = 12  # of a table of mismatches
 
 
@@ -26,15 +27,23 @@ def infer_backbone(
       shapes: Of every tensor, the reference's names without prefix or chunks.
       source: What to call the file in errors.
       settings: What is known from elsewhere and shapes do not tell: `num_heads`,
-        `interpolate_offset`, `interpolate_antialias`. Without them: the released
-        widths' heads; antialiasing with registers, the offset of 0.1 without.
+        `interpolate_offset`, `interpolate_antialias`. Without `num_heads` it has to be
+        a released size, which has LayerScale and all biases; without the others,
+        antialiasing with registers, the offset of 0.1 without.
 
     Raises:
       UserError: Not a DINOv2 backbone, or the number of heads cannot be known.
     """
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight")
     missing = [name for name in needed if name not in shapes]
-    blocks = {int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", k) for k in shapes) if m}
+    blocks = {m[1] for m in (re.match(r"blocks\.(\d+)\.", k) for k in shapes) if m}
+    depth = len(blocks)
+    if blocks != {str(i) for i in range(depth)}:
+        absent = next(i for i in range(depth) if str(i) not in blocks)
+        raise errors.UserError(
+            f"{source} lacks blocks.{absent}, though it has later ones: a damaged or "
+            "partial file"
+        )
     if missing or not blocks:
         raise errors.UserError(
             f"{source} is not a DINOv2 backbone: it lacks "
@@ -54,22 +63,35 @@ def infer_backbone(
         raise errors.UserError(
             f"{source}: pos_embed {list(pos_shape)} is not 1 + a square grid of patches"
         )
+    if not width * in_chans * patch_size or patch_shape[2] != patch_shape[3]:
+        raise errors.UserError(
+            f"{source} is not a DINOv2 backbone: patch_embed.proj.weight is "
+            f"{list(patch_shape)}"
+        )
+    num_heads = settings.get("num_heads")
+    released = not num_heads
+    num_heads = num_heads or _num_heads(width, depth, source)
+    if num_heads < 0 or width % num_heads:
+        raise errors.UserError(
+            f"{source} is {width} wide, which {num_heads} heads do not divide: pass "
+            "another num_heads"
+        )
     num_registers = shapes.get("register_tokens", (1, 0))[1]
     ffn_layer, ffn_ratio = _ffn(shapes, width)
-    block = f"blocks.{min(blocks)}."
     return vision_transformer.VisionTransformer(
         embed_dim=width,
-        depth=max(blocks) + 1,
-        num_heads=settings.get("num_heads") or _num_heads(width, source),
+        depth=depth,
+        num_heads=num_heads,
         patch_size=patch_size,
         image_size=side * patch_size,
         in_chans=in_chans,
         ffn_layer=ffn_layer,
         ffn_ratio=ffn_ratio,
-        qkv_bias=f"{block}attn.qkv.bias" in shapes,
-        proj_bias=f"{block}attn.proj.bias" in shapes,
-        ffn_bias=any(f"{block}mlp.{n}.bias" in shapes for n in ("fc1", "w12")),
-        layerscale=1e-5 if f"{block}ls1.gamma" in shapes else 0.0,
+        qkv_bias=released or "blocks.0.attn.qkv.bias" in shapes,
+        proj_bias=released or "blocks.0.attn.proj.bias" in shapes,
+        ffn_bias=released
+        or any(f"blocks.0.mlp.{n}.bias" in shapes for n in ("fc1", "w12")),
+        layerscale=1e-5 if released or "blocks.0.ls1.gamma" in shapes else 0.0,
         num_register_tokens=num_registers,
         interpolate_offset=settings.get(
             "interpolate_offset", 0.0 if num_registers else 0.1
@@ -80,13 +102,14 @@ def infer_backbone(
     )
 
 
-def _num_heads(width: int, source: str) -> int:
-    if width not in _HEAD_WIDTHS:
+def _num_heads(width: int, depth: int, source: str) -> int:
+    if (width, depth) not in _RELEASED:
         raise errors.UserError(
-            f"{source} is {width} wide, which no released model is, and tensors do not "
-            "tell the number of heads: pass num_heads"
+            f"{source} is {width} wide and {depth} blocks deep, which no released "
+            "model is, and tensors do not tell the number of heads: pass num_heads "
+            "(--num-heads)"
         )
-    return _HEAD_WIDTHS[width]
+    return _RELEASED[width, depth]
 
 
 def _ffn(shapes: Shapes, width: int) -> tuple[str, float]:
@@ -95,11 +118,21 @@ def _ffn(shapes: Shapes, width: int) -> tuple[str, float]:
     plain = [v for k, v in shapes.items() if k.endswith(".mlp.fc1.weight")]
     if packed:
         hidden = packed[0][0] // 2
-        ratio = 4.0
-        if (int(width * ratio * 2 / 3) + 7) // 8 * 8 != hidden:
-            ratio = hidden * 3 / 2 / width
-        return "swiglufused", ratio
-    return "mlp", plain[0][0] / width if plain else 4.0
+        if _gated_width(4 * width) == hidden:
+            return "swiglufused", 4.0
+        return "swiglufused", _ratio(-(-hidden * 3 // 2), width)
+    return "mlp", _ratio(plain[0][0], width) if plain else 4.0
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio for which int(width * ratio) is `hidden`."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _gated_width(hidden: int) -> int:
+    """Of a SwiGLU in the place of an MLP `hidden` wide; see `models.layers.SwiGLU`."""
+    return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
 _FIELDS = (
@@ -169,13 +202,41 @@ def backbone_shapes(
             linear(f"{block}.mlp.fc1", hidden, width, m.ffn_bias)
             linear(f"{block}.mlp.fc2", width, hidden, m.ffn_bias)
         else:
-            gated = (int(hidden * 2 / 3) + 7) // 8 * 8
+            gated = _gated_width(hidden)
             linear(f"{block}.mlp.w12", 2 * gated, width, m.ffn_bias)
             linear(f"{block}.mlp.w3", width, gated, m.ffn_bias)
         if m.layerscale:
             shapes[f"{block}.ls2.gamma"] = (width,)
     norm("norm")
     return shapes
+
+
+def check_head(found: Shapes, source: str, head: str, width: int) -> None:
+    """Refuses tensors that are not one projection head on a backbone `width` wide.
+
+    Args:
+      found: Names and shapes of the head, without its prefix.
+      source: What to call the file.
+      head: Its name.
+      width: D.
+
+    Raises:
+      UserError: A table of what differs.
+    """
+    layers = [k for k in found if re.fullmatch(r"mlp\.(\d\d?\.)?weight", k)]
+    names = [f"mlp.{2 * i}" for i in range(len(layers))]
+    if layers == ["mlp.weight"]:
+        names = ["mlp"]
+    expected: dict[str, tuple[int, ...]] = {}
+    columns = width
+    for name in names:
+        rows = found.get(f"{name}.weight", (0,))[0]
+        expected |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+        columns = rows
+    prototypes = found.get("last_layer.weight_v", (0,))[0]
+    expected["last_layer.weight_g"] = (prototypes, 1)
+    expected["last_layer.weight_v"] = (prototypes, columns)
+    check(found, expected, f"{head} of {source}", "a projection head")
 
 
 def check(found: Shapes, expected: Shapes, source: str, model: str = "") -> None:
@@ -264,8 +325,8 @@ def _cause(found: Shapes, expected: Shapes) -> str:
     if differ("pos_embed"):
         have, want = (math.isqrt(s["pos_embed"][1] - 1) for s in (found, expected))
         return (
-            f"its position embeddings are a {have}x{have} grid, not {want}x{want}: ask "
-            "for them to be resampled with image_size"
+            f"its position embeddings are a {have}x{have} grid, not {want}x{want}: it "
+            "is for another image size"
         )
     if missing and not extra:
         return f"{len(missing)} tensors are missing: a damaged or partial file"
@@ -275,4 +336,6 @@ def _cause(found: Shapes, expected: Shapes) -> str:
             f"{len(extra)} tensors belong to no backbone; if {', '.join(heads)} can be "
             f"left out, pass ignore={tuple(h + '.' for h in heads)!r}"
         )
+    if not missing and not extra:
+        return "some tensors have other shapes: a damaged file"
     return f"{len(missing)} tensors are missing, {len(extra)} unknown"

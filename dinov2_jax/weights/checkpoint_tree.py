@@ -25,7 +25,9 @@ _PARAMETRIZED = {
 Submodules = dict[str, dict[str, lazy.LazyTensor]]
 
 
-def submodules(tree: Any, which: str | None, source: str) -> Submodules:
+def submodules(
+    tree: Any, which: str | None, source: str
+) -> tuple[Submodules, str | None]:
     """The tensors of a file by submodule, prefixes and block chunks removed.
 
     Args:
@@ -36,6 +38,7 @@ def submodules(tree: Any, which: str | None, source: str) -> Submodules:
     Returns:
       {"backbone": {name: tensor}, "dino_head": ..., ...}; only what is there. Names
       that belong nowhere are left in "backbone", where the check of names reports them.
+      And whose they are, None where the file does not say.
 
     Raises:
       UserError: There are no tensors, or not those of `which`.
@@ -50,8 +53,11 @@ def submodules(tree: Any, which: str | None, source: str) -> Submodules:
             for key, tensor in tensors.items()
             if key.startswith(f"{owner}.")
         }
-    if which and owner and owner != which:
-        raise _not_there(which, [owner], source)
+    if which and owner is None:
+        raise errors.UserError(
+            f"{source} holds one model and does not say whose: leave out "
+            f"which={which!r}"
+        )
     found: Submodules = {}
     for key, tensor in tensors.items():
         if key.startswith(_BUFFERS):
@@ -66,20 +72,13 @@ def submodules(tree: Any, which: str | None, source: str) -> Submodules:
                 "block chunk: save it again with one of them"
             )
         found[name][rest] = tensor
-    return found
+    return found, owner
 
 
 def _flat(tree, which, source) -> tuple[dict[str, lazy.LazyTensor], str | None]:
     """The flat dict of tensors inside nested dicts, and whose it is if that is said."""
     owner = None
     while isinstance(tree, Mapping):
-        tensors = {
-            key: value
-            for key, value in tree.items()
-            if isinstance(value, lazy.LazyTensor) and isinstance(key, str)
-        }
-        if tensors:
-            return tensors, owner
         nested = [k for k, v in tree.items() if isinstance(v, Mapping) and v]
         owners = [w for w in WHICH if w in nested]
         if owners:
@@ -87,9 +86,17 @@ def _flat(tree, which, source) -> tuple[dict[str, lazy.LazyTensor], str | None]:
             tree = tree[owner]
             continue
         containers = [k for k in _CONTAINERS if k in nested]
-        if not containers:
+        if containers:
+            tree = tree[containers[0]]
+            continue
+        tensors = {
+            key: value
+            for key, value in tree.items()
+            if isinstance(value, lazy.LazyTensor) and isinstance(key, str)
+        }
+        if not tensors:
             break
-        tree = tree[containers[0]]
+        return tensors, owner
     held = list(tree)[:5] if isinstance(tree, Mapping) else type(tree).__name__
     raise errors.UserError(
         f"{source} holds no weights that could be a DINOv2 backbone (found {held}): "

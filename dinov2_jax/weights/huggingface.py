@@ -5,6 +5,7 @@ Mirrors `Dinov2Config` and `Dinov2WithRegistersConfig` of transformers.
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -57,6 +58,14 @@ def read(folder: pathlib.Path) -> Folder:
                 f"{folder}/config.json has {field} = {config[field]!r}: DINOv2 has "
                 f"{value!r}, and this project nothing else"
             )
+    required = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    required += ("patch_size", "image_size")
+    lacking = [name for name in required if not isinstance(config.get(name), int)]
+    if lacking:
+        raise errors.UserError(
+            f"{folder}/config.json has no whole number for {', '.join(lacking)}: fetch "
+            "the whole folder again"
+        )
     claims = {
         "embed_dim": config["hidden_size"],
         "depth": config["num_hidden_layers"],
@@ -67,6 +76,9 @@ def read(folder: pathlib.Path) -> Folder:
         "ffn_layer": "swiglufused" if config.get("use_swiglu_ffn") else "mlp",
         "ffn_ratio": config.get("mlp_ratio", 4),
         "qkv_bias": config.get("qkv_bias", True),
+        "proj_bias": True,
+        "ffn_bias": True,
+        "layerscale": 1e-5,
         "num_register_tokens": 0,
     }
     if config["model_type"] == "dinov2_with_registers":
@@ -76,19 +88,25 @@ def read(folder: pathlib.Path) -> Folder:
 
 
 def _timm(tensors, config, folder) -> Folder:
-    if "dinov2" not in config["architecture"]:
+    if "dinov2" not in str(config["architecture"]):
         raise errors.UserError(
             f"{folder}/config.json is of {config['architecture']!r}: expected one of "
             "timm's DINOv2 models"
         )
-    given = config.get("pretrained_cfg", {})
-    size = given.get("input_size", (3, 518, 518))[-1]
-    prepare = preprocessing.Preprocessing(
-        resize_size=size,
-        crop_size=size,
-        mean=tuple(given.get("mean", preprocessing.Preprocessing.mean)),
-        std=tuple(given.get("std", preprocessing.Preprocessing.std)),
-    )
+    try:
+        given = config.get("pretrained_cfg") or {}
+        size = int(given.get("input_size", (3, 518, 518))[-1])
+        prepare = preprocessing.Preprocessing(
+            resize_size=size,
+            crop_size=size,
+            mean=tuple(given.get("mean", preprocessing.Preprocessing.mean)),
+            std=tuple(given.get("std", preprocessing.Preprocessing.std)),
+        )
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise errors.UserError(
+            f"cannot read pretrained_cfg in {folder}/config.json ({error}): fetch the "
+            "whole folder again"
+        ) from error
     return Folder(tensors, {}, {}, prepare)
 
 
@@ -99,14 +117,29 @@ def _preprocessing(folder: pathlib.Path) -> preprocessing.Preprocessing:
     if not path.is_file():
         return default
     fields = _json(path)
-    crop = fields.get("crop_size", {}).get("height", default.crop_size)
-    size = fields.get("size", {})
-    return preprocessing.Preprocessing(
-        resize_size=size.get("shortest_edge", size.get("height", default.resize_size)),
-        crop_size=crop,
-        mean=tuple(fields.get("image_mean", default.mean)),
-        std=tuple(fields.get("image_std", default.std)),
-    )
+    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        if not fields.get(step, True):
+            logging.warning("%s turns %s off; Model.preprocess does it", path, step)
+    try:
+        crop_size = _size(fields.get("crop_size", default.crop_size))
+        return preprocessing.Preprocessing(
+            resize_size=max(_size(fields.get("size", default.resize_size)), crop_size),
+            crop_size=crop_size,
+            mean=tuple(float(x) for x in fields.get("image_mean", default.mean)),
+            std=tuple(float(x) for x in fields.get("image_std", default.std)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.UserError(
+            f"cannot read the sizes, mean or deviation in {path} ({error}): fetch the "
+            "whole folder again, or remove the file for the reference's own"
+        ) from error
+
+
+def _size(field: Any) -> int:
+    """224, {"shortest_edge": 224} or {"height": 224, "width": 224}."""
+    if isinstance(field, dict):
+        field = field["shortest_edge"] if "shortest_edge" in field else field["height"]
+    return int(field)
 
 
 def _tensors(folder: pathlib.Path) -> dict[str, Any]:
@@ -116,14 +149,19 @@ def _tensors(folder: pathlib.Path) -> dict[str, Any]:
             return read_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(_json(index)["weight_map"].values()))
             tensors = {}
-            for part in parts:
+            for part in sorted({str(v) for v in _weight_map(index).values()}):
                 if pathlib.PurePath(part).name != part:
                     raise errors.UserError(
                         f"{index} points outside its folder: {part!r}; refused"
                     )
-                tensors |= read_file(folder / part)
+                held = read_file(folder / part)
+                if not isinstance(held, dict) or held.keys() & tensors.keys():
+                    raise errors.UserError(
+                        f"{folder / part} repeats tensors of another part, or holds "
+                        "none: fetch the whole folder again"
+                    )
+                tensors |= held
             return tensors
     raise errors.UserError(
         f"{folder} holds no weights: looked for {', '.join(_FILES)} and their index, "
@@ -131,13 +169,23 @@ def _tensors(folder: pathlib.Path) -> dict[str, Any]:
     )
 
 
+def _weight_map(index: pathlib.Path) -> dict[str, Any]:
+    found = _json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise errors.UserError(f"{index} has no weight_map: fetch the folder again")
+    return found
+
+
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        fields = json.loads(path.read_text())
+        if not isinstance(fields, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
         raise errors.UserError(
             f"cannot read {path} ({error}): fetch the whole folder again"
         ) from error
+    return fields
 
 
 def config(module: vision_transformer.VisionTransformer) -> dict[str, Any]:

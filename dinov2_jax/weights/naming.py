@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.weights import lazy
 
 HUB, HUGGINGFACE, TIMM = "hub", "huggingface", "timm"
@@ -95,27 +96,34 @@ def from_hub(tensors: Tensors, naming: str) -> dict[str, lazy.LazyTensor]:
 
 def _from_huggingface(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
     hub: dict[str, lazy.LazyTensor] = {}
-    parts: dict[str, dict[int, lazy.LazyTensor]] = {}
+    parts: dict[str, dict[int, list[tuple[str, lazy.LazyTensor]]]] = {}
     for full_name, tensor in tensors.items():
         name = full_name
         for prefix in _HF_PREFIXES:
             name = name.removeprefix(prefix)
         block = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+?)(\.weight|\.bias)?", name)
         if name in _HF_TOP:
-            hub[_HF_TOP[name]] = tensor
+            key = _HF_TOP[name]
         elif block and block[2] in _HF_BLOCK:
-            hub[f"blocks.{block[1]}.{_HF_BLOCK[block[2]]}{block[3] or ''}"] = tensor
+            key = f"blocks.{block[1]}.{_HF_BLOCK[block[2]]}{block[3] or ''}"
         elif block and block[2] in _HF_PARTS:
             target, index = _HF_PARTS[block[2]]
             key = f"blocks.{block[1]}.{target}{block[3] or ''}"
-            parts.setdefault(key, {})[index] = tensor
+            parts.setdefault(key, {}).setdefault(index, []).append((full_name, tensor))
+            continue
         else:
-            hub[full_name] = tensor
+            key = full_name
+        if key in hub:
+            raise errors.UserError(f"two tensors are {key}, one of them {full_name}")
+        hub[key] = tensor
     for key, found in parts.items():
         wanted = _NUM_PARTS[key.split(".", 2)[2].rpartition(".")[0]]
-        # Otherwise the key is missing, which the check of all names reports.
-        if len(found) == wanted and len({part.shape for part in found.values()}) == 1:
-            hub[key] = _concatenated([found[i] for i in range(wanted)])
+        named = [pair for index in sorted(found) for pair in found[index]]
+        same_shape = len({tensor.shape for _, tensor in named}) == 1
+        if len(named) == len(found) == wanted and same_shape:
+            hub[key] = _concatenated([tensor for _, tensor in named])
+        else:  # the check of all names reports them
+            hub.update(named)
     return hub
 
 

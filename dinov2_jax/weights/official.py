@@ -5,11 +5,13 @@ archive, and, like any other file, tensor by tensor against the architecture.
 """
 
 import difflib
+import http.client
 import os
 import pathlib
 import urllib.error
 import urllib.request
 import zipfile
+from typing import Any
 
 import tqdm
 
@@ -78,7 +80,12 @@ def find(name: str) -> pathlib.Path:
         if path.is_file():
             return path
     path = cache / address.rpartition("/")[2]
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot make the cache {cache} ({error.strerror}): set DINOV2_JAX_CACHE"
+        ) from error
     _download(address, path)
     return path
 
@@ -93,20 +100,29 @@ def _download(address: str, path: pathlib.Path) -> None:
             with tqdm.tqdm(
                 total=size or None, unit="B", unit_scale=True, desc=path.name
             ) as bar:
-                while chunk := response.read(1 << 20):
+                while chunk := _read(response, address, path):
                     file.write(chunk)
                     bar.update(len(chunk))
             if size and file.tell() != size:
-                raise urllib.error.ContentTooShortError(
-                    f"{file.tell()} of {size} bytes", b""
-                )
+                raise _failed(f"{file.tell()} of {size} bytes came", address, path)
             file.flush()
             broken = zipfile.ZipFile(file.name).testzip()
             if broken:
-                raise zipfile.BadZipFile(f"the CRC-32 of {broken} is wrong")
-    except (OSError, zipfile.BadZipFile, urllib.error.ContentTooShortError) as error:
+                raise _failed(f"the CRC-32 of {broken} is wrong", address, path)
+    except (urllib.error.URLError, zipfile.BadZipFile) as error:
         reason = getattr(error, "reason", None) or error
-        raise errors.UserError(
-            f"cannot download {address} ({reason}): fetch it on a machine with network "
-            f"and put it at {path}"
-        ) from error
+        raise _failed(reason, address, path) from error
+
+
+def _read(response: Any, address: str, path: pathlib.Path) -> bytes:
+    try:
+        return response.read(1 << 20)
+    except (OSError, http.client.HTTPException) as error:
+        raise _failed(error, address, path) from error
+
+
+def _failed(reason: Any, address: str, path: pathlib.Path) -> errors.UserError:
+    return errors.UserError(
+        f"cannot download {address} ({reason}): fetch it on a machine with network "
+        f"and put it at {path}"
+    )

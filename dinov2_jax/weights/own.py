@@ -1,5 +1,6 @@
 """This project's own folders of weights: runs, their checkpoints, exported weights."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -9,8 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from dinov2_jax import checkpoint, errors
+from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
-from dinov2_jax.weights import architecture
+from dinov2_jax.weights import architecture, state_dict
 
 DESCRIPTION = "model.json"  # of exported weights, beside the folder `weights`
 _BRANCHES = {"teacher": "teacher_params", "student": "params"}
@@ -20,15 +22,22 @@ def is_own(folder: pathlib.Path) -> bool:
     """Whether a folder is a workdir, one of its checkpoints or an orbax export."""
     return (
         (folder / DESCRIPTION).is_file()
-        or (folder / "checkpoints").is_dir()
-        or (folder.name.isdigit() and folder.parent.name == "checkpoints")
+        or (
+            (folder / "checkpoints").is_dir() and not list(folder.glob("*.safetensors"))
+        )
+        or (folder.name.isdecimal() and folder.parent.name == "checkpoints")
     )
 
 
 def read(
     folder: pathlib.Path, which: str | None
-) -> tuple[vision_transformer.VisionTransformer, dict[str, Any]]:
-    """A folder's module and {"backbone": params, "dino_head": ..., ...}.
+) -> tuple[
+    vision_transformer.VisionTransformer,
+    dict[str, Any],
+    preprocessing.Preprocessing,
+    str | None,
+]:
+    """A folder's module, {"backbone": params, ...}, preprocessing, and whose they are.
 
     Args:
       folder: One that `is_own`; a workdir gives its newest checkpoint.
@@ -39,36 +48,74 @@ def read(
     """
     if (folder / DESCRIPTION).is_file():
         described = _load_json(folder / DESCRIPTION)
-        held = described["which"]
-        if which and held and which != held:
+        try:
+            module = architecture.from_description(described["model"])
+            given = described["preprocessing"]
+            prepare = preprocessing.Preprocessing(
+                given["resize_size"],
+                given["crop_size"],
+                tuple(given["mean"]),
+                tuple(given["std"]),
+            )
+            held = described["which"]
+        except (KeyError, TypeError) as error:
             raise errors.UserError(
-                f"{folder} holds no {which}, only the {held}: ask for which={held!r}"
+                f"{folder / DESCRIPTION} is not that of an export (at {error}): "
+                "restore it from where the folder came from"
+            ) from error
+        if which and which != held:
+            whose = f"only the {held}" if held else "and does not say whose it is"
+            raise errors.UserError(
+                f"{folder} holds no {which}, {whose}: leave out which={which!r}"
             )
         weights = checkpoint.read_weights((folder / "weights").absolute())
-        return architecture.from_description(described["model"]), weights
-    if folder.name.isdigit():
+        _check(module, weights, folder)
+        return module, weights, prepare, held
+    if folder.name.isdecimal():
         step, workdir = folder, folder.parent.parent
     else:
         steps = [
             p
             for p in (folder / "checkpoints").iterdir()
-            if p.name.isdigit() and p.is_dir()
+            if p.name.isdecimal() and p.is_dir()
         ]
         if not steps:
             raise errors.UserError(
                 f"{folder} holds no finished checkpoint yet: train on, or name another"
             )
         step, workdir = max(steps, key=lambda p: int(p.name)), folder
-    config = _namespace(_load_json(workdir / "config.json"))
-    module = vision_transformer.make_vision_transformer(config, jnp.float32)
-    weights = checkpoint.read_weights(step.absolute(), _BRANCHES[which or "teacher"])
-    return module, weights
+    try:
+        config = _namespace(_load_json(workdir / "config.json"))
+        module = vision_transformer.make_vision_transformer(config, jnp.float32)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise errors.UserError(
+            f"{workdir / 'config.json'} is not that of a run ({error}): restore it"
+        ) from error
+    which = which or "teacher"
+    weights = checkpoint.read_weights(step.absolute(), _BRANCHES[which])
+    _check(module, weights, step)
+    prepare = preprocessing.for_patches(module.patch_size)
+    return module, weights, prepare, which
+
+
+def _check(module, weights, folder: pathlib.Path) -> None:
+    """Refuses a backbone that is not what the file beside it says."""
+    arrays = state_dict.state_dict_from_params(
+        weights["backbone"], patch_size=module.patch_size
+    )
+    architecture.check(
+        {key: array.shape for key, array in arrays.items()},
+        architecture.backbone_shapes(module),
+        str(folder),
+        "the model in the JSON file beside it",
+    )
 
 
 def write(
     folder: pathlib.Path,
     module: vision_transformer.VisionTransformer,
     weights: Mapping[str, Any],
+    prepare: preprocessing.Preprocessing,
     which: str | None,
 ) -> None:
     """Exports weights: FOLDER/weights (orbax) and FOLDER/model.json.
@@ -77,11 +124,16 @@ def write(
       folder: Made where it is missing.
       module: The backbone.
       weights: {"backbone": params, ...}.
+      prepare: What images must go through.
       which: Whose weights they are, if that is known.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_weights(folder / "weights", dict(weights))
-    described = {"model": architecture.describe(module), "which": which}
+    described = {
+        "model": architecture.describe(module),
+        "preprocessing": dataclasses.asdict(prepare),
+        "which": which,
+    }
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Any file or folder of DINOv2 weights -> the backbone's module and parameters."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors
@@ -28,6 +30,8 @@ from dinov2_jax.weights import (
 )
 
 REPORT_SUFFIX = ".json"  # of the report that `convert` leaves beside a file
+# What a report knows and tensors do not tell.
+_UNTOLD = ("num_heads", "interpolate_offset", "interpolate_antialias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +43,13 @@ class Weights:
       params: {"backbone": tree} and, where wanted and there, "dino_head", "ibot_head";
         float32 `jax.Array`s.
       preprocessing: What images must go through.
+      which: Whose weights they are, "teacher" or "student"; None where nothing says.
     """
 
     module: vision_transformer.VisionTransformer
     params: dict[str, Any]
     preprocessing: preprocessing.Preprocessing
+    which: str | None = None
 
 
 def read(
@@ -79,11 +85,13 @@ def read(
     if not path.exists():
         path, expected = _by_name(source)
     if path.is_dir() and own.is_own(path):
-        module, params = own.read(path, which)
-        prepare = preprocessing.Preprocessing()
+        weights = Weights(*own.read(path, which))
     else:
-        module, params, prepare = _read_tensors(
-            path, which, heads, num_heads, ignore, expected
+        weights = _read_tensors(path, which, heads, num_heads, ignore, expected)
+    module, params = weights.module, weights.params
+    if num_heads and num_heads != module.num_heads:
+        raise errors.UserError(
+            f"num_heads={num_heads}, but {source} says {module.num_heads}: leave it out"
         )
     if not heads:
         params = {"backbone": params["backbone"]}
@@ -91,7 +99,7 @@ def read(
         raise errors.UserError(f"{source} holds no projection heads, only a backbone")
     if image_size is not None and image_size != module.image_size:
         module, params = _resampled(module, params, image_size)
-    return Weights(module, params, prepare)
+    return dataclasses.replace(weights, module=module, params=params)
 
 
 def _by_name(source) -> tuple[pathlib.Path, vision_transformer.VisionTransformer]:
@@ -108,7 +116,7 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
     """Files of other worlds: names to the reference's, shapes checked, then values."""
     name = str(path)
     settings: dict[str, Any] = {}
-    prepare = preprocessing.Preprocessing()
+    prepare = None
     claimed = expected and (expected, path.name)
     if path.is_dir():
         folder = huggingface.read(path)
@@ -116,29 +124,51 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
     else:
         tree = _open_file(path)
         settings = _report_beside(path)
-    if num_heads:
+    if num_heads and "num_heads" not in settings:
         settings["num_heads"] = num_heads
-    found = checkpoint_tree.submodules(_without(tree, ignore), which, name)
+    found, owner = checkpoint_tree.submodules(_without(tree, ignore), which, name)
     if "backbone" not in found:
         raise errors.UserError(f"{name} holds no backbone, only {', '.join(found)}")
     backbone = found["backbone"]
     if naming.detect(backbone) == naming.TIMM:
-        logging.info("%s: no mask token, as in timm's files; taken as zeros", name)
-    backbone = naming.to_hub(backbone)
-    shapes = {key: tensor.shape for key, tensor in backbone.items()}
-    module = architecture.infer_backbone(shapes, name, settings)
-    if path.is_dir() and folder.claims:
-        claimed = (module.clone(**folder.claims), "its config.json")
-    module, model = claimed or (module, "")
-    architecture.check(shapes, architecture.backbone_shapes(module), name, model)
-    params = {"backbone": _stream(backbone)}
-    if heads:
-        params |= {k: _stream(v) for k, v in found.items() if k != "backbone"}
-    return module, params, prepare
+        logging.warning("%s: no mask token, as in timm's files: taken as zeros", name)
+    try:
+        backbone = naming.to_hub(backbone)
+        shapes = {key: tensor.shape for key, tensor in backbone.items()}
+        module = architecture.infer_backbone(shapes, name, settings)
+        if path.is_dir() and folder.claims:
+            claimed = (module.clone(**folder.claims), "its config.json")
+        module, model = claimed or (module, "")
+        architecture.check(shapes, architecture.backbone_shapes(module), name, model)
+    except (IndexError, ValueError) as error:  # a scalar where a matrix should be, ...
+        raise errors.UserError(
+            f"{name} has DINOv2's names, but tensors of other dimensions ({error})"
+        ) from error
+    _check_floats({k: t for part in found.values() for k, t in part.items()}, name)
+    found["backbone"] = backbone
+    if not heads:
+        found = {"backbone": backbone}
+    for head in found.keys() - {"backbone"}:
+        shapes = {key: tensor.shape for key, tensor in found[head].items()}
+        architecture.check_head(shapes, name, head, module.embed_dim)
+    params = {part: _stream(tensors, name) for part, tensors in found.items()}
+    prepare = prepare or preprocessing.for_patches(module.patch_size)
+    return Weights(module, params, prepare, owner)
+
+
+def _check_floats(tensors: Mapping[str, lazy.LazyTensor], source: str) -> None:
+    for key, tensor in tensors.items():
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise errors.UserError(
+                f"{source}: {key} is of {tensor.dtype}, not floating point: quantised "
+                "weights are not supported, save them as float32"
+            )
 
 
 def _open_file(path: pathlib.Path) -> Any:
     """A file's tensors by what it begins with, whatever its name says."""
+    if not path.is_file():
+        raise errors.UserError(f"{path} is neither a file nor a folder")
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -154,8 +184,10 @@ def _report_beside(path: pathlib.Path) -> dict[str, Any]:
     report = path.with_name(path.name + REPORT_SUFFIX)
     try:
         fields = json.loads(report.read_text())
-        if fields["bytes"] == path.stat().st_size:
-            return dict(fields["model"])
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if fields["sha256"][path.name] == digest:
+            return {name: fields["model"][name] for name in _UNTOLD}
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return {}
@@ -173,23 +205,28 @@ def _without(tree: Any, ignore: Sequence[str]) -> Any:
     }
 
 
-def _stream(tensors: Mapping[str, lazy.LazyTensor]) -> dict[str, Any]:
+def _stream(tensors: Mapping[str, lazy.LazyTensor], source: str) -> dict[str, Any]:
     """Parameters from tensors that are read one after the other."""
 
     def place(array: np.ndarray) -> jax.Array:
-        return jax.device_put(array.astype(np.float32, copy=False))
+        array = array.astype(np.float32, copy=False)
+        if not np.isfinite(np.sum(array, dtype=np.float64)):
+            raise errors.UserError(
+                f"{source} holds values that are not finite: use an earlier checkpoint"
+            )
+        return jax.device_put(array)
 
     return state_dict.params_from_state_dict(tensors, place=place)
 
 
 def _resampled(module, params, image_size: int):
     """The backbone with its position embeddings resampled to another square."""
-    if image_size % module.patch_size:
+    if image_size < module.patch_size or image_size % module.patch_size:
+        patches = max(image_size // module.patch_size, 1)
         raise errors.UserError(
             f"image_size={image_size} is not a multiple of the patch size "
-            f"{module.patch_size}: use {image_size // module.patch_size}"
-            f"*{module.patch_size} = "
-            f"{image_size // module.patch_size * module.patch_size}"
+            f"{module.patch_size}: use {patches}*{module.patch_size} = "
+            f"{patches * module.patch_size}"
         )
     side = image_size // module.patch_size
     logging.info(

@@ -53,7 +53,9 @@ def read(path: str | os.PathLike) -> dict[str, lazy.LazyTensor]:
                     shape, np.dtype(_DTYPES[code]), _reader(path, name)
                 )
     except OSError as error:
-        raise errors.UserError(f"cannot read {path} ({error.strerror})") from error
+        raise errors.UserError(
+            f"cannot read {path} ({error.strerror or error})"
+        ) from error
     except safetensors.SafetensorError as error:
         raise errors.UserError(
             f"{path} is not a whole .safetensors file ({error}): fetch it again"

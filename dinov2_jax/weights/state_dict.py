@@ -30,7 +30,7 @@ def params_from_state_dict(
 
     Args:
       state_dict: Arrays or `LazyTensor`s, keys as the module names them, without
-        prefix; blocks may be chunked. What is lazy is read once, parameter after
+        prefix; blocks may be chunked. What is lazy is read parameter after
         parameter, the largest first, so that memory holds one of them twice at most.
       place: Makes the leaf from a finished array, for example `jnp.asarray`.
 
@@ -50,7 +50,9 @@ def params_from_state_dict(
             leaf = first
         else:
             path = ["blocks", *path]
-            leaf = _aligned((len(values), *first.shape), first.dtype)
+            same = len({np.dtype(v.dtype) for v in values.values()}) == 1
+            dtype = first.dtype if same else np.dtype(np.float32)
+            leaf = _aligned((len(values), *first.shape), dtype)
             for i in range(len(values)):
                 _copy_into(leaf[i], _from_torch(name, _array(values[i]))[1])
         del first

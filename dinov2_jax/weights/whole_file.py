@@ -25,7 +25,9 @@ def open_new(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise errors.UserError(f"cannot write {path} ({error.strerror})") from error
+        raise errors.UserError(
+            f"cannot write {path} ({error.strerror or error})"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

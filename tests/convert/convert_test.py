@@ -1,5 +1,6 @@
 """`python -m dinov2_jax.convert`: every target, judged by its own packages."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -100,10 +101,12 @@ def test_every_target_is_written_checked_and_reported(folder, tmp_path, target, 
     written = report(path)
     assert written["target"] == target
     assert written["model"]["num_heads"] == 2
-    assert written["sha256"].items() <= digests(path).items()
+    assert written["sha256"].items() == digests(path).items()
     if target == "timm":  # needs torchvision, which the tests do without
         assert "timm" in written["verified"]["skipped"]
     else:
+        if target in ("torch-hub", "safetensors", "huggingface", "orbax"):
+            assert written["verified"]["tensors"] == "bit-identical"
         checked = written["verified"]["relative_error"]
         assert {"cls", "patches"} <= checked.keys()
         assert ("registers" in checked) == ("reg4" in kind)
@@ -236,9 +239,32 @@ def test_what_gives_other_features_is_refused(folder, tmp_path, monkeypatch, cap
     assert list(tmp_path.iterdir()) == []
 
 
+def test_heads_that_come_back_otherwise_are_refused(
+    folder, tmp_path, monkeypatch, capsys
+):
+    def zeroed(params, patch_size):
+        tensors = original(params, patch_size)
+        name = "last_layer.weight_v"
+        if name in tensors:
+            zeros = np.zeros(tensors[name].shape, np.float32)
+            tensors[name] = dataclasses.replace(tensors[name], read=lambda: zeros)
+        return tensors
+
+    original = targets._tensors
+    monkeypatch.setattr(targets, "_tensors", zeroed)
+    for flags in (["--heads"], ["--which=both"]):
+        flags = ["--to", "torch-hub", *flags]
+        assert run(folder / "training.pth", tmp_path / "a.pth", *flags) == 2
+        assert "holds other values" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_flags_are_one_line_and_write_nothing(folder, tmp_path, capsys):
     source = folder / "vits14.pth"
     (tmp_path / "there.pth").write_bytes(b"mine")
+    (tmp_path / "x.onnx.data").write_bytes(b"mine")
+    (tmp_path / "y.pth.json").write_bytes(b"mine")
+    training = folder / "training.pth"
     for flags, words in (
         (
             [source, tmp_path / "a.bin", "--to", "torch-hub"],
@@ -248,6 +274,17 @@ def test_bad_flags_are_one_line_and_write_nothing(folder, tmp_path, capsys):
         ([source, tmp_path / "hf", "--to", "huggingface", "--heads"], "no place for"),
         ([source, tmp_path / "there.pth", "--to", "torch-hub"], "add --overwrite"),
         ([source, tmp_path / "no/a.pth", "--to", "torch-hub"], "there is no folder"),
+        ([source, tmp_path / "x.onnx", "--to", "onnx"], "x.onnx.data exists"),
+        ([source, tmp_path / "y.pth", "--to", "torch-hub"], "y.pth.json exists"),
+        ([source, tmp_path / "a.pth", "--to", "torch-hub", "--size=0x0"], "positive"),
+        (
+            [source, tmp_path / "a.pth", "--to", "torch-hub", "--which=teacher"],
+            "does not say whose",
+        ),
+        (
+            [training, tmp_path / "a.pth", "--to", "timm", "--which=both"],
+            "no place for projection heads",
+        ),
         ([source, tmp_path / "a.pth", "--to", "torch-hub", "--size=5"], "as HxW"),
         (
             [source, tmp_path / "a.pth", "--to", "torch-hub", "--size=56x70"],
@@ -262,8 +299,25 @@ def test_bad_flags_are_one_line_and_write_nothing(folder, tmp_path, capsys):
         message = capsys.readouterr().err
         assert message.startswith("error: ") and message.count("\n") == 1, message
         assert words in message
-    assert [p.name for p in tmp_path.iterdir()] == ["there.pth"]
+    names = {"there.pth", "x.onnx.data", "y.pth.json"}
+    assert {p.name for p in tmp_path.iterdir()} == names
     assert (tmp_path / "there.pth").read_bytes() == b"mine"
+
+
+def test_a_folder_of_somebody_is_never_replaced(folder, tmp_path, capsys):
+    path = tmp_path / "photographs"
+    path.mkdir()
+    (path / "mine.txt").write_text("mine")
+    for target in ("huggingface", "stablehlo", "orbax"):
+        flags = ["--to", target, "--overwrite", "--no-verify"]
+        assert run(folder / "vits14.pth", path, *flags) == errors.BAD_INPUT
+        assert "no conversion wrote" in capsys.readouterr().err
+        assert (path / "mine.txt").read_text() == "mine"
+        assert run(folder / "vits14.pth", folder, *flags) == errors.BAD_INPUT
+        assert run(folder / "vits14.pth", "a.pth", *flags) == errors.BAD_INPUT
+        capsys.readouterr()
+        again = tmp_path / target  # what a conversion wrote is
+        assert [run(folder / "vits14.pth", again, *flags) for _ in range(2)] == [0, 0]
 
 
 def test_a_real_process(folder, tmp_path):

@@ -16,6 +16,7 @@ import small_backbones
 
 from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph
+from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -75,16 +76,16 @@ def test_weights_of_other_types_become_float32(tmp_path):
 
 def test_what_the_model_says_of_itself(tmp_path):
     path = tmp_path / "model.onnx"
-    write_small(path, "swiglu_registers", metadata={"source": "x.pth", "a": "b"})
+    prepare = preprocessing.Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    write_small(path, "swiglu_registers", prepare=prepare)
     model = onnx.load(path)
     # What onnxruntime 1.12 of 2022 reads.
     assert model.ir_version <= 8
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
     properties = {p.key: p.value for p in model.metadata_props}
-    assert list(properties)[-2:] == ["a", "source"]
     assert json.loads(properties["image_size"]) == [24, 12]
-    assert json.loads(properties["image_mean"]) == [0.485, 0.456, 0.406]
-    assert json.loads(properties["image_std"]) == [0.229, 0.224, 0.225]
+    assert json.loads(properties["image_mean"]) == [0.5, 0.4, 0.3]
+    assert json.loads(properties["image_std"]) == [0.1, 0.2, 0.3]
     assert "[batch, 3, 24, 12] (NCHW)" in model.doc_string
     shapes = {
         value.name: [

@@ -15,6 +15,7 @@ from safetensors import numpy as safetensors_numpy
 
 from dinov2_jax import errors
 from dinov2_jax.convert import stablehlo
+from dinov2_jax.data import preprocessing
 from dinov2_jax.weights import safetensors_file, state_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -148,14 +149,15 @@ def test_the_same_weights_give_the_same_bytes(tmp_path, exports):
 
 
 def test_the_readme(tmp_path):
-    write_small(tmp_path / "x", "swiglu_registers", metadata={"source": "x.pth"})
+    prepare = preprocessing.Preprocessing(mean=(0.5, 0.4, 0.3))
+    write_small(tmp_path / "x", "swiglu_registers", prepare=prepare)
     text = (tmp_path / "x" / "README.md").read_text()
-    assert f"jax {jax.__version__}" in text and '- source: "x.pth"\n' in text
+    assert f"jax {jax.__version__}" in text
     assert "[b, 24, 12, 3]" in text and "`patches` [b, 6, 3, 24]" in text
-    assert "[0.485, 0.456, 0.406]" in text
+    assert "[0.5, 0.4, 0.3]" in text
     write_small(tmp_path / "x", "bare")
     text = (tmp_path / "x" / "README.md").read_text()
-    assert "0.485" not in text and "[b, 10, 20, 4]" in text
+    assert "divided by" not in text and "[b, 10, 20, 4]" in text
 
 
 def test_an_export_is_replaced_and_nothing_else_is(tmp_path):

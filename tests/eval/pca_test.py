@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn import decomposition
 
-from dinov2_jax.eval import pca
+from dinov2_jax.eval import pca, views
 
 
 def _features(n=500, width=20, seed=0):
@@ -106,3 +106,87 @@ def test_oblong_images_and_grids(tmp_path):
 def test_wrong_shapes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'x' have shape \(1, 2, 2, 3\)"):
         pca.pca_picture(_images(2), {"x": np.ones((1, 2, 2, 3))}, tmp_path / "a.png")
+
+
+def _two_clusters(shape, box, seed=0):
+    """[h, w, 16] features: noise, and far from it the same with structure in a box."""
+    rng = np.random.default_rng(seed)
+    thing = np.zeros(shape, bool)
+    thing[box] = True
+    directions = np.linalg.qr(np.random.default_rng(9).normal(size=(16, 16)))[0]
+    grid = 0.1 * rng.normal(size=(*shape, 16)) + 5 * thing[..., None] * directions[0]
+    rows, columns = np.indices(shape)
+    parts = rows[..., None] * directions[1] + columns[..., None] * directions[2]
+    return grid + 0.2 * thing[..., None] * parts, thing
+
+
+PLANTED = [((9, 12), np.s_[3:7, 2:8]), ((12, 7), np.s_[4:10, 1:5])]
+
+
+LARGE = [((9, 12), np.s_[1:8, 1:11]), ((12, 7), np.s_[1:10, 1:6])]  # more than half
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("planted", [PLANTED, LARGE])
+def test_foreground_is_the_planted_thing(planted, sign):
+    grids, things = zip(*(_two_clusters(*p, seed=i) for i, p in enumerate(planted)))
+    grids = [sign * grid for grid in grids]
+    for mask, thing in zip(pca.foreground(grids), things, strict=True):
+        np.testing.assert_array_equal(mask, thing)
+    for mask, thing in zip(pca.foreground(grids, flip=True), things, strict=True):
+        np.testing.assert_array_equal(mask, ~thing)
+
+
+def test_second_pca_is_of_the_foreground_alone():
+    grids, things = zip(*(_two_clusters(*p, seed=i) for i, p in enumerate(PLANTED)))
+    colors = pca.joint_colors(grids, things)
+    inside = np.concatenate([g[t] for g, t in zip(grids, things)])
+    theirs = decomposition.PCA(3, svd_solver="full").fit_transform(inside)
+    drawn = np.concatenate([c[t] for c, t in zip(colors, things)]).astype(float)
+    for ours, peer in zip(drawn.T[:2], theirs.T[:2]):
+        assert abs(np.corrcoef(ours, peer)[0, 1]) > 0.98
+    for image, thing, grid in zip(colors, things, grids):
+        assert image.dtype == np.uint8 and image.shape == (*grid.shape[:2], 3)
+        assert (image[~thing] == 255).all()
+        assert not (image[thing] == 255).all(axis=-1).any()
+    # Among all patches the thing is one of two colours: the parts drown.
+    (first, _) = pca.joint_colors(grids)
+    assert np.ptp(first[things[0]][:, 0].astype(int)) < 100
+    assert np.ptp(colors[0][things[0]][:, 0].astype(int)) > 150
+
+
+def test_nothing_in_the_foreground():
+    grids = [np.ones((2, 3, 4))]
+    (mask,) = pca.foreground(grids)
+    assert not mask.any()
+    assert (pca.joint_colors(grids, [mask])[0] == 255).all()
+
+
+def _view(name, pixels, patches):
+    return views.View(name, pixels, patches, np.ones(1), None)
+
+
+def test_sheet_of_views_of_different_shapes():
+    grids, things = zip(*(_two_clusters(*p, seed=i) for i, p in enumerate(PLANTED)))
+    photographs = [
+        np.full((h * 14, w * 14, 3), 40 + h, np.uint8)
+        for h, w, _ in (g.shape for g in grids)
+    ]
+    seen = [_view("x.png", p, g) for p, g in zip(photographs, grids)]
+    drawn = np.asarray(pca.draw(seen, masks=things))
+    again = np.asarray(pca.draw(seen, masks=things))
+    np.testing.assert_array_equal(drawn, again)
+    colors = [pca.joint_colors(grids), pca.joint_colors(grids, things)]
+    gap, header, top = 6, 28, 0
+    widest = 336
+    for number, (h, w, _) in enumerate(g.shape for g in grids):
+        cell = 336 // max(h, w)  # px a patch
+        top += header
+        assert (drawn[top + 5, gap + 5] == 40 + h).all()
+        for column in (0, 1):
+            left = gap + (column + 1) * (widest + gap)
+            shown = drawn[top : top + h * cell, left : left + w * cell]
+            np.testing.assert_array_equal(
+                shown[cell // 2 :: cell, cell // 2 :: cell], colors[column][number]
+            )
+        top += h * cell + gap

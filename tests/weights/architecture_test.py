@@ -1,5 +1,7 @@
 """Architectures from recorded shapes, and the table of a mismatch."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -37,6 +39,8 @@ def test_recorded_shapes_are_those_of_the_released_modules(name):
         {"ffn_layer": "swiglufused"},
         {"ffn_layer": "swiglufused", "ffn_ratio": 3.0},
         {"ffn_ratio": 2.5},
+        {"embed_dim": 88, "ffn_ratio": math.nextafter(120 / 88, 2)},
+        {"embed_dim": 88, "ffn_ratio": 1.7, "ffn_layer": "swiglufused"},
         {"layerscale": 0.0},
         {"qkv_bias": False},
         {"proj_bias": False},
@@ -117,6 +121,11 @@ def without(name):
             "mask_token [1, 128] [1, 64]",
         ),
         (changed(depth=3), "it has 3 blocks, not 2", "blocks.2.ls1.gamma none [128]"),
+        (
+            changed() | {"norm.bias": (127,)},
+            "other shapes",
+            "norm.bias [128] [127]",
+        ),
         (changed(layerscale=0.0), "no LayerScale", "blocks.0.ls1.gamma [128] none"),
         (
             changed(patch_size=7, image_size=28),
@@ -125,7 +134,7 @@ def without(name):
         ),
         (
             changed(image_size=70),
-            "a 5x5 grid, not 4x4: ask for them to be resampled",
+            "a 5x5 grid, not 4x4: it is for another image size",
             "pos_embed [1, 17, 128] [1, 26, 128]",
         ),
         (without("norm.bias"), "1 tensors are missing", "norm.bias [128] none"),
@@ -145,6 +154,58 @@ def test_a_mismatch_is_a_table_with_its_likely_cause(found, cause, row):
     assert head.split() == ["tensor", "expected", "found"]
     assert row in [" ".join(line.split()) for line in rows]
     assert len(rows) <= 13
+
+
+@pytest.mark.parametrize("missing", ["gamma", "attn.qkv.bias", "mlp.fc1.bias"])
+def test_a_released_size_has_every_tensor(missing):
+    """Whatever lacks a kind of tensor everywhere is damaged, not another model."""
+    recorded = random_weights.shapes("dinov2_vits14")
+    damaged = {k: s for k, s in recorded.items() if not k.endswith(missing)}
+    assert len(recorded) - len(damaged) >= 12
+    module = infer(damaged)
+    with pytest.raises(errors.UserError):
+        architecture.check(damaged, architecture.backbone_shapes(module), "FILE")
+    architecture.check(
+        damaged, architecture.backbone_shapes(infer(damaged, num_heads=6)), "FILE"
+    ) if missing != "mlp.fc1.bias" else None
+
+
+def test_missing_blocks_are_not_a_smaller_model():
+    recorded = random_weights.shapes("dinov2_vits14")
+    for lost, words in ((11, "11 blocks deep"), (3, "lacks blocks.3")):
+        damaged = {k: s for k, s in recorded.items() if f"blocks.{lost}." not in k}
+        with pytest.raises(errors.UserError, match=words):
+            infer(damaged)
+    far = recorded | {f"blocks.{10**9}.norm1.weight": (384,)}
+    with pytest.raises(errors.UserError, match="lacks blocks.12"):
+        infer(far)
+
+
+HEAD = {
+    "mlp.0.weight": (64, 128),
+    "mlp.0.bias": (64,),
+    "mlp.2.weight": (16, 64),
+    "mlp.2.bias": (16,),
+    "last_layer.weight_g": (32, 1),
+    "last_layer.weight_v": (32, 16),
+}
+
+
+def test_heads_are_checked():
+    architecture.check_head(HEAD, "FILE", "dino_head", 128)
+    single = {"mlp.weight": (16, 128), "mlp.bias": (16,)}
+    last = {k: s for k, s in HEAD.items() if "last" in k}
+    architecture.check_head(single | last, "FILE", "dino_head", 128)
+    for damaged in (
+        {k: s for k, s in HEAD.items() if k != "last_layer.weight_v"},
+        {k: s for k, s in HEAD.items() if k != "mlp.0.bias"},
+        HEAD | {"weight": (3,)},
+        HEAD | {"blocks.7.x": (3,)},
+        HEAD | {"mlp.2.weight": (16, 63)},
+        {},
+    ):
+        with pytest.raises(errors.UserError, match="dino_head of FILE does not fit"):
+            architecture.check_head(damaged, "FILE", "dino_head", 128)
 
 
 def test_what_fits_passes():

@@ -44,7 +44,8 @@ def moved(tensors):
 
 
 def found(tree, which=None):
-    submodules = checkpoint_tree.submodules(lazily(tree), which, "FILE")
+    submodules, owner = checkpoint_tree.submodules(lazily(tree), which, "FILE")
+    assert which in (None, owner)
     return {
         name: {key: tensor.read() for key, tensor in tensors.items()}
         for name, tensors in submodules.items()
@@ -69,6 +70,7 @@ def assert_same(actual, expected):
         {"model": prefixed(whole(), "teacher.") | moved(whole(prefix="student."))},
         {"student": moved(whole()), "teacher": whole(), "epoch": {}},
         {"teacher": prefixed(whole(), "_orig_mod.module.")},
+        {"model": whole(prefix="teacher."), "iteration": np.zeros(())},
         {"model": whole(prefix="teacher.") | {"dino_loss.center": np.zeros((1, 32))}},
         {"model": {f"teacher.backbone._fsdp_wrapped_module.{k}": v
                    for k, v in BACKBONE.items()}
@@ -111,7 +113,8 @@ def test_the_recorded_training_checkpoint():
         key: lazy.LazyTensor(shape, np.dtype(np.float32), None)
         for key, shape in recorded.items()
     }
-    submodules = checkpoint_tree.submodules({"teacher": tensors}, None, "FILE")
+    submodules, owner = checkpoint_tree.submodules({"teacher": tensors}, None, "FILE")
+    assert owner == "teacher"
     shapes = {key: t.shape for key, t in submodules["backbone"].items()}
     module = architecture.infer_backbone(shapes, "FILE", {})
     assert architecture.backbone_shapes(module) == shapes
@@ -127,6 +130,7 @@ def test_the_recorded_training_checkpoint():
         ({"model": whole(prefix="teacher.")}, "student", "which='teacher'"),
         ({"optimizer": {"step": {}}, "epoch": {}}, None, "holds no weights"),
         ({}, None, "holds no weights"),
+        (whole(), "teacher", "does not say whose"),
         (whole() | {"blocks.0.0.ls1.gamma": np.zeros(1),
                     "backbone.blocks.0.0.ls1.gamma": np.zeros(1)},
          None, "backbone.blocks.0.ls1.gamma twice"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import random_weights
 
+from dinov2_jax import errors
 from dinov2_jax.weights import lazy, naming
 
 SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
@@ -122,3 +123,23 @@ def test_a_missing_part_leaves_the_packed_tensor_missing():
     del there["encoder.layer.1.attention.attention.key.weight"]
     found = naming.to_hub(there)
     assert weights.keys() - found.keys() == {"blocks.1.attn.qkv.weight"}
+    assert "encoder.layer.1.attention.attention.query.weight" in found
+
+
+def test_two_tensors_of_one_meaning_are_refused():
+    weights = random_weights.tensors(random_weights.small_shapes("vits14"))
+    for other, name in (
+        ("dinov2.embeddings.cls_token", "embeddings.cls_token"),
+        (
+            "encoder.layer.0.attention.o_proj.bias",
+            "encoder.layer.0.attention.output.dense.bias",
+        ),
+    ):
+        there = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
+        there[other] = there[name]
+        with pytest.raises(errors.UserError, match="two tensors are"):
+            naming.to_hub(there)
+    there = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
+    old = "encoder.layer.0.attention.attention.query.bias"
+    there["encoder.layer.0.attention.q_proj.bias"] = there[old]
+    assert "blocks.0.attn.qkv.bias" not in naming.to_hub(there)

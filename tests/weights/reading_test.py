@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from dinov2_jax import errors
+from dinov2_jax.convert import __main__ as convert
 from dinov2_jax.convert import targets
 from dinov2_jax.weights import naming, reading, safetensors_file, state_dict
 
@@ -60,7 +61,7 @@ def transformers_model(name):
 
 
 def read(path, **kwargs):
-    return reading.read(path, **{"num_heads": 4} | kwargs)
+    return reading.read(path, **({"num_heads": 4} | kwargs))
 
 
 def assert_holds(found, expected):
@@ -102,6 +103,32 @@ def test_training_checkpoints_with_heads_of_both(tmp_path):
         for key in expected:
             np.testing.assert_array_equal(head[key], expected[key])
     assert read(path).params.keys() == {"backbone"}
+
+
+def test_mixed_precision_rounds_nothing(tmp_path):
+    tensors = as_torch(weights())
+    for name in tensors:
+        if name.startswith("blocks.0."):
+            tensors[name] = tensors[name].to(torch.bfloat16)
+    torch.save(tensors, tmp_path / "a.pth")
+    expected = {k: v.to(torch.float32).numpy() for k, v in tensors.items()}
+    assert_holds(read(tmp_path / "a.pth"), expected)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    tensors = weights()
+    tensors["blocks.1.mlp.fc1.bias"][3] = np.nan
+    assert "not finite" in refusal(save(tmp_path / "a.pth", tensors))
+
+
+def test_a_report_beside_a_file_knows_the_heads(tmp_path):
+    path = save(tmp_path / "a.pth", weights())
+    out = tmp_path / "out.pth"
+    flags = ["--to", "torch-hub", "--no-verify", "--num-heads=8"]
+    assert convert.main([str(path), str(out), *flags]) == 0
+    assert reading.read(out).module.num_heads == 8
+    save(out, weights(seed=5))  # the same size in bytes, and not that file
+    assert "pass num_heads" in refusal(out, num_heads=None)
 
 
 def test_half_precision_files_become_float32(tmp_path):
@@ -151,15 +178,17 @@ def test_a_folder_in_several_files_and_its_preprocessing(tmp_path):
         reading.read(folder)
 
 
-def test_an_own_export_with_heads_and_a_report_that_knows_the_heads(tmp_path):
+def test_an_own_export_with_heads(tmp_path):
     tensors = {f"backbone.{k}": v for k, v in weights().items()}
     head = random_weights.head_tensors()
     tensors |= {f"dino_head.{k}": v for k, v in head.items()}
     found = read(save(tmp_path / "a.pth", {"teacher": tensors}), heads=True)
     target = targets.TARGETS["orbax"]
+    assert found.which == "teacher"
     target.write(tmp_path / "own", {"teacher": found}, (56, 56), True)
     again = reading.read(tmp_path / "own", heads=True)
-    assert again.module == found.module
+    assert again.module == found.module and again.which == "teacher"
+    assert again.preprocessing == found.preprocessing
     jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
     with pytest.raises(errors.UserError, match="holds no student, only the teacher"):
         reading.read(tmp_path / "own", which="student")
@@ -218,6 +247,8 @@ def test_missing_and_extra_keys(tmp_path):
 def test_a_config_json_that_says_otherwise(tmp_path):
     folder = tmp_path / "hf"
     transformers_model("vits14_reg4").save_pretrained(folder)
+    with pytest.raises(errors.UserError, match="num_heads=2, but .* says 4"):
+        reading.read(folder, num_heads=2)
     original = json.loads((folder / "config.json").read_text())
     for field, value, words in (
         ("num_register_tokens", 8, "it has 4 register tokens, not 8"),
@@ -225,6 +256,7 @@ def test_a_config_json_that_says_otherwise(tmp_path):
         ("num_hidden_layers", 3, "it has 2 blocks, not 3"),
         ("layer_norm_eps", 1e-5, "layer_norm_eps = 1e-05"),
         ("hidden_act", "relu", "hidden_act = 'relu'"),
+        ("num_attention_heads", 3, "which 3 heads do not divide"),
         ("model_type", "vit", "model_type 'vit'"),
     ):
         changed = json.dumps(original | {field: value})
@@ -237,6 +269,35 @@ def test_a_tensor_of_another_shape(tmp_path):
     tensors["blocks.0.mlp.fc2.weight"] = np.zeros((128, 500), np.float32)
     message = refusal(save(tmp_path / "a.pth", tensors))
     assert "[128, 512]" in message and "[128, 500]" in message
+
+
+def test_scalars_integers_and_heads_that_do_not_divide(tmp_path):
+    for name in weights():
+        path = save(tmp_path / "a.pth", weights() | {name: np.float32([[1.0]])[0, 0:1]})
+        assert name in refusal(path) or "dimensions" in refusal(path), name
+        path = save(tmp_path / "a.pth", weights() | {name: np.zeros((), np.float32)})
+        refusal(path)
+    integers = weights() | {"norm.bias": np.zeros(128, np.int64)}
+    assert "norm.bias is of int64" in refusal(save(tmp_path / "b.pth", integers))
+    path = save(tmp_path / "c.pth", weights())
+    assert "which 3 heads do not divide" in refusal(path, num_heads=3)
+
+
+def test_damaged_json_files(tmp_path):
+    folder = tmp_path / "hf"
+    transformers_model("vits14").save_pretrained(folder, max_shard_size="300KB")
+    config = (folder / "config.json").read_text()
+    for content, words in (
+        ("[1]", "not an object"),
+        ("{", "cannot read"),
+        (config.replace("hidden_size", "hidden"), "whole number for hidden_size"),
+        (config.replace('"patch_size": 14', '"patch_size": "14"'), "whole number for patch_size"),
+    ):
+        (folder / "config.json").write_text(content)
+        assert words in refusal(folder)
+    (folder / "config.json").write_text(config)
+    next(folder.glob("model-*")).unlink()
+    assert "model-" in refusal(folder)
 
 
 def test_other_files_by_this_name(tmp_path):
@@ -276,6 +337,11 @@ def test_a_pickle_that_runs_a_program_is_refused(tmp_path):
     message = refusal(tmp_path / "a.pth")
     assert "system" in message and "refused" in message and "\n" not in message
     assert not sentinel.exists()
+
+
+def test_what_is_no_file_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    assert "neither a file nor a folder" in refusal(tmp_path / "a.pth")
 
 
 def test_a_zip_bomb_is_refused(tmp_path):

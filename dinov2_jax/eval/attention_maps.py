@@ -1,0 +1,108 @@
+"""Pictures over the patches of one image: attention of the class token, token norms.
+
+Shapes: A heads, R registers, h x w patches, T = 1 + R + h*w tokens.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from dinov2_jax.eval import panels, views
+
+_SHOWN = 256  # side of a panel, about, px
+_PERCENTILE = 98  # of a map, shown brightest: a few outliers would darken the rest
+_PHOTOGRAPH = 0.35  # share of the grey photograph below a map
+
+
+def maps_over_patches(
+    attention: np.ndarray, grid: tuple[int, int], num_registers: int
+) -> np.ndarray:
+    """The share of attention that goes to each patch; none is drawn from elsewhere.
+
+    Args:
+      attention: [..., T], softmaxed over T.
+      grid: h, w.
+      num_registers: R; they come after the class token and before the patches.
+
+    Returns:
+      [..., h, w]; sums to 1 less what goes to the class token and the registers.
+
+    Raises:
+      ValueError: T is not 1 + R + h*w.
+    """
+    height, width = grid
+    if attention.shape[-1] != 1 + num_registers + height * width:
+        raise ValueError(
+            f"attention to {attention.shape[-1]} tokens: expected 1 class token, "
+            f"{num_registers} registers and {height}x{width} patches"
+        )
+    patches = attention[..., 1 + num_registers :]
+    return patches.reshape(*attention.shape[:-1], height, width)
+
+
+def attention_panels(view: views.View) -> list[panels.Panel]:
+    """The photograph, the mean over heads, each head, then each register's mean."""
+    if view.attention is None:
+        raise ValueError("the view was made without attention")
+    num_heads, queries, _ = view.attention.shape
+    maps = maps_over_patches(view.attention, view.grid, queries - 1)  # [A, 1 + R, h, w]
+    named = {"mean of heads": maps[:, 0].mean(axis=0)}
+    named |= {f"head {i}": maps[i, 0] for i in range(num_heads)}
+    named |= {f"register {i}": maps[:, 1 + i].mean(axis=0) for i in range(queries - 1)}
+    size = panels.shown_size(view.grid, _SHOWN)
+    photograph = panels.photograph(view.pixels, size)
+    shown = [panels.Panel(photograph, view.name)]
+    for name, values in named.items():
+        title = f"{name} ({values.sum():.0%} on patches)"
+        shown.append(panels.Panel(_over(photograph, values), title))
+    return shown
+
+
+def draw_attention(view: views.View, *, block: int) -> Image.Image:
+    """A sheet of one image's attention maps in a block.
+
+    Args:
+      view: With attention.
+      block: Its number, for the caption.
+    """
+    shown = attention_panels(view)
+    rows = panels.wrapped(shown, panels.columns_for(len(shown)))
+    text = (
+        f"Block {block}: what the class token attends to. Each map has its own scale: "
+    )
+    if view.attention.shape[1] > 1:
+        text = text.replace("class token", "class token (or a register)")
+    bar = ("0", f"{_PERCENTILE}th percentile of its patches")
+    return panels.sheet(rows, [panels.Note(text, bar)])
+
+
+def draw_norms(seen: Sequence[views.View], *, block: int) -> Image.Image:
+    """A sheet of photographs, each beside the lengths of its patch tokens.
+
+    Args:
+      seen: Views of any shapes.
+      block: Whose output it is, for the caption.
+    """
+    maps = [v.norms[len(v.norms) - v.grid[0] * v.grid[1] :] for v in seen]
+    low, high = min(m.min() for m in maps), max(m.max() for m in maps)
+    entries = []
+    for view, norms in zip(seen, maps):
+        size = panels.shown_size(view.grid, _SHOWN)
+        colors = panels.heat(norms.reshape(view.grid), low, high)
+        title = f"median {np.median(norms):.3g}, largest {norms.max():.3g}"
+        entries += [
+            panels.Panel(panels.photograph(view.pixels, size), view.name),
+            panels.Panel(panels.patches(colors, size), title),
+        ]
+    columns = 2 * max(1, panels.columns_for(len(entries)) // 2)
+    text = f"Length of the patch tokens after block {block}, before the last LayerNorm:"
+    bar = (f"{low:.3g}", f"{high:.3g}")
+    return panels.sheet(panels.wrapped(entries, columns), [panels.Note(text, bar)])
+
+
+def _over(photograph: Image.Image, values: np.ndarray) -> Image.Image:
+    """A map [h, w] in colours over the photograph in grey."""
+    colors = panels.heat(values, 0.0, float(np.percentile(values, _PERCENTILE)))
+    shown = panels.patches(colors, photograph.size)
+    return Image.blend(shown, photograph.convert("L").convert("RGB"), _PHOTOGRAPH)

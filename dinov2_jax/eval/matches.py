@@ -1,0 +1,223 @@
+"""Pictures of correspondences: patches of two images that are each other's nearest.
+
+As in the paper's figure 10, where matches are thinned by non-maximum suppression.
+
+Shapes: h x w patches, D feature width, m matches.
+"""
+
+import colorsys
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dinov2_jax.eval import panels, views
+
+_SHOWN = 560  # longer side of an image, about, px
+_BETWEEN = 24  # px between the images
+_ELSEWHERE = 2  # patches; what is nearer to a match is not another place
+_POOL = 3  # times the matches wanted: the best so many are thinned
+_LABEL = 36  # px that the number of a match needs beside it
+_FINER = 3  # lines are drawn so much larger, then shrunk: Pillow's are jagged
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """Pairs of patches, those with the largest lead first.
+
+    Attributes:
+      first: int [m, 2] row and column in the first image.
+      second: int [m, 2] in the second.
+      scores: float [m] cosine similarities.
+      leads: float [m] how much the score is above that of the best other partner that
+        either patch has elsewhere in the other image. A patch of blank sky is very
+        like its match, and as like a hundred others: the score alone ranks it high.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    scores: np.ndarray
+    leads: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index) -> "Matches":
+        return Matches(
+            self.first[index], self.second[index], self.scores[index], self.leads[index]
+        )
+
+
+def mutual_nearest(
+    first: np.ndarray,
+    second: np.ndarray,
+    masks: Sequence[np.ndarray] | None = None,
+) -> Matches:
+    """All pairs of patches of which each is the other's nearest by cosine.
+
+    Args:
+      first: [h, w, D].
+      second: [h, w, D]; its h and w may differ.
+      masks: bool [h, w] of each image: the patches that take part. None for all.
+    """
+    if masks is None:
+        masks = [np.ones(grid.shape[:2], bool) for grid in (first, second)]
+    places = [np.argwhere(mask) for mask in masks]
+    if not all(map(len, places)):
+        nothing = np.zeros((0, 2), int)
+        return Matches(nothing, nothing, np.zeros(0), np.zeros(0))
+    similarity = _normalized(first[masks[0]]) @ _normalized(second[masks[1]]).T
+    nearest = similarity.argmax(axis=1)
+    back = similarity.argmax(axis=0)
+    (here,) = np.nonzero(back[nearest] == np.arange(len(nearest)))
+    there = nearest[here]
+    scores = similarity[here, there]
+    others = np.maximum(
+        _best_elsewhere(similarity[here], places[1], there),
+        _best_elsewhere(similarity[:, there].T, places[0], here),
+    )
+    leads = scores - others
+    order = np.argsort(-leads, kind="stable")
+    return Matches(places[0][here], places[1][there], scores, leads)[order]
+
+
+def _best_elsewhere(similarity, places, matched):
+    """[m, n] to the n places of an image -> [m], the best far from those matched."""
+    away = np.abs(places[None] - places[matched][:, None]).max(axis=-1)
+    elsewhere = np.where(away > _ELSEWHERE, similarity, -1.0)
+    return elsewhere.max(axis=1)
+
+
+def spread(matches: Matches, count: int) -> Matches:
+    """At most `count` of the matches, good ones and far from each other.
+
+    Adaptive non-maximum suppression (Brown, Szeliski and Winder, 2005): a match is
+    worth the distance to the nearest better one, in the image where that is less. The
+    best has no better one and is always kept.
+
+    Args:
+      matches: The best first.
+      count: Wanted.
+    """
+    pool = matches[: _POOL * count]
+    if len(pool) <= count:
+        return pool
+    near = np.minimum(_distances(pool.first), _distances(pool.second))
+    better = np.tril(np.ones(near.shape, bool), k=-1)
+    worth = np.where(better, near, np.inf).min(axis=1)
+    chosen = np.argsort(-worth, kind="stable")[:count]
+    return pool[np.sort(chosen)]
+
+
+def draw(
+    first: views.View, second: views.View, kept: Matches, total: int
+) -> Image.Image:
+    """Two images side by side, lines between their matches.
+
+    Args:
+      first: The left image.
+      second: The right one.
+      kept: What is drawn, numbered from 1, the best first.
+      total: Matches there were before they were thinned, for the caption.
+
+    Returns:
+      The RGB sheet.
+    """
+    sizes = [panels.shown_size(view.grid, _SHOWN) for view in (first, second)]
+    width = sizes[0][0] + _BETWEEN + sizes[1][0]
+    canvas = Image.new("RGB", (width, max(h for _, h in sizes)), "white")
+    offsets = [0, sizes[0][0] + _BETWEEN]
+    for view, size, left in zip((first, second), sizes, offsets):
+        photograph = panels.photograph(view.pixels, size)
+        # Paler, so that the lines stand out.
+        pale = Image.blend(photograph, Image.new("RGB", size, "white"), 0.25)
+        canvas.paste(pale, (left, 0))
+    ends = [
+        _centres(places, size, view.grid) + (left, 0)
+        for places, size, view, left in zip(
+            (kept.first, kept.second), sizes, (first, second), offsets
+        )
+    ]
+    canvas = _with_lines(canvas, *ends)
+    titles = Image.new("RGB", (width, panels.HEADER), "white")
+    write = ImageDraw.Draw(titles)
+    for view, size, left in zip((first, second), sizes, offsets):
+        name = panels.shortened(view.name, size[0])
+        middle = (left + size[0] / 2, panels.HEADER / 2)
+        write.text(middle, name, "black", panels.font(), anchor="mm")
+    whole = Image.new("RGB", (width, panels.HEADER + canvas.height), "white")
+    whole.paste(titles, (0, 0))
+    whole.paste(canvas, (0, panels.HEADER))
+    return panels.sheet([[panels.Panel(whole)]], _notes(kept, total))
+
+
+def _notes(kept: Matches, total: int) -> list[panels.Note]:
+    if not len(kept):
+        return [panels.Note("No two patches are each other's nearest.")]
+    scores = [
+        f"{number}:\xa0{score:.2f}\xa0(+{lead:.2f})"  # unbroken
+        for number, (score, lead) in enumerate(zip(kept.scores, kept.leads), start=1)
+    ]
+    return [
+        panels.Note(
+            f"{len(kept)} of the {total} pairs of patches that are each other's "
+            "nearest by cosine similarity: those that lead most on any other place, "
+            "thinned."
+        ),
+        panels.Note(f"Similarity and lead by number: {', '.join(scores)}"),
+    ]
+
+
+def _with_lines(canvas: Image.Image, starts: np.ndarray, ends: np.ndarray):
+    """The canvas with numbered lines, smooth."""
+    k = _FINER
+    large = canvas.resize((canvas.width * k, canvas.height * k))
+    pen = ImageDraw.Draw(large)
+    colors = [_color(i) for i in range(len(starts))]
+    pairs = list(zip(starts * k, ends * k, colors))[::-1]  # the best on top
+    for start, end, color in pairs:
+        pen.line([*start, *end], "black", width=3 * k)
+        pen.line([*start, *end], color, width=2 * k)
+    for start, end, color in pairs:
+        for x, y in (start, end):
+            r = 5 * k
+            pen.ellipse((x - r, y - r, x + r, y + r), color, "black", width=k)
+    small = large.resize(canvas.size, Image.Resampling.LANCZOS)
+    write = ImageDraw.Draw(small)
+    for number, places in enumerate(zip(starts, ends), start=1):
+        for (x, y), outwards in zip(places, (-1, 1)):
+            # Outside of the line, except where the sheet ends.
+            side = outwards if _LABEL < x < canvas.width - _LABEL else -outwards
+            write.text(
+                (x + 8 * side, y),
+                str(number),
+                "black",
+                panels.font(),
+                anchor="rm" if side < 0 else "lm",
+                stroke_width=2,
+                stroke_fill="white",
+            )
+    return small
+
+
+def _color(index: int) -> tuple[int, int, int]:
+    """Hues that differ for neighbouring numbers: steps of the golden ratio."""
+    hue = (index * 0.6180339887) % 1.0
+    value = (1.0, 0.75)[index % 2]
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.9, value))
+
+
+def _centres(places: np.ndarray, size: tuple[int, int], grid: tuple[int, int]):
+    """Rows and columns [m, 2] -> x and y of the patches' centres, px."""
+    return (places[:, ::-1] + 0.5) * (np.array(size) / np.array(grid[::-1]))
+
+
+def _normalized(features: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(features, axis=-1, keepdims=True)
+    return features / np.where(lengths > 0, lengths, 1.0)
+
+
+def _distances(places: np.ndarray) -> np.ndarray:
+    """[m, 2] -> [m, m], in patches."""
+    return np.linalg.norm(places[:, None] - places[None].astype(float), axis=-1)

@@ -1,0 +1,122 @@
+"""Photographs of any shape, and what a backbone makes of each.
+
+Shapes: H x W pixels, h x w patches, D width, A heads, R registers, T = 1 + R + h*w
+tokens.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from dinov2_jax import errors, pretrained
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A photograph and what one block makes of it.
+
+    Attributes:
+      name: What to call it.
+      pixels: uint8 [H, W, 3] as the backbone saw it.
+      patches: float32 [h, w, D] after the block and the last LayerNorm.
+      norms: float32 [T] lengths of the tokens after the block, before the LayerNorm.
+      attention: float32 [A, 1 + R, T] of the block: what the class token and the
+        registers look at. None where it was not asked for.
+    """
+
+    name: str
+    pixels: np.ndarray
+    patches: np.ndarray
+    norms: np.ndarray
+    attention: np.ndarray | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """h, w."""
+        return self.patches.shape[:2]
+
+
+def size_in_patches(
+    width: int, height: int, size: int, patch_size: int
+) -> tuple[int, int]:
+    """(width, height) that keeps the aspect ratio as far as whole patches allow.
+
+    Args:
+      width: Of the photograph, px.
+      height: Of the photograph, px.
+      size: Wanted for the longer side, px.
+      patch_size: In px.
+
+    Returns:
+      The longer side is the multiple of the patch size nearest to `size`, the other
+      the multiple nearest to the aspect ratio; both at least one patch.
+    """
+    longer = max(int(size / patch_size + 0.5), 1)
+    scale = longer / max(width, height)
+    return tuple(max(int(n * scale + 0.5), 1) * patch_size for n in (width, height))
+
+
+def look(
+    model: pretrained.Model,
+    photograph: np.ndarray,
+    name: str,
+    *,
+    size: int,
+    block: int = -1,
+    attention: bool = True,
+) -> View:
+    """Shows a photograph to a backbone; compiled once for each shape.
+
+    Args:
+      model: From `dinov2_jax.load`.
+      photograph: uint8 [H, W, 3].
+      name: What to call it.
+      size: Of the longer side, px; see `size_in_patches`.
+      block: Whose output and attention are wanted; -1 is the last.
+      attention: Whether the attention is.
+
+    Raises:
+      UserError: The size is below one patch, there is no such block, or the backbone
+        is not for RGB images.
+    """
+    module = model.module
+    if module.in_chans != 3:
+        raise errors.UserError(
+            f"the model takes {module.in_chans} channels: pictures are drawn for "
+            "models of 3 (RGB) alone"
+        )
+    if size < module.patch_size:
+        raise errors.UserError(
+            f"--size={size} is below one patch of this model, {module.patch_size} px: "
+            "518 is usual"
+        )
+    if not -module.depth <= block < module.depth:
+        raise errors.UserError(
+            f"there is no block {block}: this model has 0 to {module.depth - 1}, or -1 "
+            "for the last"
+        )
+    height, width = photograph.shape[:2]
+    wanted = size_in_patches(width, height, size, module.patch_size)
+    pixels = np.asarray(
+        Image.fromarray(photograph).resize(wanted, Image.Resampling.BICUBIC)
+    )
+    features = model(
+        model.preprocessing.normalize(pixels)[None],
+        layers=[block],
+        attention=[block] if attention else [],
+    )
+    out = features.layers[block]
+    rows = None
+    if attention:
+        # Cut before it leaves the device: all T rows of a large image are gigabytes.
+        first = 1 + module.num_register_tokens
+        rows = np.asarray(features.attention[block][0, :, :first])
+    return View(
+        name=name,
+        pixels=pixels,
+        patches=np.asarray(out.patches[0], np.float32),
+        norms=np.asarray(jnp.linalg.norm(out.prenorm[0].astype(jnp.float32), axis=-1)),
+        attention=rows,
+    )

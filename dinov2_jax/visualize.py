@@ -1,0 +1,237 @@
+"""What a backbone sees, as pictures: python -m dinov2_jax.visualize A.jpg --model M."""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.data import images
+
+_MAX_PIXELS = 178_956_970  # of an image file; Pillow's limit
+_MAX_STEM = 60  # characters of an image's name in a picture's
+
+_DESCRIPTION = """
+Draws what a backbone makes of photographs, as PNG files. Without --pca, --attention,
+--norms or --matches: pca and attention, and matches where there are two photographs.
+"""
+_EPILOG = """
+A photograph keeps its shape: its longer side becomes the multiple of the patch size
+nearest to --size, the other the multiple nearest to the aspect ratio. Nothing is
+cropped. As in training, the EXIF orientation is ignored.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draws as the flags say; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    args = _parser().parse_args(argv)
+    try:
+        _draw(args)
+    except errors.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: no picture was left half written", file=sys.stderr)
+        return errors.INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dinov2_jax.visualize", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="files of any shapes"
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="SOURCE",
+        help="whatever dinov2_jax.load takes: a run's folder, a file of weights, a "
+        "folder of Hugging Face, a name such as dinov2_vits14_reg",
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("pictures"),
+        metavar="DIR",
+        help="made where it is missing; pictures of the same name are replaced "
+        "(default: %(default)s)",
+    )
+    kinds = parser.add_argument_group("what to draw")
+    kinds.add_argument(
+        "--pca",
+        action="store_true",
+        help="pca.png: three principal components of the patch features of all images "
+        "together as colours",
+    )
+    kinds.add_argument(
+        "--attention",
+        action="store_true",
+        help="attention_NAME.png: what the class token attends to, by head, and what "
+        "the registers do",
+    )
+    kinds.add_argument(
+        "--norms",
+        action="store_true",
+        help="norms.png: lengths of the patch tokens; shows outliers",
+    )
+    kinds.add_argument(
+        "--matches",
+        action="store_true",
+        help="matches.png: patches of exactly two images that are each other's nearest",
+    )
+    parser.add_argument(
+        "--foreground",
+        action="store_true",
+        help="for pca and matches: drop the background, found by the sign of the first "
+        "component, as in the paper",
+    )
+    parser.add_argument(
+        "--flip-foreground",
+        action="store_true",
+        help="the same with the other side, where the guess (the side that touches the "
+        "borders less) is wrong",
+    )
+    parser.add_argument(
+        "--size", type=int, default=518, help="longer side, px (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--block",
+        type=int,
+        default=-1,
+        help="whose features and attention; from 0, or -1 for the last (the default)",
+    )
+    parser.add_argument(
+        "--max-matches", type=int, default=20, help="lines (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--which",
+        choices=("teacher", "student"),
+        help="of a training checkpoint; default: the teacher",
+    )
+    parser.add_argument(
+        "--num-heads",
+        type=int,
+        help="of the attention, where the source does not tell (unreleased widths)",
+    )
+    return parser
+
+
+def _draw(args: argparse.Namespace) -> None:
+    _choose_kinds(args)
+    _check_images(args.images)
+    _make_folder(args.out)
+    # These import jax: after all that can be known without it.
+    from dinov2_jax import pretrained
+    from dinov2_jax.eval import attention_maps, matches, panels, pca, views
+
+    model = pretrained.load(args.model, which=args.which, num_heads=args.num_heads)
+    seen = [
+        views.look(
+            model,
+            _decode(path),
+            os.path.basename(path),
+            size=args.size,
+            block=args.block,
+            attention=args.attention,
+        )
+        for path in args.images
+    ]
+    block = args.block % model.module.depth
+    masks = None
+    if args.foreground or args.flip_foreground:
+        masks = pca.foreground([v.patches for v in seen], flip=args.flip_foreground)
+
+    pictures = {}
+    if args.pca:
+        pictures["pca"] = pca.draw(seen, masks=masks)
+    if args.norms:
+        pictures["norms"] = attention_maps.draw_norms(seen, block=block)
+    if args.matches:
+        found = matches.mutual_nearest(*(v.patches for v in seen), masks)
+        kept = matches.spread(found, args.max_matches)
+        pictures["matches"] = matches.draw(*seen, kept, len(found))
+    if args.attention:
+        for stem, view in zip(_stems(args.images), seen):
+            drawn = attention_maps.draw_attention(view, block=block)
+            pictures[f"attention_{stem}"] = drawn
+    for name, picture in pictures.items():
+        path = args.out / f"{name}.png"
+        panels.save(picture, path)
+        print(f"wrote {path}")
+
+
+def _choose_kinds(args: argparse.Namespace) -> None:
+    """Fills in the kinds where none is given; refuses what cannot be drawn."""
+    if not (args.pca or args.attention or args.norms or args.matches):
+        args.pca = args.attention = True
+        args.matches = len(args.images) == 2
+    if args.matches and len(args.images) != 2:
+        raise errors.UserError(
+            f"--matches is between two images and {len(args.images)} are given: name "
+            "exactly two, or leave it out"
+        )
+    foreground = args.foreground or args.flip_foreground
+    if foreground and not (args.pca or args.matches):
+        raise errors.UserError(
+            "--foreground is for --pca and --matches: add one, or leave it out"
+        )
+    for flag in ("size", "max_matches"):
+        if getattr(args, flag) < 1:
+            raise errors.UserError(
+                f"--{flag.replace('_', '-')}={getattr(args, flag)}: use 1 or more"
+            )
+
+
+def _check_images(paths: list[str]) -> None:
+    """Decodes all files and names every bad one at once; keeps none in memory."""
+    bad = []
+    for path in paths:
+        try:
+            _decode(path)
+        except images.BadImage as error:
+            bad.append(str(error))
+    if bad:
+        raise errors.UserError(
+            f"{'; '.join(bad)}: name files of photographs (JPEG, PNG, WebP, ...)"
+        )
+
+
+def _decode(path: str) -> np.ndarray:
+    return images.decode(path, name=path, max_pixels=_MAX_PIXELS)
+
+
+def _stems(paths: list[str]) -> list[str]:
+    """File names without suffix, numbered where two are the same."""
+    stems: list[str] = []
+    for path in paths:
+        # Short enough for every file system, and distinct where case means nothing.
+        stem, number = pathlib.Path(path).stem[:_MAX_STEM], 1
+        unique = stem
+        while unique.casefold() in (known.casefold() for known in stems):
+            number += 1
+            unique = f"{stem}_{number}"
+        stems.append(unique)
+    return stems
+
+
+def _make_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write to the folder {folder} ({error.strerror}): choose another "
+            "--out"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The program as a process on a tiny model; its refusals before weights are loaded."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import random_weights
+from PIL import Image
+
+from dinov2_jax import pretrained, visualize
+from dinov2_jax.weights import torch_writer
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photographs of different shapes and weights, 128 wide with 4 registers."""
+    folder = tmp_path_factory.mktemp("visualize")
+    rng = np.random.default_rng(0)
+    for name, size in (("wide.png", (60, 40)), ("high.jpg", (30, 50))):
+        small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(folder / name)
+    (folder / "other").mkdir()
+    Image.open(folder / "wide.png").save(folder / "other" / "Wide.tiff")
+    (folder / "text.jpg").write_text("no image")
+    shapes = random_weights.small_shapes("vits14_reg4")
+    torch_writer.write(folder / "tiny.pth", random_weights.tensors(shapes))
+    return folder
+
+
+def run(folder, *arguments):
+    """The program in a process of its own, in the folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "dinov2_jax.visualize", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+MODEL = ("--model", "tiny.pth", "--num-heads", "2", "--size", "70")
+
+
+def test_pictures_of_two_images_and_the_same_bytes_again(folder):
+    for out in ("a", "b"):
+        done = run(folder, "wide.png", "high.jpg", *MODEL, "--out", f"new/{out}")
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        names = ["attention_high", "attention_wide", "matches", "pca"]
+        said = re.findall(r"^wrote (.+)$", done.stdout, re.MULTILINE)
+        assert sorted(said) == [f"new/{out}/{name}.png" for name in names]
+        files = sorted((folder / "new" / out).iterdir())  # and nothing half written
+        assert [f.name for f in files] == [f"{name}.png" for name in names]
+    for file in files:
+        assert file.read_bytes() == (folder / "new" / "a" / file.name).read_bytes()
+        with Image.open(file) as picture:
+            picture.load()
+            assert picture.format == "PNG" and picture.mode == "RGB"
+    with Image.open(folder / "new/a/attention_wide.png") as picture:
+        # Photograph, mean, 2 heads, 4 registers; 5 patches of 51 px, 3 and 1 gaps.
+        assert picture.width == 4 * 255 + 5 * 6
+
+
+def test_chosen_kinds_for_three_images(folder):
+    arguments = ("wide.png", "high.jpg", "other/Wide.tiff", *MODEL, "--out", "three")
+    done = run(folder, *arguments, "--norms", "--attention", "--block", "0")
+    assert done.returncode == 0, done.stderr
+    names = sorted(f.name for f in (folder / "three").iterdir())
+    assert names == [
+        "attention_Wide_2.png",
+        "attention_high.png",
+        "attention_wide.png",
+        "norms.png",
+    ]
+    same = [folder / "three" / f"attention_{n}.png" for n in ("wide", "Wide_2")]
+    pixels = [np.asarray(Image.open(path))[28:] for path in same]  # less the name
+    np.testing.assert_array_equal(*pixels)
+
+
+def test_the_foreground_changes_pca_and_matches(folder):
+    common = ("wide.png", "high.jpg", *MODEL, "--pca", "--matches", "--out")
+    for out, flags in (("f", ["--foreground"]), ("g", ["--flip-foreground"])):
+        done = run(folder, *common, out, *flags)
+        assert done.returncode == 0, done.stderr
+    for name in ("pca.png", "matches.png"):
+        one, other = (Image.open(folder / out / name) for out in "fg")
+        assert one.tobytes() != other.tobytes()
+
+
+@pytest.fixture
+def refused(folder, monkeypatch, capsys):
+    """Runs the program in the folder; returns its one line of error."""
+    monkeypatch.chdir(folder)
+
+    def refuse(*arguments, loads=False):
+        if not loads:
+            monkeypatch.setattr(pretrained, "load", None)
+        assert visualize.main([*arguments]) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.startswith("error: ") and err.count("\n") == 1, err
+        return err
+
+    return refuse
+
+
+def test_files_that_are_no_images(refused):
+    error = refused("gone.png", "wide.png", "text.jpg", ".", *MODEL, "--out", "no")
+    assert "gone.png: No such file" in error
+    assert "text.jpg: not an image" in error
+    assert ".: Is a directory" in error
+    assert "wide.png" not in error
+    assert not pathlib.Path("no").exists()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_matches_are_between_two(refused, count):
+    error = refused(*["wide.png"] * count, *MODEL, "--matches", "--out", "no")
+    assert f"two images and {count} are given" in error
+
+
+def test_folders_that_cannot_be_written(refused):
+    error = refused("wide.png", *MODEL, "--out", "text.jpg/sub")
+    assert "cannot write to the folder text.jpg/sub" in error and "--out" in error
+    error = refused("wide.png", *MODEL, "--out", "text.jpg")
+    assert "cannot write to the folder text.jpg " in error
+
+
+@pytest.mark.parametrize("flag", ["--size", "--max-matches"])
+def test_numbers_below_one(refused, flag):
+    assert f"{flag}=0: use 1" in refused("wide.png", *MODEL, flag, "0")
+
+
+def test_a_foreground_of_attention_maps(refused):
+    error = refused("wide.png", *MODEL, "--attention", "--foreground")
+    assert "--foreground is for --pca and --matches" in error
+
+
+def test_what_only_the_model_tells(refused):
+    arguments = ("wide.png", *MODEL, "--out", "late")
+    assert "below one patch" in refused(*arguments, "--size", "13", loads=True)
+    assert "no block 2" in refused(*arguments, "--block", "2", loads=True)
+    error = refused("wide.png", "--model", "gone.pth", "--out", "late", loads=True)
+    assert "no file or folder gone.pth" in error
+    assert not list(pathlib.Path("late").iterdir())
+
+
+def test_help_and_bad_flags(folder):
+    done = run(folder, "--help")
+    assert done.returncode == 0
+    words = " ".join(done.stdout.split())
+    assert (
+        "longer side becomes the multiple of the patch size nearest to --size" in words
+    )
+    assert run(folder, "wide.png").returncode == 2  # no model
