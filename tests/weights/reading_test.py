@@ -291,7 +291,10 @@ def test_damaged_json_files(tmp_path):
         ("[1]", "not an object"),
         ("{", "cannot read"),
         (config.replace("hidden_size", "hidden"), "whole number for hidden_size"),
-        (config.replace('"patch_size": 14', '"patch_size": "14"'), "whole number for patch_size"),
+        (
+            config.replace('"patch_size": 14', '"patch_size": "14"'),
+            "whole number for patch_size",
+        ),
     ):
         (folder / "config.json").write_text(content)
         assert words in refusal(folder)
