@@ -1,0 +1,482 @@
+"""Features of a folder of photographs, beside PyTorch, on the CPU of this machine.
+
+    python -m benchmarks.embed [--images=192] [--rounds=9]
+
+ViT-S/14 at 224 px in float32, class tokens; the same random weights and JPEG files on
+both sides. Ours is what `python -m dinov2_jax.embed` runs. The peer is the script that
+users of PyTorch write: transformers' `Dinov2Model` with SDPA attention, inference mode,
+Pillow, a `DataLoader`, `numpy.save`. Its batch size, and whether glibc keeps freed
+memory, are the best of those tried; of its pipeline with and without loader processes
+the faster counts.
+
+Measured are the forward pass, the way from the files to a features file without
+start-up, and whole commands. Contestants are processes of their own that take turns.
+Other jobs may run on the machine: a turn waits for a quiet moment as long as
+--patience allows, the share of the cores that others took is recorded, and turns with
+little of it count. Prints a table and writes benchmarks/results/embed.json.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from benchmarks import environment, torch_peer
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "embed.json"
+SHAPES = pathlib.Path(__file__).parents[1] / "tests" / "reference" / "state_dicts"
+CORES = 2
+NOISE = 0.05  # share of the cores taken by others below which a turn counts
+PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")  # of scikit-image
+TORCH_BATCHES = (2, 4, 8, 16)
+PACKAGES = ("jax", "jaxlib", "torch", "transformers", "pillow", "numpy")
+
+
+def make_photos(folder: pathlib.Path, count: int) -> None:
+    """Writes JPEGs 500 px long, as ImageNet's are: crops of photographs."""
+    import numpy as np
+    import skimage.data
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        image = Image.fromarray(getattr(skimage.data, PHOTOGRAPHS[i % 4])())
+        share = rng.uniform(0.6, 1.0)
+        width, height = (int(n * share) for n in image.size)
+        left = int(rng.integers(0, image.width - width + 1))
+        top = int(rng.integers(0, image.height - height + 1))
+        image = image.crop((left, top, left + width, top + height))
+        scale = 500 / max(image.size)
+        size = tuple(round(n * scale) for n in image.size)
+        image.resize(size, Image.Resampling.BICUBIC).save(
+            folder / f"{i:05}.jpg", quality=90
+        )
+
+
+def make_weights(path: pathlib.Path) -> None:
+    """Writes a .pth of ViT-S/14 under the released names."""
+    import torch
+
+    torch.manual_seed(0)
+    state = {}
+    for name, shape in json.loads((SHAPES / "dinov2_vits14.json").read_text()).items():
+        one = name.endswith("gamma") or ("norm" in name and name.endswith("weight"))
+        state[name] = torch.ones(shape) if one else 0.02 * torch.randn(shape)
+    torch.save(state, path)
+
+
+# What follows until `serve` runs in the contestants' processes.
+
+
+def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
+    """A function that does one turn and returns how many images it took.
+
+    Args:
+      kind: "forward", or "pipeline" from the files to the features file, or "module":
+        a call of what `dinov2_jax.load` gives, for comparison.
+      folder: With photos/ and weights.pth.
+    """
+    from dinov2_jax import embed, host_memory
+
+    host_memory.keep_freed_memory()
+    if kind != "module":
+        embed.one_device_a_core()
+    import numpy as np
+
+    import dinov2_jax
+    from dinov2_jax.embedding import extraction, output, unfinished
+    from dinov2_jax.embedding import folder as folder_lib
+
+    model = dinov2_jax.load(folder / "weights.pth")
+    photos = folder_lib.Folder(str(folder / "photos"))
+    prepare = model.preprocessing
+    if kind == "module":
+        images = np.zeros((8, 224, 224, 3), np.float32)
+        return lambda: len(np.asarray(model(images).cls))
+    extractor = extraction.Extractor(
+        model.module,
+        model.params,
+        kind="cls",
+        prepare=prepare,
+        dtype="float32",
+        out_dtype="float32",
+        batch_size=None,
+        most=len(photos),
+    )
+    images = np.zeros((extractor.batch_size, 224, 224, 3), np.uint8)
+    if kind == "forward":
+        return lambda: len(extractor.fetch(extractor(images)))
+
+    def pipeline() -> int:
+        out = folder / "jax.npy"
+        with unfinished.Unfinished(
+            out,
+            {},
+            row_shape=(384,),
+            dtype=np.float32,
+            count=len(photos),
+            overwrite=True,
+        ) as rows:
+            embed.compute(rows, photos, extractor, prepare, None)
+            names = (photos.relative_path(i) for i in range(len(photos)))
+            output.publish(out, rows.finish_rows(), rows.rows, lambda: names, {}, {})
+        unfinished.remove(out)
+        return len(photos)
+
+    return pipeline
+
+
+def torch_contestant(
+    kind: str, folder: pathlib.Path, batch_size: int, workers: int
+) -> Callable[[], int]:
+    """As `jax_contestant`; `workers` are the loader's processes."""
+    import numpy as np
+    import torch
+    import transformers
+    from PIL import Image
+
+    torch.set_num_threads(CORES)
+    model = transformers.Dinov2Model.from_pretrained(
+        folder / "huggingface", attn_implementation="sdpa"
+    ).eval()
+    mean = np.array([0.485, 0.456, 0.406], np.float32)
+    std = np.array([0.229, 0.224, 0.225], np.float32)
+
+    class Photos(torch.utils.data.Dataset):
+        def __init__(self):
+            self.paths = sorted((folder / "photos").iterdir())
+
+        def __len__(self):
+            return len(self.paths)
+
+        def __getitem__(self, index):
+            with Image.open(self.paths[index]) as file:
+                image = file.convert("RGB")
+            scale = 256 / min(image.size)
+            size = tuple(max(round(n * scale), 256) for n in image.size)
+            image = image.resize(size, Image.Resampling.BICUBIC)
+            left, top = ((n - 224) // 2 for n in image.size)
+            image = image.crop((left, top, left + 224, top + 224))
+            pixels = (np.asarray(image, np.float32) / 255 - mean) / std
+            return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    @torch.inference_mode()
+    def forward(images) -> Any:
+        return model(pixel_values=images).last_hidden_state[:, 0].numpy()
+
+    images = torch.zeros(batch_size, 3, 224, 224)
+    if kind == "forward":
+        return lambda: len(forward(images))
+
+    def pipeline() -> int:
+        photos = Photos()
+        loader = torch.utils.data.DataLoader(photos, batch_size, num_workers=workers)
+        rows = [forward(images) for images in loader]
+        np.save(folder / "torch.npy", np.concatenate(rows))
+        return len(photos)
+
+    return pipeline
+
+
+def serve(framework: str, kind: str, folder: str, *settings: str) -> None:
+    """Takes a turn for every line on standard input and prints its sample."""
+    if framework == "jax":
+        turn = jax_contestant(kind, pathlib.Path(folder))
+    else:
+        turn = torch_contestant(kind, pathlib.Path(folder), *map(int, settings))
+    turn()
+    turn()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        watch = Watch()
+        images = turn()
+        print(json.dumps(watch.sample(images)), flush=True)
+
+
+class Watch:
+    """Measures from its making on, and what others took of the cores meanwhile."""
+
+    def __init__(self):
+        self._start, self._ours = time.perf_counter(), cpu_seconds()
+        self._all = busy_seconds()
+
+    def sample(self, images: int) -> dict[str, float]:
+        """A sample of so many images."""
+        seconds = time.perf_counter() - self._start
+        others = (busy_seconds() - self._all) - (cpu_seconds() - self._ours)
+        return {
+            "images_per_second": images / seconds,
+            "seconds": seconds,
+            "others": max(others, 0.0) / (CORES * seconds),
+        }
+
+
+def cpu_seconds() -> float:
+    """Of this process and its finished children."""
+    both = (
+        resource.getrusage(who)
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def busy_seconds() -> float:
+    """Of all cores since the machine started."""
+    fields = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _, _, *interrupts_and_steal = map(int, fields[:8])
+    ticks = user + nice + system + sum(interrupts_and_steal)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# From here on the process that calls the turns.
+
+
+class Contestant:
+    """A process that waits for its turns.
+
+    Args:
+      command: Arguments of `serve`.
+      variables: Of its environment.
+
+    Attributes:
+      samples: Of its turns.
+    """
+
+    def __init__(self, *command: str, variables: Mapping[str, str] | None = None):
+        self.samples: list[dict] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.embed", "--serve", *command],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | dict(variables or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._expect("ready")
+
+    def _expect(self, wanted: str = "") -> str:
+        line = self._process.stdout.readline().strip()
+        if not line or (wanted and line != wanted):
+            raise RuntimeError(f"a contestant failed: {self._process.args}")
+        return line
+
+    def take_turn(self, patience: float) -> None:
+        """Waits for a quiet moment, then measures."""
+        await_quiet(patience)
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.samples.append(json.loads(self._expect()))
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def await_quiet(patience: float) -> None:
+    """Returns when the cores are idle, or after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        before = busy_seconds()
+        time.sleep(0.5)
+        if busy_seconds() - before < 0.1:
+            break
+
+
+def rate(samples: list[dict]) -> dict[str, Any]:
+    """Median and range of images/s, of the quiet samples where there are three."""
+    quiet = [s for s in samples if s["others"] <= NOISE]
+    chosen = quiet if len(quiet) >= 3 else samples
+    rates = [s["images_per_second"] for s in chosen]
+    return {
+        "median": statistics.median(rates),
+        "low": min(rates),
+        "high": max(rates),
+        "samples": len(rates),
+        "quiet": chosen is quiet,
+    }
+
+
+@contextlib.contextmanager
+def contestants(commands: Mapping[str, Any]) -> Iterator[dict[str, Contestant]]:
+    """Starts them all, one after the other; ends them."""
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for name, (command, variables) in commands.items():
+            started[name] = Contestant(*command, variables=variables)
+            stack.callback(started[name].close)
+        yield started
+
+
+def compete(
+    commands: Mapping[str, Any], rounds: int, patience: float
+) -> dict[str, list[dict]]:
+    """Samples of contestants that take turns, until enough of each are quiet."""
+    with contestants(commands) as started:
+        for number in range(3 * rounds):
+            for contestant in started.values():
+                contestant.take_turn(patience)
+            counts = [
+                sum(s["others"] <= NOISE for s in c.samples) for c in started.values()
+            ]
+            print(f"  round {number + 1}: quiet samples {counts}", file=sys.stderr)
+            if min(counts) >= rounds:
+                break
+        return {name: c.samples for name, c in started.items()}
+
+
+def whole_commands(
+    folder: pathlib.Path, torch_settings: tuple, rounds: int, patience: float
+) -> dict[str, list[dict]]:
+    """Samples of commands from start to end, imports and compilation included."""
+    settings, variables = torch_settings
+    ours = ["-m", "dinov2_jax.embed", str(folder / "photos"), "--overwrite"]
+    ours += [f"--model={folder / 'weights.pth'}", f"--out={folder / 'whole.npy'}"]
+    theirs = ["-m", "benchmarks.embed", "--once", str(folder), *settings]
+    samples: dict[str, list[dict]] = {"jax": [], "torch": []}
+    images = len(list((folder / "photos").iterdir()))
+    for _ in range(rounds):
+        for name, command, extra in (("jax", ours, {}), ("torch", theirs, variables)):
+            await_quiet(patience)
+            watch = Watch()
+            subprocess.run(
+                [sys.executable, *command],
+                env=os.environ | {"JAX_PLATFORMS": "cpu"} | extra,
+                check=True,
+                stderr=subprocess.DEVNULL,
+            )
+            samples[name].append(watch.sample(images))
+    return samples
+
+
+def difference(folder: pathlib.Path) -> float:
+    """The largest difference of the features of both sides over their largest value."""
+    import numpy as np
+
+    ours, theirs = (np.load(folder / f"{name}.npy") for name in ("jax", "torch"))
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict:
+    """All measurements."""
+    make_photos(folder / "photos", args.images)
+    make_weights(folder / "weights.pth")
+    subprocess.run(
+        [sys.executable, "-m", "dinov2_jax.convert", folder / "weights.pth"]
+        + [folder / "huggingface", "--to=huggingface"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    keeping = {"": {}, ", memory kept": torch_peer.KEEP_MEMORY}
+    print("tuning torch", file=sys.stderr)
+    tuning = compete(
+        {
+            f"batch {batch}{kept}": (
+                ("torch", "forward", str(folder), str(batch), "0"),
+                variables,
+            )
+            for batch in TORCH_BATCHES
+            for kept, variables in keeping.items()
+        },
+        rounds=3,
+        patience=args.patience,
+    )
+    best = max(tuning, key=lambda name: rate(tuning[name])["median"])
+    batch = best.split()[1].rstrip(",")
+    variables = torch_peer.KEEP_MEMORY if "kept" in best else {}
+    print(f"torch is fastest with {best}", file=sys.stderr)
+    forward = compete(
+        {
+            "jax": (("jax", "forward", str(folder)), {}),
+            "torch": (("torch", "forward", str(folder), batch, "0"), variables),
+            "jax module": (("jax", "module", str(folder)), {}),
+        },
+        args.rounds,
+        args.patience,
+    )
+    pipeline = compete(
+        {
+            "jax": (("jax", "pipeline", str(folder)), {}),
+            "torch": (("torch", "pipeline", str(folder), batch, "0"), variables),
+            "torch, 2 loader processes": (
+                ("torch", "pipeline", str(folder), batch, "2"),
+                variables,
+            ),
+        },
+        args.rounds,
+        args.patience,
+    )
+    faster = max(
+        ("torch", "torch, 2 loader processes"),
+        key=lambda name: rate(pipeline[name])["median"],
+    )
+    settings = (batch, "2" if "2" in faster else "0"), variables
+    whole = whole_commands(folder, settings, max(args.rounds // 3, 1), args.patience)
+    return {
+        "torch_settings": best,
+        "largest_relative_difference": difference(folder),
+        "tuning": tuning,
+        "forward": forward,
+        "pipeline": pipeline,
+        "whole": whole,
+    }
+
+
+def summarize(report: dict) -> dict[str, str]:
+    """The rows of the table."""
+    rows = {}
+    for part in ("forward", "pipeline", "whole"):
+        rates = {name: rate(samples) for name, samples in report[part].items()}
+        for name, r in rates.items():
+            note = "" if r["quiet"] else ", among other jobs"
+            rows[f"{part}, {name}"] = (
+                f"{r['median']:.2f} images/s ({r['low']:.2f} to {r['high']:.2f}, "
+                f"{r['samples']} turns{note})"
+            )
+        peer = max(r["median"] for name, r in rates.items() if name.startswith("torch"))
+        rows[f"{part}, jax over torch"] = f"{rates['jax']['median'] / peer:.2f} x"
+    return rows
+
+
+def main() -> None:
+    """Prints the table and writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=9, help="quiet ones wanted")
+    parser.add_argument("--patience", type=float, default=30.0, help="seconds a turn")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--once", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(*args.serve)
+        return
+    if args.once:
+        folder, batch_size, workers = args.once
+        torch_contestant(
+            "pipeline", pathlib.Path(folder), int(batch_size), int(workers)
+        )()
+        return
+    report = environment.describe(PACKAGES)
+    with tempfile.TemporaryDirectory() as folder:
+        report |= measure(pathlib.Path(folder), args)
+    report["summary"] = summarize(report)
+    for name, value in report["summary"].items():
+        print(f"{name:40} {value}")
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

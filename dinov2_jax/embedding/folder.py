@@ -1,0 +1,150 @@
+"""Images of a folder as batches of equal size, decoded ahead by threads.
+
+Threads, since Pillow decodes and resizes without holding Python's lock.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.data import images as images_lib
+from dinov2_jax.data import preprocessing, sources
+
+_MAX_PIXELS = 178_956_970  # of an image, decoded or resized; Pillow's limit
+_BATCHES_AHEAD = 2
+
+
+class Folder(sources.FolderSource):
+    """All images below a folder, in the order of their paths.
+
+    Args:
+      path: The folder.
+
+    Raises:
+      UserError: It is none, or holds no images.
+    """
+
+    def __init__(self, path: str):
+        if not os.path.isdir(path):
+            what = "is not a folder" if os.path.exists(path) else "does not exist"
+            raise errors.UserError(f"{path} {what}: name a folder of images")
+        try:
+            super().__init__(path, max_pixels=_MAX_PIXELS)
+        except errors.UserError as error:  # whose advice is on the trainer's flags
+            fact = str(error).split("; looked for")[0]
+            fact = fact.replace("data.path = ", "")
+            raise errors.UserError(
+                f"{fact}; looked for {' '.join(sources.EXTENSIONS)}: name a folder of "
+                "images"
+            ) from error
+
+    def relative_path(self, index: int) -> bytes:
+        """An image's path below the folder, as the file system has it."""
+        return self._relative(index)
+
+    def digest(self) -> str:
+        """Changes with the images' names, sizes and times of change."""
+        digest = hashlib.sha256()
+        root = os.fsencode(self.path)
+        for index in range(len(self)):
+            name = self.relative_path(index)
+            try:
+                status = os.stat(os.path.join(root, name))
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            except OSError:
+                state = "unreadable"
+            digest.update(name + b"\0" + state.encode() + b"\0")
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Consecutive images.
+
+    Attributes:
+      images: uint8 [B, S, S, 3]; zeros where there is no image.
+      good: bool [B], which of them are.
+      bad: {image: reason} of those that could not be read.
+      stop: The image after the last one.
+    """
+
+    images: np.ndarray
+    good: np.ndarray
+    bad: dict[int, str]
+    stop: int
+
+
+def batches(
+    folder: Folder,
+    prepare: preprocessing.Preprocessing,
+    *,
+    start: int,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Batch]:
+    """The images from `start` on, the last batch filled up with zeros.
+
+    Args:
+      folder: The images.
+      prepare: Their resize and crop.
+      start: The first image.
+      batch_size: B.
+      workers: Threads that decode.
+
+    Yields:
+      Batches in order.
+    """
+    size = prepare.crop_size
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    pending: collections.deque = collections.deque()
+    starts = iter(range(start, len(folder), batch_size))
+
+    def submit():
+        for first in starts:
+            indices = range(first, min(first + batch_size, len(folder)))
+            pending.append(
+                (indices, [pool.submit(_read, folder, prepare, i) for i in indices])
+            )
+            return
+
+    try:
+        for _ in range(1 + _BATCHES_AHEAD):
+            submit()
+        while pending:
+            indices, futures = pending.popleft()
+            images = np.zeros((batch_size, size, size, 3), np.uint8)
+            good = np.zeros(batch_size, bool)
+            bad = {}
+            for slot, (index, future) in enumerate(zip(indices, futures)):
+                result = future.result()
+                if isinstance(result, str):
+                    bad[index] = result
+                else:
+                    images[slot], good[slot] = result, True
+            submit()
+            yield Batch(images, good, bad, indices.stop)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(folder, prepare, index) -> np.ndarray | str:
+    """uint8 [S, S, 3], or why not."""
+    try:
+        image = folder[index]
+        height, width = image.shape[:2]
+        long, short = max(height, width), min(height, width)
+        if long / short * prepare.resize_size**2 > _MAX_PIXELS:
+            return f"{width}x{height} px cannot be resized to a short side of " + str(
+                prepare.resize_size
+            )
+        return preprocessing.resize_and_crop(
+            images_lib.Image.fromarray(image), prepare.resize_size, prepare.crop_size
+        )
+    except images_lib.BadImage as error:
+        return error.reason

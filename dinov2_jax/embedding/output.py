@@ -1,0 +1,185 @@
+"""The features file, and the JSON file beside it that says what is in it.
+
+OUT.json:
+  settings     what was computed from what, by name
+  bytes        size of the features file, which tells whether it is still this one
+  rows         how many
+  skipped      {path: reason} of the images that could not be read
+  names        paths of the images in the order of the rows (.npy alone)
+
+Paths are relative to the folder. Bytes in them that are not UTF-8 are lone surrogates
+in JSON, which `os.fsencode` turns back, and \\xNN in Parquet, which wants Unicode.
+"""
+
+import importlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.weights import whole_file
+
+SUFFIXES = (".npy", ".parquet")
+_GROUP_BYTES = 64 * 2**20  # features of a row group of Parquet
+_GROUP_ROWS = 65536
+
+
+def description_of(out: pathlib.Path) -> pathlib.Path:
+    """The file beside it."""
+    return out.with_name(f"{out.name}.json")
+
+
+def check(out: pathlib.Path) -> None:
+    """Whether a file of this name can be written.
+
+    Raises:
+      UserError: It cannot.
+    """
+    if out.suffix not in SUFFIXES:
+        raise errors.UserError(
+            f"--out={out} ends in {out.suffix or 'nothing'}: the form of the file "
+            f"follows from its name, {' or '.join(SUFFIXES)}"
+        )
+    if out.is_dir():
+        raise errors.UserError(
+            f"--out={out} is a folder: name a file, such as "
+            f"{out / f'features{out.suffix}'}"
+        )
+    folder = out.parent
+    if not folder.is_dir():
+        raise errors.UserError(
+            f"--out={out}: there is no folder {folder}, make it first"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise errors.UserError(
+            f"--out={out}: the folder {folder.absolute()} cannot be written, choose "
+            "another"
+        )
+    if out.suffix == ".parquet":
+        _parquet()
+
+
+def is_complete(out: pathlib.Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the file is there and was computed with these settings."""
+    try:
+        found = json.loads(description_of(out).read_bytes())
+        return (
+            found["settings"] == json.loads(json.dumps(settings))
+            and found["bytes"] == out.stat().st_size
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def publish(
+    out: pathlib.Path,
+    rows: pathlib.Path,
+    count: int,
+    names: Callable[[], Iterator[bytes]],
+    skipped: Mapping[bytes, str],
+    settings: Mapping[str, Any],
+) -> None:
+    """Gives complete rows their name and form, and writes the description.
+
+    A kill in between leaves no features file, and the rows for another attempt.
+
+    Args:
+      out: The features file.
+      rows: The .npy file of the rows; gone or superfluous afterwards.
+      count: Their number.
+      names: Gives the paths of the rows' images anew at every call.
+      skipped: Reasons by path.
+      settings: For the description.
+
+    Raises:
+      UserError: It cannot be written.
+    """
+    try:
+        if out.suffix == ".parquet":
+            table = rows.with_name("table.parquet")
+            _write_parquet(rows, table, names(), settings)
+            rows = table
+        out.unlink(missing_ok=True)  # never beside the description of another
+        _describe(out, rows, count, names(), skipped, settings)
+        os.replace(rows, out)
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write {out} ({error.strerror}): put that right; the same command "
+            "finishes it"
+        ) from error
+
+
+def _describe(out, rows, count, names, skipped, settings) -> None:
+    """A name a line, and no more than one in memory."""
+    fields = {
+        "settings": settings,
+        "bytes": rows.stat().st_size,
+        "rows": count,
+        "skipped": {os.fsdecode(name): reason for name, reason in skipped.items()},
+    }
+    with whole_file.open_new(description_of(out)) as binary:
+        file = io.TextIOWrapper(binary, "ascii", newline="\n")
+        file.write(json.dumps(fields, indent=1)[:-2])  # less "\n}"
+        if out.suffix == ".npy":
+            file.write(',\n "names": [')
+            separator = "\n"
+            for name in names:
+                file.write(f"{separator}{json.dumps(os.fsdecode(name))}")
+                separator = ",\n"
+            file.write("\n]")
+        file.write("\n}\n")
+        file.detach()
+
+
+def _write_parquet(rows, table, names, settings) -> None:
+    """Columns `name` and `features`, one row group in memory at a time."""
+    parquet, arrow = _parquet(), importlib.import_module("pyarrow")
+    features = np.load(rows, mmap_mode="r")
+    features = features.reshape(len(features), -1)
+    width = features.shape[1]
+    values = arrow.from_numpy_dtype(features.dtype)
+    schema = arrow.schema(
+        [
+            arrow.field("name", arrow.string(), nullable=False),
+            arrow.field(
+                "features",
+                arrow.list_(arrow.field("element", values, nullable=False), width),
+                nullable=False,
+            ),
+        ],
+        metadata={"dinov2_jax": json.dumps(settings)},
+    )
+    row_bytes = max(width * features.itemsize, 1)
+    size = int(np.clip(_GROUP_BYTES // row_bytes, 1, _GROUP_ROWS))
+    # Features do not compress, and dictionaries or statistics of them help nobody.
+    with parquet.ParquetWriter(
+        table, schema, compression="none", use_dictionary=False, write_statistics=False
+    ) as writer:
+        for start in range(0, len(features), size):
+            chunk = np.array(features[start : start + size])
+            column = [
+                next(names).decode("utf-8", "backslashreplace")
+                for _ in range(len(chunk))
+            ]
+            lists = arrow.FixedSizeListArray.from_arrays(
+                arrow.array(chunk.ravel(), values), type=schema.field("features").type
+            )
+            writer.write_batch(
+                arrow.record_batch(
+                    [arrow.array(column, arrow.string()), lists], schema=schema
+                )
+            )
+
+
+def _parquet() -> Any:
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise errors.UserError(
+            "writing .parquet needs pyarrow: pip install pyarrow, or write .npy"
+        ) from error

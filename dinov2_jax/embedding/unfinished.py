@@ -1,0 +1,246 @@
+"""The folder of an unfinished run: what survives a kill, and goes when the run is done.
+
+OUT.partial/ holds
+  run.json   what the run computes; another one cannot go on here
+  rows.npy   the rows so far, in the form of the end, with a provisional header
+  journal    a line whenever rows were saved: {"done": images, "rows": rows, "bad":
+             [[image, reason], ...] since the line before}
+  lock       held by the process that works here
+
+Rows are on the disk before the line that counts them, and only counted rows exist: what
+follows them, and a last line without its end, is cut off at the next start.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.weights import whole_file
+
+SAVE_SECONDS = 5.0  # between saves: what a kill can cost
+
+
+class Unfinished:
+    """The rows of one run, appended in order; a context that saves them at its end.
+
+    Args:
+      out: The file that the run is to write.
+      settings: What the run computes, by names for people; JSON.
+      row_shape: Of one image's features.
+      dtype: Of the rows.
+      count: Images of the run.
+      overwrite: Drop what another run has left instead of refusing.
+
+    Attributes:
+      bad: {image: reason} of those without a row.
+
+    Raises:
+      UserError: Another process works there, another run was left there, or it cannot
+        be written.
+    """
+
+    def __init__(
+        self,
+        out: pathlib.Path,
+        settings: Mapping[str, Any],
+        *,
+        row_shape: Sequence[int],
+        dtype: Any,
+        count: int,
+        overwrite: bool,
+    ):
+        self._out, self._folder = out, folder_of(out)
+        self._settings = json.loads(json.dumps(dict(settings)))
+        self._shape, self._dtype = tuple(row_shape), np.dtype(dtype)
+        self._count, self._overwrite = count, overwrite
+        self.bad: dict[int, str] = {}
+        # One tuple, so that no interruption parts the two.
+        self._position = self._saved = (0, 0)
+        self._new_bad: list[tuple[int, str]] = []
+        self._saved_at = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        """Images dealt with, the first ones."""
+        return self._position[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows of those images."""
+        return self._position[1]
+
+    def __enter__(self) -> "Unfinished":
+        with contextlib.ExitStack() as stack, self._writing():
+            self._folder.mkdir(exist_ok=True)
+            self._lock = stack.enter_context(open(self._folder / "lock", "wb"))
+            _take(self._lock, self._out)
+            self._refuse_another_run()
+            with whole_file.open_new(self._folder / "run.json") as file:
+                file.write(json.dumps(self._settings, indent=2).encode())
+            self._open(stack)
+            self._opened = stack.pop_all()
+        return self
+
+    def __exit__(self, *error) -> None:
+        with self._opened:
+            self.save()
+
+    def _refuse_another_run(self) -> None:
+        try:
+            found = json.loads((self._folder / "run.json").read_bytes())
+        except (OSError, ValueError):
+            found = None  # killed before there was anything
+        if found == self._settings:
+            return
+        if found is not None and not self._overwrite:
+            names = [k for k, v in self._settings.items() if found.get(k) != v]
+            raise errors.UserError(
+                f"{self._folder} holds an unfinished run of other "
+                f"{' and '.join(names) or 'settings'}: finish that one with its own "
+                "flags and files, choose another --out, or add --overwrite to drop it"
+            )
+        for name in ("journal", "rows.npy"):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        """Opens rows and journal where the last save left them."""
+        rows, journal = self._folder / "rows.npy", self._folder / "journal"
+        for path in (rows, journal):
+            path.touch()
+        size, valid = rows.stat().st_size, 0
+        for line in journal.read_bytes().splitlines(keepends=True):
+            entry = _entry(line)
+            if entry is None or self._end(entry["rows"]) > size:
+                break
+            self._position = entry["done"], entry["rows"]
+            self.bad.update(entry["bad"])
+            valid += len(line)
+        self._saved = self._position
+        self._rows = stack.enter_context(open(rows, "r+b", buffering=0))
+        self._journal = stack.enter_context(open(journal, "r+b", buffering=0))
+        self._rows.truncate(self._end(self.rows))
+        self._journal.truncate(valid)
+        _write(self._rows, _header(self._shape, self._dtype, self._count))
+        self._rows.seek(self._end(self.rows))
+        self._journal.seek(valid)
+
+    def _end(self, rows: int) -> int:
+        """Where a number of rows ends, in bytes."""
+        row = int(np.prod(self._shape)) * self._dtype.itemsize
+        return len(_header(self._shape, self._dtype, self._count)) + rows * row
+
+    def append(self, rows: np.ndarray, *, done: int, bad: Mapping[int, str]) -> None:
+        """Adds the rows of the next images, and saves now and then.
+
+        Args:
+          rows: [n, ...] of those that could be read.
+          done: Images dealt with so far, with these.
+          bad: {image: reason} of those that could not.
+
+        Raises:
+          UserError: It cannot be written.
+        """
+        with self._writing():
+            flat = np.ascontiguousarray(rows, self._dtype).reshape(-1)
+            _write(self._rows, flat.view(np.uint8))
+        self.bad.update(bad)
+        self._new_bad.extend(bad.items())
+        self._position = done, self.rows + len(rows)
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Makes all appended rows survive."""
+        if self._position != self._saved:
+            done, rows = self._position
+            bad = [item for item in self._new_bad if item[0] < done]
+            entry = json.dumps({"done": done, "rows": rows, "bad": bad})
+            with self._writing():
+                os.fsync(self._rows.fileno())
+                _write(self._journal, entry.encode() + b"\n")
+                os.fsync(self._journal.fileno())
+            self._saved, self._new_bad = (done, rows), []
+        self._saved_at = time.monotonic()
+
+    def finish_rows(self) -> pathlib.Path:
+        """The .npy file of all rows, complete."""
+        self.save()
+        with self._writing():
+            self._rows.seek(0)
+            _write(self._rows, _header(self._shape, self._dtype, self.rows))
+            os.fsync(self._rows.fileno())
+        return self._folder / "rows.npy"
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns a failed write into one line for people."""
+        try:
+            yield
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot write {self._folder} ({error.strerror}): put that right or "
+                "choose another --out; the same command resumes"
+            ) from error
+
+
+def folder_of(out: pathlib.Path) -> pathlib.Path:
+    """Where a run works until its file is complete."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def remove(out: pathlib.Path) -> None:
+    """Removes what a run worked with."""
+    shutil.rmtree(folder_of(out), ignore_errors=True)
+
+
+def _take(lock: BinaryIO, out: pathlib.Path) -> None:
+    """Holds a lock file until it is closed or the process ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise errors.UserError(
+            f"another process is writing {out}: wait for it or choose another --out"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype, count: int) -> bytes:
+    """Of a .npy file; as long for every count, since NumPy leaves room to grow."""
+    file = io.BytesIO()
+    fields = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (count, *shape),
+    }
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue()
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A line of the journal; None where it is torn."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+        bad = {int(image): str(reason) for image, reason in entry["bad"]}
+        return {"done": int(entry["done"]), "rows": int(entry["rows"]), "bad": bad}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(file: Any, data: Any) -> None:
+    """Writes all of it to an unbuffered file."""
+    data = memoryview(data)
+    while data:
+        data = data[file.write(data) :]

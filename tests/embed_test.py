@@ -1,0 +1,480 @@
+"""`python -m dinov2_jax.embed`: what it writes, survives and refuses."""
+
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import random_weights
+import torch
+from PIL import Image
+
+import dinov2_jax
+from dinov2_jax import embed
+from dinov2_jax.embedding import extraction, unfinished
+
+ROOT = pathlib.Path(__file__).parents[1]
+# What embed runs as, but that saves at once: a kill finds many states in little time.
+SAVING = (
+    "import sys; from dinov2_jax.embedding import unfinished; "
+    "unfinished.SAVE_SECONDS = 0.0; "
+    "from dinov2_jax import embed; sys.exit(embed.main())"
+)
+
+
+def save_weights(path, seed=0, name="vits14"):
+    drawn = random_weights.tensors(random_weights.small_shapes(name), seed)
+    torch.save({k: torch.from_numpy(v) for k, v in drawn.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_weights(tmp_path_factory.mktemp("weights") / "small.pth")
+
+
+def picture(seed, size=(60, 50), mode="RGB"):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (4, 5, 3), np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def fill(folder, count):
+    """Pictures in sub-folders, of several sizes and forms."""
+    for i in range(count):
+        path = folder / f"{i % 3}" / f"{i:03}.{['png', 'jpg', 'webp'][i % 3]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, (40 + 7 * (i % 5), 90 - 11 * (i % 4))).save(path)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return fill(tmp_path / "photos", 11)
+
+
+def arguments(data, weights, out, *more):
+    small = ("--size=28", "--resize=32", "--batch-size=4", "--num-heads=2")
+    return [str(data), f"--model={weights}", f"--out={out}", *small, *more]
+
+
+def run(*args):
+    assert embed.main(arguments(*args)) == 0
+
+
+def described(out):
+    return json.loads(out.with_name(out.name + ".json").read_text())
+
+
+def expected(data, weights, names, features="cls"):
+    """The features by the public way, an image at a time."""
+    model = dinov2_jax.load(weights, num_heads=2)
+    prepare = type(model.preprocessing)(resize_size=32, crop_size=28)
+    rows = []
+    for name in names:
+        with Image.open(os.path.join(os.fsencode(data), os.fsencode(name))) as image:
+            x = prepare(image.convert("RGB"))
+        out = model(x[None])
+        mean = np.asarray(out.patches).mean((1, 2))
+        rows.append(
+            {
+                "cls": out.cls,
+                "patch_mean": mean,
+                "cls+patch_mean": np.concatenate([out.cls, mean], -1),
+                "patches": out.patches,
+            }[features][0]
+        )
+    return np.stack(rows)
+
+
+def all_names(folder):
+    found = [p for p in folder.rglob("*") if p.is_file()]
+    return sorted(str(p.relative_to(folder)) for p in found)
+
+
+@pytest.mark.parametrize("features", embed.FEATURES)
+def test_rows_are_the_models_features(photos, weights, tmp_path, features):
+    out = tmp_path / "f.npy"
+    run(photos, weights, out, f"--features={features}")
+    rows, about = np.load(out), described(out)
+    assert about["names"] == all_names(photos)
+    assert about["rows"] == len(rows) == 11 and about["skipped"] == {}
+    wanted = expected(photos, weights, about["names"], features)
+    assert rows.shape == wanted.shape and rows.dtype == np.float32
+    np.testing.assert_allclose(rows, wanted, atol=2e-5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "f.npy",
+        "f.npy.json",
+        "photos",
+    ]
+
+
+def test_parquet_holds_the_same(photos, weights, tmp_path):
+    run(photos, weights, tmp_path / "f.npy", "--features=cls+patch_mean")
+    run(photos, weights, tmp_path / "f.parquet", "--features=cls+patch_mean")
+    table = pq.read_table(tmp_path / "f.parquet")
+    rows = np.load(tmp_path / "f.npy")
+    assert table.schema.field("name").type == pa.string()
+    kind = table.schema.field("features").type
+    assert pa.types.is_fixed_size_list(kind) and kind.list_size == 256
+    assert kind.value_type == pa.float32()
+    assert table["name"].to_pylist() == described(tmp_path / "f.npy")["names"]
+    np.testing.assert_array_equal(np.array(table["features"].to_pylist()), rows)
+    assert "names" not in described(tmp_path / "f.parquet")
+    again = tmp_path / "again.parquet"
+    run(photos, weights, again, "--features=cls+patch_mean")
+    assert again.read_bytes() == (tmp_path / "f.parquet").read_bytes()
+
+
+def test_parquet_in_several_row_groups_and_float16(
+    photos, weights, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dinov2_jax.embedding.output._GROUP_ROWS", 4)
+    run(photos, weights, tmp_path / "f.npy")
+    run(photos, weights, tmp_path / "f.parquet", "--out-dtype=float16")
+    file = pq.ParquetFile(tmp_path / "f.parquet")
+    assert file.num_row_groups == 3
+    found = np.array(file.read()["features"].to_pylist(), np.float32)
+    np.testing.assert_allclose(found, np.load(tmp_path / "f.npy"), rtol=1e-3, atol=1e-3)
+
+
+def test_bad_images_have_no_row_and_are_named(photos, weights, tmp_path, capfd):
+    (photos / "0" / "003.png").write_bytes(b"")
+    (photos / "0" / "aaa.png").write_bytes(b"no image")
+    shutil.copy(photos / "1" / "001.jpg", photos / "zz.jpg")
+    with open(photos / "zz.jpg", "r+b") as file:
+        file.truncate(300)
+    Image.new("RGB", (1, 60_000)).save(photos / "thin.png")
+    run(photos, weights, tmp_path / "f.npy", "--resize=128")
+    about, rows = described(tmp_path / "f.npy"), np.load(tmp_path / "f.npy")
+    assert set(about["skipped"]) == {"0/003.png", "0/aaa.png", "zz.jpg", "thin.png"}
+    assert about["skipped"]["0/003.png"] == "empty file"
+    assert "cannot be resized" in about["skipped"]["thin.png"]
+    assert len(rows) == len(about["names"]) == 10
+    shutil.rmtree(photos / "0")
+    for name in ("zz.jpg", "thin.png"):
+        (photos / name).unlink()
+    run(photos, weights, tmp_path / "good.npy", "--resize=128")
+    good = described(tmp_path / "good.npy")["names"]
+    chosen = [about["names"].index(name) for name in good]
+    np.testing.assert_allclose(rows[chosen], np.load(tmp_path / "good.npy"), atol=2e-5)
+    said = capfd.readouterr().err
+    assert "4 of 14 images could not be read" in said
+    assert "'0/003.png' (empty file)" in said
+
+
+def test_names_of_any_bytes(weights, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    raw = [b"caf\xe9.png", "café.png".encode(), b'new\nline".png', b"a b\t.png"]
+    for i, name in enumerate(raw):
+        picture(i).save(folder / "x.png")
+        os.rename(folder / "x.png", os.path.join(os.fsencode(folder), name))
+    run(folder, weights, tmp_path / "f.npy")
+    names = described(tmp_path / "f.npy")["names"]
+    assert [os.fsencode(name) for name in names] == sorted(raw)
+    wanted = expected(folder, weights, names)
+    np.testing.assert_allclose(np.load(tmp_path / "f.npy"), wanted, atol=2e-5)
+    run(folder, weights, tmp_path / "f.parquet")
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert table["name"].to_pylist() == [
+        name.decode("utf-8", "backslashreplace") for name in sorted(raw)
+    ]
+
+
+def test_gray_and_transparent_images_count_as_rgb(weights, tmp_path):
+    (tmp_path / "photos").mkdir()
+    picture(0, mode="L").save(tmp_path / "photos" / "0.png")
+    picture(0, mode="L").convert("RGB").save(tmp_path / "photos" / "1.png")
+    picture(0, mode="RGBA").save(tmp_path / "photos" / "2.png")
+    picture(0).save(tmp_path / "photos" / "3.png")
+    run(tmp_path / "photos", weights, tmp_path / "f.npy")
+    rows = np.load(tmp_path / "f.npy")
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[2], rows[3])
+    assert np.abs(rows[0] - rows[2]).max() > 0.1
+
+
+def test_batch_size_and_workers_change_nothing(photos, weights, tmp_path):
+    run(photos, weights, tmp_path / "a.npy", "--workers=1")
+    for i, size in enumerate(["1", "5", "64"]):
+        out = tmp_path / f"{i}.npy"
+        run(photos, weights, out, f"--batch-size={size}", "--workers=3")
+        np.testing.assert_allclose(np.load(out), np.load(tmp_path / "a.npy"), atol=1e-5)
+
+
+def test_one_compilation_whatever_the_number_of_images(
+    photos, weights, tmp_path, caplog
+):
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        run(photos, weights, tmp_path / "f.npy")
+    lines = [r.getMessage() for r in caplog.records]
+    found = [x for x in lines if re.match(r"Finished XLA compilation of jit\(ex", x)]
+    assert len(found) == 1, lines
+
+
+def test_registers_swiglu_and_bfloat16(photos, tmp_path):
+    weights = save_weights(tmp_path / "g.pth", name="vitg14_reg4")
+    run(photos, weights, tmp_path / "f.npy")
+    names = described(tmp_path / "f.npy")["names"]
+    wanted = expected(photos, weights, names)
+    np.testing.assert_allclose(np.load(tmp_path / "f.npy"), wanted, atol=2e-5)
+    run(photos, weights, tmp_path / "low.npy", "--dtype=bfloat16")
+    low = np.load(tmp_path / "low.npy")
+    assert low.dtype == np.float32
+    error = np.linalg.norm(low - wanted) / np.linalg.norm(wanted)
+    assert 1e-4 < error < 2e-2
+
+
+def test_a_finished_run_is_not_repeated(photos, weights, tmp_path, capfd):
+    out = tmp_path / "f.npy"
+    run(photos, weights, out)
+    before = out.stat()
+    run(photos, weights, out)
+    assert out.stat() == before
+    assert "is complete: nothing to do" in capfd.readouterr().err
+    run(photos, weights, out, "--overwrite")
+    assert out.stat().st_ino != before.st_ino
+    out.write_bytes(b"something else by now")
+    assert embed.main(arguments(photos, weights, out)) == 2
+    assert out.read_bytes() == b"something else by now"
+
+
+def test_what_is_there_is_not_replaced_unasked(photos, weights, tmp_path, capfd):
+    out = tmp_path / "f.npy"
+    out.write_bytes(b"precious")
+    assert embed.main(arguments(photos, weights, out)) == 2
+    assert out.read_bytes() == b"precious"
+    run(photos, weights, out, "--overwrite")
+    was = out.read_bytes()
+    capfd.readouterr()
+    # Each changes what the run would write.
+    os.utime(photos / "0" / "000.png", ns=(1, 1))
+    for change in ["", "--features=patches", "--dtype=bfloat16", "--out-dtype=float16"]:
+        assert embed.main(arguments(photos, weights, out, *change.split())) == 2
+        assert "--overwrite" in capfd.readouterr().err
+    other = save_weights(tmp_path / "other.pth", seed=1)
+    assert embed.main(arguments(photos, other, out)) == 2
+    assert out.read_bytes() == was
+
+
+def test_an_unfinished_run_of_other_settings_is_refused(
+    photos, weights, tmp_path, monkeypatch, capfd
+):
+    out = tmp_path / "f.npy"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extraction.Extractor, "fetch", interrupted)
+    assert embed.main(arguments(photos, weights, out)) == 130
+    monkeypatch.undo()
+    assert not out.exists() and unfinished.folder_of(out).is_dir()
+    os.utime(photos / "0" / "000.png", ns=(1, 1))
+    capfd.readouterr()
+    assert embed.main(arguments(photos, weights, out, "--features=patches")) == 2
+    line = capfd.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+    assert "other images and features" in line and "--overwrite" in line
+    run(photos, weights, out, "--overwrite")
+    assert not unfinished.folder_of(out).exists()
+
+
+def process(argv, devices=None):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    if devices:
+        flag = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] = flag
+    return subprocess.Popen(
+        argv, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_killed_again_and_again_it_ends_with_the_same_bytes(weights, tmp_path, suffix):
+    photos = fill(tmp_path / "photos", 400)
+    (photos / "0" / "003.png").write_bytes(b"")
+    (photos / "2" / "zzz.jpg").write_bytes(b"bad")
+    whole = tmp_path / f"whole.{suffix}"
+    run(photos, weights, whole)
+    out = tmp_path / f"f.{suffix}"
+    command = [sys.executable, "-c", SAVING, *arguments(photos, weights, out)]
+    journal = unfinished.folder_of(out) / "journal"
+
+    def saves():
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    done = 0
+    for how, wanted in [(signal.SIGKILL, 1), (signal.SIGINT, 15), (signal.SIGKILL, 40)]:
+        running = process(command)
+        while saves() < wanted and running.poll() is None:
+            time.sleep(0.001)
+        running.send_signal(how)
+        said = running.communicate(timeout=120)[1]
+        assert running.returncode == (130 if how == signal.SIGINT else -how), said
+        assert "Traceback" not in said
+        if done:
+            assert f"{done:,} done before" in said
+        assert not out.exists()
+        last = journal.read_bytes().splitlines(keepends=True)
+        last = [line for line in last if line.endswith(b"\n")][-1]
+        assert json.loads(last)["done"] > done
+        done = json.loads(last)["done"]
+    assert done < 402
+    run(photos, weights, out)
+    assert out.read_bytes() == whole.read_bytes()
+    description = out.with_name(out.name + ".json").read_bytes()
+    assert description == whole.with_name(whole.name + ".json").read_bytes()
+    assert not unfinished.folder_of(out).exists()
+
+
+@pytest.mark.parametrize("at", ["unlink", "describe", "replace", "remove"])
+def test_a_kill_while_it_is_published(photos, weights, tmp_path, monkeypatch, at):
+    """Over the file of an earlier run, which must not get another's description."""
+
+    class Kill(BaseException):
+        pass
+
+    whole, out = tmp_path / "whole.npy", tmp_path / "f.npy"
+    run(photos, weights, whole)
+    run(photos, weights, out, "--resize=40")  # as many bytes as the next
+    name = {
+        "unlink": "pathlib.Path.unlink",
+        "describe": "dinov2_jax.embedding.output._describe",
+        "replace": "os.replace",
+        "remove": "dinov2_jax.embedding.unfinished.remove",
+    }[at]
+    unlink, replace = pathlib.Path.unlink, os.replace
+
+    def kill(*args, **kwargs):
+        if at == "unlink" and args[0] != out:
+            return unlink(*args, **kwargs)
+        if at == "replace" and args[1] != out:
+            return replace(*args, **kwargs)
+        raise Kill
+
+    monkeypatch.setattr(name, kill)
+    with pytest.raises(Kill):
+        run(photos, weights, out, "--overwrite")
+    monkeypatch.undo()
+    if at == "unlink":
+        assert embed.main(arguments(photos, weights, out)) == 2
+        run(photos, weights, out, "--overwrite")
+    else:
+        run(photos, weights, out)
+    assert out.read_bytes() == whole.read_bytes()
+    assert described(out) == described(whole)
+    assert not unfinished.folder_of(out).exists()
+
+
+def test_eight_devices_give_the_features_of_one(photos, weights, tmp_path):
+    run(photos, weights, tmp_path / "one.npy", "--features=cls+patch_mean")
+    command = [sys.executable, "-m", "dinov2_jax.embed"]
+    command += arguments(
+        photos, weights, tmp_path / "eight.npy", "--features=cls+patch_mean"
+    )
+    running = process(command, devices=8)
+    said = running.communicate(timeout=300)[1]
+    assert running.returncode == 0, said
+    assert "devices   8 cpu, batch 8" in said
+    one, eight = (np.load(tmp_path / f"{n}.npy") for n in ("one", "eight"))
+    np.testing.assert_allclose(eight, one, atol=1e-5)
+    names = [described(tmp_path / f"{n}.npy")["names"] for n in ("one", "eight")]
+    assert names[0] == names[1]
+
+
+def test_out_of_memory_names_a_smaller_batch(photos, weights, tmp_path, monkeypatch):
+    model = dinov2_jax.load(weights, num_heads=2)
+    extractor = extraction.Extractor(
+        model.module,
+        model.params,
+        kind="cls",
+        prepare=type(model.preprocessing)(resize_size=32, crop_size=28),
+        dtype="float32",
+        out_dtype="float32",
+        batch_size=6,
+        most=100,
+    )
+
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 1 GiB")
+
+    monkeypatch.setattr(extractor, "_extract", full)
+    with pytest.raises(embed.errors.UserError, match="6 images.*--batch-size=3"):
+        extractor(np.zeros((6, 28, 28, 3), np.uint8))
+
+
+BAD_COMMANDS = {
+    "--out=f.csv": "--out=f.csv ends in .csv: .* .npy or .parquet",
+    "--out=.": "ends in nothing",
+    "--out=no/such/f.npy": "there is no folder no/such",
+    "--size=30": r"a crop of 30 px is not a multiple .* 14: add --size=28",
+    "--size=56": "--resize=32 is less than the crop of 56 px",
+    "--size=0": "argument --size: '0' is not a whole number above 0",
+    "--features=all": "argument --features: invalid choice: 'all'",
+    "--model=no/such.pth": "there is no file or folder no/such.pth",
+    "--model=dinov2_vits15": "did you mean dinov2_vits14",
+    "--model=dinov2_vitb14 --size=99": "99 px is not a multiple .* 14: add --size=98",
+    "--sizes=28": "unrecognized arguments: --sizes=28",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_COMMANDS)
+def test_bad_commands_are_one_line(photos, weights, tmp_path, capfd, flags):
+    command = arguments(photos, weights, tmp_path / "f.npy", *flags.split())
+    try:
+        code = embed.main(command)
+    except SystemExit as left:  # by argparse
+        code = left.code
+    said = capfd.readouterr().err
+    assert code == 2
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+    assert re.search(BAD_COMMANDS[flags], said), said
+    assert os.listdir(tmp_path) == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        ("nowhere", "nowhere does not exist"),
+        ("file.txt", "file.txt is not a folder"),
+        ("empty", "no images below .*empty; looked for .bmp"),
+    ],
+)
+def test_data_that_is_none(weights, tmp_path, capfd, monkeypatch, data, wanted):
+    monkeypatch.setattr("dinov2_jax.pretrained.load", None)  # is not come to
+    (tmp_path / "file.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    command = arguments(tmp_path / data, weights, tmp_path / "f.npy")
+    assert embed.main(command) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert re.search(wanted, said) and "--config" not in said
+
+
+def test_no_readable_image_at_all(weights, tmp_path, capfd):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
+    out = tmp_path / "f.npy"
+    assert embed.main(arguments(tmp_path / "photos", weights, out)) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: none of the 1 images could be read")
+    assert sorted(os.listdir(tmp_path)) == ["photos"]
+
+
+def test_a_folder_that_cannot_be_written(photos, weights, tmp_path, capfd):
+    (tmp_path / "f.npy.partial").write_text("a file where the folder would be")
+    assert embed.main(arguments(photos, weights, tmp_path / "f.npy")) == 2
+    said = capfd.readouterr().err
+    assert "cannot write" in said and said.count("\n") == 1

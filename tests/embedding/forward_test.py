@@ -1,0 +1,123 @@
+"""The forward pass for inference equals the module."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinov2_jax.data import preprocessing
+from dinov2_jax.embedding import forward
+from dinov2_jax.models import vision_transformer
+
+PREPARE = preprocessing.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.1))
+MODELS = {
+    "mlp": {},
+    "swiglu": {"ffn_layer": "swiglufused"},
+    "registers": {
+        "num_register_tokens": 3,
+        "interpolate_offset": 0.0,
+        "interpolate_antialias": True,
+    },
+    "bare": {
+        "qkv_bias": False,
+        "proj_bias": False,
+        "ffn_bias": False,
+        "layerscale": 0.0,
+        "num_register_tokens": 1,
+    },
+    "one block": {"depth": 1},
+}
+
+
+def model(seed=0, **fields):
+    """A small module and parameters all of which matter."""
+    defaults = {"embed_dim": 24, "depth": 3, "num_heads": 3, "patch_size": 4}
+    module = vision_transformer.VisionTransformer(
+        **{**defaults, "image_size": 20, **fields}
+    )
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 20, 20, 3)))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        scale = 0.3 if name == "kernel" else 0.5
+        center = 1.0 if name in ("scale", "gamma") else 0.0
+        return np.float32(center + scale * rng.standard_normal(leaf.shape))
+
+    return module, jax.tree_util.tree_map_with_path(draw, shapes["params"])
+
+
+def images(count, size):
+    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def expected(module, params, pixels):
+    return module.apply({"params": params}, PREPARE.normalize(pixels))
+
+
+def found(module, params, pixels, kind, by_image=True):
+    prepared = forward.prepare(module, params, pixels.shape[1])
+    return jax.jit(
+        lambda prepared, pixels: forward.features(
+            module,
+            prepared,
+            pixels,
+            kind=kind,
+            prepare_images=PREPARE,
+            by_image=by_image,
+        )
+    )(prepared, pixels)
+
+
+@pytest.mark.parametrize("size", [20, 28])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_equals_the_module(name, size):
+    module, params = model(**MODELS[name])
+    pixels = images(3, size)
+    whole = expected(module, params, pixels)
+    mean = whole.patches.mean((1, 2))
+    wanted = {
+        "cls": whole.cls,
+        "patch_mean": mean,
+        "cls+patch_mean": np.concatenate([whole.cls, mean], -1),
+        "patches": whole.patches,
+    }
+    assert tuple(wanted) == forward.KINDS
+    for kind, features in wanted.items():
+        got = found(module, params, pixels, kind)
+        assert got.shape == (3, *forward.features_shape(module, kind, size))
+        np.testing.assert_allclose(got, features, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["cls", "patches"])
+def test_the_order_of_accelerators_gives_the_same(kind):
+    module, params = model(num_register_tokens=2)
+    pixels = images(2, 20)
+    np.testing.assert_allclose(
+        found(module, params, pixels, kind, by_image=False),
+        found(module, params, pixels, kind, by_image=True),
+        atol=2e-5,
+    )
+
+
+@pytest.mark.parametrize("by_image", [False, True])
+def test_bfloat16_is_no_worse_than_the_modules(by_image):
+    module, params = model()
+    pixels = images(4, 20)
+    exact = np.asarray(expected(module, params, pixels).cls)
+    low = module.clone(dtype=jnp.bfloat16)
+    theirs = np.asarray(expected(low, params, pixels).cls, np.float32)
+    ours = found(low, params, pixels, "cls", by_image)
+    assert ours.dtype == jnp.float32
+    error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
+    assert error < 1.5 * np.linalg.norm(theirs - exact) / np.linalg.norm(exact)
+
+
+def test_large_scores_do_not_overflow():
+    module, params = model()
+    params["blocks"]["attn"]["qkv"]["kernel"] *= 30
+    pixels = images(2, 20)
+    got = found(module, params, pixels, "patch_mean")
+    assert np.isfinite(got).all()
+    wanted = expected(module, params, pixels).patches.mean((1, 2))
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)

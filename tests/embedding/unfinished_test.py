@@ -1,0 +1,175 @@
+"""Rows survive a crash at any write, whole or torn, and end with the same bytes."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from dinov2_jax import errors
+from dinov2_jax.embedding import unfinished
+
+SETTINGS = {"features": "cls", "weights": "a", "sizes": (3, 4)}
+COUNT, BATCH = 23, 4
+ROWS = np.random.default_rng(0).standard_normal((COUNT, 5)).astype(np.float32)
+BAD = {2: "empty file", 9: "torn", 22: "x\ny"}
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def opened(out, **changes):
+    arguments = dict(
+        settings=SETTINGS,
+        row_shape=(5,),
+        dtype=np.float32,
+        count=COUNT,
+        overwrite=False,
+    )
+    return unfinished.Unfinished(out, **{**arguments, **changes})
+
+
+def go_on(out):
+    """Does what is left; returns the bytes of the rows and the bad images."""
+    with opened(out) as rows:
+        for start in range(rows.done, COUNT, BATCH):
+            chosen = range(start, min(start + BATCH, COUNT))
+            rows.append(
+                ROWS[[i for i in chosen if i not in BAD]],
+                done=chosen.stop,
+                bad={i: BAD[i] for i in chosen if i in BAD},
+            )
+        path = rows.finish_rows()
+        return path.read_bytes(), rows.bad
+
+
+@pytest.fixture
+def save_at_once(monkeypatch):
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0.0)
+
+
+def test_the_rows_are_a_npy_file(tmp_path):
+    _, bad = go_on(tmp_path / "f.npy")
+    rows = np.load(tmp_path / "f.npy.partial" / "rows.npy")
+    np.testing.assert_array_equal(rows, np.delete(ROWS, sorted(BAD), axis=0))
+    assert bad == BAD
+    unfinished.remove(tmp_path / "f.npy")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_crash_at_any_write_costs_nothing(tmp_path, monkeypatch, save_at_once, share):
+    expected = go_on(tmp_path / "expected")
+    write = unfinished._write
+    crashes = 0
+    for crash_at in range(100):
+        out = tmp_path / f"{crash_at}"
+        calls = iter(range(100))
+
+        def crashing_write(file, data, calls=calls, crash_at=crash_at):
+            if next(calls) != crash_at:
+                return write(file, data)
+            write(file, memoryview(data)[: int(share * len(data))])
+            # Nothing runs after a kill, so nothing may be saved on the way out.
+            monkeypatch.setattr(unfinished.Unfinished, "save", lambda self: None)
+            raise Crash
+
+        monkeypatch.setattr(unfinished, "_write", crashing_write)
+        save = unfinished.Unfinished.save
+        try:
+            first = go_on(out)
+        except Crash:
+            crashes += 1
+            monkeypatch.setattr(unfinished, "_write", write)
+            monkeypatch.setattr(unfinished.Unfinished, "save", save)
+            assert go_on(out) == expected
+        else:
+            assert first == expected
+            break
+    assert crashes > 2 * COUNT // BATCH
+
+
+def test_work_is_kept_when_a_step_fails(tmp_path):
+    with pytest.raises(Crash), opened(tmp_path / "f") as rows:
+        rows.append(ROWS[:3], done=4, bad={3: "bad"})
+        raise Crash
+    with opened(tmp_path / "f") as rows:
+        assert (rows.done, rows.rows, rows.bad) == (4, 3, {3: "bad"})
+
+
+def test_journal_without_its_rows_counts_for_nothing(tmp_path, save_at_once):
+    expected = go_on(tmp_path / "f")
+    rows = tmp_path / "f.partial" / "rows.npy"
+    os.truncate(rows, rows.stat().st_size // 2)
+    assert go_on(tmp_path / "f") == expected
+    rows.unlink()  # took its final name, and then came the kill
+    assert go_on(tmp_path / "f") == expected
+
+
+def test_what_follows_the_last_whole_save_is_cut_off(tmp_path, save_at_once):
+    folder = tmp_path / "f.partial"
+    with opened(tmp_path / "f") as rows:
+        for done in (4, 8):
+            rows.append(ROWS[done - 4 : done], done=done, bad={})
+    journal = (folder / "journal").read_bytes()
+    whole = (folder / "rows.npy").read_bytes()
+    for torn in (journal[:-1], journal + b'{"done": 12, "rows": 12, "bad"' + b" " * 99):
+        (folder / "journal").write_bytes(torn)
+        (folder / "rows.npy").write_bytes(whole + b"rows nobody counted" * 9)
+        with opened(tmp_path / "f") as rows:
+            assert rows.done == (4 if torn == journal[:-1] else 8)
+            rows.append(ROWS[rows.done : 8], done=8, bad={})
+            rows.append(ROWS[:0], done=9, bad={8: "gone"})
+        lines = (folder / "journal").read_bytes().splitlines()
+        assert [json.loads(line)["done"] for line in lines] == [4, 8, 9]
+        assert (folder / "rows.npy").read_bytes() == whole
+
+
+def test_another_run_is_refused_by_name_or_dropped(tmp_path):
+    go_on(tmp_path / "f")
+    other = SETTINGS | {"features": "patches", "weights": "b"}
+    with pytest.raises(errors.UserError, match="features and weights.*--overwrite"):
+        with opened(tmp_path / "f", settings=other):
+            pass
+    with opened(tmp_path / "f", settings=other, overwrite=True) as rows:
+        assert (rows.done, rows.rows, rows.bad) == (0, 0, {})
+        rows.append(ROWS[:4], done=4, bad={})
+    with opened(tmp_path / "f", settings=other, overwrite=True) as rows:
+        assert rows.done == 4  # its own, which it keeps
+
+
+def test_two_processes_do_not_share_it(tmp_path):
+    with opened(tmp_path / "f"):
+        with pytest.raises(errors.UserError, match="another process is writing"):
+            with opened(tmp_path / "f"):
+                pass
+    with opened(tmp_path / "f"):
+        pass
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, monkeypatch, save_at_once):
+    expected = go_on(tmp_path / "expected")
+    write = unfinished._write
+    calls = iter(range(100))
+
+    def full(file, data):
+        if next(calls) >= 6:
+            write(file, memoryview(data)[:7])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, data)
+
+    monkeypatch.setattr(unfinished, "_write", full)
+    with pytest.raises(errors.UserError, match="No space left.*resumes"):
+        go_on(tmp_path / "f")
+    monkeypatch.setattr(unfinished, "_write", write)
+    with opened(tmp_path / "f") as rows:
+        assert rows.done > 0
+    assert go_on(tmp_path / "f") == expected
+
+
+def test_what_is_saved_can_be_read_by_people(tmp_path):
+    go_on(tmp_path / "f")
+    found = json.loads((tmp_path / "f.partial" / "run.json").read_text())
+    assert found == {"features": "cls", "weights": "a", "sizes": [3, 4]}
