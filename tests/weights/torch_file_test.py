@@ -245,4 +245,5 @@ def test_reading_holds_one_tensor(tmp_path):
     tree = {str(i): torch.full((10, 2**18), float(i)) for i in range(10)}
     torch.save(tree, tmp_path / "x.pth")
     total, grown = map(int, forged.run_script(MEMORY, tmp_path / "x.pth").split())
-    assert total == 100 and 10 <= grown < 14  # MiB
+    # One tensor has 10; a machine short of memory takes pages away meanwhile.
+    assert total == 100 and 5 < grown < 14  # MiB
