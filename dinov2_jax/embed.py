@@ -12,7 +12,8 @@ dinov2_jax.load takes: a name, a .pth, a folder of Hugging Face, a workdir. OUT 
 
 An image that cannot be read has no row; the JSON file names it with the reason under
 "skipped". Given again, the command of a run that was killed goes on where that was and
-ends with the same bytes; until then it works in OUT.partial/.
+ends with the same bytes (to rounding, where devices or --batch-size are others); until
+then it works in OUT.partial/.
 """
 
 import argparse
