@@ -81,3 +81,9 @@ def release_shared_memory() -> None:
     pool = getattr(memory.SharedMemoryArray, "_del_thread_pool", None)
     if pool is not None:
         pool.apply(int)  # comes back after all that was asked before
+    # What a thread still holds, such as a batch in transfer: the name is given up now,
+    # the pages go with the process.
+    for held in gc.get_objects():
+        if isinstance(held, memory.SharedMemoryArray) and held._unlink_on_del:
+            held._unlink_on_del = False
+            held.shm.unlink()
