@@ -2,9 +2,12 @@
 
 One mesh with axes ("replica", "fsdp"), Auto axis types. A rule by shape shards the
 state over `fsdp` (the reference's FSDP); batches are sharded over both axes on their
-leading group axis. The model code only ever calls `constrain_batch`.
+leading group axis. The model code only ever calls `constrain_batch` and `gather`.
 """
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,7 +43,8 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Shardings of a tree of parameters or optimizer state, by shape.
 
     The largest axis that the `fsdp` size divides is sharded, never the layer axis of
-    the stacked blocks; arrays below `MIN_SHARDED_SIZE` elements are replicated.
+    the stacked blocks; arrays below `MIN_SHARDED_SIZE` elements (a block's, where they
+    are stacked) are replicated.
 
     Args:
       state: Tree of arrays or `jax.ShapeDtypeStruct`.
@@ -49,21 +53,112 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     Returns:
       The same tree of `NamedSharding`.
     """
-    fsdp = mesh.shape["fsdp"]
 
     def rule(path, leaf):
         stacked = any(getattr(k, "key", None) == "blocks" for k in path)
-        axes = [
-            (size, -axis)
-            for axis, size in enumerate(leaf.shape)
-            if size % fsdp == 0 and not (stacked and axis == 0)
-        ]
-        spec = [None] * len(leaf.shape)
-        if axes and leaf.size >= MIN_SHARDED_SIZE:
-            spec[-max(axes)[1]] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        spec = _spec(leaf.shape[stacked:], mesh.shape["fsdp"])
+        return NamedSharding(mesh, PartitionSpec(*[None] * stacked, *spec))
 
     return jax.tree_util.tree_map_with_path(rule, state)
+
+
+def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """Of one parameter, one block's where they are stacked."""
+    axes = [(size, -axis) for axis, size in enumerate(shape) if size % fsdp == 0]
+    spec = [None] * len(shape)
+    if axes and math.prod(shape) >= MIN_SHARDED_SIZE:
+        spec[-max(axes)[1]] = "fsdp"
+    return PartitionSpec(*spec)
+
+
+def gather(weights: Any) -> Any:
+    """The weights whole on every device; their gradients go back to their shards.
+
+    Said where the weights are in the dtype of the matmuls, so that this is what
+    travels; left to itself the compiler also gathers the float32 they were cast from,
+    or moves activations instead.
+
+    Args:
+      weights: Tree of arrays sharded as `state_shardings` says.
+    """
+    return jax.tree.map(_gather, weights) if _divided() else weights
+
+
+@jax.custom_vjp
+def _gather(x):
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def _gather_backward(_, grad):
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    return (jax.lax.with_sharding_constraint(grad, _spec(grad.shape, fsdp)),)
+
+
+_gather.defvjp(lambda x: (_gather(x), None), _gather_backward)
+
+
+def on_groups(
+    function: Callable[..., Any], *, in_specs: Any, out_specs: Any, num_groups: int
+) -> Callable[..., Any]:
+    """Runs a function on each device's groups, where devices divide the groups.
+
+    For what the compiler cannot divide (kernels) or divides badly (loops over rows).
+
+    Args:
+      function: Takes arrays, and as keyword `axes` the mesh axes to sum over, () where
+        it sees all groups.
+      in_specs: Of its arguments: `BATCH`, or None for what every device has whole.
+      out_specs: Of its results: `BATCH`, `scattered(K)`, or None.
+      num_groups: G.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _divided() or not devices_divide(num_groups):
+        return functools.partial(function, axes=())
+    whole = functools.partial(
+        jax.tree.map,
+        lambda spec: PartitionSpec() if spec is None else spec,
+        is_leaf=lambda spec: spec is None or isinstance(spec, PartitionSpec),
+    )
+    return jax.shard_map(
+        functools.partial(function, axes=mesh.axis_names),
+        mesh=mesh,
+        in_specs=whole(in_specs),
+        out_specs=whole(out_specs),
+        check_vma=False,
+    )
+
+
+def scattered(size: int) -> PartitionSpec | None:
+    """What `scatter_sum` does with the first axis of an array, for `out_specs`."""
+    fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
+    return PartitionSpec("fsdp") if size % fsdp == 0 else None
+
+
+def scatter_sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Inside of `on_groups`: the sum of x [K, ...] over devices, scattered over K."""
+    if not axes or scattered(len(x)) is None:
+        return jax.lax.psum(x, axes)
+    x = jax.lax.psum(x, "replica")
+    return jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
+
+
+def devices_divide(num_groups: int) -> bool:
+    """Whether each device of the mesh in context has whole groups."""
+    return not _divided() or num_groups % jax.sharding.get_abstract_mesh().size == 0
+
+
+def _divided() -> bool:
+    """Whether the compiler divides this code among several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and not mesh.manual_axes and mesh.size > 1
+
+
+def device_kind() -> str:
+    """Of the devices that a traced function is for, such as "cpu" or "TPU v6 lite"."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.abstract_device is not None:
+        return mesh.abstract_device.device_kind
+    return jax.devices()[0].device_kind
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

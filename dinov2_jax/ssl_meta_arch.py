@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dinov2_jax.data import augmentations
-from dinov2_jax.losses import dino, koleo, teacher_targets
+from dinov2_jax.losses import dino, koleo, prototypes
 from dinov2_jax.models import dino_head, vision_transformer
 
 Params = dict[str, Any]
@@ -68,12 +68,12 @@ class SSLMetaArch:
         centers: dict[str, jax.Array],
         batch: Batch,
         teacher_temp: jax.Array | float,
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """Target probabilities from the unmasked global crops.
+    ) -> tuple[dict[str, prototypes.Targets], dict[str, jax.Array]]:
+        """The teacher's side of the losses, from the unmasked global crops.
 
         Returns:
-          {"dino": [G, 2b, K], "ibot": [G, M, K]} (those in use) and the centres for
-          the next step.
+          {"dino": for [G, b, 2], "ibot": for [G, M, 1]} (those in use) and the centres
+          for the next step.
         """
         (features,) = self.backbone.apply(
             {"params": teacher_params["backbone"]},
@@ -81,32 +81,32 @@ class SSLMetaArch:
             [None],
             method="forward_crops",
         )
-        valid = batch["masked_weights"] > 0
-        logits, targets, new_centers = {}, {}, dict(centers)
+        rows, valid = {}, {"dino": None, "ibot": batch["masked_weights"] > 0}
         if self.dino_loss_weight:
-            logits["dino"] = self._head(teacher_params, "dino_head", features.cls)
+            rows["dino"] = by_image(features.cls, 2)
         if self._use_ibot(batch):
             masked = gather_masked(features.patches, batch["masked_indices"])
-            logits["ibot"] = self._head(teacher_params, "ibot_head", masked)
-        for term, term_logits in logits.items():
-            mask = valid if term == "ibot" else None
+            rows["ibot"] = masked[:, :, None]
+        targets, new_centers = {}, dict(centers)
+        for term, x in rows.items():
+            x, weights = self._head(teacher_params, term, x)
             if self.centering == "sinkhorn_knopp":
-                targets[term] = teacher_targets.sinkhorn_knopp(
-                    term_logits, teacher_temp, valid=mask
+                targets[term] = prototypes.sinkhorn_knopp(
+                    x, weights, teacher_temp, valid=valid[term]
                 )
             else:
-                targets[term] = teacher_targets.centered_softmax(
-                    term_logits, centers[term], teacher_temp
+                targets[term] = prototypes.centered(
+                    x, weights, teacher_temp, centers[term]
                 )
-                new_centers[term] = teacher_targets.update_center(
-                    centers[term], term_logits, mask
+                new_centers[term] = prototypes.update_center(
+                    centers[term], targets[term], valid[term]
                 )
         return targets, new_centers
 
     def loss(
         self,
         params: Params,
-        targets: dict[str, jax.Array],
+        targets: dict[str, prototypes.Targets],
         batch: Batch,
         drop_path_key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -135,37 +135,58 @@ class SSLMetaArch:
             drop_path_key,
             method="forward_crops",
         )
-        terms = {}
+        images = num_global // 2
+        terms, parts = {}, {}
         if self.dino_loss_weight:
-            cls = jnp.concatenate([features.cls, *(f.cls for f in local)], axis=1)
-            logits = self._head(params, "dino_head", cls)
-            global_term, local_term = dino.dino_loss(
-                logits[:, :num_global], logits[:, num_global:], targets["dino"]
+            cls = [
+                by_image(f.cls, f.cls.shape[1] // images) for f in (features, *local)
+            ]
+            x, weights = self._head(params, "dino", jnp.concatenate(cls, axis=2))
+            pairs, normaliser = dino.crop_pairs(num_local=x.shape[2] - 2)
+            scale = self.dino_loss_weight / (num_groups * images * normaliser)
+            terms["dino"], by_crop = prototypes.cross_entropy(
+                x, weights, targets["dino"], jnp.full(x.shape[:2], scale), pairs=pairs
             )
-            terms["dino_local"] = self.dino_loss_weight * local_term
-            terms["dino_global"] = self.dino_loss_weight * global_term
+            parts["dino_local"] = jnp.sum(by_crop[2:])
+            parts["dino_global"] = jnp.sum(by_crop[:2])
         if self.koleo_loss_weight:
             views = features.cls.reshape(num_groups, 2, num_global // 2, -1)
             per_view = jnp.mean(koleo.koleo_loss(views), axis=0)
             terms["koleo"] = self.koleo_loss_weight * jnp.sum(per_view)
+            parts["koleo"] = terms["koleo"]
         if self._use_ibot(batch):
             masked = gather_masked(features.patches, batch["masked_indices"])
-            terms["ibot"] = self.ibot_loss_weight * dino.ibot_loss(
-                self._head(params, "ibot_head", masked),
+            x, weights = self._head(params, "ibot", masked[:, :, None])
+            scale = self.ibot_loss_weight / (num_groups * num_global)
+            terms["ibot"], _ = prototypes.cross_entropy(
+                x,
+                weights,
                 targets["ibot"],
-                batch["masked_weights"],
-                num_global,
+                batch["masked_weights"] * scale,
+                pairs=((0,),),
             )
-        return sum(terms.values()), terms
+            parts["ibot"] = terms["ibot"]
+        return sum(terms.values()), parts
 
     def _use_ibot(self, batch: Batch) -> bool:
         return bool(self.ibot_loss_weight) and batch["masked_indices"].shape[1] > 0
 
-    def _head(self, params: Params, name: str, x: jax.Array) -> jax.Array:
-        """Logits of a head; the DINO head stands in for an iBOT head that is shared."""
-        if name == "ibot_head" and self.ibot_head is not None:
-            return self.ibot_head.apply({"params": params["ibot_head"]}, x)
-        return self.dino_head.apply({"params": params["dino_head"]}, x)
+    def _head(self, params: Params, term: str, x: jax.Array) -> tuple:
+        """Bottleneck features and prototypes of a head, the DINO head where shared."""
+        name, head = "dino_head", self.dino_head
+        if term == "ibot" and self.ibot_head is not None:
+            name, head = "ibot_head", self.ibot_head
+        variables = {"params": params[name]}
+        return (
+            head.apply(variables, x, method="bottleneck"),
+            head.apply(variables, method="prototypes"),
+        )
+
+
+def by_image(crops: jax.Array, views: int) -> jax.Array:
+    """Crop-major [G, views * b, D] -> [G, b, views, D]."""
+    groups, count, dim = crops.shape
+    return crops.reshape(groups, views, count // views, dim).swapaxes(1, 2)
 
 
 def normalize(crops: jax.Array) -> jax.Array:

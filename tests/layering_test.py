@@ -19,6 +19,7 @@ FLOORS = {  # the longest prefix counts
     "pretrained": 3,
     "init_weights": 3,
     "train_step": 3,
+    "flops": 2,
     "ssl_meta_arch": 2,
     "train_state": 2,
     "optimizer": 2,
@@ -28,7 +29,7 @@ FLOORS = {  # the longest prefix counts
     "losses": 0,
     "kernels": 0,
     "schedules": 0,
-    "sharding": 0,
+    "sharding": -1,  # where arrays live is said on every floor
     "checkpoint": 0,
     "metrics": 0,
     "data": 0,

@@ -293,8 +293,9 @@ def test_the_state_is_really_sharded(meshes, name, fsdp):
         stacked = "['blocks']" in path
         divisible = [n for n in shape[stacked:] if n % fsdp == 0]
         size = int(np.prod(shape))
+        of_block = int(np.prod(shape[stacked:]))
         expected = size
-        if size >= sharding.MIN_SHARDED_SIZE and divisible:
+        if of_block >= sharding.MIN_SHARDED_SIZE and divisible:
             expected = size // fsdp
             seen.add(path.split("'")[1])
             assert distinct == fsdp, path

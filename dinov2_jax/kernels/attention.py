@@ -1,17 +1,37 @@
 """Attention over a flat stream of tokens: the one place that knows where a crop ends.
 
 Mirrors the block-diagonal attention of the reference's `layers/attention.py`
-(`MemEffAttention` over a list of crops), with static lengths in place of a mask.
+(`MemEffAttention` over a list of crops), with static lengths in place of a mask. Here
+is the plain form, "xla", and the choice among the faster ones, each in a file of its
+own and each equal to the plain one.
 """
 
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 
+from dinov2_jax import sharding
+
+# Name -> the module of `kernels` whose `attention` takes one crop group; imported when
+# first used, because Pallas takes its time.
+_MODULES = {
+    "by_image": "attention_by_image",
+    "cudnn": "attention_cudnn",
+    "pallas_tpu": "attention_tpu",
+    "pallas_gpu": "attention_gpu",
+}
+IMPLEMENTATIONS = ("auto", "xla", *_MODULES)
+
 
 def attention(
-    qkv: jax.Array, *, sequences: Sequence[tuple[int, int]], num_heads: int
+    qkv: jax.Array,
+    *,
+    sequences: Sequence[tuple[int, int]],
+    num_heads: int,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Softmax attention inside each sequence of a flat token stream.
 
@@ -21,17 +41,21 @@ def attention(
       sequences: (count, length) of each crop group in stream order; the sum of
         count * length is T.
       num_heads: H.
+      implementation: One of `IMPLEMENTATIONS`; "auto" is the fastest measured for the
+        devices of the mesh in context (without one, of the default backend).
 
     Returns:
       [G, T, D] in the dtype of `qkv`; scores and softmax in float32.
+
+    Raises:
+      ValueError: The sequences do not fill the stream, or the implementation does not
+        take such shapes.
     """
     outputs = []
-    for part in _split(qkv, sequences, num_heads):
-        groups, count, length, _, _, head_dim = part.shape
-        weights = _softmax_weights(part).astype(part.dtype)
-        out = jnp.einsum("gbhqk,gbkhc->gbqhc", weights, part[..., 2, :, :])
-        outputs.append(out.reshape(groups, count * length, num_heads * head_dim))
-    return jnp.concatenate(outputs, axis=1)
+    for part, (count, length) in zip(_split(qkv, sequences), sequences):
+        function = _implementation(implementation, part, length, num_heads)
+        outputs.append(function(part, count=count, length=length, num_heads=num_heads))
+    return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
 
 
 def attention_maps(
@@ -47,22 +71,80 @@ def attention_maps(
     Returns:
       One float32 [G, count, H, length, length] a crop group; rows are queries.
     """
-    return [_softmax_weights(x) for x in _split(qkv, sequences, num_heads)]
+    return [
+        _softmax_weights(_unpack(part, count, length, num_heads))
+        for part, (count, length) in zip(_split(qkv, sequences), sequences)
+    ]
 
 
-def _split(qkv, sequences, num_heads) -> list[jax.Array]:
-    """[G, T, 3*D] -> one [G, count, length, 3, H, C] a crop group."""
-    groups, tokens, _ = qkv.shape
+def xla(qkv: jax.Array, *, count: int, length: int, num_heads: int) -> jax.Array:
+    """The plain form: [G, count*length, 3*D] -> [G, count*length, D]."""
+    packed = _unpack(qkv, count, length, num_heads)
+    weights = _softmax_weights(packed).astype(qkv.dtype)
+    out = jnp.einsum("gbhqk,gbkhc->gbqhc", weights, packed[..., 2, :, :])
+    return out.reshape(qkv.shape[0], count * length, -1)
+
+
+def _implementation(name: str, qkv: jax.Array, length: int, num_heads: int):
+    """The function for one crop group."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention = {name!r} is unknown: use one of {IMPLEMENTATIONS}"
+        )
+    if name == "auto":
+        name = _fastest(qkv, length, num_heads)
+    if name == "xla":
+        return xla
+
+    def on_each_device(qkv, **shape):
+        return sharding.on_groups(
+            lambda qkv, axes: _module(name).attention(qkv, **shape),
+            in_specs=sharding.BATCH,
+            out_specs=sharding.BATCH,
+            num_groups=len(qkv),
+        )(qkv)
+
+    return on_each_device
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"dinov2_jax.kernels.{_MODULES[name]}")
+
+
+def _fastest(qkv: jax.Array, length: int, num_heads: int) -> str:
+    """Which implementation "auto" is."""
+    if not sharding.devices_divide(len(qkv)):
+        return "xla"
+    kind = sharding.device_kind().lower()
+    if "cpu" in kind:
+        return "by_image"
+    name = "pallas_tpu" if "tpu" in kind else "cudnn"
+    supported = _module(name).supports(
+        dtype=qkv.dtype,
+        length=length,
+        num_heads=num_heads,
+        head_dim=qkv.shape[-1] // (3 * num_heads),
+    )
+    return name if supported else "xla"
+
+
+def _split(qkv: jax.Array, sequences) -> list[jax.Array]:
+    """[G, T, 3*D] -> one [G, count*length, 3*D] a crop group."""
+    tokens = qkv.shape[1]
     if tokens != sum(count * length for count, length in sequences):
         raise ValueError(f"sequences {sequences} do not fill {tokens} tokens")
+    if len(sequences) == 1:
+        return [qkv]
     parts, start = [], 0
     for count, length in sequences:
-        stop = start + count * length
-        parts.append(
-            qkv[:, start:stop].reshape(groups, count, length, 3, num_heads, -1)
-        )
-        start = stop
+        parts.append(qkv[:, start : start + count * length])
+        start += count * length
     return parts
+
+
+def _unpack(qkv: jax.Array, count: int, length: int, num_heads: int) -> jax.Array:
+    """[G, B*N, 3*D] -> [G, B, N, 3, H, C]."""
+    return qkv.reshape(qkv.shape[0], count, length, 3, num_heads, -1)
 
 
 def _softmax_weights(qkv: jax.Array) -> jax.Array:

@@ -33,17 +33,30 @@ def dino_loss(
     batch = crops // 2
     views = teacher.reshape(groups, 2, batch, prototypes)
     num_local = student_local.shape[1] // batch
-    local_terms, global_terms = max(2 * num_local, 1), 2
-    total_terms = local_terms + global_terms
+    _, normaliser = crop_pairs(num_local)
 
     log_p = _log_softmax(student_global).reshape(views.shape)
-    cross_entropy = -jnp.sum(views[:, ::-1] * log_p) / (groups * crops)
-    global_loss = cross_entropy * global_terms / total_terms
+    global_loss = -jnp.sum(views[:, ::-1] * log_p)
 
     log_p = _log_softmax(student_local)
     log_p = log_p.reshape(groups, num_local, batch, prototypes)
-    cross_entropy = -jnp.einsum("gvbk,glbk->", views, log_p) / (groups * batch)
-    return global_loss, cross_entropy / total_terms
+    local_loss = -jnp.einsum("gvbk,glbk->", views, log_p)
+    scale = 1.0 / (groups * batch * normaliser)
+    return global_loss * scale, local_loss * scale
+
+
+def crop_pairs(num_local: int) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """Which teacher views the crops of an image meet, and what their sum is divided by.
+
+    Args:
+      num_local: Local crops of an image.
+
+    Returns:
+      For each of the 2 + num_local crops the views, 0 or 1, that it meets; and the
+      number of pairs (the reference counts one more where there are no local crops).
+    """
+    pairs = ((1,), (0,)) + ((0, 1),) * num_local
+    return pairs, 2 + max(2 * num_local, 1)
 
 
 def ibot_loss(

@@ -78,4 +78,9 @@ def update_center(
         totals = jnp.einsum("gbk,gb->gk", logits, valid.astype(jnp.float32))
         counts = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
         mean = jnp.mean(totals / counts, axis=0)
+    return move_center(center, mean)
+
+
+def move_center(center: jax.Array, mean: jax.Array) -> jax.Array:
+    """The centre for the next step, from the mean logits [K] of this batch."""
     return center * CENTER_MOMENTUM + mean * (1 - CENTER_MOMENTUM)

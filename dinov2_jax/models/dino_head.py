@@ -24,25 +24,37 @@ class DINOHead(nn.Module):
     num_layers: int = 3
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        """Declares the parts under the reference's names."""
+        if self.num_layers == 1:
+            self.mlp = layers.dense(self.bottleneck_dim, True, self.dtype, None)
+        else:
+            self.mlp = _Mlp(
+                self.hidden_dim, self.bottleneck_dim, self.num_layers, self.dtype
+            )
+        self.last_layer = _WeightNormLinear(self.num_prototypes, self.bottleneck_dim)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> float32 logits [..., K]."""
-        if self.num_layers == 1:
-            x = layers.dense(self.bottleneck_dim, True, self.dtype, "mlp")(x)
-        else:
-            x = _Mlp(
-                self.hidden_dim,
-                self.bottleneck_dim,
-                self.num_layers,
-                self.dtype,
-                name="mlp",
-            )(x)
-        x = x.astype(jnp.float32)
+        return jnp.einsum(
+            "...c,kc->...k",
+            self.bottleneck(x),
+            self.prototypes(),
+            preferred_element_type=jnp.float32,
+        )
+
+    def bottleneck(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., C] of unit length, in `dtype`."""
+        x = self.mlp(x).astype(jnp.float32)
         # x / max(|x|, 1e-12), with a finite gradient at 0.
         x = x * jax.lax.rsqrt(
             jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24)
         )
-        return _WeightNormLinear(self.num_prototypes, self.dtype, name="last_layer")(x)
+        return x.astype(self.dtype)
+
+    def prototypes(self) -> jax.Array:
+        """[K, C] in `dtype`: what the bottleneck is multiplied with."""
+        return self.last_layer().astype(self.dtype)
 
 
 class _Mlp(nn.Module):
@@ -67,22 +79,18 @@ class _WeightNormLinear(nn.Module):
     """W = g * v / |v| per prototype, g trainable; torch's layout and initialisation."""
 
     num_prototypes: int
-    dtype: Any
+    dim: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        dim = x.shape[-1]
+    def __call__(self) -> jax.Array:
+        """float32 [K, C]."""
         g = self.param("weight_g", nn.initializers.ones, (self.num_prototypes, 1))
         v = self.param(
-            "weight_v", layers.torch_default_init(dim), (self.num_prototypes, dim)
+            "weight_v",
+            layers.torch_default_init(self.dim),
+            (self.num_prototypes, self.dim),
         )
-        weight = g * v * jax.lax.rsqrt(jnp.sum(v * v, axis=-1, keepdims=True))
-        return jnp.einsum(
-            "...d,kd->...k",
-            x.astype(self.dtype),
-            weight.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        return g * v * jax.lax.rsqrt(jnp.sum(v * v, axis=-1, keepdims=True))
 
 
 def make_dino_head(section: Any, dtype: Any) -> DINOHead:

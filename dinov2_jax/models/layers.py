@@ -9,7 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from dinov2_jax import sharding
 from dinov2_jax.kernels import attention as attention_kernel
 from dinov2_jax.models import stochastic_depth
 
@@ -42,19 +44,43 @@ def gelu(x: jax.Array) -> jax.Array:
     )(x)
 
 
-def dense(features: int, use_bias: bool, dtype: Any, name: str) -> nn.Dense:
-    """A linear layer with the reference's initialisation."""
+def dense(
+    features: int,
+    use_bias: bool,
+    dtype: Any,
+    name: str | None,
+    *,
+    kernel_init: nn.initializers.Initializer = linear_init,
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros,
+) -> nn.Dense:
+    """A linear layer with the reference's initialisation.
+
+    Its weights are cast to the dtype of the matmul and then gathered from the devices.
+    """
     return nn.Dense(
-        features, use_bias=use_bias, dtype=dtype, kernel_init=linear_init, name=name
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        promote_dtype=_cast_and_gather,
+        name=name,
     )
 
 
+def _cast_and_gather(x, *weights, dtype, **_):
+    """What flax calls before the matmul."""
+    weights = [None if w is None else w.astype(dtype) for w in weights]
+    return x.astype(dtype), *sharding.gather(weights)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention on the flat stream."""
+    """Multi-head self-attention on the flat stream; `kernel` is an implementation."""
 
     num_heads: int
     qkv_bias: bool = True
     proj_bias: bool = True
+    kernel: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -64,13 +90,18 @@ class Attention(nn.Module):
         """[G, T, D] -> [G, T, D], or the attention maps; see `kernels.attention`."""
         dim = x.shape[-1]
         qkv = dense(3 * dim, self.qkv_bias, self.dtype, "qkv")(x)
+        qkv = checkpoint_name(qkv, "qkv")
         if maps:
             return attention_kernel.attention_maps(
                 qkv, sequences=sequences, num_heads=self.num_heads
             )
         x = attention_kernel.attention(
-            qkv, sequences=sequences, num_heads=self.num_heads
+            qkv,
+            sequences=sequences,
+            num_heads=self.num_heads,
+            implementation=self.kernel,
         )
+        x = checkpoint_name(x, "attention")
         return dense(dim, self.proj_bias, self.dtype, "proj")(x)
 
 
@@ -86,6 +117,7 @@ class Mlp(nn.Module):
         """[..., D] -> [..., D]."""
         dim = x.shape[-1]
         x = dense(self.hidden_dim, self.use_bias, self.dtype, "fc1")(x)
+        x = checkpoint_name(x, "ffn_hidden")
         x = gelu(x)
         return dense(dim, self.use_bias, self.dtype, "fc2")(x)
 
@@ -104,6 +136,7 @@ class SwiGLU(nn.Module):
         # Two thirds of the MLP's hidden width, rounded up to a multiple of 8.
         hidden_dim = (int(self.hidden_dim * 2 / 3) + 7) // 8 * 8
         x = dense(2 * hidden_dim, self.use_bias, self.dtype, "w12")(x)
+        x = checkpoint_name(x, "ffn_hidden")
         gate, value = jnp.split(x, 2, axis=-1)
         return dense(dim, self.use_bias, self.dtype, "w3")(nn.silu(gate) * value)
 
@@ -128,6 +161,7 @@ class Block(nn.Module):
     Attributes:
       layerscale: Initial gamma; 0 builds no LayerScale.
       ffn_layer: "mlp" or "swiglufused".
+      kernel: Implementation of `kernels.attention`.
     """
 
     num_heads: int
@@ -137,6 +171,7 @@ class Block(nn.Module):
     qkv_bias: bool = True
     proj_bias: bool = True
     ffn_bias: bool = True
+    kernel: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -165,7 +200,12 @@ class Block(nn.Module):
         # Built here, in the block's scope, so that names are the reference's.
         norm1, norm2 = (layer_norm(self.dtype, f"norm{i}") for i in (1, 2))
         attn = Attention(
-            self.num_heads, self.qkv_bias, self.proj_bias, self.dtype, name="attn"
+            self.num_heads,
+            self.qkv_bias,
+            self.proj_bias,
+            self.kernel,
+            self.dtype,
+            name="attn",
         )
         mlp = ffn(hidden_dim, self.ffn_bias, self.dtype, name="mlp")
         if maps:
@@ -180,6 +220,7 @@ class Block(nn.Module):
 
         def ffn_branch(tokens, lengths):
             del lengths
+            tokens = checkpoint_name(tokens, "ffn_input")
             return ls2(mlp(norm2(tokens)))
 
         for i, branch in enumerate((attention_branch, ffn_branch)):

@@ -19,12 +19,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import sharding
+from dinov2_jax.models import layer_scale, pos_embed, stochastic_depth
 from dinov2_jax.models import layers as layers_lib
-from dinov2_jax.models import pos_embed, stochastic_depth
 
+
+def _computed_from_tokens(primitive, *inputs, **params) -> bool:
+    """A policy of `jax.checkpoint`: everything that has the axes of tokens [G, T, D].
+
+    The weights as the matmuls take them are not kept: no device holds all of them (in
+    the reference each does, by FSDP's SHARD_GRAD_OP).
+    """
+    del primitive, params
+    return any(len(x.shape) > 2 for x in inputs)
+
+
+# What of a block is kept for its backward pass, which computes the rest again.
 REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": _computed_from_tokens,
+    # Where matmuls need it, what matmuls and attention gave: norms and activation
+    # functions are repeated.
+    "selective": jax.checkpoint_policies.save_only_these_names(
+        "qkv", "attention", "ffn_input", "ffn_hidden"
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -76,13 +92,10 @@ class PatchEmbed(nn.Module):
         x = jnp.moveaxis(x, -4, -3)  # [..., h, w, p, p, C]
         x = x.reshape(*lead, (height // p) * (width // p), p * p * chans)
         init = layers_lib.torch_default_init(fan_in=p * p * chans)
-        return nn.Dense(
-            self.embed_dim,
-            dtype=self.dtype,
-            kernel_init=init,
-            bias_init=init,
-            name="proj",
-        )(x)
+        proj = layers_lib.dense(
+            self.embed_dim, True, self.dtype, "proj", kernel_init=init, bias_init=init
+        )
+        return proj(x)
 
 
 class VisionTransformer(nn.Module):
@@ -95,6 +108,7 @@ class VisionTransformer(nn.Module):
       drop_path_rate: Stochastic depth, only where `drop_path_key` is given.
       drop_path_uniform: False grows the rate from 0 to `drop_path_rate` over depth.
       dtype: Of the matmuls and the residual stream.
+      attention: One of `kernels.attention.IMPLEMENTATIONS`.
       remat: A key of `REMAT_POLICIES`.
       scan_unroll: Blocks per iteration of the scan.
     """
@@ -117,6 +131,7 @@ class VisionTransformer(nn.Module):
     drop_path_rate: float = 0.0
     drop_path_uniform: bool = True
     dtype: Any = jnp.float32
+    attention: str = "auto"
     remat: str = "none"
     scan_unroll: int = 1
 
@@ -143,6 +158,7 @@ class VisionTransformer(nn.Module):
             qkv_bias=self.qkv_bias,
             proj_bias=self.proj_bias,
             ffn_bias=self.ffn_bias,
+            kernel=self.attention,
             dtype=self.dtype,
             parent=None,
         )
@@ -192,7 +208,7 @@ class VisionTransformer(nn.Module):
         def attention_map(index):
             x = taps[chosen.index(index - 1)] if index else embedded
             params = jax.tree.map(lambda p: p[index], self.blocks)
-            (maps,) = self.block.apply({"params": params}, x, sequences, maps=True)
+            (maps,) = self._apply_block(params, x, sequences, maps=True)
             return maps[:, 0]
 
         return features(stream).replace(
@@ -279,6 +295,7 @@ class VisionTransformer(nn.Module):
             if mask is not None:
                 x = jnp.where(mask[..., None], self.mask_token.astype(x.dtype), x)
             pos = self.position_embeddings(height, width).astype(x.dtype)[0]
+            pos = sharding.gather(pos)
             cls = self.cls_token[0].astype(x.dtype) + pos[:1]
             prefix = [cls]
             if self.num_register_tokens:
@@ -302,16 +319,15 @@ class VisionTransformer(nn.Module):
         def run_block(carry, block):
             x, taps = carry
             params, kept, slot = block
-            x = self.block.apply({"params": params}, x, sequences, kept)
+            x = self._apply_block(params, x, sequences, kept)
             x = sharding.constrain_batch(x)
             if taps is not None:
                 taps = taps.at[slot].set(x, mode="drop")
             return (x, taps), None
 
-        if self.remat != "none":
-            run_block = jax.checkpoint(
-                run_block, policy=REMAT_POLICIES[self.remat], prevent_cse=False
-            )
+        run_block = jax.checkpoint(
+            run_block, policy=REMAT_POLICIES[self.remat], prevent_cse=False
+        )
         carry = (stream, taps)
         for start, stop, kept in self._kept_samples(
             sequences, stream.shape[0], drop_path_key
@@ -324,6 +340,10 @@ class VisionTransformer(nn.Module):
                 unroll=min(self.scan_unroll, stop - start),
             )
         return carry
+
+    def _apply_block(self, params, *args, **kwargs):
+        block = self.block.clone(layerscale=0.0)
+        return block.apply({"params": layer_scale.fold(params)}, *args, **kwargs)
 
     def _kept_samples(self, sequences, num_groups, key):
         """Runs of blocks that share a drop rate: (start, stop, kept or None)."""
@@ -396,6 +416,7 @@ def make_vision_transformer(config: Any, dtype: Any) -> VisionTransformer:
         drop_path_rate=c.drop_path_rate,
         drop_path_uniform=c.drop_path_uniform,
         dtype=dtype,
+        attention=c.attention,
         remat=c.remat,
         scan_unroll=c.scan_unroll,
     )

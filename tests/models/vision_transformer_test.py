@@ -85,7 +85,7 @@ def test_scan_unrolled_and_rematerialised_are_the_same():
     variables = random_variables(model)
     value, expected = gradient(model, crops, key)(variables)
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
-    for changes in ({"scan_unroll": DEPTH}, {"remat": "dots"}, {"remat": "full"}):
+    for changes in ({"scan_unroll": DEPTH}, {"remat": "selective"}, {"remat": "full"}):
         model = make(drop_path_rate=0.4, **changes)
         other, ours = gradient(model, crops, key)(variables)
         np.testing.assert_allclose(other, value, rtol=1e-5)

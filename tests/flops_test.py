@@ -1,0 +1,199 @@
+"""The FLOP model against a published table and against the operations of the step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import vitg, vitl, vitl16_short, vits
+from dinov2_jax import flops, ssl_meta_arch
+from dinov2_jax.data import masking
+
+
+def count_products(jaxpr):
+    """FLOPs of all matrix products of a jaxpr, loops multiplied out."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            depth = np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
+            total += 2 * eqn.outvars[0].aval.size * int(depth)
+            continue
+        inner = [count_products(sub) for sub in jax.core.jaxprs_in_params(eqn.params)]
+        inner += [
+            count_products(branch.jaxpr) for branch in eqn.params.get("branches", ())
+        ]
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        assert eqn.primitive.name not in ("while", "pallas_call") or not sum(inner)
+        if eqn.primitive.name == "cond":
+            inner = [max(inner)]
+        total += times * sum(inner)
+    return total
+
+
+def products_of(function, *args):
+    """FLOPs of the matrix products of a function of abstract arguments."""
+    return count_products(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def small(drop_path_rate=0.4, **model):
+    """ViT-S/14 with one group of 4 images; `model` overrides its fields."""
+    config = vits.get_config()
+    config.train.update(batch_size=4, group_size=4, centering="sinkhorn_knopp")
+    config.model.update(drop_path_rate=drop_path_rate, dtype="float32", **model)
+    return config
+
+
+def abstract_batch(config):
+    b, crops = config.train.group_size, config.crops
+    side = crops.global_crops_size // config.model.patch_size
+    masked = masking.max_masked(
+        num_crops=2 * b,
+        num_patches=side**2,
+        probability=config.ibot.mask_sample_probability,
+        ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
+    )
+    large, small = crops.global_crops_size, crops.local_crops_size
+    shapes = {
+        "global_crops": ((2 * b, large, large, 3), jnp.uint8),
+        "local_crops": (
+            (crops.local_crops_number * b, small, small, 3),
+            jnp.uint8,
+        ),
+        "masks": ((2 * b, side**2), jnp.bool_),
+        "masked_indices": ((masked,), jnp.int32),
+        "masked_weights": ((masked,), jnp.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((1, *shape), dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+# Name: the config, group size, rate and head, then teacher, student forward and step
+# TFLOP, heads % and attention % as an earlier, independent program counted them.
+TABLE = {
+    "L/16 short": (vitl16_short, {}, (0.249, 0.301, 1.151, 1.1, 2.2)),
+    "L/14": (vitl, {}, (0.331, 0.347, 1.370, 2.1, 2.9)),
+    "g/14": (vitg, {}, (1.204, 1.248, 4.948, 0.6, 2.0)),
+    # The long recipe's heads and drop rate on the small models, 64 images.
+    "B/14": (vitl, {"arch": "vit_base"}, (0.099, 0.104, 0.410, 6.9, 3.6)),
+    "S/14": (vitl, {"arch": "vit_small"}, (0.031, 0.032, 0.127, 21.7, 5.8)),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_equals_the_table(name):
+    module, model, row = TABLE[name]
+    config = module.get_config()
+    if model:
+        config.model.update(ffn_layer="mlp", **model)
+        config.train.group_size = 64
+    teacher, student, step, heads, attention = row
+    got = flops.step_flops(config)
+    # Half a unit of the table's last digit, or 1 %.
+    assert got.teacher / 1e12 == pytest.approx(teacher, abs=5e-4, rel=0.01)
+    assert got.student_forward / 1e12 == pytest.approx(student, abs=5e-4, rel=0.01)
+    assert got.per_image / 1e12 == pytest.approx(step, abs=5e-4, rel=1e-3)
+    assert 100 * got.heads / got.per_image == pytest.approx(heads, abs=0.06)
+    assert 100 * got.attention_core / got.per_image == pytest.approx(
+        attention, abs=0.06
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"ffn_layer": "swiglufused", "num_register_tokens": 4},
+        {"drop_path_uniform": False},
+    ],
+    ids=str,
+)
+def test_backbones_multiply_so_much(model):
+    config = small(**model)
+    config.dino.loss_weight = config.ibot.loss_weight = 0.0  # no heads
+    arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.float32)
+    params = jax.eval_shape(arch.init, jax.random.key(0))["backbone"]
+    batch = abstract_batch(config)
+
+    def run(params, crops, masks, key):
+        return arch.backbone.apply(
+            {"params": params},
+            [c.astype(jnp.float32) for c in crops],
+            masks,
+            key,
+            method="forward_crops",
+        )
+
+    crops = [batch["global_crops"], batch["local_crops"]]
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    expected = flops.step_flops(config)
+    student = products_of(run, params, crops, [batch["masks"], None], key) / 4
+    teacher = products_of(run, params, crops[:1], [None], None) / 4
+    # The resampling of position embeddings, once a step, is what comes on top.
+    assert student == pytest.approx(expected.student_forward, rel=2e-4)
+    assert teacher == pytest.approx(expected.teacher, rel=1e-9)
+
+
+@pytest.mark.parametrize("separate_head", [False, True])
+def test_the_loss_multiplies_so_much(separate_head):
+    config = small()
+    config.ibot.separate_head = separate_head
+    config.ibot.head_n_prototypes = 32768
+    arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.float32)
+    params = jax.eval_shape(arch.init, jax.random.key(0))
+    batch = abstract_batch(config)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    expected = flops.step_flops(config)
+
+    def teacher(params, batch):
+        return arch.teacher_targets(params, {}, batch, 0.07)
+
+    def student(params, batch, key):
+        targets, _ = arch.teacher_targets(params, {}, batch, 0.07)
+        return arch.loss(params, jax.lax.stop_gradient(targets), batch, key)[0]
+
+    # On top come Sinkhorn's sums, cross-entropies and KoLeo, and in a gradient what is
+    # computed a second time: scores of attention, logits of the heads.
+    count = products_of(teacher, params, batch) / 4
+    assert 1.0 <= count / expected.teacher < 1.03
+    both = products_of(student, params, batch, key) / 4
+    assert 1.0 <= both / (expected.teacher + expected.student_forward) < 1.03
+    step = products_of(jax.value_and_grad(student), params, batch, key) / 4
+    assert 1.0 <= step / expected.per_image < 1.12
+
+
+def test_parts_of_the_whole():
+    config = small()
+    got = flops.step_flops(config)
+    assert got.heads < got.per_image and got.attention_core < got.per_image
+    config.model.drop_path_rate = 0.0
+    assert flops.step_flops(config).per_image > 1.3 * got.per_image
+    config.model.update(remat="full")  # computes more, but nothing more that is useful
+    assert flops.step_flops(config).per_image == pytest.approx(
+        flops.step_flops(small(drop_path_rate=0.0)).per_image
+    )
+    config.crops.local_crops_number = 0
+    assert flops.step_flops(config).student_forward == pytest.approx(
+        flops.step_flops(config).teacher
+    )
+
+
+@pytest.mark.parametrize(
+    "kind, peak",
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200", 989e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU7x", 1153.5e12),
+        ("cpu", None),
+    ],
+)
+def test_peaks_by_device_kind(kind, peak):
+    assert flops.peak_flops(kind) == peak
