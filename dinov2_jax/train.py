@@ -27,7 +27,7 @@ from dinov2_jax import (
     train_step,
 )
 from dinov2_jax import workdir as workdir_lib
-from dinov2_jax.data import loader, sources
+from dinov2_jax.data import batch_spec, loader, sources
 from dinov2_jax.eval import evaluator
 
 
@@ -179,7 +179,7 @@ class Run:
         batch_sharding = sharding.batch_sharding(self.mesh)
         batch = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
-            for name, (shape, dtype) in loader.batch_spec(self.config).items()
+            for name, (shape, dtype) in batch_spec.batch_spec(self.config).items()
         }
         start = time.monotonic()
         lowered = self.step_fn.lower(self.state, batch, _float32(self.schedules(0)))

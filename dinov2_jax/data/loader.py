@@ -34,6 +34,7 @@ from absl import flags
 
 from dinov2_jax import errors
 from dinov2_jax.data import augmentations, images, masking
+from dinov2_jax.data import batch_spec as batch_spec_lib
 from dinov2_jax.data import sources as sources_lib
 from dinov2_jax.data import workers as workers_lib
 
@@ -152,37 +153,6 @@ class BatchBuilder:
         return np.random.default_rng((self.seed, *path))
 
 
-def _grid(config) -> tuple[int, int]:
-    side = config.crops.global_crops_size // config.model.patch_size
-    return side, side
-
-
-def batch_spec(config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Returns (shape, dtype) of the arrays that go to the devices, over all processes.
-
-    Reads the configuration alone, so that a step can be compiled without data.
-    """
-    b = config.train.group_size
-    g = config.train.batch_size // b
-    grid = _grid(config)
-    crops = config.crops
-    size = masking.max_masked(
-        num_crops=2 * b,
-        num_patches=grid[0] * grid[1],
-        probability=config.ibot.mask_sample_probability,
-        ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
-    )
-    large, small = crops.global_crops_size, crops.local_crops_size
-    shapes = {
-        "global_crops": ((g, 2 * b, large, large, 3), np.uint8),
-        "local_crops": ((g, crops.local_crops_number * b, small, small, 3), np.uint8),
-        "masks": ((g, 2 * b, grid[0] * grid[1]), np.bool_),
-        "masked_indices": ((g, size), np.int32),
-        "masked_weights": ((g, size), np.float32),
-    }
-    return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
-
-
 def make_batch_builder(
     config, source, *, process_index: int = 0, process_count: int = 1
 ) -> BatchBuilder:
@@ -226,7 +196,7 @@ def make_batch_builder(
         seed=config.seed,
         batch_size=batch_size,
         group_size=group_size,
-        grid=_grid(config),
+        grid=batch_spec_lib.patch_grid(config),
         mask_probability=config.ibot.mask_sample_probability,
         mask_ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
         process_index=process_index,
@@ -259,7 +229,7 @@ def make_loader(
     builder = make_batch_builder(
         config, source, process_index=process_index, process_count=process_count
     )
-    spec = batch_spec(config).values()
+    spec = batch_spec_lib.batch_spec(config).values()
     num_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in spec)
     return Loader(
         builder,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs import default
 from dinov2_jax import errors
-from dinov2_jax.data import images, loader, masking, sources, workers
+from dinov2_jax.data import batch_spec, images, loader, masking, sources, workers
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -108,7 +108,7 @@ def test_shapes_are_those_of_the_spec():
     config = small_config()
     (batch,) = take(config, Noise(9), 0, 1)
     assert len(batch.pop("bad_images")) == 0
-    spec = loader.batch_spec(config)
+    spec = batch_spec.batch_spec(config)
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == spec
     assert spec["global_crops"][0] == (4, 4, 16, 16, 3)
     assert spec["local_crops"][0] == (4, 6, 8, 8, 3)
@@ -119,7 +119,7 @@ def test_spec_of_the_reference_sizes():
     config = default.get_config()
     config.crops.local_crops_size = 98
     config.model.patch_size = 14
-    spec = loader.batch_spec(config)
+    spec = batch_spec.batch_spec(config)
     assert spec["global_crops"][0] == (32, 128, 224, 224, 3)
     assert spec["local_crops"][0] == (32, 512, 98, 98, 3)
     assert spec["masked_indices"] == ((32, 4941), np.dtype(np.int32))
@@ -187,7 +187,7 @@ def test_processes_share_the_groups():
     parts = [
         take(config, source, 4, 1, process_index=p, process_count=2)[0] for p in (0, 1)
     ]
-    for name in loader.batch_spec(config):
+    for name in batch_spec.batch_spec(config):
         joined = np.concatenate([part[name] for part in parts])
         np.testing.assert_array_equal(joined, whole[name], err_msg=name)
 

@@ -1,0 +1,39 @@
+"""The shapes of a batch, from the configuration alone: no data, no loader."""
+
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.data import masking
+
+
+def patch_grid(config: Any) -> tuple[int, int]:
+    """Rows and columns of patches of a global crop."""
+    side = config.crops.global_crops_size // config.model.patch_size
+    return side, side
+
+
+def batch_spec(config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns (shape, dtype) of the arrays that go to the devices, over all processes.
+
+    What they mean is in `data.loader`.
+    """
+    b = config.train.group_size
+    g = config.train.batch_size // b
+    grid = patch_grid(config)
+    crops = config.crops
+    size = masking.max_masked(
+        num_crops=2 * b,
+        num_patches=grid[0] * grid[1],
+        probability=config.ibot.mask_sample_probability,
+        ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
+    )
+    large, small = crops.global_crops_size, crops.local_crops_size
+    shapes = {
+        "global_crops": ((g, 2 * b, large, large, 3), np.uint8),
+        "local_crops": ((g, crops.local_crops_number * b, small, small, 3), np.uint8),
+        "masks": ((g, 2 * b, grid[0] * grid[1]), np.bool_),
+        "masked_indices": ((g, size), np.int32),
+        "masked_weights": ((g, size), np.float32),
+    }
+    return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
