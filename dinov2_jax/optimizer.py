@@ -1,10 +1,11 @@
-"""The optimizer: clip per submodule, AdamW with a multiplier for every parameter.
+"""The optimizer: clip per submodule, AdamW with a multiplier for every parameter, EMA.
 
 Mirrors the reference's `utils/param_groups.py` and `train/train.py`. Learning rate and
-weight decay arrive with every update as extra arguments, from `schedules`.
+weight decay arrive with every update, from `schedules`. The state is optax's.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from dinov2_jax import by_rows
 
 _EMBEDDINGS = {
     "cls_token",
@@ -81,101 +84,151 @@ def submodule_norms(grads: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: optax.tree.norm(tree) for name, tree in grads.items()}
 
 
-def clip_by_submodule_norm(max_norm: float) -> optax.GradientTransformation:
-    """Clips each submodule's gradients as torch's `clip_grad_norm_` does.
+def clip_factors(norms: dict[str, jax.Array], max_norm: float) -> dict[str, jax.Array]:
+    """What scales each submodule's gradients, as torch's `clip_grad_norm_` does.
 
-    The factor is min(1, max_norm / (norm + 1e-6)), which optax's clips lack.
+    The factor is min(1, max_norm / (norm + 1e-6)), which optax's clips lack; 1 where
+    `max_norm` is 0.
     """
-
-    def update(grads, state, params=None):
-        del params
-        norms = submodule_norms(grads)
-        factors = {k: jnp.minimum(1.0, max_norm / (n + 1e-6)) for k, n in norms.items()}
-        return {
-            name: jax.tree.map(lambda g: g * factors[name], tree)  # noqa: B023
-            for name, tree in grads.items()
-        }, state
-
-    return optax.GradientTransformation(optax.init_empty_state, update)
+    if not max_norm:
+        return {name: jnp.ones_like(norm) for name, norm in norms.items()}
+    return {k: jnp.minimum(1.0, max_norm / (n + 1e-6)) for k, n in norms.items()}
 
 
-def scale_by_schedule_and_groups(groups: Any) -> optax.GradientTransformationExtraArgs:
-    """Decoupled weight decay and learning rate, both per parameter.
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW and the EMA teacher, one pass over gradients, moments and both weights.
 
-    update = -lr * lr_multiplier * (update + weight_decay * wd_multiplier * param), with
-    lr, backbone_lr, last_layer_lr and weight_decay as extra arguments of `update`. A
-    rate of 0 stops both for its parameters, to the bit.
-    """
-
-    def update(
-        updates,
-        state,
-        params=None,
-        *,
-        lr,
-        backbone_lr,
-        last_layer_lr,
-        weight_decay,
-        **extra,
-    ):
-        del extra
-
-        def scale(group, u, p):
-            rate = backbone_lr if group.is_backbone else lr
-            rate = last_layer_lr if group.is_last_layer else rate
-            multiplier = np.asarray(group.lr_multiplier, np.float32)
-            multiplier = multiplier.reshape(multiplier.shape + (1,) * (p.ndim - 1))
-            if multiplier.ndim != p.ndim:  # one factor for the whole parameter
-                multiplier = multiplier.reshape(())
-            decay = weight_decay * group.wd_multiplier
-            return -(rate * multiplier) * (u + decay * p)
-
-        is_group = lambda x: isinstance(x, ParamGroup)  # noqa: E731
-        return jax.tree.map(scale, groups, updates, params, is_leaf=is_group), state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-
-
-def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam's direction with an exact bias correction.
-
-    `optax.scale_by_adam` computes 1 - b2**count in float32, which for b2 = 0.999 is off
-    by about 1e-5 at every step; torch computes it in double. Same state as optax's.
-
-    Args:
+    Attributes:
+      groups: Tree of `ParamGroup` like the parameters.
+      clip_grad: Greatest norm of a submodule's gradients; 0 does not clip.
       b1: Decay of the first moment, in [0, 1).
       b2: Decay of the second moment, in [0, 1).
       eps: Added to the root of the second moment.
     """
-    base = optax.scale_by_adam(b1, b2, eps)
 
-    def correction(decay, count):
-        return -jnp.expm1(count * math.log(decay)) if decay else 1.0
+    groups: Any
+    clip_grad: float
+    b1: float
+    b2: float
+    eps: float = 1e-8
 
-    def update(updates, state, params=None):
-        del params
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+    def init(self, params: Any) -> optax.ScaleByAdamState:
+        """Moments of 0."""
+        return optax.scale_by_adam().init(params)
+
+    def update(
+        self,
+        grads: Any,
+        state: optax.ScaleByAdamState,
+        params: Any,
+        teacher_params: Any,
+        scalars: dict[str, jax.Array],
+        *,
+        norms: dict[str, jax.Array],
+        finite: jax.Array | bool = True,
+    ) -> tuple[optax.ScaleByAdamState, Any, Any]:
+        """One step: clip, moments, decoupled weight decay, EMA.
+
+        A rate of 0 stops update and decay of its parameters, to the bit; a student
+        that rests leaves the teacher where it is once they are equal.
+
+        Args:
+          grads: Tree like `params`.
+          state: Of the step before.
+          params: The student's.
+          teacher_params: EMA of `params`.
+          scalars: lr, backbone_lr, last_layer_lr, weight_decay, momentum_teacher.
+          norms: `submodule_norms` of the gradients.
+          finite: Where False everything stays as it is.
+
+        Returns:
+          The new state, student and teacher.
+        """
         count = optax.safe_increment(state.count)
-        mu_scale, nu_scale = correction(b1, count), correction(b2, count)
-        direction = jax.tree.map(
-            lambda m, v: (m / mu_scale) / (jnp.sqrt(v / nu_scale) + eps), mu, nu
+        shared = {
+            "mu_scale": _bias_correction(self.b1, count),
+            "nu_scale": _bias_correction(self.b2, count),
+            "teacher_rate": 1.0 - scalars["momentum_teacher"],
+            "finite": finite,
+        }
+        factors = clip_factors(norms, self.clip_grad)
+
+        def leaf(path, group, *arrays):
+            rate = scalars["backbone_lr" if group.is_backbone else "lr"]
+            if group.is_last_layer:
+                rate = scalars["last_layer_lr"]
+            return by_rows.by_rows(
+                functools.partial(
+                    self._elementwise,
+                    clip=factors[path[0].key],
+                    decay=scalars["weight_decay"] * group.wd_multiplier,
+                    **shared,
+                ),
+                (arrays[0], rate * np.asarray(group.lr_multiplier, np.float32)),
+                arrays[1:],
+            )
+
+        trees = (grads, state.mu, state.nu, params, teacher_params)
+        is_group = lambda x: isinstance(x, ParamGroup)  # noqa: E731
+        new = jax.tree_util.tree_map_with_path(
+            leaf, self.groups, *trees, is_leaf=is_group
         )
-        return direction, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+        new = jax.tree.transpose(
+            jax.tree.structure(self.groups, is_leaf=is_group),
+            jax.tree.structure((0,) * 4),
+            new,
+        )
+        mu, nu, params, teacher_params = new
+        count = jnp.where(finite, count, state.count)
+        return optax.ScaleByAdamState(count, mu, nu), params, teacher_params
 
-    return optax.GradientTransformation(base.init, update)
+    def _elementwise(
+        self,
+        read,
+        old,
+        *,
+        clip,
+        decay,
+        mu_scale,
+        nu_scale,
+        teacher_rate,
+        finite,
+    ):
+        """(gradient, rate), (mu, nu, p, teacher) -> the last four, new."""
+        grad, rate = read
+        mu, nu, p, teacher = old
+        rate = rate.reshape(rate.shape + (1,) * (p.ndim - rate.ndim))
+        grad = grad * clip
+        mu = self.b1 * mu + (1 - self.b1) * grad
+        nu = self.b2 * nu + (1 - self.b2) * (grad * grad)
+        direction = (mu / mu_scale) / (jnp.sqrt(nu / nu_scale) + self.eps)
+        p = p - rate * (direction + decay * p)
+        # Not as m * t + (1 - m) * p, whose rounding moves a teacher at rest.
+        teacher = teacher + teacher_rate * (p - teacher)
+        new = (mu, nu, p, teacher)
+        return tuple(jnp.where(finite, n, o) for n, o in zip(new, old))
 
 
-def make_optimizer(config: Any, params: Any) -> optax.GradientTransformationExtraArgs:
-    """The chain of `config.optim` for a tree like `params` (arrays or shapes)."""
+def _bias_correction(decay: float, count: jax.Array) -> jax.Array | float:
+    """1 - decay**count, exactly.
+
+    In float32 as written, as optax has it, it is off by 1e-5 for 0.999 at every step;
+    torch computes it in double.
+    """
+    return -jnp.expm1(count * math.log(decay)) if decay else 1.0
+
+
+def make_optimizer(config: Any, params: Any) -> Optimizer:
+    """The optimizer of `config.optim` for a tree like `params` (arrays or shapes)."""
     groups = param_groups(
         params,
         layerwise_decay=config.optim.layerwise_decay,
         patch_embed_lr_mult=config.optim.patch_embed_lr_mult,
     )
-    clip = config.optim.clip_grad
-    return optax.chain(
-        clip_by_submodule_norm(clip) if clip else optax.identity(),
-        scale_by_adam(config.optim.adamw_beta1, config.optim.adamw_beta2, 1e-8),
-        scale_by_schedule_and_groups(groups),
+    return Optimizer(
+        groups=groups,
+        clip_grad=config.optim.clip_grad,
+        b1=config.optim.adamw_beta1,
+        b2=config.optim.adamw_beta2,
     )

@@ -81,7 +81,7 @@ def gather(weights: Any) -> Any:
     Args:
       weights: Tree of arrays sharded as `state_shardings` says.
     """
-    return jax.tree.map(_gather, weights) if _divided() else weights
+    return jax.tree.map(_gather, weights) if is_divided() else weights
 
 
 @jax.custom_vjp
@@ -112,7 +112,7 @@ def on_groups(
       num_groups: G.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not _divided() or not devices_divide(num_groups):
+    if not is_divided() or not devices_divide(num_groups):
         return functools.partial(function, axes=())
     whole = functools.partial(
         jax.tree.map,
@@ -144,10 +144,10 @@ def scatter_sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 def devices_divide(num_groups: int) -> bool:
     """Whether each device of the mesh in context has whole groups."""
-    return not _divided() or num_groups % jax.sharding.get_abstract_mesh().size == 0
+    return not is_divided() or num_groups % jax.sharding.get_abstract_mesh().size == 0
 
 
-def _divided() -> bool:
+def is_divided() -> bool:
     """Whether the compiler divides this code among several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and not mesh.manual_axes and mesh.size > 1

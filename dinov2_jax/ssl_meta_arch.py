@@ -7,6 +7,7 @@ crops, S and s pixels, N patches of a global crop, M masked-patch slots, K proto
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,9 +88,10 @@ class SSLMetaArch:
         if self._use_ibot(batch):
             masked = gather_masked(features.patches, batch["masked_indices"])
             rows["ibot"] = masked[:, :, None]
+        heads = self._heads(teacher_params)
         targets, new_centers = {}, dict(centers)
         for term, x in rows.items():
-            x, weights = self._head(teacher_params, term, x)
+            x, weights = heads[term](x)
             if self.centering == "sinkhorn_knopp":
                 targets[term] = prototypes.sinkhorn_knopp(
                     x, weights, teacher_temp, valid=valid[term]
@@ -136,12 +138,13 @@ class SSLMetaArch:
             method="forward_crops",
         )
         images = num_global // 2
+        heads = self._heads(params)
         terms, parts = {}, {}
         if self.dino_loss_weight:
             cls = [
                 by_image(f.cls, f.cls.shape[1] // images) for f in (features, *local)
             ]
-            x, weights = self._head(params, "dino", jnp.concatenate(cls, axis=2))
+            x, weights = heads["dino"](jnp.concatenate(cls, axis=2))
             pairs, normaliser = dino.crop_pairs(num_local=x.shape[2] - 2)
             scale = self.dino_loss_weight / (num_groups * images * normaliser)
             terms["dino"], by_crop = prototypes.cross_entropy(
@@ -156,7 +159,7 @@ class SSLMetaArch:
             parts["koleo"] = terms["koleo"]
         if self._use_ibot(batch):
             masked = gather_masked(features.patches, batch["masked_indices"])
-            x, weights = self._head(params, "ibot", masked[:, :, None])
+            x, weights = heads["ibot"](masked[:, :, None])
             scale = self.ibot_loss_weight / (num_groups * num_global)
             terms["ibot"], _ = prototypes.cross_entropy(
                 x,
@@ -171,16 +174,24 @@ class SSLMetaArch:
     def _use_ibot(self, batch: Batch) -> bool:
         return bool(self.ibot_loss_weight) and batch["masked_indices"].shape[1] > 0
 
-    def _head(self, params: Params, term: str, x: jax.Array) -> tuple:
-        """Bottleneck features and prototypes of a head, the DINO head where shared."""
-        name, head = "dino_head", self.dino_head
-        if term == "ibot" and self.ibot_head is not None:
-            name, head = "ibot_head", self.ibot_head
-        variables = {"params": params[name]}
-        return (
-            head.apply(variables, x, method="bottleneck"),
-            head.apply(variables, method="prototypes"),
-        )
+    def _heads(self, params: Params) -> dict[str, Callable[[jax.Array], tuple]]:
+        """By term: [..., D] -> bottleneck features and prototypes of its head.
+
+        The DINO head stands in for an iBOT head that is shared.
+        """
+
+        def call(head, params):
+            weights = head.apply({"params": params}, method="prototypes")  # once a step
+            return lambda x: (
+                head.apply({"params": params}, x, method="bottleneck"),
+                weights,
+            )
+
+        heads = {"dino": call(self.dino_head, params["dino_head"])}
+        heads["ibot"] = heads["dino"]
+        if self.ibot_head is not None:
+            heads["ibot"] = call(self.ibot_head, params["ibot_head"])
+        return heads
 
 
 def by_image(crops: jax.Array, views: int) -> jax.Array:

@@ -6,10 +6,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import sharding, ssl_meta_arch
+from dinov2_jax import optimizer, sharding, ssl_meta_arch
 
 
 @flax.struct.dataclass
@@ -38,7 +37,7 @@ class TrainState:
 def init_state(
     key: jax.Array,
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optax.GradientTransformation,
+    tx: optimizer.Optimizer,
 ) -> TrainState:
     """A fresh state with the reference's initialisation."""
     return state_from_params(meta_arch.init(key), meta_arch, tx)
@@ -47,7 +46,7 @@ def init_state(
 def state_from_params(
     params: Any,
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optax.GradientTransformation,
+    tx: optimizer.Optimizer,
 ) -> TrainState:
     """The state at step 0 for given weights; the teacher is a copy of the student."""
     return TrainState(
@@ -63,7 +62,7 @@ def state_from_params(
 
 def abstract_state(
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optax.GradientTransformation,
+    tx: optimizer.Optimizer,
     mesh: Mesh,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is allocated."""
@@ -80,7 +79,7 @@ def abstract_state(
 def make_state(
     seed: int,
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optax.GradientTransformation,
+    tx: optimizer.Optimizer,
     mesh: Mesh,
     loaded: dict[str, Any] | None = None,
 ) -> TrainState:

@@ -4,11 +4,9 @@ Mirrors the body of the loop of the reference's `train/train.py:do_train`.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from dinov2_jax import optimizer, sharding, ssl_meta_arch, train_state
@@ -23,7 +21,7 @@ def train_step(
     scalars: dict[str, jax.Array],
     *,
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optax.GradientTransformationExtraArgs,
+    tx: optimizer.Optimizer,
     seed: int,
 ) -> tuple[TrainState, Metrics]:
     """One step, pure.
@@ -55,24 +53,25 @@ def train_step(
     for norm in norms.values():
         finite &= jnp.isfinite(norm)
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, **scalars)
-    params = optax.apply_updates(state.params, updates)
-    # Not as m * t + (1 - m) * p, whose rounding moves a teacher whose student rests.
-    rate = 1.0 - scalars["momentum_teacher"]
-    teacher_params = jax.tree.map(
-        lambda t, p: t + rate * (p - t), state.teacher_params, params
+    opt_state, params, teacher_params = tx.update(
+        grads,
+        state.opt_state,
+        state.params,
+        state.teacher_params,
+        scalars,
+        norms=norms,
+        finite=finite,
     )
-
-    def keep_if_finite(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
     skip = (~finite).astype(jnp.int32)
     new_state = state.replace(
         step=state.step + 1,
-        params=keep_if_finite(params, state.params),
-        teacher_params=keep_if_finite(teacher_params, state.teacher_params),
-        opt_state=keep_if_finite(opt_state, state.opt_state),
-        centers=keep_if_finite(centers, state.centers),
+        params=params,
+        teacher_params=teacher_params,
+        opt_state=opt_state,
+        centers=jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), centers, state.centers
+        ),
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
         skipped=state.skipped + skip,
     )
@@ -86,7 +85,7 @@ def train_step(
 
 def make_train_step(
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optax.GradientTransformationExtraArgs,
+    tx: optimizer.Optimizer,
     state: TrainState,
     mesh: Mesh,
     *,

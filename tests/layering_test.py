@@ -34,6 +34,7 @@ FLOORS = {  # the longest prefix counts
     "metrics": 0,
     "data": 0,
     "errors": 0,
+    "by_rows": 0,
     "workdir": 1,
     "bad_images": 1,
     "console": 1,
@@ -44,7 +45,11 @@ FLOORS = {  # the longest prefix counts
 }
 # Importer and imported on one floor: the state holds the architecture's parameters,
 # and the loop evaluates.
-BESIDE = {("train_state", "ssl_meta_arch"), ("train", "eval.evaluator")}
+BESIDE = {
+    ("train_state", "ssl_meta_arch"),
+    ("train_state", "optimizer"),
+    ("train", "eval.evaluator"),
+}
 FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 
 

@@ -106,7 +106,7 @@ def test_no_large_leaf_of_a_real_state_is_replicated(giants, name, fsdp):
 def test_moments_and_teacher_are_sharded_as_the_parameters(giants):
     state = sharding.state_shardings(giants["vitg"], mesh(8))
     expected = jax.tree.map(lambda s: s.spec, state.params)
-    adam = state.opt_state[1]
+    adam = state.opt_state
     for tree in (state.teacher_params, adam.mu, adam.nu):
         assert jax.tree.map(lambda s: s.spec, tree) == expected
     assert state.step.spec == adam.count.spec == PartitionSpec()

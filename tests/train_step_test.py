@@ -232,8 +232,8 @@ def main():
         trees = {
             "params": state.params,
             "teacher": state.teacher_params,
-            "mu": state.opt_state[1].mu,
-            "nu": state.opt_state[1].nu,
+            "mu": state.opt_state.mu,
+            "nu": state.opt_state.nu,
         }
         results[name] = {
             "devices": mesh.size,

@@ -273,10 +273,11 @@ def check_gradients(
     grads, _ = jax.jit(jax.grad(meta_arch.loss, has_aux=True))(
         state.params, targets, batch, jax.random.key(0)
     )
-    if config.optim.clip_grad:
-        clip = optimizer.clip_by_submodule_norm(config.optim.clip_grad)
-        grads, _ = clip.update(grads, clip.init(grads))
+    factors = optimizer.clip_factors(
+        optimizer.submodule_norms(grads), config.optim.clip_grad
+    )
     for name, tree in grads.items():
+        tree = jax.tree.map(lambda g: g * factors[name], tree)  # noqa: B023
         ours = state_dict.state_dict_from_params(tree, patch_size=patch_size)
         recorded = under(arrays, f"step0/clipped_grad/{name}/")
         yield from check_tree(f"step0/clipped_grad/{name}", ours, recorded, "gradient")

@@ -1,0 +1,120 @@
+"""What the compiler makes of GPU attention for an H200 that is not here; by hand.
+
+`python -m benchmarks.gpu_compile` compiles the forward and the training step of one
+attention with our kernels and with cuDNN's and prints registers and spilled bytes a
+thread (ours; cuDNN's are ready-made) and the bytes that XLA allots beside arguments and
+results. Needs absl-py and jax[cuda13] (4.4 GB), and no GPU.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from dinov2_jax.kernels import attention_cudnn, attention_gpu
+
+LENGTHS = (37, 50, 54, 197, 257, 261, 1370, 1374)
+GROUPS, COUNT, HEADS = 32, 2, 16
+H200 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 }
+  core_count: 132
+  fpus_per_core: 128
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  l2_cache_size: 52428800
+  memory_bandwidth: 4800000000000
+  device_memory_size: 150000000000
+  clock_rate_ghz: 1.98
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 13 minor: 0 }
+device_description_str: "NVIDIA H200"
+"""
+
+
+@contextlib.contextmanager
+def printed() -> Iterator[list[str]]:
+    """What the process, C++ included, prints inside, as the list's one entry."""
+    text = []
+    sys.stdout.flush()
+    with tempfile.TemporaryFile("w+") as file:
+        saved = [os.dup(1), os.dup(2)]
+        try:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            yield text
+        finally:
+            for number, copy in enumerate(saved, start=1):
+                os.dup2(copy, number)
+                os.close(copy)
+            file.seek(0)
+            text.append(file.read())
+
+
+def training(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function's gradient, which runs the function too."""
+    return jax.grad(lambda qkv: jnp.sum(attend(qkv).astype(jnp.float32) ** 2))
+
+
+def main() -> None:
+    """Prints a line for each length, kernel and direction."""
+    device = topologies.get_topology_desc(
+        topology_name="", platform="cuda", topology="1x1x1", target_config=H200
+    ).devices[0]
+    print("length kernel direction registers spilled_bytes temporary_MiB")
+    for length in LENGTHS:
+        for module in (attention_gpu, attention_cudnn):
+            for direction in ("forward", "training"):
+                compile_one(module, direction, length, device)
+
+
+def compile_one(module, direction: str, length: int, device) -> None:
+    """Prints the line of one program."""
+
+    def attend(qkv):
+        return module.attention(qkv, count=COUNT, length=length, num_heads=HEADS)
+
+    qkv = jax.ShapeDtypeStruct(
+        (GROUPS, COUNT * length, 3 * 64 * HEADS),
+        jnp.bfloat16,
+        sharding=jax.sharding.SingleDeviceSharding(device),
+    )
+    function = training(attend) if direction == "training" else attend
+    name = module.__name__.rpartition("_")[2]
+    try:
+        with printed() as text:
+            compiled = jax.jit(function).lower(qkv).compile()
+    except NotImplementedError as error:
+        print(length, name, direction, error)
+        return
+    registers = re.findall(r"Used (\d+) registers", text[0])
+    spills = map(int, re.findall(r"(\d+) bytes spill", text[0]))
+    memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
+    print(
+        *(length, name, direction, ",".join(registers) or "-"),
+        *(sum(spills) if registers else "-", f"{memory:.1f}"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,497 @@
+"""Attention of one crop group on Hopper GPUs, straight from the packed projection.
+
+Compiles for sm90 (H100, H200) and is checked in interpret mode on a CPU; it has not
+yet run on hardware.
+
+The method is FlashAttention's (Dao 2023, arXiv:2307.08691): scores never reach main
+memory, and the backward recomputes them from the saved log-sum-exp. Ours is the
+treatment of ragged crops. The token matrix is viewed as [crops, length, channels], so
+the copy engine (TMA) reads tiles of q, k and v as they lie in the packed matrix, fills
+rows past the end of a crop with zeros and drops them on the way back. Main memory
+holds no padding, no transposed copy and no mask.
+
+Letters: G groups, B crops of a group, N = G * B crops, L tokens of a crop, H heads of
+64 channels, D = 64 * H. L4 is L rounded up to a multiple of 4, because the copy engine
+wants strides of 16 bytes.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+CHANNELS = 64  # of a head: 128 bytes, the widest swizzled row of shared memory
+TILE = 64  # tokens of a tile: the rows of one matrix instruction of a warpgroup
+
+# To be tuned on hardware. With 94 to 98 registers a thread (`benchmarks/gpu_compile.py`
+# prints them) four warpgroups of the forward share a processor, with 157 to 160 three
+# of the backward: keep those under 168.
+TEAM = 2  # warpgroups of a forward block, which share the keys they read
+STAGES = 5  # pairs of tiles in memory at a time, forward
+BACKWARD_STAGES = 3
+
+Q, K, V, DOUT = range(4)  # the first three are parts of the packed matrix
+ROWS, COLUMNS = 0, 1  # of a tile of scores
+
+_SCALE = CHANNELS**-0.5
+_EXP2_SCALE = _SCALE * math.log2(math.e)  # exp(_SCALE * s) = exp2(_EXP2_SCALE * s)
+
+
+def supports(*, dtype: Any, length: int, num_heads: int, head_dim: int) -> bool:
+    """Whether `attention` takes such a crop group."""
+    del length, num_heads
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    return half and head_dim == CHANNELS
+
+
+def attention(
+    qkv: jax.Array, *, count: int, length: int, num_heads: int, interpret: bool = False
+) -> jax.Array:
+    """Softmax attention inside each crop of a group, differentiable once.
+
+    Args:
+      qkv: [G, B * L, 3*D] bfloat16 or float16; the last axis is [q | k | v], each H
+        heads of 64 channels.
+      count: B.
+      length: L.
+      num_heads: H.
+      interpret: Run in JAX's interpreter of GPU kernels, on any machine.
+
+    Returns:
+      [G, B * L, D] in the dtype of `qkv`; sums and softmax in float32.
+
+    Raises:
+      ValueError: `supports` is false, the sizes do not agree, or there are 65536 crops
+        or more.
+    """
+    groups, tokens, width = qkv.shape
+    shape = {"length": length, "num_heads": num_heads}
+    if (
+        not supports(dtype=qkv.dtype, **shape, head_dim=width // (3 * num_heads))
+        or (tokens, width) != (count * length, 3 * CHANNELS * num_heads)
+        or groups * count >= 2**16  # of a launch's slowest grid axis
+    ):
+        raise ValueError(
+            "the GPU kernel takes 16-bit qkv of [G, count * length, 192 * num_heads],"
+            f" not {qkv.dtype}{list(qkv.shape)} with {count=} {length=} {num_heads=}"
+        )
+    crops = qkv.reshape(groups * count, length, width)
+    return _attention(crops, interpret).reshape(groups, tokens, width // 3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attention(qkv, interpret):
+    """[N, L, 3*D] -> [N, L, D]."""
+    return _forward(qkv, interpret, with_lse=False)[0]
+
+
+def _attention_fwd(qkv, interpret):
+    out, lse = _forward(qkv, interpret, with_lse=True)
+    return out, (qkv, out, lse)
+
+
+def _attention_bwd(interpret, residuals, dout):
+    return (_backward(*residuals, dout, interpret),)
+
+
+_attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+def _forward(qkv, interpret, *, with_lse):
+    """[N, L, 3*D] -> out [N, L, D], base-2 log-sum-exp float32 [N, H, L4] or None.
+
+    A warpgroup has a tile of queries; those of a block share the keys and values that
+    stream past.
+    """
+    plan = _Plan(qkv, STAGES, interpret)
+    ops, stages = plan.ops, plan.stages
+    team = min(TEAM, plan.tiles)
+
+    def kernel(
+        qkv_ref, out_ref, lse_ref,
+        q2, k, v, lse2, q_ready, k_ready, v_ready, free,
+    ):  # fmt: skip
+        crop, head, block, member = _indices()
+        mine = block * team + member
+        q, lse = q2.at[member], lse2.at[member]
+        source = functools.partial(plan.window, qkv_ref, crop, head)
+
+        def load(step, slot):
+            plan.load(source(K, step), k.at[slot], k_ready.at[slot])
+            plan.load(source(V, step), v.at[slot], v_ready.at[slot])
+
+        def release(slot, refill):
+            plgpu.barrier_arrive(free.at[slot])
+
+            @pl.when(member == 0)
+            def _leader():
+                plgpu.barrier_wait(free.at[slot])
+                refill()
+
+        def body(step, slot, sums, last):
+            out, top, total = sums  # over the keys so far; top is the largest score
+            plgpu.barrier_wait(k_ready.at[slot])
+            scores = ops.matmul(q, k.at[slot], transpose=True)
+            if last:
+                scores = jnp.where(plan.last_keys(), scores, -jnp.inf)
+            new_top = jnp.maximum(top, _EXP2_SCALE * scores.max(axis=1))
+            fade = jnp.exp2(top - new_top)
+            weights = jnp.exp2(_EXP2_SCALE * scores - _spread(new_top, ROWS))
+            total = total * fade + weights.sum(axis=1)
+            out = out * _spread(fade, ROWS)
+            plgpu.barrier_wait(v_ready.at[slot])
+            out = ops.matmul(weights.astype(qkv.dtype), v.at[slot], add_to=out)
+            return out, new_top, total
+
+        def run():
+            plan.load(source(Q, mine), q, q_ready.at[member])
+            plgpu.barrier_wait(q_ready.at[member])
+            out = plan.full(0.0)
+            top = plan.full(-jnp.inf, ROWS)
+            total = plan.full(0.0, ROWS)
+            out, top, total = plan.stream(load, body, (out, top, total), release)
+            q[...] = (out * _spread(1 / total, ROWS)).astype(qkv.dtype)
+            if with_lse:
+                lse[...] = top + jnp.log2(total)
+            plgpu.commit_smem()
+            plan.store(q, plan.window(out_ref, crop, head, Q, mine))
+            if with_lse:
+                plgpu.copy_smem_to_gmem(lse, _row(lse_ref, crop, head, mine))
+            plgpu.wait_smem_to_gmem(0)
+
+        @pl.when(member == 0)
+        def _fill():
+            plan.fill(load)
+
+        # A warpgroup past the crop may leave, unless others wait for it to free tiles:
+        # then it works on zeros, and the copy engine drops all that it writes.
+        if stages == plan.tiles:
+            pl.when(mine < plan.tiles)(run)
+        else:
+            run()
+
+    out, lse = plan.call(
+        kernel,
+        blocks=pl.cdiv(plan.tiles, team),
+        team=team,
+        out_type=(
+            plan.tokens(qkv.shape[2] // 3, team),
+            plan.statistics(team) if with_lse else None,
+        ),
+        scratch_types=(
+            plan.buffers(team),
+            plan.buffers(stages),
+            plan.buffers(stages),
+            plgpu.SMEM((team, TILE), jnp.float32),
+            plgpu.Barrier(num_barriers=team),
+            plgpu.Barrier(num_barriers=stages),
+            plgpu.Barrier(num_barriers=stages),
+            plgpu.Barrier(num_arrivals=team, num_barriers=stages),
+        ),
+    )(qkv)
+    return out[:, : plan.length], lse
+
+
+def _backward(qkv, out, lse, dout, interpret):
+    """The gradient [N, L, 3*D] of qkv for dout [N, L, D], that of the output.
+
+    One launch has two kinds of blocks, of one warpgroup. Either holds a tile of the
+    tokens whose gradient it writes and streams all tokens past it:
+
+      writes   holds     streams   scores are
+      dk, dv   k, v      q, dout   [keys, queries]
+      dq       q, dout   k, v      [queries, keys]
+
+    so no two blocks add to one number, and a run repeats bit by bit. Queries past the
+    crop need no mask: their dout is zero.
+    """
+    plan = _Plan(qkv, BACKWARD_STAGES, interpret)
+    ops, tiles, stages = plan.ops, plan.tiles, plan.stages
+
+    def kernel(
+        qkv_ref, dout_ref, lse_ref, delta_ref, dqkv_ref,
+        held_a, held_b, streamed_a, streamed_b, lse, delta,
+        held_ready, a_ready, b_ready, statistics_ready,
+    ):  # fmt: skip
+        crop, head, block, _ = _indices()
+
+        def source(part, tile):
+            if part == DOUT:
+                return plan.window(dout_ref, crop, head, Q, tile)
+            return plan.window(qkv_ref, crop, head, part, tile)
+
+        def load_statistics(tile, slot):
+            ready = statistics_ready.at[slot]
+            for ref, buffer in ((lse_ref, lse), (delta_ref, delta)):
+                source = _row(ref, crop, head, tile)
+                plgpu.copy_gmem_to_smem(source, buffer.at[slot], ready)
+
+        def run(mine, held, streamed):
+            of_keys = held == (K, V)
+            queries = COLUMNS if of_keys else ROWS
+
+            def load(step, slot):
+                a, b = (source(part, step) for part in streamed)
+                plan.load(a, streamed_a.at[slot], a_ready.at[slot])
+                plan.load(b, streamed_b.at[slot], b_ready.at[slot])
+                if of_keys:
+                    load_statistics(step, slot)
+
+            def body(step, slot, sums, last):
+                a, b = streamed_a.at[slot], streamed_b.at[slot]
+                place = slot if of_keys else 0
+                plgpu.barrier_wait(a_ready.at[slot])
+                scores = ops.matmul(held_a, a, transpose=True)
+                if of_keys:
+                    plgpu.barrier_wait(statistics_ready.at[slot])
+                log_total = ops.lay_out(lse.at[place][...], queries)
+                weights = jnp.exp2(_EXP2_SCALE * scores - _spread(log_total, queries))
+                if last and not of_keys:
+                    weights = jnp.where(plan.last_keys(), weights, 0.0)
+                plgpu.barrier_wait(b_ready.at[slot])
+                if of_keys:  # first, as it frees registers
+                    db = ops.matmul(weights.astype(qkv.dtype), b, add_to=sums[1])
+                dweights = ops.matmul(held_b, b, transpose=True)
+                mean = ops.lay_out(delta.at[place][...], queries)
+                dscores = weights * (dweights - _spread(mean, queries))
+                da = ops.matmul(dscores.astype(qkv.dtype), a, add_to=sums[0])
+                return (da, db) if of_keys else (da,)
+
+            for part, buffer in zip(held, (held_a, held_b)):
+                plan.load(source(part, mine), buffer, held_ready)
+            if not of_keys:
+                load_statistics(mine, 0)
+                plgpu.barrier_wait(statistics_ready.at[0])
+            plan.fill(load)
+            plgpu.barrier_wait(held_ready)
+            written = held if of_keys else (Q,)
+            sums = tuple(plan.full(0.0) for _ in written)
+            sums = plan.stream(load, body, sums, lambda slot, refill: refill())
+            # The held tiles have served: they carry the gradients out.
+            held_a[...] = (_SCALE * sums[0]).astype(qkv.dtype)
+            if of_keys:
+                held_b[...] = sums[1].astype(qkv.dtype)
+            plgpu.commit_smem()
+            for part, buffer in zip(written, (held_a, held_b)):
+                plan.store(buffer, plan.window(dqkv_ref, crop, head, part, mine))
+            plgpu.wait_smem_to_gmem(0)
+
+        @pl.when(block < tiles)
+        def _keys():
+            run(block, (K, V), (Q, DOUT))
+
+        @pl.when(block >= tiles)
+        def _queries():
+            run(block - tiles, (Q, DOUT), (K, V))
+
+    delta = out.astype(jnp.float32) * dout.astype(jnp.float32)
+    delta = delta.reshape(*out.shape[:2], plan.heads, CHANNELS).sum(axis=-1)
+    delta = jnp.pad(delta.swapaxes(1, 2), ((0, 0), (0, 0), (0, -plan.length % 4)))
+    dqkv = plan.call(
+        kernel,
+        blocks=2 * tiles,
+        out_type=plan.tokens(qkv.shape[2]),
+        scratch_types=(
+            plan.buffers(),
+            plan.buffers(),
+            plan.buffers(stages),
+            plan.buffers(stages),
+            plgpu.SMEM((stages, TILE), jnp.float32),
+            plgpu.SMEM((stages, TILE), jnp.float32),
+            plgpu.Barrier(num_arrivals=2),
+            plgpu.Barrier(num_barriers=stages),
+            plgpu.Barrier(num_barriers=stages),
+            plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        ),
+    )(qkv, dout, lse, delta)
+    return dqkv[:, : plan.length]
+
+
+class _Plan:
+    """Sizes of a launch, and what both kernels do alike."""
+
+    def __init__(self, qkv, stages, interpret):
+        self.crops, self.length, width = qkv.shape
+        self.dtype, self.heads = qkv.dtype, width // (3 * CHANNELS)
+        self.tiles = pl.cdiv(self.length, TILE)
+        self.stages = min(stages, self.tiles)
+        self.ops = _Interpreter if interpret else _Device
+
+    def tokens(self, width, team=1):
+        """Type of a token matrix [N, L, width]."""
+        shape = (self.crops, self.ops.room(self.length, team), width)
+        return jax.ShapeDtypeStruct(shape, self.dtype)
+
+    def statistics(self, team):
+        """Type of a number for each query, [N, H, L4]."""
+        room = self.ops.room(pl.cdiv(self.length, 4) * 4, team)
+        return jax.ShapeDtypeStruct((self.crops, self.heads, room), jnp.float32)
+
+    def buffers(self, *number):
+        """Tiles in shared memory, as matrix instructions want them."""
+        transforms = (plgpu.TilingTransform((8, CHANNELS)), plgpu.SwizzleTransform(128))
+        return plgpu.SMEM((*number, TILE, CHANNELS), self.dtype, transforms=transforms)
+
+    def window(self, ref, crop, head, part, tile):
+        """A tile of one head of a token matrix; past the crop it is zeros."""
+        column = (part * self.heads + head) * CHANNELS
+        return ref.at[crop, pl.ds(tile * TILE, TILE), pl.ds(column, CHANNELS)]
+
+    def call(self, kernel, *, blocks, team=1, **types):
+        return plgpu.kernel(
+            kernel,
+            grid=(self.crops, self.heads, blocks),  # the last axis runs fastest
+            grid_names=("crop", "head", "block"),
+            num_threads=team,
+            thread_name="member",
+            interpret=self.ops.params(),
+            compiler_params=plgpu.CompilerParams(
+                approx_math=True,
+                # Whose refs have spelled out layouts, for `by_rows` to change.
+                lowering_semantics=plgpu.LoweringSemantics.Lane,
+            ),
+            **types,
+        )
+
+    def load(self, source, buffer, ready):
+        plgpu.copy_gmem_to_smem(source, self.ops.by_rows(buffer), ready)
+
+    def store(self, buffer, target):
+        plgpu.copy_smem_to_gmem(self.ops.by_rows(buffer), target)
+
+    def full(self, value, along=None):
+        """A tile of one value, or one for each of its ROWS or COLUMNS."""
+        shape = (TILE, CHANNELS) if along is None else (TILE,)
+        return self.ops.lay_out(jnp.full(shape, value, jnp.float32), along)
+
+    def last_keys(self):
+        """[T, T]: which columns of the last tile's scores are tokens of the crop."""
+        columns = lax.broadcasted_iota(jnp.int32, (TILE, TILE), 1)
+        columns = self.ops.lay_out(columns, None)
+        return columns < self.length - (self.tiles - 1) * TILE
+
+    def fill(self, load):
+        @pl.loop(0, self.stages)
+        def _load(step):
+            load(step, step)
+
+    def stream(self, load, body, sums, release):
+        """Folds body(step, slot, sums, last) over all tiles, `stages` in memory.
+
+        release(slot, refill) hears when a tile has served and another shall come.
+        """
+
+        def turn(step, sums):
+            slot = lax.rem(step, jnp.int32(self.stages))
+            sums = body(step, slot, sums, last=False)
+
+            @pl.when(step + self.stages < self.tiles)
+            def _release():
+                release(slot, lambda: load(step + self.stages, slot))
+
+            return sums
+
+        end = self.tiles - 1
+        sums = lax.fori_loop(0, end, turn, sums)
+        return body(end, end % self.stages, sums, last=True)
+
+
+class _Device:
+    """What the interpreter cannot follow, as the GPU does it."""
+
+    @staticmethod
+    def params():
+        return None
+
+    @staticmethod
+    def room(length, team):
+        return length
+
+    @staticmethod
+    def by_rows(ref):
+        """The view of a buffer that the copy engine needs; its bytes are the same.
+
+        Buffers are declared in the tiles of (8, 64) of matrix instructions. In those,
+        a copy would want the length of a crop to be a multiple of 8.
+        """
+        swizzled, _tiled, *picks = ref.transforms
+        view = ref.ref.reshape(*ref.ref.shape[:-4], TILE, CHANNELS)
+        transforms = (*view.transforms, swizzled, *picks)
+        return dataclasses.replace(view, transforms=transforms)
+
+    @staticmethod
+    def lay_out(x, along):
+        """Spreads a tile, or a number for each of its ROWS or COLUMNS, over threads."""
+        tile = plgpu.Layout.WGMMA
+        return plgpu.layout_cast(x, tile if along is None else tile.reduce(1 - along))
+
+    @staticmethod
+    def matmul(a, b, *, transpose=False, add_to=None):
+        """a @ b or a @ b.T in float32, added to `add_to`; `a` may be in registers."""
+        b = plgpu.transpose_ref(b, (1, 0)) if transpose else b
+        if add_to is not None:
+            accumulate = pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))
+            return accumulate(plgpu.ACC.init(add_to))
+
+        def product(ref):
+            plgpu.wgmma(ref, a, b)
+            return ref[...]
+
+        return pl.run_scoped(product, plgpu.ACC((TILE, TILE), jnp.float32))
+
+
+class _Interpreter:
+    """The same on a CPU.
+
+    The interpreter of jax 0.10 and 0.11 multiplies only buffers as they lie, has no
+    accumulators that go on and drops a copy that runs over an edge; that of 0.10 knows
+    no layouts.
+    """
+
+    @staticmethod
+    def params():
+        from jax._src.pallas.mosaic_gpu.interpret import params  # public since 0.11
+
+        return params.InterpretGPUParams(
+            detect_races=True,
+            out_of_bounds_reads="uninitialized",
+            uninitialized_memory="zero",
+        )
+
+    @staticmethod
+    def room(length, team):
+        return pl.cdiv(length, team * TILE) * team * TILE
+
+    @staticmethod
+    def by_rows(ref):
+        return ref
+
+    @staticmethod
+    def lay_out(x, along):
+        return x
+
+    @staticmethod
+    def matmul(a, b, *, transpose=False, add_to=0.0):
+        a, b = a if isinstance(a, jax.Array) else a[...], b[...]
+        b = b.T if transpose else b
+        return add_to + jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def _indices():
+    return (lax.axis_index(name) for name in ("crop", "head", "block", "member"))
+
+
+def _row(ref, crop, head, tile):
+    """The numbers of a tile of queries."""
+    return ref.at[crop, head, pl.ds(tile * TILE, TILE)]
+
+
+def _spread(x, along):
+    """A number for each row or column, over a tile."""
+    return lax.broadcast_in_dim(x, (TILE, TILE), [along])
