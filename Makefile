@@ -1,4 +1,4 @@
-# make quickstart | test | bench | clean. Needs make and Python 3.11 or newer, which
+# make quickstart | test | bench | bench-gpu | clean. Needs make and Python 3.11 or newer, which
 # may be named: make PYTHON=/path/to/python3.11 quickstart
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: quickstart test bench clean
+.PHONY: quickstart test bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/runtime.stamp
@@ -19,7 +19,11 @@ test: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -q -n 2 --durations=15
 
 bench: $(VENV)/test.stamp
-	@$(VENV)/bin/python -m benchmarks.train_step
+	@$(VENV)/bin/python -m benchmarks step attention prototypes input compile
+
+# What one GPU can show in nine minutes, with the jax, flax and torch that are installed.
+bench-gpu:
+	@$(PYTHON) -m benchmarks attention prototypes step --minutes=9
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
@@ -35,7 +39,9 @@ $(VENV)/runtime.stamp: requirements.txt
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/test.stamp: requirements-test.txt $(VENV)/runtime.stamp
+# The TPU compiler goes beside the environment: every jax program would start it.
+$(VENV)/test.stamp: requirements-test.txt requirements-aot.txt $(VENV)/runtime.stamp
 	@echo "installing requirements-test.txt into $(VENV)"
 	@$(PIP) -r requirements-test.txt
+	@$(PIP) --no-deps --upgrade --target=$(VENV)/libtpu -r requirements-aot.txt
 	@touch $@

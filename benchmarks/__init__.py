@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks.train_step`."""
+"""Benchmarks: `python -m benchmarks --help`."""

@@ -1,40 +1,28 @@
 """One process that times this project's training step on random input.
 
-    python -m benchmarks.jax_step --drop_path_rate=0.3
+    python -m benchmarks.jax_step --config=vits --set=model.drop_path_rate=0.3
 
-ViT-S/14 with 224/98-px crops, 8 locals, a shared head, Sinkhorn-Knopp: the work of
-`benchmarks.torch_peer`. Prints one JSON object. The step is the one that `main` runs.
+The step is the one that `main` runs, on one device. Prints one JSON object.
 """
 
 import argparse
+import gc
 import json
-import statistics
 import time
+from typing import Any
 
+from benchmarks import environment, timing, workloads
 from dinov2_jax import host_memory
 
 
-def make_config(drop_path_rate: float, batch_size: int, num_prototypes: int):
-    """The config of the benchmark, one group."""
-    from configs import vits
-
-    config = vits.get_config()
-    config.model.drop_path_rate = drop_path_rate
-    config.dino.head_n_prototypes = num_prototypes
-    config.train.update(
-        batch_size=batch_size, group_size=batch_size, centering="sinkhorn_knopp"
-    )
-    return config
-
-
-def random_batch(config):
+def random_batch(config: Any) -> dict[str, Any]:
     """A batch of noise with real masks, host arrays."""
     import numpy as np
 
-    from dinov2_jax.data import loader, masking
+    from dinov2_jax.data import batch_spec, masking
 
     rng = np.random.default_rng(0)
-    spec = loader.batch_spec(config)
+    spec = batch_spec.batch_spec(config)
     batch = {
         name: rng.integers(0, 256, spec[name][0], np.uint8)
         for name in ("global_crops", "local_crops")
@@ -60,19 +48,25 @@ def random_batch(config):
     return batch
 
 
-def measure(config, *, steps: int, warmup: int) -> dict:
+def measure(
+    config: Any, *, samples: int, inner: int, warmup: int, compile_only: bool
+) -> dict[str, Any]:
     """Compiles and times the step.
 
     Args:
       config: Of the run; one device.
-      steps: Timed steps; 0 only compiles.
-      warmup: Untimed steps before them.
+      samples: Of the timing.
+      inner: Steps a sample, dispatched without waiting, as the loop does.
+      warmup: Untimed steps before them, at least 1.
+      compile_only: Stop when it is compiled; needs no memory for the state.
 
     Returns:
-      `lower_seconds`, `compile_seconds`, `temp_bytes`, `seconds` per step and
-      `first_loss`.
+      `lower_seconds`, `compile_seconds`, `temp_bytes` (XLA's temporaries),
+      `argument_bytes`; unless `compile_only` also `first_loss`, `seconds` (a step, one
+      a sample), `host_bytes` and, on an accelerator, `device_bytes` (peaks).
     """
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from dinov2_jax import (
@@ -80,60 +74,93 @@ def measure(config, *, steps: int, warmup: int) -> dict:
         schedules,
         sharding,
         ssl_meta_arch,
-        train,
         train_state,
         train_step,
     )
 
-    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, train.compute_dtype(config))
-    shapes = jax.eval_shape(meta_arch.init, jax.random.key(0))
-    tx = optimizer.make_optimizer(config, shapes)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    abstract = train_state.abstract_state(meta_arch, tx, mesh)
-    step_fn = train_step.make_train_step(meta_arch, tx, abstract, mesh, seed=0)
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    device = jax.devices()[0]
+    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.dtype(dtype))
+    mesh = sharding.make_mesh(devices=[device])
     scalars = schedules.make_schedules(config)(config.optim.warmup_steps)
     scalars = {name: np.float32(value) for name, value in scalars.items()}
-    batch = random_batch(config)
-    report = {}
+    report: dict[str, Any] = {"dtype": dtype}
     with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(meta_arch.init, jax.random.key(0))
+        tx = optimizer.make_optimizer(config, shapes)
+        abstract = train_state.abstract_state(meta_arch, tx, mesh)
+        step_fn = train_step.make_train_step(meta_arch, tx, abstract, mesh, seed=0)
+        batch = jax.device_put(random_batch(config), sharding.batch_sharding(mesh))
         start = time.perf_counter()
         lowered = step_fn.lower(abstract, batch, scalars)
         report["lower_seconds"] = time.perf_counter() - start
         start = time.perf_counter()
         compiled = lowered.compile()
         report["compile_seconds"] = time.perf_counter() - start
-        report["temp_bytes"] = compiled.memory_analysis().temp_size_in_bytes
-        report["seconds"] = []
-        state = train_state.make_state(0, meta_arch, tx, mesh) if steps else None
-        for i in range(warmup + steps if steps else 0):
-            start = time.perf_counter()
+        memory = compiled.memory_analysis()
+        report["temp_bytes"] = memory.temp_size_in_bytes
+        report["argument_bytes"] = memory.argument_size_in_bytes
+        if compile_only:
+            return report
+        state = train_state.make_state(0, meta_arch, tx, mesh)
+        state, metrics = compiled(state, batch, scalars)
+        report["first_loss"] = float(metrics["loss/total"])
+
+        def step() -> None:
+            nonlocal state, metrics
             state, metrics = compiled(state, batch, scalars)
-            jax.block_until_ready((state, metrics))
-            if i == 0:
-                report["first_loss"] = float(metrics["loss/total"])
-            if i >= warmup:
-                report["seconds"].append(time.perf_counter() - start)
-    if steps:
-        median = statistics.median(report["seconds"])
-        report["seconds_median"] = median
-        report["images_per_second"] = config.train.batch_size / median
+
+        report["seconds"] = timing.samples(
+            step,
+            count=samples,
+            inner=inner,
+            warmup=warmup - 1,
+            finish=lambda: jax.block_until_ready((state, metrics)),
+        )
+    report["host_bytes"] = environment.peak_host_bytes()
+    statistics = device.memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        report["device_bytes"] = statistics["peak_bytes_in_use"]
     return report
 
 
 def main() -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="vits", help="a file of configs/")
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--drop_path_rate", type=float, default=0.0)
-    parser.add_argument("--num_prototypes", type=int, default=65536)
-    parser.add_argument("--scan_unroll", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--inner", type=int, default=1, help="steps a sample")
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--compile_only", action="store_true")
+    parser.add_argument(
+        "--remat",
+        nargs="+",
+        help="policies of which the first that fits the device's memory is measured",
+    )
     args = parser.parse_args()
     host_memory.keep_freed_memory()
-    config = make_config(args.drop_path_rate, args.batch_size, args.num_prototypes)
-    config.model.scan_unroll = args.scan_unroll
-    print(json.dumps(measure(config, steps=args.steps, warmup=args.warmup), indent=2))
+    config = workloads.make_config(args.config, args.batch_size, args.set)
+    policies = args.remat or [config.model.remat]
+    for i, policy in enumerate(policies):
+        config.model.remat = policy
+        try:
+            report = measure(
+                config,
+                samples=args.samples,
+                inner=args.inner,
+                warmup=args.warmup,
+                compile_only=args.compile_only,
+            )
+            break
+        except Exception as error:
+            if i + 1 == len(policies) or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        gc.collect()
+    print(json.dumps(report | {"remat": policy}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ the forward pass, but once for the patch embedding, whose images need no gradien
 
 What a step need not compute is not useful and does not count: samples that stochastic
 depth drops, and anything computed a second time (rematerialisation, a fused loss or an
-attention kernel that recomputes its scores). So MFU falls when such work is added.
+attention kernel that recomputes its scores). So MFU falls when such work is added. The
+last block counts whole, as in every published figure, although the losses see only some
+of its tokens: a step that leaves out the others is credited with them.
 
 Letters: b images a group, L local crops an image, T tokens of a crop, D width,
 K prototypes, M masked-patch slots a group.

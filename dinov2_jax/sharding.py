@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH = PartitionSpec(("replica", "fsdp"))
 MIN_SHARDED_SIZE = 2048  # elements; smaller arrays are replicated
+_TILE_ROWS = 16  # of a bfloat16 array on TPUs; parts of a tile cannot be gathered
 
 
 def make_mesh(replica: int = 1, devices: Any = None) -> Mesh:
@@ -42,9 +43,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Shardings of a tree of parameters or optimizer state, by shape.
 
-    The largest axis that the `fsdp` size divides is sharded, never the layer axis of
-    the stacked blocks; arrays below `MIN_SHARDED_SIZE` elements (a block's, where they
-    are stacked) are replicated.
+    The largest axis that the `fsdp` size divides is sharded, one with whole tiles a
+    shard before all others, never the layer axis of the stacked blocks; arrays below
+    `MIN_SHARDED_SIZE` elements (a block's, where they are stacked) are replicated.
 
     Args:
       state: Tree of arrays or `jax.ShapeDtypeStruct`.
@@ -64,10 +65,14 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     """Of one parameter, one block's where they are stacked."""
-    axes = [(size, -axis) for axis, size in enumerate(shape) if size % fsdp == 0]
+    axes = [
+        (size // fsdp % _TILE_ROWS == 0, size, -axis)
+        for axis, size in enumerate(shape)
+        if size % fsdp == 0
+    ]
     spec = [None] * len(shape)
     if axes and math.prod(shape) >= MIN_SHARDED_SIZE:
-        spec[-max(axes)[1]] = "fsdp"
+        spec[-max(axes)[2]] = "fsdp"
     return PartitionSpec(*spec)
 
 
@@ -86,12 +91,17 @@ def gather(weights: Any) -> Any:
 
 @jax.custom_vjp
 def _gather(x):
-    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+    # Without the first, "whole" spreads backwards through the cast.
+    return jax.lax.with_sharding_constraint(_scatter(x), PartitionSpec())
+
+
+def _scatter(x):
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    return jax.lax.with_sharding_constraint(x, _spec(x.shape, fsdp))
 
 
 def _gather_backward(_, grad):
-    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
-    return (jax.lax.with_sharding_constraint(grad, _spec(grad.shape, fsdp)),)
+    return (_scatter(grad),)
 
 
 _gather.defvjp(lambda x: (_gather(x), None), _gather_backward)

@@ -76,17 +76,17 @@ class SSLMetaArch:
           {"dino": for [G, b, 2], "ibot": for [G, M, 1]} (those in use) and the centres
           for the next step.
         """
-        (features,) = self.backbone.apply(
+        (cls,), masked = self.backbone.apply(
             {"params": teacher_params["backbone"]},
             [normalize(batch["global_crops"])],
             [None],
-            method="forward_crops",
+            batch["masked_indices"],
+            method="forward_chosen",
         )
         rows, valid = {}, {"dino": None, "ibot": batch["masked_weights"] > 0}
         if self.dino_loss_weight:
-            rows["dino"] = by_image(features.cls, 2)
+            rows["dino"] = by_image(cls, 2)
         if self._use_ibot(batch):
-            masked = gather_masked(features.patches, batch["masked_indices"])
             rows["ibot"] = masked[:, :, None]
         heads = self._heads(teacher_params)
         targets, new_centers = {}, dict(centers)
@@ -130,21 +130,20 @@ class SSLMetaArch:
         if local_crops.shape[1]:
             crops.append(normalize(local_crops))
             masks.append(None)
-        features, *local = self.backbone.apply(
+        cls, masked = self.backbone.apply(
             {"params": params["backbone"]},
             crops,
             masks,
+            batch["masked_indices"],
             drop_path_key,
-            method="forward_crops",
+            method="forward_chosen",
         )
         images = num_global // 2
         heads = self._heads(params)
         terms, parts = {}, {}
         if self.dino_loss_weight:
-            cls = [
-                by_image(f.cls, f.cls.shape[1] // images) for f in (features, *local)
-            ]
-            x, weights = heads["dino"](jnp.concatenate(cls, axis=2))
+            views = [by_image(x, x.shape[1] // images) for x in cls]
+            x, weights = heads["dino"](jnp.concatenate(views, axis=2))
             pairs, normaliser = dino.crop_pairs(num_local=x.shape[2] - 2)
             scale = self.dino_loss_weight / (num_groups * images * normaliser)
             terms["dino"], by_crop = prototypes.cross_entropy(
@@ -153,12 +152,11 @@ class SSLMetaArch:
             parts["dino_local"] = jnp.sum(by_crop[2:])
             parts["dino_global"] = jnp.sum(by_crop[:2])
         if self.koleo_loss_weight:
-            views = features.cls.reshape(num_groups, 2, num_global // 2, -1)
+            views = cls[0].reshape(num_groups, 2, images, -1)
             per_view = jnp.mean(koleo.koleo_loss(views), axis=0)
             terms["koleo"] = self.koleo_loss_weight * jnp.sum(per_view)
             parts["koleo"] = terms["koleo"]
         if self._use_ibot(batch):
-            masked = gather_masked(features.patches, batch["masked_indices"])
             x, weights = heads["ibot"](masked[:, :, None])
             scale = self.ibot_loss_weight / (num_groups * num_global)
             terms["ibot"], _ = prototypes.cross_entropy(
@@ -210,12 +208,6 @@ def normalize(crops: jax.Array) -> jax.Array:
     mean = jnp.asarray(augmentations.IMAGENET_MEAN, jnp.float32)
     std = jnp.asarray(augmentations.IMAGENET_STD, jnp.float32)
     return (crops.astype(jnp.float32) / 255.0 - mean) / std
-
-
-def gather_masked(patches: jax.Array, indices: jax.Array) -> jax.Array:
-    """[G, 2b, h, w, D] patches and [G, M] flat indices over 2b*h*w -> [G, M, D]."""
-    flat = patches.reshape(patches.shape[0], -1, patches.shape[-1])
-    return jnp.take_along_axis(flat, indices[..., None], axis=1)
 
 
 def make_ssl_meta_arch(config: Any, dtype: Any) -> SSLMetaArch:

@@ -140,12 +140,14 @@ def test_the_loss_multiplies_so_much(separate_head, prototypes, most):
 
     # On top come Sinkhorn's sums, cross-entropies, KoLeo and what is computed a second
     # time: logits of the prototypes (much where these are many), scores of attention.
+    # Left out may be the last of 12 FFNs, two thirds of a block, of unused tokens.
+    least = 1 - 2 / 3 / 12
     count = products_of(teacher, params, batch) / 4
-    assert 1.0 <= count / expected.teacher < most
+    assert least <= count / expected.teacher < most
     both = products_of(student, params, batch, key) / 4
-    assert 1.0 <= both / (expected.teacher + expected.student_forward) < most
+    assert least <= both / (expected.teacher + expected.student_forward) < most
     step = products_of(jax.value_and_grad(student), params, batch, key) / 4
-    assert 1.0 <= step / expected.per_image < most
+    assert least <= step / expected.per_image < most
 
 
 def test_parts_of_the_whole():

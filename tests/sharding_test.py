@@ -38,6 +38,8 @@ def spec(leaf, path="kernel", fsdp=8):
         ((64, 64), "kernel", ("fsdp", None)),  # the first of two equals
         ((60, 100), "kernel", (None, None)),  # nothing to divide
         ((100, 64), "kernel", (None, "fsdp")),  # the largest that 8 divides
+        # Whole tiles of 16 rows before length: 2736 / 8 is 342.
+        ((2736, 1024), "kernel", (None, "fsdp")),
         ((2047,), "bias", (None,)),
         ((2048,), "bias", ("fsdp",)),
         ((8, 8), "kernel", (None, None)),  # small

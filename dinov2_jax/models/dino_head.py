@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dinov2_jax import sharding
 from dinov2_jax.models import layers
 
 
@@ -54,7 +55,7 @@ class DINOHead(nn.Module):
 
     def prototypes(self) -> jax.Array:
         """[K, C] in `dtype`: what the bottleneck is multiplied with."""
-        return self.last_layer().astype(self.dtype)
+        return sharding.gather(self.last_layer().astype(self.dtype))
 
 
 class _Mlp(nn.Module):

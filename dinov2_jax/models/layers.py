@@ -29,9 +29,9 @@ def torch_default_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def layer_norm(dtype: Any, name: str | None = None) -> nn.LayerNorm:
+def layer_norm(dtype: Any) -> nn.LayerNorm:
     """LayerNorm with the reference's epsilon and exact float32 statistics."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -106,9 +106,9 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact (erf) GELU, linear."""
+    """Linear, exact (erf) GELU, linear; `ratio` times as wide inside."""
 
-    hidden_dim: int
+    ratio: float
     use_bias: bool = True
     dtype: Any = jnp.float32
 
@@ -116,16 +116,16 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
         dim = x.shape[-1]
-        x = dense(self.hidden_dim, self.use_bias, self.dtype, "fc1")(x)
+        x = dense(int(dim * self.ratio), self.use_bias, self.dtype, "fc1")(x)
         x = checkpoint_name(x, "ffn_hidden")
         x = gelu(x)
         return dense(dim, self.use_bias, self.dtype, "fc2")(x)
 
 
 class SwiGLU(nn.Module):
-    """silu(x1) * x2 with (x1, x2) from one packed projection."""
+    """silu(x1) * x2 with (x1, x2) from one packed projection; `ratio` as of `Mlp`."""
 
-    hidden_dim: int
+    ratio: float
     use_bias: bool = True
     dtype: Any = jnp.float32
 
@@ -134,7 +134,7 @@ class SwiGLU(nn.Module):
         """[..., D] -> [..., D]."""
         dim = x.shape[-1]
         # Two thirds of the MLP's hidden width, rounded up to a multiple of 8.
-        hidden_dim = (int(self.hidden_dim * 2 / 3) + 7) // 8 * 8
+        hidden_dim = (int(int(dim * self.ratio) * 2 / 3) + 7) // 8 * 8
         x = dense(2 * hidden_dim, self.use_bias, self.dtype, "w12")(x)
         x = checkpoint_name(x, "ffn_hidden")
         gate, value = jnp.split(x, 2, axis=-1)
@@ -174,14 +174,27 @@ class Block(nn.Module):
     kernel: str = "auto"
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        """Declares the parts under the reference's names."""
+        ffn = SwiGLU if self.ffn_layer == "swiglufused" else Mlp
+        self.norm1 = layer_norm(self.dtype)
+        self.attn = Attention(
+            self.num_heads, self.qkv_bias, self.proj_bias, self.kernel, self.dtype
+        )
+        self.norm2 = layer_norm(self.dtype)
+        self.mlp = ffn(self.ffn_ratio, self.ffn_bias, self.dtype)
+        if self.layerscale:
+            self.ls1 = LayerScale(self.layerscale)
+            self.ls2 = LayerScale(self.layerscale)
+        else:
+            self.ls1 = self.ls2 = lambda residual: residual
+
     def __call__(
         self,
         x: jax.Array,
         sequences: tuple[tuple[int, int], ...],
         kept: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]] | None = None,
-        maps: bool = False,
-    ) -> Any:
+    ) -> jax.Array:
         """One block on the flat stream.
 
         Args:
@@ -190,41 +203,35 @@ class Block(nn.Module):
           kept: None computes every sample. Otherwise, for the attention and the FFN
             branch, the samples computed in each crop group, [G, k] each; see
             `models.stochastic_depth`.
-          maps: Give the attention maps and compute nothing else.
 
         Returns:
-          [G, T, D]; or one float32 [G, count, H, length, length] a crop group.
+          [G, T, D].
         """
-        hidden_dim = int(x.shape[-1] * self.ffn_ratio)
-        ffn = SwiGLU if self.ffn_layer == "swiglufused" else Mlp
-        # Built here, in the block's scope, so that names are the reference's.
-        norm1, norm2 = (layer_norm(self.dtype, f"norm{i}") for i in (1, 2))
-        attn = Attention(
-            self.num_heads,
-            self.qkv_bias,
-            self.proj_bias,
-            self.kernel,
-            self.dtype,
-            name="attn",
+        x = self.add_attention(x, sequences, kept and kept[0])
+        return stochastic_depth.add_residual(
+            x, lambda tokens, _: self.ffn(tokens), sequences, kept and kept[1]
         )
-        mlp = ffn(hidden_dim, self.ffn_bias, self.dtype, name="mlp")
-        if maps:
-            return attn(norm1(x), sequences, maps=True)
-        if self.layerscale:
-            ls1, ls2 = (LayerScale(self.layerscale, name=f"ls{i}") for i in (1, 2))
-        else:
-            ls1 = ls2 = lambda residual: residual
 
-        def attention_branch(tokens, lengths):
-            return ls1(attn(norm1(tokens), lengths))
+    def add_attention(
+        self,
+        x: jax.Array,
+        sequences: tuple[tuple[int, int], ...],
+        kept: tuple[jax.Array, ...] | None,
+    ) -> jax.Array:
+        """The first half of the block, [G, T, D] -> [G, T, D]."""
 
-        def ffn_branch(tokens, lengths):
-            del lengths
-            tokens = checkpoint_name(tokens, "ffn_input")
-            return ls2(mlp(norm2(tokens)))
+        def branch(tokens, lengths):
+            return self.ls1(self.attn(self.norm1(tokens), lengths))
 
-        for i, branch in enumerate((attention_branch, ffn_branch)):
-            x = stochastic_depth.add_residual(
-                x, branch, sequences, kept[i] if kept is not None else None
-            )
-        return x
+        return stochastic_depth.add_residual(x, branch, sequences, kept)
+
+    def ffn(self, tokens: jax.Array) -> jax.Array:
+        """What the second half adds to tokens [..., D], each for itself."""
+        tokens = checkpoint_name(tokens, "ffn_input")
+        return self.ls2(self.mlp(self.norm2(tokens)))
+
+    def attention_maps(
+        self, x: jax.Array, sequences: tuple[tuple[int, int], ...]
+    ) -> list[jax.Array]:
+        """[G, T, D] -> one float32 [G, count, H, length, length] a crop group."""
+        return self.attn(self.norm1(x), sequences, maps=True)

@@ -87,6 +87,12 @@ def add_residual(
     return _flatten(added)
 
 
+def residual_scale(kept: jax.Array, batch: int) -> jax.Array:
+    """[G, k] kept samples of `batch` -> float32 [G, batch]: b / k of those, else 0."""
+    is_kept = jnp.any(kept[..., None] == jnp.arange(batch), axis=1)
+    return is_kept * (batch / kept.shape[1])
+
+
 def _split(x: jax.Array, sequences: Sequences) -> list[jax.Array]:
     """[G, T, D] -> one [G, count, length, D] a crop group."""
     parts, start = [], 0

@@ -199,7 +199,9 @@ class VisionTransformer(nn.Module):
         # Without stochastic depth a group means nothing: one image a group.
         masks = None if masks is None else masks[:, None]
         grids, embedded, sequences = self._embed([images[:, None]], [masks])
-        stream, taps = self._run_blocks(embedded, sequences, None, chosen)
+        stream, taps = self._run_blocks(
+            embedded, sequences, self._all_kept(), chosen=chosen
+        )
 
         def features(stream):
             (out,) = self._features(stream, sequences, grids, norm=True)
@@ -208,7 +210,7 @@ class VisionTransformer(nn.Module):
         def attention_map(index):
             x = taps[chosen.index(index - 1)] if index else embedded
             params = jax.tree.map(lambda p: p[index], self.blocks)
-            (maps,) = self._apply_block(params, x, sequences, maps=True)
+            (maps,) = self._apply_block(params, x, sequences, method="attention_maps")
             return maps[:, 0]
 
         return features(stream).replace(
@@ -242,8 +244,70 @@ class VisionTransformer(nn.Module):
           One `Features` a crop group, leading axes [G, B].
         """
         grids, stream, sequences = self._embed(crops, masks)
-        stream, _ = self._run_blocks(stream, sequences, drop_path_key)
+        runs = self._kept_samples(sequences, stream.shape[0], drop_path_key)
+        stream, _ = self._run_blocks(stream, sequences, runs)
         return self._features(stream, sequences, grids, norm=True)
+
+    def forward_chosen(
+        self,
+        crops: Sequence[jax.Array],
+        masks: Sequence[jax.Array | None],
+        indices: jax.Array,
+        drop_path_key: jax.Array | None = None,
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """The class tokens and some patches that `forward_crops` would give.
+
+        The last FFN and LayerNorm see one token at a time: they are computed for the
+        chosen ones alone.
+
+        Args:
+          crops: As in `forward_crops`.
+          masks: As in `forward_crops`.
+          indices: [G, M] patches of the first crop group, flat over its B*h*w.
+          drop_path_key: As in `forward_crops`.
+
+        Returns:
+          Normalised class tokens, one [G, B, D] a crop group, and patches [G, M, D].
+        """
+        _, stream, sequences = self._embed(crops, masks)
+        runs = self._kept_samples(sequences, stream.shape[0], drop_path_key)
+        stream, _ = self._run_blocks(stream, sequences, runs, stop=self.depth - 1)
+        kept = runs[-1][2]
+        tokens = self._checkpoint(self._last_block, static_argnums=2)(
+            jax.tree.map(lambda p: p[-1], self.blocks),
+            stream,
+            sequences,
+            kept and jax.tree.map(lambda k: k[-1], kept),
+            indices,
+        )
+        ends = np.cumsum([count for count, _ in sequences])
+        *cls, patches = jnp.split(self.norm(tokens), ends, axis=1)
+        return cls, patches
+
+    def _last_block(self, params, x, sequences, kept, indices):
+        """[G, T, D] -> class tokens, then chosen patches of the first crop group."""
+        x = self._apply_block(
+            params, x, sequences, kept and kept[0], method="add_attention"
+        )
+        first = 1 + self.num_register_tokens  # index of a crop's first patch
+        length = sequences[0][1]
+        crop, patch = jnp.divmod(indices, length - first)
+        starts, scales, stop = [], [], 0
+        for i, (count, size) in enumerate(sequences):
+            starts.append(stop + size * np.arange(count))
+            stop += size * count
+            if kept:
+                scales.append(stochastic_depth.residual_scale(kept[1][i], count))
+        cls = np.concatenate(starts)
+        cls = jnp.broadcast_to(cls, (len(x), len(cls)))
+        chosen = jnp.concatenate([cls, crop * length + first + patch], axis=1)
+        tokens = jnp.take_along_axis(x, chosen[..., None], axis=1)
+        residual = self._apply_block(params, tokens, method="ffn")
+        if kept:
+            of_patches = jnp.take_along_axis(scales[0], crop, axis=1)
+            scale = jnp.concatenate([*scales, of_patches], axis=1)
+            residual *= scale[..., None].astype(residual.dtype)
+        return sharding.constrain_batch(tokens + residual.astype(x.dtype))
 
     def get_intermediate_layers(
         self, images: jax.Array, n: int | Sequence[int] = 1, *, norm: bool = True
@@ -263,7 +327,7 @@ class VisionTransformer(nn.Module):
         if not chosen or chosen[0] < 0 or chosen[-1] >= self.depth:
             raise ValueError(f"n={n} names blocks outside 0..{self.depth - 1}")
         grids, stream, sequences = self._embed([images[:, None]], [None])
-        _, taps = self._run_blocks(stream, sequences, None, chosen)
+        _, taps = self._run_blocks(stream, sequences, self._all_kept(), chosen=chosen)
         outputs = []
         for tap in taps:
             (features,) = self._features(tap, sequences, grids, norm=norm)
@@ -308,8 +372,8 @@ class VisionTransformer(nn.Module):
         stream = jnp.concatenate(parts, axis=1)
         return grids, sharding.constrain_batch(stream), tuple(sequences)
 
-    def _run_blocks(self, stream, sequences, drop_path_key, chosen=()):
-        """The scan over blocks; also returns the stream after the chosen blocks."""
+    def _run_blocks(self, stream, sequences, runs, *, chosen=(), stop=None):
+        """The scan over blocks, up to `stop`; also the stream after chosen blocks."""
         slots = np.full(self.depth, len(chosen))  # the last slot is dropped
         slots[list(chosen)] = range(len(chosen))
         taps = None
@@ -325,30 +389,39 @@ class VisionTransformer(nn.Module):
                 taps = taps.at[slot].set(x, mode="drop")
             return (x, taps), None
 
-        run_block = jax.checkpoint(
-            run_block, policy=REMAT_POLICIES[self.remat], prevent_cse=False
-        )
         carry = (stream, taps)
-        for start, stop, kept in self._kept_samples(
-            sequences, stream.shape[0], drop_path_key
-        ):
-            params = jax.tree.map(lambda p: p[start:stop], self.blocks)  # noqa: B023
-            carry, _ = jax.lax.scan(
-                run_block,
-                carry,
-                (params, kept, slots[start:stop]),
-                unroll=min(self.scan_unroll, stop - start),
-            )
+        for first, last, kept in runs:
+            blocks = slice(first, min(last, self.depth if stop is None else stop))
+            count = blocks.stop - blocks.start
+            if count:
+                carry, _ = jax.lax.scan(
+                    self._checkpoint(run_block),
+                    carry,
+                    (
+                        jax.tree.map(lambda p: p[blocks], self.blocks),  # noqa: B023
+                        jax.tree.map(lambda k: k[:count], kept),  # noqa: B023
+                        slots[blocks],
+                    ),
+                    unroll=min(self.scan_unroll, count),
+                )
         return carry
+
+    def _checkpoint(self, function, **kwargs):
+        """What is kept of one block for the backward pass is up to `remat`."""
+        policy = REMAT_POLICIES[self.remat]
+        return jax.checkpoint(function, policy=policy, prevent_cse=False, **kwargs)
 
     def _apply_block(self, params, *args, **kwargs):
         block = self.block.clone(layerscale=0.0)
         return block.apply({"params": layer_scale.fold(params)}, *args, **kwargs)
 
+    def _all_kept(self):
+        return [(0, self.depth, None)]
+
     def _kept_samples(self, sequences, num_groups, key):
         """Runs of blocks that share a drop rate: (start, stop, kept or None)."""
         if key is None or not self.drop_path_rate:
-            return [(0, self.depth, None)]
+            return self._all_kept()
         if self.drop_path_uniform:
             rates = [self.drop_path_rate] * self.depth
         else:

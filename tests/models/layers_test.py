@@ -58,7 +58,7 @@ def torch_swiglu(params, x):
 
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_mlp(use_bias):
-    module = layers.Mlp(hidden_dim=20, use_bias=use_bias)
+    module = layers.Mlp(ratio=2.5, use_bias=use_bias)
     x = inputs(3, 4, 8)
     params = weights_of(module, x)
     ours = module.apply({"params": params}, x)
@@ -67,7 +67,7 @@ def test_mlp(use_bias):
 
 
 def test_gelu_is_not_the_tanh_approximation():
-    module = layers.Mlp(hidden_dim=1, use_bias=False)
+    module = layers.Mlp(ratio=1.0, use_bias=False)
     one = {"fc1": {"kernel": np.ones((1, 1))}, "fc2": {"kernel": np.ones((1, 1))}}
     x = np.linspace(-4, 4, 81, dtype=np.float32)[:, None]
     ours = module.apply({"params": one}, x)
@@ -81,7 +81,7 @@ def test_gelu_is_not_the_tanh_approximation():
 
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_swiglu(use_bias):
-    module = layers.SwiGLU(hidden_dim=24, use_bias=use_bias)
+    module = layers.SwiGLU(ratio=3.0, use_bias=use_bias)
     x = inputs(3, 4, 8)
     params = weights_of(module, x)
     assert params["w12"]["kernel"].shape == (8, 32)
@@ -94,7 +94,7 @@ def test_swiglu(use_bias):
     "dim, hidden", [(384, 1024), (768, 2048), (1024, 2736), (1536, 4096)]
 )
 def test_swiglu_hidden_sizes(dim, hidden):
-    module = layers.SwiGLU(hidden_dim=4 * dim)
+    module = layers.SwiGLU(ratio=4.0)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, dim)))
     assert shapes["params"]["w12"]["kernel"].shape == (dim, 2 * hidden)
     assert shapes["params"]["w3"]["kernel"].shape == (hidden, dim)

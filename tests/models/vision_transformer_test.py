@@ -103,6 +103,48 @@ def test_remat_stores_less():
     assert temporaries("full") < 0.7 * temporaries("none")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"drop_path_rate": 0.4, "num_register_tokens": 0},
+        {"drop_path_rate": 0.4, "drop_path_uniform": False, "remat": "full"},
+        {"ffn_layer": "swiglufused", "layerscale": 0.0, "depth": 1},
+        {"drop_path_rate": 0.6, "remat": "selective", "scan_unroll": DEPTH},
+    ],
+)
+def test_chosen_tokens_are_those_of_the_whole_pass(changes):
+    model = make(**changes)
+    variables = random_variables(model)
+    crops, masks = groups_of_crops()
+    indices = np.array([[0, 17, 18, 63, 63], [5, 5, 0, 33, 47]])  # over 4 x 16
+    key = jax.random.key(3)
+
+    def whole(variables):
+        features = model.apply(variables, crops, masks, key, method="forward_crops")
+        patches = features[0].patches.reshape(2, 64, DIM)
+        chosen = jnp.take_along_axis(patches, indices[..., None], axis=1)
+        return [f.cls for f in features], chosen
+
+    def ours(variables):
+        return model.apply(
+            variables, crops, masks, indices, key, method="forward_chosen"
+        )
+
+    def with_gradient(function):
+        def loss(variables):
+            out = function(variables)
+            return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(out)), out
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
+
+    (_, expected), expected_grads = with_gradient(whole)
+    (_, found), grads = with_gradient(ours)
+    close(found, expected)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected_grads))
+    close(grads, expected_grads, atol=1e-5 * scale)
+
+
 def test_crop_groups_in_one_pass_equal_each_alone():
     model = make()
     variables = random_variables(model)

@@ -1,0 +1,104 @@
+"""python -m benchmarks PART [PART ...]: measures, prints tables, writes JSON.
+
+  step        the training step, beside PyTorch and the reference: images/s, MFU, memory
+  attention   every attention kernel that runs here, beside PyTorch
+  prototypes  the losses over prototypes, time and memory, beside a plain transcription
+  input       images/s of the host's input pipeline (CPU)
+  compile     seconds to trace, lower and compile a step, scanned and unrolled (CPU)
+  aot         what the compiler says of steps on machines that are not here
+
+Files go to benchmarks/results/<part>[-device].json. Numbers are medians with their
+range, after warm-up, on random input. Loading and embedding have programs of their own:
+`python -m benchmarks.weights` and `python -m benchmarks.embed`.
+"""
+
+import argparse
+import importlib
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks import environment, settings
+
+PARTS = {  # name -> module, whether it asks for the device, share of --minutes
+    "step": ("step", True, 6),
+    "attention": ("attention", True, 2),
+    "prototypes": ("prototypes", True, 1),
+    "input": ("input_pipeline", False, 1),
+    "compile": ("compilation", False, 2),
+    "aot": ("aot", False, 6),
+}
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="turns of each contestant"
+    )
+    parser.add_argument("--samples", type=int, default=5, help="of each turn")
+    parser.add_argument(
+        "--minutes", type=float, help="for all parts; what is left out says so"
+    )
+    parser.add_argument(
+        "--reference", default="", metavar="CLONE", help="of facebookresearch/dinov2"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="workloads of step, compile, aot"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of the configs: model.remat=selective",
+    )
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--tiny", action="store_true", help="sizes for a test")
+    parser.add_argument(
+        "--plan", choices=("cpu", "gpu"), help="instead of the device's"
+    )
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Runs the parts one after the other."""
+    flags = parse()
+    # So that a worker's process ends with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end = time.monotonic() + 60 * flags.minutes if flags.minutes else None
+    device = {"platform": "cpu", "kind": "cpu"}
+    if any(PARTS[part][1] for part in flags.parts):
+        device = environment.device()
+    for i, part in enumerate(flags.parts):
+        deadline = None
+        if end is not None:  # its share of what earlier parts have left
+            shares = [PARTS[name][2] for name in flags.parts[i:]]
+            left = max(end - time.monotonic(), 0)
+            deadline = time.monotonic() + left * shares[0] / sum(shares)
+        args = settings.Settings(
+            device=device,
+            plan=flags.plan or ("cpu" if device["platform"] == "cpu" else "gpu"),
+            results=flags.results,
+            rounds=flags.rounds,
+            samples=flags.samples,
+            deadline=deadline,
+            reference=flags.reference,
+            tiny=flags.tiny,
+            only=tuple(flags.only),
+            overrides=tuple(flags.set),
+        )
+        print(f"{part}, {device['kind']}", flush=True)
+        importlib.import_module(f"benchmarks.{PARTS[part][0]}").run(args)
+
+
+if __name__ == "__main__":
+    main()

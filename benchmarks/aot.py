@@ -1,0 +1,106 @@
+"""What the compiler says of whole steps on machines that are not here.
+
+Runs `python -m dinov2_jax.aot` for the shipped ViT-L/14 and ViT-g/14 at a number of
+images a device, compiled for TPU slices, and tabulates: does it fit, how much memory,
+how many bytes a device sends, and the predicted step between communication hidden
+behind arithmetic and not. Predictions, none of them run on such a machine.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from benchmarks import environment, report
+from benchmarks.settings import Settings
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A config on a slice; `images` a device are one group."""
+
+    config: str
+    topology: str
+    images: int
+
+    @property
+    def devices(self) -> int:
+        """Of the slice."""
+        return math.prod(map(int, self.topology.split(":")[1].split("x")))
+
+
+CASES = (
+    Case("vitl", "v5e:4x4", 12),
+    Case("vitl", "v6e:4x4", 32),
+    Case("vitl", "v5p:2x2x2", 32),
+    Case("vitg", "v5e:4x4", 12),
+    Case("vitg", "v5e:16x16", 12),
+    Case("vitg", "v6e:4x4", 12),
+    Case("vitg", "v5p:2x2x2", 32),
+)
+
+
+def run(args: Settings) -> None:
+    """Compiles, prints and writes."""
+    rows: list[report.Row] = []
+    for case in [Case("debug", "v5e:2x2", 4)] if args.tiny else CASES:
+        name = f"{case.config}, {case.topology}"
+        if args.only and case.config not in args.only:
+            continue
+        print(f"  {name}", file=sys.stderr, flush=True)
+        rows.append({"case": name, "images": case.images} | plan(case, args))
+        report.write("aot", args, rows)
+    report.show(COLUMNS, rows)
+
+
+def plan(case: Case, args: Settings) -> dict[str, Any]:
+    """The program's JSON, or why there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "plan.json"
+        command = [
+            *(sys.executable, "-m", "dinov2_jax.aot", "--no-search", f"--out={out}"),
+            f"--config={ROOT / 'configs' / case.config}.py",
+            f"--topology={case.topology}",
+            f"--config.train.batch_size={case.devices * case.images}",
+            f"--config.train.group_size={case.images}",
+            *(f"--config.{text}" for text in args.overrides),
+        ]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=args.seconds_left(),
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": "out of time"}
+        if not out.exists():  # the exit code also says that it does not fit
+            return {"error": environment.last_error(done.stderr)}
+        return json.loads(out.read_text())
+
+
+def _predicted(row: report.Row, key: str, form: str, factor: float) -> str:
+    """A number with communication hidden, to the same with none hidden."""
+    pair = (row["prediction"][bound][key] for bound in ("hidden", "exposed"))
+    return " to ".join(format(factor * value, form) for value in pair)
+
+
+COLUMNS = {
+    "config, machine": lambda row: row["case"],
+    "images each": lambda row: str(row["images"]),
+    "memory GB": lambda row: (
+        row.get("error") or report.gigabytes(row["memory"]["needed"])
+    ),
+    "of": lambda row: f"{row['memory']['share']:.0%}",
+    "sent GB": lambda row: report.gigabytes(row["prediction"]["link_bytes"]),
+    "predicted ms": lambda row: _predicted(row, "step_seconds", ".0f", 1e3),
+    "predicted MFU %": lambda row: _predicted(row, "mfu", ".0f", 100),
+    "compile s": lambda row: f"{row['compile_seconds']:.0f}",
+}

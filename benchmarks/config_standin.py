@@ -1,0 +1,59 @@
+"""Lets configs load where ml_collections is not installed.
+
+Machines for measuring have JAX and little else. `install` puts a module with the part
+of `ml_collections.config_dict` that the files in configs/ use in its place; where the
+package is installed it does nothing.
+"""
+
+import sys
+import types
+from typing import Any
+
+
+class ConfigDict:
+    """Fields by attribute or by item; once locked, unknown fields are refused."""
+
+    def __init__(self):
+        object.__setattr__(self, "_fields", {})
+        object.__setattr__(self, "_locked", False)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return object.__getattribute__(self, "_fields")[name]
+        except KeyError:
+            raise AttributeError(f"no field {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._locked and name not in self._fields:
+            raise AttributeError(f"no field {name!r}, and the config is locked")
+        self._fields[name] = value
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name]
+
+    __setitem__ = __setattr__
+
+    def update(self, *others: dict[str, Any], **fields: Any) -> None:
+        """Sets many fields."""
+        for other in (*others, fields):
+            for name, value in other.items():
+                setattr(self, name, value)
+
+    def lock(self) -> None:
+        """Refuses unknown fields from here on, also in what it holds."""
+        object.__setattr__(self, "_locked", True)
+        for value in self._fields.values():
+            if isinstance(value, ConfigDict):
+                value.lock()
+
+
+def install() -> None:
+    """Makes `import ml_collections` work."""
+    try:
+        import ml_collections  # noqa: F401
+    except ImportError:
+        package = types.ModuleType("ml_collections")
+        package.config_dict = types.ModuleType("ml_collections.config_dict")
+        package.config_dict.ConfigDict = package.ConfigDict = ConfigDict
+        sys.modules["ml_collections"] = package
+        sys.modules["ml_collections.config_dict"] = package.config_dict

@@ -1,0 +1,102 @@
+"""The loss over prototypes: Sinkhorn targets, cross-entropy and its gradients.
+
+From bottleneck features of teacher and student, M masked patches by 256 channels, and
+both sides' K prototypes to the loss and the gradients of the student's features and
+prototypes; 3 iterations. Ours (`dinov2_jax.losses.prototypes`) beside a plain
+transcription of the reference in jax.numpy and `torch_peer`'s functions. Temporaries
+are the compiler's count, PyTorch's the peak beyond inputs (on a GPU only). Useful FLOPs
+are four products of M x K x 256: logits of both sides and two in the backward pass.
+"""
+
+import sys
+from typing import Any
+
+from benchmarks import environment, report, timing
+from benchmarks.settings import Settings
+from dinov2_jax import flops
+
+CHANNELS = 256
+NAMES = ("jax", "plain jax.numpy")
+PEER = "torch"
+
+
+def run(args: Settings) -> None:
+    """Measures, prints and writes."""
+    rows, columns, dtype, inner = 1200, 65536, "float32", 1
+    if args.plan == "gpu":
+        rows, columns, dtype, inner = 4941, 131072, "bfloat16", 4
+    if args.tiny:
+        rows, columns, inner = 64, 128, 1
+    flags = [
+        f"--rows={rows}",
+        f"--columns={columns}",
+        f"--dtype={dtype}",
+        f"--samples={args.samples}",
+        f"--inner={inner}",
+    ]
+    contestants = {
+        name: ("prototypes_jax", [f"--implementation={name}"], {}) for name in NAMES
+    }
+    if args.torch_device:
+        extra = [f"--device={args.torch_device}"]
+        if args.plan == "gpu" and not args.tiny:
+            extra.append("--compile=inductor")
+        contestants[PEER] = "prototypes_torch", extra, environment.KEEP_MEMORY
+    useful = 8 * rows * columns * CHANNELS
+    measured: dict[str, dict[str, Any]] = {}
+    for _ in range(args.rounds):
+        for name, (module, extra, variables) in contestants.items():
+            print(f"  {name}", file=sys.stderr, flush=True)
+            total = measured.setdefault(name, {"seconds": []})
+            try:
+                turn = environment.run_worker(
+                    module, [*extra, *flags], variables, args.seconds_left()
+                )
+            except environment.WorkerFailed as error:
+                turn = {"error": str(error), "seconds": []}
+            total.update(turn | {"seconds": total["seconds"] + turn["seconds"]})
+            table = summarize(measured, useful, flops.peak_flops(args.device["kind"]))
+            report.write(
+                report.by_device("prototypes", args),
+                args,
+                table,
+                M=rows,
+                K=columns,
+                dtype=dtype,
+            )
+    print(f"M = {rows}, K = {columns}, {dtype}")
+    report.show(COLUMNS, table)
+
+
+def summarize(
+    measured: dict[str, dict[str, Any]], useful: float, peak: float | None
+) -> list[report.Row]:
+    """One row a contestant."""
+    found = []
+    ours = None
+    for name, result in measured.items():
+        row = {"implementation": name} | result
+        if result["seconds"]:
+            row["time"] = timing.spread(result["seconds"])
+            median = row["time"]["median"]
+            ours = row if name == NAMES[0] else ours
+            row["tflops"] = useful / median / 1e12
+            row["mfu"] = useful / median / peak if peak else None
+            if ours:
+                row["ours_over_this"] = median / ours["time"]["median"]
+            if ours and "temp_bytes" in row and ours["temp_bytes"]:
+                row["memory_over_ours"] = row["temp_bytes"] / ours["temp_bytes"]
+        found.append(row)
+    return found
+
+
+COLUMNS = {
+    "": lambda row: row["implementation"],
+    "ms": lambda row: row.get("error") or report.milliseconds(row["time"]),
+    "TFLOP/s": lambda row: f"{row['tflops']:.3g}",
+    "MFU": lambda row: f"{100 * row['mfu']:.1f} %",
+    "temporaries GB": lambda row: f"{row['temp_bytes'] / 1e9:.3f}",
+    "loss": lambda row: f"{row['loss']:.5f}",
+    "jax is": lambda row: f"{row['ours_over_this']:.2f} x",
+    "memory is": lambda row: f"{row['memory_over_ours']:.1f} x jax's",
+}

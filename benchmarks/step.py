@@ -1,0 +1,177 @@
+"""The whole training step, beside PyTorch and beside the reference's own modules.
+
+On the CPU: ViT-S/14 in float32, batch 4, K = 65536, without and with stochastic depth,
+beside `benchmarks.torch_peer` and, with --reference, `benchmarks.reference_peer`, whose
+loss and gradients are first compared with ours. On a GPU: the sizes of `workloads.GPU`
+in bfloat16, beside `torch_peer` compiled and eager. Every measurement is a process of
+its own; the contestants take turns. FLOPs are the useful ones of `dinov2_jax.flops`.
+"""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from benchmarks import environment, report, timing, workloads
+from benchmarks.settings import Settings
+from dinov2_jax import flops
+
+OURS = "jax"
+_LEAST_SECONDS = 15  # a contestant is not started with less time left
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One process to run: `python -m benchmarks.<module> <arguments>`."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def contestants(
+    workload: workloads.Workload, config: Any, args: Settings
+) -> list[Contestant]:
+    """Who runs a workload: ours first, then the faster peer."""
+    common = (f"--samples={args.samples}", "--warmup=3")
+    ours = (*workload.arguments(), *common)
+    memory: dict[str, str] = {}
+    if args.plan == "gpu":
+        common += ("--inner=4",)  # the device never waits, as in a run
+        ours += ("--inner=4",)
+        if not any(text.startswith("model.remat=") for text in workload.overrides):
+            ours += ("--remat", "none", "selective", "full")
+        memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"}
+    found = [Contestant(OURS, "jax_step", ours, memory)]
+    if not args.torch_device:
+        return found
+    theirs = (
+        f"--batch_size={workload.batch_size}",
+        *common,
+        f"--sizes={json.dumps(workloads.torch_sizes(config))}",
+        f"--device={args.torch_device}",
+    )
+
+    def peer(name: str, module: str, *arguments: str) -> None:
+        found.append(Contestant(name, module, arguments, environment.KEEP_MEMORY))
+
+    if args.plan == "gpu":
+        theirs += ("--dtype=bfloat16",)
+        backend = "eager" if args.tiny else "inductor"
+        peer("torch compiled", "torch_peer", *theirs, f"--compile={backend}")
+        peer("torch eager", "torch_peer", *theirs)
+    else:
+        peer("torch", "torch_peer", *theirs)
+        if args.reference:
+            sizes = json.dumps(workloads.reference_sizes(config))
+            flags = (f"--reference={args.reference}", f"--sizes={sizes}")
+            peer("reference", "reference_peer", *theirs[:1], *common, *flags)
+    return found
+
+
+def run(args: Settings) -> None:
+    """Measures, prints and writes."""
+    more: dict[str, Any] = {}
+    if args.reference and args.plan == "cpu":
+        check = Contestant(
+            "", "reference_check", (f"--reference={args.reference}",), {}
+        )
+        more["reference_check"] = take_turn(check, args)
+    configs, turns = {}, []
+    for workload in workloads.chosen(args):
+        config = workloads.make_config(
+            workload.config, workload.batch_size, workload.overrides
+        )
+        configs[workload.name] = config
+        turns.append((workload, contestants(workload, config, args)))
+    if not turns:
+        print(f"step has no workload among {', '.join(args.only)}", file=sys.stderr)
+        return
+    # What is compared most comes first, where time may run out before the rest.
+    order = [
+        (workload, contestant)
+        for _ in range(args.rounds)
+        for place in (slice(0, 2), slice(2, None))
+        for workload, found in turns
+        for contestant in found[place]
+    ]
+    measured: dict[tuple[str, str], dict[str, Any]] = {}
+    for workload, contestant in order:
+        key = workload.name, contestant.name
+        print(f"  {key[0]}: {key[1]}", file=sys.stderr, flush=True)
+        add(measured.setdefault(key, {"seconds": []}), take_turn(contestant, args))
+        rows = summarize(measured, configs, args)
+        report.write(report.by_device("step", args), args, rows, **more)
+    report.show(COLUMNS, rows)
+    if more:
+        check = more["reference_check"]
+        print(
+            "the reference's losses and gradients differ from ours by "
+            f"{check.get('largest_relative_difference', check.get('error'))}\n"
+        )
+
+
+def take_turn(contestant: Contestant, args: Settings) -> dict[str, Any]:
+    """What the process reports, or {"error": why not}."""
+    left = args.seconds_left()
+    if left is not None and left < _LEAST_SECONDS:
+        return {"error": "out of time"}
+    try:
+        return environment.run_worker(
+            contestant.module, contestant.arguments, contestant.environment, left
+        )
+    except environment.WorkerFailed as error:
+        return {"error": str(error)}
+
+
+def add(total: dict[str, Any], turn: dict[str, Any]) -> None:
+    """Joins the seconds of a turn to those of earlier ones."""
+    seconds = total["seconds"] + turn.get("seconds", [])
+    total.update(turn)
+    total["seconds"] = seconds
+
+
+def summarize(
+    measured: dict[tuple[str, str], dict[str, Any]],
+    configs: dict[str, Any],
+    args: Settings,
+) -> list[report.Row]:
+    """One row a workload and contestant, sorted by workload."""
+    peak = flops.peak_flops(args.device["kind"])
+    rows = []
+    for workload, config in configs.items():
+        per_image = flops.step_flops(config).per_image
+        ours = None
+        for (name, contestant), result in measured.items():
+            if name != workload:
+                continue
+            row = {"workload": workload, "contestant": contestant} | result
+            row["batch_size"] = config.train.batch_size
+            row["gflops_per_image"] = per_image / 1e9
+            if result["seconds"]:
+                row["step"] = timing.spread(result["seconds"])
+                rate = config.train.batch_size / row["step"]["median"]
+                row["images_per_second"] = rate
+                row["tflops"] = rate * per_image / 1e12
+                row["mfu"] = rate * per_image / peak if peak else None
+                row["memory_bytes"] = result.get("device_bytes", result["host_bytes"])
+                ours = rate if contestant == OURS else ours
+                row["ours_over_this"] = ours / rate if ours else None
+            rows.append(row)
+    return rows
+
+
+COLUMNS = {
+    "workload": lambda row: row["workload"],
+    "": lambda row: row["contestant"],
+    "bs": lambda row: str(row["batch_size"]),
+    "ms per step": lambda row: row.get("error") or report.milliseconds(row["step"]),
+    "images/s": lambda row: f"{row['images_per_second']:.2f}",
+    "GFLOP/image": lambda row: f"{row['gflops_per_image']:.0f}",
+    "TFLOP/s": lambda row: f"{row['tflops']:.3g}",
+    "MFU": lambda row: f"{100 * row['mfu']:.1f} %",
+    "peak GB": lambda row: report.gigabytes(row["memory_bytes"]),
+    "remat": lambda row: row["remat"],
+    "jax is": lambda row: f"{row['ours_over_this']:.2f} x",
+}

@@ -1,0 +1,129 @@
+"""Plans a pod on a laptop: python -m dinov2_jax.aot --config=... --topology=v5e:16x16.
+
+Compiles the train step for a machine that need not be there and says whether it fits,
+what its devices send to each other and how long the compiler thinks it takes.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import pathlib
+import sys
+import time
+
+from dinov2_jax import config_check, errors
+from dinov2_jax.aot import config_file, machines, profiles
+
+_DOES_NOT_FIT = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compiles as the flags say; returns the exit code: 1 where it does not fit."""
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        return _plan(argv)
+    except errors.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return errors.INTERRUPTED
+
+
+def _plan(argv: list[str] | None) -> int:
+    args, overrides = _parser().parse_known_args(argv)
+    machine = machines.parse(args.topology)
+    config = config_file.read(args.config, overrides)
+    config_check.check_devices(config, machine.num_devices)
+    out = pathlib.Path(args.out) if args.out else None
+    if out and not out.parent.is_dir():
+        raise errors.UserError(f"--out={out}: there is no folder {out.parent}")
+    machines.prepare(machine)
+    # These import jax, which reads what `prepare` set.
+    from dinov2_jax.aot import fit, report
+
+    name = args.profile if machine.chip.platform == "tpu" else "default"
+    options = profiles.PROFILES[name]
+    profile = {"profile": name, "options": options}
+
+    def compiled(config, machine, quick=args.quick):
+        return _compile(config, machine, options, quick)
+
+    program = compiled(config, machine)
+    result = report.make_report(config, machine, program, **profile)
+    print(report.describe(result))
+    if options:
+        print(f"\nrun it with  {profiles.environment(options)}")
+    result["change"] = None
+    if not program.memory.fits and not args.no_search:
+        found = fit.smallest_change(
+            config, machine, functools.partial(compiled, quick=True), _say
+        )
+        if found is None:
+            print("\nno change that was tried makes it fit")
+        else:
+            program = found.program
+            if not args.quick:
+                program = compiled(found.config, found.machine)
+            changed = report.make_report(
+                found.config, found.machine, program, **profile
+            )
+            print(f"\nit fits with  {found.description}\n\n{report.describe(changed)}")
+            result["change"] = {"flags": found.description, "report": changed}
+    if out:
+        out.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if result["memory"]["fits"] else _DOES_NOT_FIT
+
+
+def _compile(config, machine, options, quick):
+    """Compiles with a line of progress before it."""
+    from dinov2_jax.aot import step
+
+    _say(
+        f"{time.strftime('%H:%M:%S')} compiling {config.model.arch} for "
+        f"{machine.name}, {'up to a minute' if quick else 'some minutes'}"
+    )
+    return step.compile_step(config, machine, options, quick=quick)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dinov2_jax.aot",
+        description="Compiles the train step for a machine that need not be there.",
+        epilog="--config.SECTION.FIELD=VALUE overrides a field of the config.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="a file of configs/")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        help="chip and shape: v5e:16x16, v6e:4x4, v5p:2x2x2, h200:8, ...",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=list(profiles.PROFILES),
+        default="fsdp",
+        help="named options of the compiler; printed in the report",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="memory and collectives alone, in a fifth of the time: the compiler "
+        "optimises nothing, so that no time is predicted",
+    )
+    parser.add_argument("--out", help="write all numbers to this JSON file")
+    parser.add_argument(
+        "--no-search",
+        action="store_true",
+        help="where it does not fit, do not look for a change with which it does",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

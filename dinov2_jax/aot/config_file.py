@@ -1,0 +1,85 @@
+"""Reads a config file and its overrides, as `dinov2_jax.main` takes them."""
+
+import ast
+import difflib
+import importlib.util
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dinov2_jax import config_check, errors
+
+
+def read(path: str, overrides: Sequence[str]) -> Any:
+    """The checked config of a file.
+
+    Args:
+      path: Of a Python file with `get_config()`.
+      overrides: "--config.SECTION.FIELD=VALUE" each.
+
+    Raises:
+      UserError: The file, a field or a value is no good.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+        raise errors.UserError(
+            f"there is no config {path}: use one of {', '.join(known)} or a path"
+        )
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise errors.UserError(
+            f"{path} is not a config ({type(error).__name__}: {error}): it needs a "
+            "function get_config() as in configs/default.py"
+        ) from error
+    apply(config, overrides)
+    config_check.check(config)
+    return config
+
+
+def apply(config: Any, overrides: Sequence[str]) -> None:
+    """Sets fields of a config; see `read`."""
+    known = config_check.flatten(config)
+    problems = []
+    for override in overrides:
+        match = re.fullmatch(r"--?config\.([\w.]+)=(.*)", override, re.DOTALL)
+        if not match:
+            problems.append(
+                f"unknown argument {override}: override a field with "
+                "--config.SECTION.FIELD=VALUE"
+            )
+            continue
+        name, text = match.groups()
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean --config.{close[0]}?" if close else ""
+            problems.append(f"unknown config field {name}{hint}")
+            continue
+        section, _, field = name.rpartition(".")
+        holder = config
+        for part in section.split(".") if section else ():
+            holder = holder[part]
+        try:
+            holder[field] = _value(text, known[name])
+        except (KeyError, ValueError, SyntaxError, TypeError):
+            problems.append(
+                f"--config.{name}={text}: not a {type(known[name]).__name__} like "
+                f"{known[name]!r}"
+            )
+    if problems:
+        raise errors.UserError("; ".join(problems))
+
+
+def _value(text: str, default: Any) -> Any:
+    """A text as the type of the default."""
+    if isinstance(default, bool):
+        return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+    if isinstance(default, tuple):
+        value = ast.literal_eval(text)
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return type(default)(text)

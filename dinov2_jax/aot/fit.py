@@ -1,0 +1,119 @@
+"""The smallest change with which a step fits, found by compiling one after another.
+
+Changes are tried from those that leave the run what it is (what the backward pass
+recomputes), over more devices for the same batch, to those that make it another run
+(fewer images). Each keeps the ones before it, which were not enough alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dinov2_jax import config_check, errors
+from dinov2_jax.aot import machines
+from dinov2_jax.aot import step as step_lib
+from dinov2_jax.models import vision_transformer
+
+MAX_HALVINGS = 3
+MAX_DOUBLINGS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A config and machine that differ from those asked for.
+
+    Attributes:
+      description: The flags to add, for people.
+      config: Changed, a copy.
+      machine: Changed or not.
+      program: What it compiles to; None before that.
+    """
+
+    description: str
+    config: Any
+    machine: machines.Machine
+    program: step_lib.Program | None = None
+
+
+def ladder(config: Any, machine: machines.Machine) -> Iterator[Change]:
+    """Changes in the order in which they are tried, each on top of the one before."""
+    said: list[str] = []
+    names = list(vision_transformer.REMAT_POLICIES)
+    for name in names[names.index(config.model.remat) + 1 :]:
+        config = _changed(config, remat=name)
+        yield Change(f"--config.model.remat={name}", config, machine)
+    if config.model.remat != names[0]:
+        said.append(f"--config.model.remat={config.model.remat}")
+
+    larger, groups = machine, config.train.batch_size // config.train.group_size
+    for _ in range(MAX_DOUBLINGS):
+        larger = larger.doubled()
+        if groups % larger.num_devices:
+            break  # a device holds at least a group
+        yield Change(" ".join([f"--topology={larger.name}", *said]), config, larger)
+
+    for _ in range(MAX_HALVINGS):
+        batch, group = config.train.batch_size // 2, config.train.group_size
+        if (batch // group) % machine.num_devices or batch % group:
+            group //= 2
+        changed = _changed(config, batch_size=batch, group_size=group)
+        if not _possible(changed, machine):
+            return
+        config = changed
+        flags = [
+            *said,
+            f"--config.train.batch_size={batch}",
+            f"--config.train.group_size={group}",
+        ]
+        yield Change(" ".join(flags), config, machine)
+
+
+def smallest_change(
+    config: Any,
+    machine: machines.Machine,
+    compile_step: Callable[[Any, machines.Machine], step_lib.Program],
+    progress: Callable[[str], None],
+) -> Change | None:
+    """Climbs the ladder until a step fits.
+
+    Args:
+      config: That does not fit.
+      machine: On which it does not.
+      compile_step: (config, machine) -> program.
+      progress: Told what every try gave.
+
+    Returns:
+      The first change that fits, with its program; None if none does.
+    """
+    for change in ladder(config, machine):
+        progress(f"trying {change.description}")
+        program = compile_step(change.config, change.machine)
+        memory = program.memory
+        word = "fits, to spare" if memory.fits else "does not fit, lacks"
+        progress(
+            f"  {word} {abs(memory.lacking) / 1e9:.1f} GB ({program.seconds:.0f} s)"
+        )
+        if memory.fits:
+            return dataclasses.replace(change, program=program)
+    return None
+
+
+def _changed(config: Any, *, remat: str = "", **train: int) -> Any:
+    """A copy of a config with other fields."""
+    config = config.copy_and_resolve_references()
+    if remat:
+        config.model.remat = remat
+    config.train.update(train)
+    return config
+
+
+def _possible(config: Any, machine: machines.Machine) -> bool:
+    """Whether a config still describes a run on the machine."""
+    if not config.train.batch_size or not config.train.group_size:
+        return False
+    try:
+        config_check.check(config)
+        config_check.check_devices(config, machine.num_devices)
+    except errors.UserError:
+        return False
+    return True

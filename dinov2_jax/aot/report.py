@@ -1,0 +1,259 @@
+"""What a compiled step says about a run, as numbers and as a table.
+
+Everything here is of one device, compiled for and never run: times are predictions.
+"""
+
+import collections
+import dataclasses
+import math
+from typing import Any
+
+from dinov2_jax import flops
+from dinov2_jax.aot import collectives, cycles, machines
+from dinov2_jax.aot import step as step_lib
+
+_TOP = 8  # places in the program that are listed
+_WIDTH = 100  # characters of their names
+
+
+def make_report(
+    config: Any,
+    machine: machines.Machine,
+    program: step_lib.Program,
+    *,
+    profile: str,
+    options: dict[str, str],
+) -> dict[str, Any]:
+    """All numbers of a report; JSON-ready.
+
+    Args:
+      config: That was compiled.
+      machine: For which.
+      program: What came of it.
+      profile: Name of the options.
+      options: Of the compiler.
+
+    Returns:
+      `machine`, `config` (its fields that matter here), `compile_seconds`, `profile`,
+      `memory`; and of a program that fits `collectives`, `float32_weight_gathers`,
+      `activation_gathers`, `activation_all_to_alls` and, unless it was quick,
+      `prediction` (None where the compiler gives no figures). Bytes, seconds and FLOPs
+      of one device.
+    """
+    memory = program.memory
+    report = {
+        "machine": {
+            "name": machine.name,
+            "devices": machine.num_devices,
+            "hbm_bytes": memory.limit,
+            "peak_flops": machine.chip.peak_flops,
+        },
+        "config": {
+            "arch": config.model.arch,
+            "remat": config.model.remat,
+            "batch_size": config.train.batch_size,
+            "group_size": config.train.group_size,
+            "replica": config.mesh.replica,
+            "images_per_device": config.train.batch_size / machine.num_devices,
+            "parameters": sum(math.prod(shape) for shape, _ in program.weights),
+        },
+        "profile": {"name": profile, "options": options},
+        "quick": program.quick,
+        "compile_seconds": program.seconds,
+        "compile_cpu_seconds": program.cpu_seconds,
+        "memory": dataclasses.asdict(memory)
+        | {"fits": memory.fits, "share": memory.needed / memory.limit},
+    }
+    if program.module is None:
+        return report
+    found = collectives.find(program.module, machine.num_devices)
+    weights = collectives.weight_shapes(program.weights)
+    report["collectives"] = _by_kind(found)
+    report["float32_weight_gathers"] = _names(
+        collectives.float32_weight_gathers(found, weights)
+    )
+    report["activation_gathers"] = _names(
+        collectives.activation_gathers(found, weights)
+    )
+    report["activation_all_to_alls"] = _names(
+        [c for c in found if c.kind == "all-to-all"]
+    )
+    if not program.quick:
+        report["prediction"] = _predict(config, machine, program, found)
+    return report
+
+
+def _by_kind(found: list[collectives.Collective]) -> list[dict[str, Any]]:
+    """Count, payload and sent bytes of each kind and dtype, most sent first."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for c in found:
+        row = rows.setdefault(
+            (c.kind, c.dtype),
+            {"kind": c.kind, "dtype": c.dtype, "count": 0, "bytes": 0, "sent": 0.0},
+        )
+        row["count"] += c.count
+        row["bytes"] += c.payload_bytes
+        row["sent"] += c.sent_bytes
+    return sorted(rows.values(), key=lambda row: -row["sent"])
+
+
+def _names(found: list[collectives.Collective]) -> list[dict[str, Any]]:
+    """Where collectives come from, largest first."""
+    totals: collections.Counter = collections.Counter()
+    for c in found:
+        totals[c.op_name] += c.payload_bytes
+    return [{"op_name": name, "bytes": size} for name, size in totals.most_common()]
+
+
+def _predict(config, machine, program, found) -> dict[str, Any] | None:
+    """Step time and MFU between two bounds: communication all hidden, none hidden."""
+    chip = machine.chip
+    work = cycles.count(
+        program.module, peak_flops=chip.peak_flops, hbm_bandwidth=chip.hbm_bandwidth
+    )
+    if not chip.clock or not work.total:
+        return None
+    sent = sum(c.sent_bytes for c in found)
+    compute = work.total / chip.clock + work.kernel_seconds
+    link = sent / machine.send_bandwidth if machine.send_bandwidth else 0.0
+    useful = flops.step_flops(config).per_image
+    useful *= config.train.batch_size / machine.num_devices
+
+    def outcome(seconds):
+        return {"step_seconds": seconds, "mfu": useful / (seconds * chip.peak_flops)}
+
+    return {
+        "model_flops": useful,
+        "cycles": work.total,
+        "compute_seconds": compute,
+        "kernels": work.kernels,
+        "kernel_seconds": work.kernel_seconds,
+        "kernels_without_cost": work.kernels_without_cost,
+        "link_bytes": sent,
+        "link_seconds": link,
+        "hidden": outcome(max(compute, link)),
+        "exposed": outcome(compute + link),
+        "cycles_by_scope": work.by_scope,
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The table of a report."""
+    machine, config, memory = (report[k] for k in ("machine", "config", "memory"))
+    lines = [
+        f"{config['arch']}, batch {config['batch_size']} in groups of "
+        f"{config['group_size']}, remat {config['remat']}",
+        f"on {machine['name']}: {machine['devices']} devices of "
+        f"{config['images_per_device']:g} images, fsdp "
+        f"{machine['devices'] // config['replica']}",
+        "compiled for this machine and never run: times below are predictions",
+        "",
+        f"compilation   {report['compile_seconds']:.0f} s "
+        f"({report['compile_cpu_seconds']:.0f} s of a CPU core)"
+        + (", quick: nothing is optimised" if report["quick"] else ""),
+        f"options       {_describe_options(report['profile'])}",
+        *_describe_memory(memory),
+    ]
+    if "collectives" in report:
+        lines += ["", *_describe_collectives(report)]
+    if "prediction" in report:
+        lines += ["", *_describe_prediction(report["prediction"])]
+    return "\n".join(lines)
+
+
+def _describe_options(profile: dict[str, Any]) -> str:
+    options = [f"{k}={v}" for k, v in profile["options"].items()]
+    return f"{profile['name']}: {', '.join(options) or 'none'}"
+
+
+def _describe_memory(memory: dict[str, Any]) -> list[str]:
+    spare = memory["limit"] - memory["needed"]
+    verdict = (
+        f"fits, {_size(spare)} to spare"
+        if memory["fits"]
+        else (f"DOES NOT FIT, lacks {_size(-spare)}")
+    )
+    lines = [
+        f"memory        {verdict}: {_size(memory['needed'])} a device, "
+        f"{memory['share']:.0%} of {_size(memory['limit'])}"
+    ]
+    for name in ("arguments", "temporaries", "outputs", "code"):
+        if memory[name] is not None:
+            lines.append(f"  {name:<12}{_size(memory[name]):>10}")
+    return lines
+
+
+def _describe_collectives(report: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{'collectives of a step':<27}{'dtype':>6}{'count':>8}{'arrays':>12}"
+        f"{'sent':>12}"
+    ]
+    for row in report["collectives"]:
+        lines.append(
+            f"  {row['kind']:<25}{row['dtype']:>6}{row['count']:>8}"
+            f"{_size(row['bytes']):>12}{_size(row['sent']):>12}"
+        )
+    sent = sum(row["sent"] for row in report["collectives"])
+    padded = sum(
+        row["sent"]
+        for row in report["collectives"]
+        if row["kind"] == collectives.PADDED_GATHER
+    )
+    if padded > sent / 10:
+        fsdp = report["machine"]["devices"] // report["config"]["replica"]
+        lines.append(
+            f"gathers by all-reduce send twice the bytes, because shards of 1/{fsdp} "
+            "are less than a tile: raise --config.mesh.replica"
+        )
+    for key, words in (
+        ("float32_weight_gathers", "weights gathered in float32"),
+        ("activation_gathers", "activations gathered (1 MiB or more)"),
+        ("activation_all_to_alls", "all-to-all"),
+    ):
+        total = sum(item["bytes"] for item in report[key])
+        lines.append(f"{words}: {_size(total) if report[key] else 'none'}")
+        lines += [
+            f"  {_size(item['bytes']):>10}  {_short(item['op_name'])}"
+            for item in report[key][:_TOP]
+        ]
+    return lines
+
+
+def _describe_prediction(prediction: dict[str, Any] | None) -> list[str]:
+    if prediction is None:
+        return ["PREDICTION    none: this compiler gives no figures for its operations"]
+    hidden, exposed = prediction["hidden"], prediction["exposed"]
+    lines = [
+        f"PREDICTION    {_step(hidden)} if all communication hides behind compute,",
+        f"              {_step(exposed)} if none does",
+        f"  compute {prediction['compute_seconds']:.3f} s, the compiler's estimated "
+        f"cycles; links at least {prediction['link_seconds']:.3f} s for "
+        f"{_size(prediction['link_bytes'])}",
+    ]
+    if prediction["kernels"]:
+        lines.append(
+            f"  of it {prediction['kernel_seconds']:.3f} s for "
+            f"{prediction['kernels']} kernels, a lower bound; "
+            f"{prediction['kernels_without_cost']} give no estimate"
+        )
+    lines.append("  where the cycles go:")
+    total = prediction["cycles"]
+    for scope, count in list(prediction["cycles_by_scope"].items())[:_TOP]:
+        lines.append(f"  {count / total:>8.1%}  {_short(scope)}")
+    return lines
+
+
+def _step(outcome: dict[str, float]) -> str:
+    return f"{outcome['step_seconds']:.3f} s a step, MFU {outcome['mfu']:.1%}"
+
+
+def _short(op_name: str) -> str:
+    """The end of a place in the program; of several that were merged, the first's."""
+    name = op_name.split(":")[0] or "(no name)"
+    return name if len(name) <= _WIDTH else f"...{name[3 - _WIDTH :]}"
+
+
+def _size(num_bytes: float) -> str:
+    if num_bytes < 1e7:
+        return f"{num_bytes / 1e6:.2f} MB"
+    return f"{num_bytes / 1e9:.2f} GB"

@@ -1,0 +1,205 @@
+"""The train step of a config, compiled for a machine that is not there."""
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinov2_jax import (
+    optimizer,
+    schedules,
+    sharding,
+    ssl_meta_arch,
+    train_state,
+    train_step,
+)
+from dinov2_jax.aot import hlo, machines
+from dinov2_jax.data import batch_spec
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+# The two ways in which XLA for TPUs says that a program is too large.
+_TOO_LARGE = (
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+    re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device.
+
+    Attributes:
+      limit: What a program may use.
+      needed: What this one needs, all together.
+      arguments: State and batch; None, as the following, where the program does not
+        fit and the compiler says no more than `needed`.
+      temporaries: Everything between them.
+      outputs: New state and metrics that do not take the place of an argument.
+      code: The program itself.
+    """
+
+    limit: float
+    needed: float
+    arguments: int | None = None
+    temporaries: int | None = None
+    outputs: int | None = None
+    code: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program can be loaded."""
+        return self.needed <= self.limit
+
+    @property
+    def lacking(self) -> float:
+        """Bytes that are missing; negative: bytes to spare."""
+        return self.needed - self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step.
+
+    Attributes:
+      memory: Of a device.
+      seconds: Of tracing and compilation, wall clock.
+      cpu_seconds: The same, of all threads of this process.
+      module: The optimised program; None where it does not fit.
+      quick: Whether it was compiled so that its cycles mean nothing.
+      weights: (shape, stacked?) of every parameter.
+    """
+
+    memory: Memory
+    seconds: float
+    cpu_seconds: float
+    module: hlo.Module | None
+    quick: bool
+    weights: list[tuple[tuple[int, ...], bool]]
+
+
+def compile_step(
+    config: Any,
+    machine: machines.Machine,
+    options: dict[str, str],
+    *,
+    quick: bool = False,
+) -> Program:
+    """Traces and compiles the train step that `main` would run on a machine.
+
+    Args:
+      config: Checked; `model.dtype` "auto" is bfloat16 here, as on the machine.
+      machine: Whose devices divide the groups.
+      options: Of the compiler.
+      quick: Optimise nothing that is not needed, in a fifth of the time. What is sent
+        and the memory stay nearly the same; cycles mean nothing.
+
+    Raises:
+      UserError: The compiler does not know the machine.
+    """
+    mesh = sharding.make_mesh(config.mesh.replica, machines.devices(machine))
+    dtype = jnp.bfloat16
+    if config.model.dtype != "auto":
+        dtype = jnp.dtype(config.model.dtype)
+    start, cpu_start = time.monotonic(), time.process_time()
+
+    def program(memory, module):
+        seconds = time.monotonic() - start, time.process_time() - cpu_start
+        return Program(memory, *seconds, module, quick, weights)
+
+    lowered, weights = lower(config, mesh, dtype)
+    limit = machine.chip.hbm_bytes
+    try:
+        compiled, text = _compile(lowered, machine, options, quick)
+    except jax.errors.JaxRuntimeError as error:
+        needed = needed_bytes(str(error))
+        if needed is None:
+            raise
+        return program(Memory(limit=limit, needed=needed), None)
+    sizes = compiled.memory_analysis()
+    outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    parts = (
+        sizes.argument_size_in_bytes,
+        sizes.temp_size_in_bytes,
+        outputs,
+        sizes.generated_code_size_in_bytes,
+    )
+    memory = Memory(limit, float(sum(parts)), *parts)
+    return program(memory, hlo.parse(text))
+
+
+def _compile(lowered, machine, options, quick) -> tuple[jax.stages.Compiled, str]:
+    """The compiled step and the text of its optimised program."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _optimization_level("O0" if quick else "UNKNOWN"),
+    ):
+        if machine.chip.platform == "tpu":
+            options = options | {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options or None)
+        # libtpu writes the text itself. jaxlib refuses that of some programs, such as
+        # asynchronous operations in several steps on v5p.
+        for written in pathlib.Path(folder).glob("*jit_step*.after_codegen.txt"):
+            return compiled, written.read_text()
+        return compiled, compiled.as_text()
+
+
+@contextlib.contextmanager
+def _optimization_level(level: str) -> Iterator[None]:
+    """The compiler's effort inside; "UNKNOWN" is its default."""
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", level)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
+
+
+def lower(
+    config: Any, mesh: jax.sharding.Mesh, dtype: Any
+) -> tuple[jax.stages.Lowered, list[tuple[tuple[int, ...], bool]]]:
+    """Traces the step; nothing is allocated.
+
+    Args:
+      config: Checked.
+      mesh: Of devices, there or not.
+      dtype: Of the matmuls.
+
+    Returns:
+      The step, and (shape, stacked?) of every parameter.
+    """
+    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, dtype)
+    params = jax.eval_shape(meta_arch.init, jax.random.key(0))
+    tx = optimizer.make_optimizer(config, params)
+    state = train_state.abstract_state(meta_arch, tx, mesh)
+    step_fn = train_step.make_train_step(meta_arch, tx, state, mesh, seed=config.seed)
+    batch_sharding = sharding.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding)
+        for name, (shape, kind) in batch_spec.batch_spec(config).items()
+    }
+    scalars = schedules.make_schedules(config)(0)
+    scalars = {name: np.float32(value) for name, value in scalars.items()}
+    weights = [
+        (leaf.shape, any(getattr(key, "key", None) == "blocks" for key in path))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    with jax.set_mesh(mesh):
+        return step_fn.lower(state, batch, scalars), weights
+
+
+def needed_bytes(message: str) -> float | None:
+    """What a program needs, from the compiler's error; None if it is another error."""
+    for pattern in _TOO_LARGE:
+        match = pattern.search(message)
+        if match:
+            return float(match[1]) * _UNITS[match[2]]
+    return None

@@ -1,0 +1,54 @@
+import pytest
+
+from configs import default
+from dinov2_jax import errors
+from dinov2_jax.aot import config_file
+
+
+def overridden(*overrides):
+    config = default.get_config()
+    config_file.apply(config, overrides)
+    return config
+
+
+def test_values_take_the_type_of_the_field():
+    c = overridden(
+        "--config.train.batch_size=96",
+        "--config.optim.base_lr=1e-3",
+        "--config.model.remat=full",
+        "--config.ibot.separate_head=true",
+        "--config.evaluation.knn_k=(10,)",
+        "--config.crops.global_crops_scale=0.2,0.9",
+        "--config.init.from=dinov2_vits14",
+    )
+    assert (c.train.batch_size, c.optim.base_lr) == (96, 1e-3)
+    assert (c.model.remat, c.ibot.separate_head) == ("full", True)
+    assert c.evaluation.knn_k == (10,)
+    assert c.crops.global_crops_scale == (0.2, 0.9)
+    assert c.init["from"] == "dinov2_vits14"
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("--config.train.batchsize=1", "did you mean --config.train.batch_size?"),
+        ("--config.train.batch_size=x", "not a int like 2048"),
+        ("--config.ibot.separate_head=maybe", "not a bool like False"),
+        ("--batch=3", "unknown argument --batch=3"),
+    ],
+)
+def test_bad_overrides(override, words):
+    with pytest.raises(errors.UserError) as raised:
+        overridden("--config.train.steps=5", override)
+    assert words in str(raised.value)
+
+
+def test_all_errors_at_once():
+    with pytest.raises(errors.UserError) as raised:
+        overridden("--config.a=1", "--config.b=2")
+    assert "field a" in str(raised.value) and "field b" in str(raised.value)
+
+
+def test_every_config_of_the_project_loads():
+    config = config_file.read("configs/vitg.py", ["--config.train.batch_size=6144"])
+    assert config.train.batch_size == 6144

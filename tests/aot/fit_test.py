@@ -1,0 +1,104 @@
+import pytest
+import tiny
+
+from dinov2_jax.aot import fit, machines, step
+from dinov2_jax.models import vision_transformer
+
+EIGHT = machines.parse("v5e:2x4")
+LIMIT = 16e9
+
+
+def program(needed):
+    return step.Program(step.Memory(LIMIT, needed), 1.0, 1.0, None, True, [])
+
+
+def config(**train):
+    return tiny.config(train=train, model={"remat": "none"})
+
+
+def climb(needed_of, c, machine=EIGHT):
+    """Runs the search with a made-up compiler; returns its result and what it tried."""
+    tried, said = [], []
+
+    def compile_step(c, machine):
+        tried.append((c.model.remat, machine.name, c.train.batch_size))
+        return program(needed_of(c, machine))
+
+    return fit.smallest_change(c, machine, compile_step, said.append), tried, said
+
+
+def test_remat_is_tried_first_in_the_order_of_the_policies():
+    names = list(vision_transformer.REMAT_POLICIES)
+    last = names[-1]
+    found, tried, said = climb(
+        lambda c, m: 10e9 if c.model.remat == last else 17.6e9, config(batch_size=64)
+    )
+    assert [remat for remat, _, _ in tried] == names[1:]
+    assert found.description == f"--config.model.remat={last}"
+    assert found.config.model.remat == last
+    assert any("lacks 1.6 GB" in line for line in said)
+    assert any("to spare 6.0 GB" in line for line in said)
+
+
+def by_images(c, machine):
+    return 2.4e9 * c.train.batch_size / machine.num_devices
+
+
+def test_then_more_devices_for_the_same_batch():
+    found, tried, _ = climb(by_images, config(batch_size=64, group_size=4))
+    last = list(vision_transformer.REMAT_POLICIES)[-1]
+    assert tried[-1] == (last, "v5e:4x4", 64)  # a group each
+    assert found.description == (f"--topology=v5e:4x4 --config.model.remat={last}")
+
+
+def test_then_fewer_images():
+    # With one group each, more devices have nothing to do.
+    found, tried, _ = climb(by_images, config(batch_size=64, group_size=8))
+    last = list(vision_transformer.REMAT_POLICIES)[-1]
+    assert tried[-1] == (last, "v5e:2x4", 32)
+    assert found.description == (
+        f"--config.model.remat={last} --config.train.batch_size=32 "
+        "--config.train.group_size=4"
+    )
+
+
+def test_images_are_halved_by_groups_before_their_size():
+    c = config(batch_size=64, group_size=8)  # one group a device
+    changes = list(fit.ladder(c, EIGHT))
+    halved = [
+        (x.config.train.batch_size, x.config.train.group_size)
+        for x in changes
+        if x.config.train.batch_size < 64
+    ]
+    assert halved == [(32, 4), (16, 2)]  # KoLeo needs two images
+    for change in changes:
+        groups = change.config.train.batch_size // change.config.train.group_size
+        assert groups % change.machine.num_devices == 0
+
+
+def test_the_config_that_was_asked_for_stays_as_it_is():
+    c = config(batch_size=64)
+    list(fit.ladder(c, EIGHT))
+    assert (c.train.batch_size, c.model.remat) == (64, "none")
+
+
+def test_nothing_fits():
+    found, tried, _ = climb(lambda c, m: 99e9, config(batch_size=16, group_size=2))
+    assert found is None and len(tried) == len(vision_transformer.REMAT_POLICIES) - 1
+
+
+@pytest.mark.parametrize(
+    "message, needed",
+    [
+        ("RESOURCE_EXHAUSTED: Used 17.35G of 15.75G hbm. Exceeded", 17.35 * 2**30),
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, "
+            "the total memory required for HLO temporaries (512.00M) exceeds available "
+            "HBM (15.75G).",
+            512 * 2**20,
+        ),
+        ("INTERNAL: Mosaic failed to compile TPU kernel", None),
+    ],
+)
+def test_what_the_compiler_says_of_too_large_a_program(message, needed):
+    assert step.needed_bytes(message) == needed

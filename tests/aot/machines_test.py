@@ -1,0 +1,64 @@
+import subprocess
+import sys
+
+import pytest
+
+from dinov2_jax import errors
+from dinov2_jax.aot import machines
+
+
+def test_names():
+    machine = machines.parse("v5e:16x16")
+    assert (machine.num_devices, machine.name) == (256, "v5e:16x16")
+    assert machines.parse(" V5P:2x2x4 ").shape == (2, 2, 4)
+    assert machines.parse("h200:8").num_devices == 8
+
+
+def test_the_links_of_the_axes_that_are_there():
+    assert machines.parse("v5e:4x4").send_bandwidth == 180e9
+    assert machines.parse("v5e:1x4").send_bandwidth == 90e9
+    assert machines.parse("v5e:1x1").send_bandwidth == 0
+
+
+def test_doubled():
+    assert machines.parse("v5e:2x4").doubled().name == "v5e:4x4"
+    assert machines.parse("v5p:2x2x2").doubled().name == "v5p:2x2x4"
+    assert machines.parse("h200:8").doubled().name == "h200:16"
+
+
+@pytest.mark.parametrize(
+    "name, units",
+    [("v5e", 4 * 128 * 128), ("v5p", 2 * 4 * 128 * 128), ("v6e", 2 * 2 * 256 * 256)],
+)
+def test_the_clock_and_the_matrix_units_give_the_peak(name, units):
+    chip = machines.CHIPS[name]
+    assert chip.peak_flops == pytest.approx(2 * units * chip.clock, rel=0.01)
+
+
+def test_every_chip_has_a_peak():
+    assert all(chip.peak_flops > 1e14 for chip in machines.CHIPS.values())
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("v5e", "name a chip and a shape"),
+        ("v5e:4by4", "name a chip and a shape"),
+        ("v9:4x4", "unknown chip 'v9': use one of v5e"),
+        ("v5e:4x4x4", "v5e has 2 axes: write v5e:AxB"),
+        ("v5p:4x4", "v5p has 3 axes: write v5p:AxBxC"),
+        ("h200:0", "h200 has 1 axis"),
+    ],
+)
+def test_bad_names(text, words):
+    with pytest.raises(errors.UserError, match="--topology=") as raised:
+        machines.parse(text)
+    assert words in str(raised.value)
+
+
+def test_no_jax_before_the_environment_is_set():
+    code = (
+        "import sys, dinov2_jax.aot.__main__\n"
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

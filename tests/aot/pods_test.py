@@ -1,0 +1,52 @@
+"""ViT-L and ViT-g train steps compiled for TPU pods that nobody here has.
+
+Quick compilations, which send what full ones send or more. Each takes three quarters of
+a minute of a core; depth costs nothing, because the blocks are a scan.
+"""
+
+import programs
+import pytest
+
+# Config, slice, images a chip, and what it needs to fit there.
+PODS = {
+    "vitl-v5e": ("vitl", "v5e:4x4", 12, ("model.remat=selective",)),
+    "vitl-v5p": ("vitl", "v5p:2x2x2", 32, ()),
+    "vitl-v6e": ("vitl", "v6e:4x4", 32, ("model.remat=selective",)),
+    "vitg-v5e-256": (
+        "vitg",
+        "v5e:16x16",
+        12,
+        ("model.remat=selective", "mesh.replica=16"),
+    ),
+    "vitg-v5p": ("vitg", "v5p:2x2x2", 32, ("model.remat=selective",)),
+    "vitg-v6e": ("vitg", "v6e:4x4", 12, ("model.remat=selective",)),
+}
+
+
+@programs.needs_libtpu
+@pytest.mark.parametrize(
+    "config, topology, images, overrides", PODS.values(), ids=PODS.keys()
+)
+def test_a_step_for_a_pod(config, topology, images, overrides, tmp_path):
+    devices = programs.devices(topology)
+    report = programs.report(
+        tmp_path,
+        f"--config=configs/{config}.py",
+        f"--topology={topology}",
+        "--quick",
+        "--no-search",
+        f"--config.train.batch_size={devices * images}",
+        f"--config.train.group_size={images}",
+        *(f"--config.{override}" for override in overrides),
+    )
+    table = report["stdout"]
+    assert report["memory"]["share"] <= 0.95, table
+    # Weights travel in bfloat16; images, and what is computed of them, stay.
+    assert report["float32_weight_gathers"] == [], table
+    assert report["activation_all_to_alls"] == [], table
+    assert report["activation_gathers"] == [], table
+    # Two gathers of the student, one of the teacher, one sum of the gradients, all in
+    # bfloat16; a quarter more where the gradients are summed whole and then cut.
+    needed = 4 * 2 * report["config"]["parameters"]
+    sent = sum(row["sent"] for row in report["collectives"])
+    assert sent <= 1.25 * needed, table

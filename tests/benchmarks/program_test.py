@@ -1,0 +1,218 @@
+"""python -m benchmarks at tiny sizes, where a machine for measuring lacks packages."""
+
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks import aot, environment, report, settings, timing, workloads
+
+ROOT = pathlib.Path(__file__).parents[2]
+ABSENT = ("grain", "ml_collections", "tensorboardX", "tensorflow_datasets")
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
+PRINT_CONFIGS = """
+import importlib, json, sys
+from benchmarks import config_standin
+config_standin.install()
+def fields(section):
+    if not isinstance(section, config_standin.ConfigDict):
+        return section
+    return {name: fields(value) for name, value in section._fields.items()}
+configs = [importlib.import_module(f"configs.{n}").get_config() for n in sys.argv[1:]]
+try:
+    configs[0].model.update(no_such=1)
+except AttributeError:
+    print(json.dumps([fields(config) for config in configs]))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs Python where importing what is absent fails; returns its output."""
+    for name in ABSENT:
+        (tmp_path / "absent" / name).mkdir(parents=True)
+        (tmp_path / "absent" / name / "__init__.py").write_text(
+            f"raise ImportError('{name} is not installed here')\n"
+        )
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=os.environ
+            | {
+                "PYTHONPATH": str(tmp_path / "absent"),
+                "JAX_PLATFORMS": "cpu",
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "OMP_NUM_THREADS": "1",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_the_absent_are_absent(run):
+    for name in ABSENT:
+        with pytest.raises(AssertionError, match="not installed here"):
+            run("-c", f"import {name}")
+
+
+def test_configs_load_without_ml_collections(run):
+    got = json.loads(run("-c", PRINT_CONFIGS, *CONFIGS))
+    for name, config in zip(CONFIGS, got, strict=True):
+        expected = importlib.import_module(f"configs.{name}").get_config()
+        assert config == json.loads(expected.to_json_best_effort())
+
+
+def test_the_plan_of_a_gpu_runs_with_what_a_gpu_has(run, tmp_path):
+    flags = ["--tiny", "--plan=gpu", "--samples=1", f"--results={tmp_path}"]
+    parts = ["attention", "prototypes", "step", "--only", "vitg14"]
+    output = run("-m", "benchmarks", *parts, *flags)
+    results = {
+        part: json.loads((tmp_path / f"{part}-cpu.json").read_text())
+        for part in ("attention", "prototypes", "step")
+    }
+    for found in results.values():
+        assert found["device"]["platform"] == "cpu" and found["tiny"]
+        assert not [row["error"] for row in found["rows"] if "error" in row]
+        assert not set(ABSENT) & set(found["versions"])
+    step = {row["contestant"]: row for row in results["step"]["rows"]}
+    assert set(step) == {"jax", "torch compiled", "torch eager"}
+    for row in step.values():
+        assert row["step"]["samples"] == 1 and row["images_per_second"] > 0
+        assert row["gflops_per_image"] == step["jax"]["gflops_per_image"] > 0
+    assert {row["length"] for row in results["attention"]["rows"]} == {5, 17}
+    assert "images/s" in output and "forward + backward ms" in output
+
+
+def test_time_that_is_over_is_a_result(run, tmp_path):
+    flags = ["--tiny", "--minutes=0.0001", f"--results={tmp_path}"]
+    output = run("-m", "benchmarks", "step", "--only", "vits14-drop0", *flags)
+    assert "out of time" in output
+    rows = json.loads((tmp_path / "step-cpu.json").read_text())["rows"]
+    assert [row["error"] for row in rows] == ["out of time"] * len(rows)
+
+
+def test_a_worker_that_fails_says_why(monkeypatch):
+    with pytest.raises(environment.WorkerFailed, match="no_such_part"):
+        environment.run_worker("no_such_part", [], {})
+    with pytest.raises(environment.WorkerFailed, match="out of time"):
+        environment.run_worker("environment", [], {}, timeout=0.01)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(environment.WorkerFailed, match="exit code 1"):
+        environment.run_worker("environment", [], {})
+
+
+def test_the_line_that_names_the_error_is_reported():
+    trace = "Traceback\n  File\nvalue.SomeError: too long\n-----\nFor simplicity ...\n"
+    assert environment.last_error(trace) == "value.SomeError: too long"
+    assert environment.last_error("error: no libtpu\n") == "error: no libtpu"
+    assert environment.last_error("one\ntwo\n\n") == "two"
+    assert environment.last_error("") == ""
+
+
+def test_plans_are_tabulated(monkeypatch, tmp_path, capsys):
+    plan = {
+        "memory": {"needed": 12e9, "share": 0.75},
+        "compile_seconds": 33.0,
+        "prediction": {
+            "link_bytes": 3e9,
+            "hidden": {"step_seconds": 0.1, "mfu": 0.5},
+            "exposed": {"step_seconds": 0.2, "mfu": 0.25},
+        },
+    }
+
+    def compile(command, **_):
+        (out,) = (flag[6:] for flag in command if flag.startswith("--out="))
+        if "--topology=v6e:4x4" in command:
+            return subprocess.CompletedProcess(command, 2, "", "error: no such chip\n")
+        assert "--config.model.remat=full" in command
+        if "--topology=v5e:4x4" in command:
+            assert "--config.train.batch_size=192" in command
+        pathlib.Path(out).write_text(json.dumps(plan))
+        return subprocess.CompletedProcess(command, 1, "", "")  # it does not fit
+
+    fake = types.SimpleNamespace(run=compile, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(aot, "subprocess", fake)
+    aot.run(
+        settings.Settings(
+            device={"platform": "cpu", "kind": "cpu"},
+            plan="cpu",
+            results=tmp_path,
+            rounds=1,
+            samples=1,
+            deadline=None,
+            reference="",
+            tiny=False,
+            only=("vitl",),
+            overrides=("model.remat=full",),
+        )
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == (
+        "vitl, v5e:4x4 12 12.00 75% 3.00 100 to 200 50 to 25 33".split()
+    )
+    assert "error: no such chip" in lines[2]
+    rows = json.loads((tmp_path / "aot.json").read_text())["rows"]
+    assert rows[0]["prediction"] == plan["prediction"] and len(rows) == 3
+
+
+def test_versions_of_what_is_installed():
+    found = environment.describe(("numpy", "no-such-package"))
+    assert set(found["versions"]) == {"numpy"}
+
+
+def test_samples_are_means_over_inner_calls():
+    calls, ends = [], []
+    seconds = timing.samples(
+        lambda: calls.append(0),
+        count=3,
+        warmup=2,
+        inner=4,
+        finish=lambda: ends.append(len(calls)),
+    )
+    assert len(seconds) == 3 and ends == [2, 6, 10, 14]
+    assert timing.spread([3.0, 1.0, 2.0]) == {
+        "median": 2.0,
+        "low": 1.0,
+        "high": 3.0,
+        "samples": 3,
+    }
+
+
+def test_tables_leave_out_what_a_row_lacks(capsys):
+    columns = {
+        "name": lambda row: row["name"],
+        "rate": lambda row: f"{row['rate']:.1f}",
+    }
+    report.show(columns, [{"name": "fast", "rate": 12.34}, {"name": "failed"}])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["name    rate", "fast    12.3", "failed"]
+
+
+def test_fields_are_set_by_path():
+    config = workloads.make_config(
+        "vits", 4, ("model.drop_path_rate=0.5", "model.remat=full")
+    )
+    assert config.model.drop_path_rate == 0.5 and config.model.remat == "full"
+    assert config.train.batch_size == config.train.group_size == 4
+    with pytest.raises((AttributeError, KeyError)):
+        workloads.make_config("vits", 4, ("model.no_such=1",))
+
+
+def test_every_part_has_its_module():
+    for module, *_ in program.PARTS.values():
+        assert callable(importlib.import_module(f"benchmarks.{module}").run)
+    assert program.parse(["step", "aot", "--minutes=9"]).parts == ["step", "aot"]
+    with pytest.raises(SystemExit):
+        program.parse(["no-such-part"])
