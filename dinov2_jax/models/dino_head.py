@@ -28,7 +28,7 @@ class DINOHead(nn.Module):
     def setup(self):
         """Declares the parts under the reference's names."""
         if self.num_layers == 1:
-            self.mlp = layers.dense(self.bottleneck_dim, True, self.dtype, None)
+            self.mlp = _dense(self.bottleneck_dim, self.dtype)
         else:
             self.mlp = _Mlp(
                 self.hidden_dim, self.bottleneck_dim, self.num_layers, self.dtype
@@ -58,6 +58,12 @@ class DINOHead(nn.Module):
         return sharding.gather(self.last_layer().astype(self.dtype))
 
 
+def _dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
+    return layers.dense(
+        features, True, dtype, name, promote_dtype=layers.cast_and_gather
+    )
+
+
 class _Mlp(nn.Module):
     """Linears with GELU between; names 0, 2, 4 count the GELUs, as in torch."""
 
@@ -71,7 +77,7 @@ class _Mlp(nn.Module):
         for i in range(self.num_layers):
             last = i == self.num_layers - 1
             features = self.out_dim if last else self.hidden_dim
-            x = layers.dense(features, True, self.dtype, str(2 * i))(x)
+            x = _dense(features, self.dtype, str(2 * i))(x)
             x = x if last else layers.gelu(x)
         return x
 

@@ -45,33 +45,41 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def dense(
-    features: int,
-    use_bias: bool,
-    dtype: Any,
-    name: str | None,
-    *,
-    kernel_init: nn.initializers.Initializer = linear_init,
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros,
+    features: int, use_bias: bool, dtype: Any, name: str | None = None, **settings: Any
 ) -> nn.Dense:
-    """A linear layer with the reference's initialisation.
-
-    Its weights are cast to the dtype of the matmul and then gathered from the devices.
-    """
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        bias_init=bias_init,
-        promote_dtype=_cast_and_gather,
-        name=name,
-    )
+    """A linear layer with the reference's initialisation; `settings` are flax's."""
+    settings = {"kernel_init": linear_init} | settings
+    return nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name, **settings)
 
 
-def _cast_and_gather(x, *weights, dtype, **_):
-    """What flax calls before the matmul."""
+def cast_and_gather(x, *weights, dtype, **_):
+    """The `promote_dtype` of a layer whose weights are still divided over devices."""
     weights = [None if w is None else w.astype(dtype) for w in weights]
     return x.astype(dtype), *sharding.gather(weights)
+
+
+class _PackedDense(nn.Module):
+    """Two linear layers in one matrix, [x1 | x2] = x @ W.
+
+    As two matmuls: the second half of one's result would rarely begin at a whole tile
+    of a TPU, and be copied.
+    """
+
+    features: int
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        """[..., D] -> two of [..., features]."""
+        width = 2 * self.features
+        kernel = self.param("kernel", linear_init, (x.shape[-1], width))
+        outputs = [x @ w for w in jnp.split(kernel.astype(self.dtype), 2, axis=1)]
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (width,))
+            halves = jnp.split(bias.astype(self.dtype), 2)
+            outputs = [y + b for y, b in zip(outputs, halves)]
+        return outputs
 
 
 class Attention(nn.Module):
@@ -135,9 +143,8 @@ class SwiGLU(nn.Module):
         dim = x.shape[-1]
         # Two thirds of the MLP's hidden width, rounded up to a multiple of 8.
         hidden_dim = (int(int(dim * self.ratio) * 2 / 3) + 7) // 8 * 8
-        x = dense(2 * hidden_dim, self.use_bias, self.dtype, "w12")(x)
-        x = checkpoint_name(x, "ffn_hidden")
-        gate, value = jnp.split(x, 2, axis=-1)
+        w12 = _PackedDense(hidden_dim, self.use_bias, self.dtype, name="w12")
+        gate, value = checkpoint_name(w12(x.astype(self.dtype)), "ffn_hidden")
         return dense(dim, self.use_bias, self.dtype, "w3")(nn.silu(gate) * value)
 
 

@@ -2,12 +2,15 @@
 
 The blocks' weights are stacked on a leading axis of length `depth` and the blocks run
 as one `lax.scan`, so forty compile like one; `scan_unroll=depth` is the unrolled twin.
-Several crop groups run as one flat token stream [G, T, D] (see `kernels.attention`).
+Crop groups go through a block one after the other, each a flat [G, B*N, D]: as one
+stream they would be cut apart for every attention and put together again, a fifth of a
+step on TPUs by the compiler's figures.
 
 Shapes: G groups, B crops a group, H x W pixels, C channels, h x w patches, N = h * w,
 R registers, D width.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import sharding
-from dinov2_jax.models import layer_scale, pos_embed, stochastic_depth
+from dinov2_jax.models import block_weights, pos_embed, stochastic_depth
 from dinov2_jax.models import layers as layers_lib
 
 
@@ -93,7 +96,13 @@ class PatchEmbed(nn.Module):
         x = x.reshape(*lead, (height // p) * (width // p), p * p * chans)
         init = layers_lib.torch_default_init(fan_in=p * p * chans)
         proj = layers_lib.dense(
-            self.embed_dim, True, self.dtype, "proj", kernel_init=init, bias_init=init
+            self.embed_dim,
+            True,
+            self.dtype,
+            "proj",
+            kernel_init=init,
+            bias_init=init,
+            promote_dtype=layers_lib.cast_and_gather,
         )
         return proj(x)
 
@@ -199,21 +208,22 @@ class VisionTransformer(nn.Module):
         # Without stochastic depth a group means nothing: one image a group.
         masks = None if masks is None else masks[:, None]
         grids, embedded, sequences = self._embed([images[:, None]], [masks])
-        stream, taps = self._run_blocks(
+        (last,), taps = self._run_blocks(
             embedded, sequences, self._all_kept(), chosen=chosen
         )
 
-        def features(stream):
-            (out,) = self._features(stream, sequences, grids, norm=True)
+        def features(tokens):
+            (out,) = self._features([tokens], sequences, grids, norm=True)
             return jax.tree.map(lambda x: x[:, 0], out)
 
         def attention_map(index):
-            x = taps[chosen.index(index - 1)] if index else embedded
+            x = taps[chosen.index(index - 1)] if index else embedded[0]
             params = jax.tree.map(lambda p: p[index], self.blocks)
-            (maps,) = self._apply_block(params, x, sequences, method="attention_maps")
+            block = self._block(params)
+            (maps,) = block(x, sequences, method="attention_maps")
             return maps[:, 0]
 
-        return features(stream).replace(
+        return features(last).replace(
             layers={i: features(taps[chosen.index(n)]) for i, n in after.items()},
             attention={i: attention_map(n) for i, n in before.items()},
         )
@@ -233,7 +243,7 @@ class VisionTransformer(nn.Module):
         masks: Sequence[jax.Array | None],
         drop_path_key: jax.Array | None = None,
     ) -> list[Features]:
-        """Several crop groups in one pass over one token stream.
+        """Several crop groups in one pass.
 
         Args:
           crops: One [G, B, H, W, C] a crop group; B, H and W may differ.
@@ -243,10 +253,10 @@ class VisionTransformer(nn.Module):
         Returns:
           One `Features` a crop group, leading axes [G, B].
         """
-        grids, stream, sequences = self._embed(crops, masks)
-        runs = self._kept_samples(sequences, stream.shape[0], drop_path_key)
-        stream, _ = self._run_blocks(stream, sequences, runs)
-        return self._features(stream, sequences, grids, norm=True)
+        grids, parts, sequences = self._embed(crops, masks)
+        runs = self._kept_samples(sequences, len(parts[0]), drop_path_key)
+        parts, _ = self._run_blocks(parts, sequences, runs)
+        return self._features(parts, sequences, grids, norm=True)
 
     def forward_chosen(
         self,
@@ -269,13 +279,13 @@ class VisionTransformer(nn.Module):
         Returns:
           Normalised class tokens, one [G, B, D] a crop group, and patches [G, M, D].
         """
-        _, stream, sequences = self._embed(crops, masks)
-        runs = self._kept_samples(sequences, stream.shape[0], drop_path_key)
-        stream, _ = self._run_blocks(stream, sequences, runs, stop=self.depth - 1)
+        _, parts, sequences = self._embed(crops, masks)
+        runs = self._kept_samples(sequences, len(parts[0]), drop_path_key)
+        parts, _ = self._run_blocks(parts, sequences, runs, stop=self.depth - 1)
         kept = runs[-1][2]
         tokens = self._checkpoint(self._last_block, static_argnums=2)(
             jax.tree.map(lambda p: p[-1], self.blocks),
-            stream,
+            parts,
             sequences,
             kept and jax.tree.map(lambda k: k[-1], kept),
             indices,
@@ -284,30 +294,28 @@ class VisionTransformer(nn.Module):
         *cls, patches = jnp.split(self.norm(tokens), ends, axis=1)
         return cls, patches
 
-    def _last_block(self, params, x, sequences, kept, indices):
-        """[G, T, D] -> class tokens, then chosen patches of the first crop group."""
-        x = self._apply_block(
-            params, x, sequences, kept and kept[0], method="add_attention"
-        )
+    def _last_block(self, params, parts, sequences, kept, indices):
+        """The parts -> class tokens, then chosen patches of the first, [G, P, D]."""
+        block = self._block(params)
         first = 1 + self.num_register_tokens  # index of a crop's first patch
-        length = sequences[0][1]
-        crop, patch = jnp.divmod(indices, length - first)
-        starts, scales, stop = [], [], 0
-        for i, (count, size) in enumerate(sequences):
-            starts.append(stop + size * np.arange(count))
-            stop += size * count
+        crop, patch = jnp.divmod(indices, sequences[0][1] - first)
+        patches = crop * sequences[0][1] + first + patch
+        tokens, scales = [], []
+        for i, (x, (count, length)) in enumerate(zip(parts, sequences)):
+            chosen = kept and (kept[0][i],)
+            x = block(x, ((count, length),), chosen, method="add_attention")
+            tokens.append(x[:, ::length])
+            if i == 0:
+                patches = jnp.take_along_axis(x, patches[..., None], axis=1)
             if kept:
                 scales.append(stochastic_depth.residual_scale(kept[1][i], count))
-        cls = np.concatenate(starts)
-        cls = jnp.broadcast_to(cls, (len(x), len(cls)))
-        chosen = jnp.concatenate([cls, crop * length + first + patch], axis=1)
-        tokens = jnp.take_along_axis(x, chosen[..., None], axis=1)
-        residual = self._apply_block(params, tokens, method="ffn")
+        tokens = jnp.concatenate([*tokens, patches], axis=1)
+        residual = block(tokens, method="ffn")
         if kept:
             of_patches = jnp.take_along_axis(scales[0], crop, axis=1)
             scale = jnp.concatenate([*scales, of_patches], axis=1)
             residual *= scale[..., None].astype(residual.dtype)
-        return sharding.constrain_batch(tokens + residual.astype(x.dtype))
+        return sharding.constrain_batch(tokens + residual.astype(tokens.dtype))
 
     def get_intermediate_layers(
         self, images: jax.Array, n: int | Sequence[int] = 1, *, norm: bool = True
@@ -326,11 +334,11 @@ class VisionTransformer(nn.Module):
         chosen = sorted(set(chosen))
         if not chosen or chosen[0] < 0 or chosen[-1] >= self.depth:
             raise ValueError(f"n={n} names blocks outside 0..{self.depth - 1}")
-        grids, stream, sequences = self._embed([images[:, None]], [None])
-        _, taps = self._run_blocks(stream, sequences, self._all_kept(), chosen=chosen)
+        grids, parts, sequences = self._embed([images[:, None]], [None])
+        _, taps = self._run_blocks(parts, sequences, self._all_kept(), chosen=chosen)
         outputs = []
         for tap in taps:
-            (features,) = self._features(tap, sequences, grids, norm=norm)
+            (features,) = self._features([tap], sequences, grids, norm=norm)
             outputs.append(jax.tree.map(lambda x: x[:, 0], features))
         return outputs
 
@@ -345,7 +353,7 @@ class VisionTransformer(nn.Module):
         )
 
     def _embed(self, crops, masks):
-        """Crops -> grids of patches, tokens [G, T, D], their sequences."""
+        """Crops -> grids of patches, tokens [G, B*N, D], (B, N), each a crop group."""
         grids, parts, sequences = [], [], []
         for images, mask in zip(crops, masks, strict=True):
             num_groups, batch, height, width, _ = images.shape
@@ -368,28 +376,32 @@ class VisionTransformer(nn.Module):
             prefix = jnp.broadcast_to(prefix, (num_groups, batch, *prefix.shape))
             x = jnp.concatenate([prefix, x + pos[1:]], axis=2)
             sequences.append((batch, x.shape[2]))
-            parts.append(x.reshape(num_groups, -1, self.embed_dim))
-        stream = jnp.concatenate(parts, axis=1)
-        return grids, sharding.constrain_batch(stream), tuple(sequences)
+            x = x.reshape(num_groups, -1, self.embed_dim)
+            parts.append(sharding.constrain_batch(x))
+        return grids, tuple(parts), tuple(sequences)
 
-    def _run_blocks(self, stream, sequences, runs, *, chosen=(), stop=None):
-        """The scan over blocks, up to `stop`; also the stream after chosen blocks."""
+    def _run_blocks(self, parts, sequences, runs, *, chosen=(), stop=None):
+        """The scan over blocks, up to `stop`; also the first part after chosen ones."""
         slots = np.full(self.depth, len(chosen))  # the last slot is dropped
         slots[list(chosen)] = range(len(chosen))
         taps = None
         if chosen:
-            taps = jnp.zeros((len(chosen), *stream.shape), stream.dtype)
+            taps = jnp.zeros((len(chosen), *parts[0].shape), parts[0].dtype)
 
         def run_block(carry, block):
-            x, taps = carry
+            parts, taps = carry
             params, kept, slot = block
-            x = self._apply_block(params, x, sequences, kept)
-            x = sharding.constrain_batch(x)
+            run = self._block(params)
+            parts = tuple(
+                run(x, (sequence,), kept and tuple((k[i],) for k in kept))
+                for i, (x, sequence) in enumerate(zip(parts, sequences))
+            )
+            parts = jax.tree.map(sharding.constrain_batch, parts)
             if taps is not None:
-                taps = taps.at[slot].set(x, mode="drop")
-            return (x, taps), None
+                taps = taps.at[slot].set(parts[0], mode="drop")
+            return (parts, taps), None
 
-        carry = (stream, taps)
+        carry = (parts, taps)
         for first, last, kept in runs:
             blocks = slice(first, min(last, self.depth if stop is None else stop))
             count = blocks.stop - blocks.start
@@ -411,9 +423,11 @@ class VisionTransformer(nn.Module):
         policy = REMAT_POLICIES[self.remat]
         return jax.checkpoint(function, policy=policy, prevent_cse=False, **kwargs)
 
-    def _apply_block(self, params, *args, **kwargs):
+    def _block(self, params):
+        """One block as a function; its weights are prepared once for all calls."""
+        params = block_weights.prepare(params, self.dtype)
         block = self.block.clone(layerscale=0.0)
-        return block.apply({"params": layer_scale.fold(params)}, *args, **kwargs)
+        return functools.partial(block.apply, {"params": params})
 
     def _all_kept(self):
         return [(0, self.depth, None)]
@@ -442,24 +456,21 @@ class VisionTransformer(nn.Module):
             start = stop
         return runs
 
-    def _features(self, stream, sequences, grids, *, norm):
-        """[G, T, D] -> one `Features` a crop group."""
-        normed = self.norm(stream) if norm else stream
-        outputs, start = [], 0
+    def _features(self, parts, sequences, grids, *, norm):
+        """One `Features` a crop group."""
+        outputs = []
         first = 1 + self.num_register_tokens  # index of the first patch
-        for (batch, length), grid in zip(sequences, grids):
-            stop = start + batch * length
-            shape = (stream.shape[0], batch, length, self.embed_dim)
-            x = normed[:, start:stop].reshape(shape)
+        for tokens, (batch, length), grid in zip(parts, sequences, grids):
+            shape = (len(tokens), batch, length, self.embed_dim)
+            x = (self.norm(tokens) if norm else tokens).reshape(shape)
             outputs.append(
                 Features(
                     cls=x[:, :, 0],
                     registers=x[:, :, 1:first],
                     patches=x[:, :, first:].reshape(*shape[:2], *grid, -1),
-                    prenorm=stream[:, start:stop].reshape(shape),
+                    prenorm=tokens.reshape(shape),
                 )
             )
-            start = stop
         return outputs
 
 
