@@ -5,9 +5,10 @@
 All do the same job: from the packed projection [1, count * length, 3 * D] to the output
 (and, in the second column, the packed gradient too), at 16 heads of 64 in bfloat16, and
 what they need around their kernels (padding to whole tiles, transposes) counts. The
-peers get one block a sequence, which is their best at these lengths. Nothing runs:
-see `benchmarks/tpu_cycles.py` for what the cycles are. Prints a table in picoseconds a
-score and writes benchmarks/results/tpu_attention.json.
+peers get one block a sequence; other blocks were not searched. Nothing runs: see
+`benchmarks/tpu_cycles.py` for what the cycles are. Prints a table in picoseconds a
+score and writes benchmarks/results/tpu_attention.json, where the rows of earlier runs
+stay unless they are measured again.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import tempfile
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "tpu_attention.json"
+KEY = ("chip", "group", "name", "backward")
 HEADS = 16
 WIDTH = 64 * HEADS
 IMPLEMENTATIONS = ("ours", "xla", "flash", "splash")
@@ -215,7 +217,10 @@ def main():
 
     from benchmarks import environment
 
-    results = []
+    results = {}
+    if RESULTS.exists():
+        for row in json.loads(RESULTS.read_text())["rows"]:
+            results[tuple(row[field] for field in KEY)] = row
     print("ps a score, forward | forward and backward")
     print(f"{'':12}" + "".join(f"{name:>18}" for name in options.names))
     for chip in options.chips:
@@ -223,13 +228,13 @@ def main():
             print(f"{chip:5}{group:7}", end="")
             for name in options.names:
                 pair = rows(name, chip, group)
-                results += pair
+                results |= {tuple(row[field] for field in KEY): row for row in pair}
                 texts = [str(r.get("picoseconds_per_score", "-")) for r in pair]
                 print(f"{' | '.join(texts):>18}", end="", flush=True)
             print()
             report = {
                 "environment": environment.describe(["jax", "jaxlib"]),
-                "rows": results,
+                "rows": [results[key] for key in sorted(results)],
             }
             RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 

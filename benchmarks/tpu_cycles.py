@@ -31,7 +31,7 @@ class Kernel:
     """One Pallas kernel of a program.
 
     Attributes:
-      name: As in `pallas_call`.
+      name: As in `pallas_call`; "" where it gives none.
       trips: Steps of the grid, then of each loop inside of it, outermost first.
       skipped: Steps of the grid that only write what another has made.
     """
@@ -73,11 +73,14 @@ def kernels(jaxpr: core.Jaxpr) -> list[Kernel]:
         if equation.primitive.name == "pallas_call":
             grid = equation.params["grid_mapping"].grid
             inner = _loops(equation.params["jaxpr"])
+            while inner and inner[-1] == 1:
+                inner.pop()
             # Our backward kernel works at the first of the last axis's three steps.
-            again = equation.params["name"] == "attention_backward"
+            name = equation.params["name"] or ""
+            again = name == "attention_backward"
             skipped = math.prod(grid) * 2 // 3 if again else 0
             steps = math.prod(grid) - skipped
-            found.append(Kernel(equation.params["name"], (steps, *inner), skipped))
+            found.append(Kernel(name, (steps, *inner), skipped))
         else:
             for inside in jax.core.jaxprs_in_params(equation.params):
                 found += kernels(inside)
@@ -158,7 +161,7 @@ def program_cycles(
 
 def _called(instruction: hlo.Instruction, found: Sequence[Kernel]) -> Kernel:
     """The kernel of a custom call."""
-    named = [kernel for kernel in found if kernel.name in instruction.name]
+    named = [k for k in found if k.name and k.name in instruction.name]
     # Kernels without a name of their own take that of the function around them.
     candidates = named or found
     if len({(kernel.trips, kernel.skipped) for kernel in candidates}) != 1:

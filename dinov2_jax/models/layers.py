@@ -74,12 +74,25 @@ class _PackedDense(nn.Module):
         """[..., D] -> two of [..., features]."""
         width = 2 * self.features
         kernel = self.param("kernel", linear_init, (x.shape[-1], width))
-        outputs = [x @ w for w in jnp.split(kernel.astype(self.dtype), 2, axis=1)]
+        outputs = [x @ w for w in _halves(kernel.astype(self.dtype))]
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (width,))
-            halves = jnp.split(bias.astype(self.dtype), 2)
-            outputs = [y + b for y, b in zip(outputs, halves)]
+            outputs = [y + b for y, b in zip(outputs, _halves(bias.astype(self.dtype)))]
         return outputs
+
+
+@jax.custom_vjp
+def _halves(x: jax.Array) -> list[jax.Array]:
+    """x cut in two along its last axis; its gradient is put together, not padded.
+
+    Padding a vector to a length that is no whole tile ends libtpu 0.0.51 in an abort.
+    """
+    return jnp.split(x, 2, axis=-1)
+
+
+_halves.defvjp(
+    lambda x: (_halves(x), None), lambda _, grads: (jnp.concatenate(grads, axis=-1),)
+)
 
 
 class Attention(nn.Module):
