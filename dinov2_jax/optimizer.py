@@ -5,7 +5,6 @@ weight decay arrive with every update, from `schedules`. The state is optax's.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -13,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-from dinov2_jax import by_rows
 
 _EMBEDDINGS = {
     "cls_token",
@@ -158,15 +155,12 @@ class Optimizer:
             rate = scalars["backbone_lr" if group.is_backbone else "lr"]
             if group.is_last_layer:
                 rate = scalars["last_layer_lr"]
-            return by_rows.by_rows(
-                functools.partial(
-                    self._elementwise,
-                    clip=factors[path[0].key],
-                    decay=scalars["weight_decay"] * group.wd_multiplier,
-                    **shared,
-                ),
-                (arrays[0], rate * np.asarray(group.lr_multiplier, np.float32)),
-                arrays[1:],
+            return self._elementwise(
+                *arrays,
+                rate=rate * np.asarray(group.lr_multiplier, np.float32),
+                clip=factors[path[0].key],
+                decay=scalars["weight_decay"] * group.wd_multiplier,
+                **shared,
             )
 
         trees = (grads, state.mu, state.nu, params, teacher_params)
@@ -185,9 +179,13 @@ class Optimizer:
 
     def _elementwise(
         self,
-        read,
-        old,
+        grad,
+        mu,
+        nu,
+        p,
+        teacher,
         *,
+        rate,
         clip,
         decay,
         mu_scale,
@@ -195,9 +193,8 @@ class Optimizer:
         teacher_rate,
         finite,
     ):
-        """(gradient, rate), (mu, nu, p, teacher) -> the last four, new."""
-        grad, rate = read
-        mu, nu, p, teacher = old
+        """All that is new of one parameter: mu, nu, p, teacher."""
+        old = (mu, nu, p, teacher)
         rate = rate.reshape(rate.shape + (1,) * (p.ndim - rate.ndim))
         grad = grad * clip
         mu = self.b1 * mu + (1 - self.b1) * grad

@@ -44,8 +44,9 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Shardings of a tree of parameters or optimizer state, by shape.
 
     The largest axis that the `fsdp` size divides is sharded, one with whole tiles a
-    shard before all others, never the layer axis of the stacked blocks; arrays below
-    `MIN_SHARDED_SIZE` elements (a block's, where they are stacked) are replicated.
+    shard before all others, never the layer axis of the stacked blocks. Vectors and
+    arrays below `MIN_SHARDED_SIZE` elements (a block's, where they are stacked) are
+    replicated: gathering them would take longer than the megabytes are worth.
 
     Args:
       state: Tree of arrays or `jax.ShapeDtypeStruct`.
@@ -71,7 +72,7 @@ def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
         if size % fsdp == 0
     ]
     spec = [None] * len(shape)
-    if axes and math.prod(shape) >= MIN_SHARDED_SIZE:
+    if axes and len(shape) > 1 and math.prod(shape) >= MIN_SHARDED_SIZE:
         spec[-max(axes)[2]] = "fsdp"
     return PartitionSpec(*spec)
 

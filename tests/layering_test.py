@@ -34,7 +34,6 @@ FLOORS = {  # the longest prefix counts
     "metrics": 0,
     "data": 0,
     "errors": 0,
-    "by_rows": 0,
     "workdir": 1,
     "bad_images": 1,
     "console": 1,

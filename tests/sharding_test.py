@@ -40,17 +40,18 @@ def spec(leaf, path="kernel", fsdp=8):
         ((100, 64), "kernel", (None, "fsdp")),  # the largest that 8 divides
         # Whole tiles of 16 rows before length: 2736 / 8 is 342.
         ((2736, 1024), "kernel", (None, "fsdp")),
-        ((2047,), "bias", (None,)),
-        ((2048,), "bias", ("fsdp",)),
+        ((23, 89), "kernel", (None, None)),  # 2047 elements
+        ((32, 64), "kernel", (None, "fsdp")),
+        ((8192,), "bias", (None,)),  # a vector
         ((8, 8), "kernel", (None, None)),  # small
-        ((4096, 1), "weight_g", ("fsdp", None)),
+        ((4096, 1), "weight_g", ("fsdp", None)),  # as its matrix
         ((1, 257, 1536), "pos_embed", (None, None, "fsdp")),
         ((40, 24, 96), "backbone/blocks/attn/kernel", (None, None, "fsdp")),
         # The layer axis never, though 8 divides it and nothing else.
         ((4096, 3), "backbone/blocks/ls1/gamma", (None, None)),
         # Of stacked arrays it is one block's size that counts.
         ((40, 1536), "backbone/blocks/ls1/gamma", (None, None)),
-        ((40, 4608), "backbone/blocks/qkv/bias", (None, "fsdp")),
+        ((40, 4608), "backbone/blocks/qkv/bias", (None, None)),
         ((), "count", ()),
     ],
 )
@@ -96,13 +97,14 @@ def test_no_large_leaf_of_a_real_state_is_replicated(giants, name, fsdp):
         where = jax.tree_util.keystr(path)
         stacked = "blocks" in where
         size = math.prod(leaf.shape[stacked:])
-        assert sharded or size < sharding.MIN_SHARDED_SIZE, (where, leaf.shape)
+        vector = len(leaf.shape[stacked:]) < 2
+        assert sharded or vector or size < sharding.MIN_SHARDED_SIZE, where
         if stacked and sharded:
             assert found.spec[0] is None
         held += leaf.size / fsdp if sharded else 0
         small += 0 if sharded else leaf.size
         total += leaf.size
-    assert held <= total / fsdp and small < 2e-3 * total
+    assert held <= total / fsdp and small < 5e-3 * total
 
 
 def test_moments_and_teacher_are_sharded_as_the_parameters(giants):

@@ -14,9 +14,9 @@ import re
 from dinov2_jax.aot import hlo
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_UNKNOWN = 2**63 - 1
 _KERNELS = ("tpu_custom_call",)
 _COST = re.compile(r'"cost_estimate":\{([^}]*)\}')
-# Never counted: free, or moved by other units while the core works.
 _SCOPE = re.compile(r"jit\(\w+\)/|transpose\(|jvp\(|VisionTransformer\.|[()]")
 
 
@@ -29,14 +29,15 @@ class Cycles:
       by_scope: The same by place in the traced program, most first.
       kernel_seconds: Lower bound of our own kernels' time, from their cost estimates.
       kernels: Executions of them in a step.
-      kernels_without_cost: Of these, those that carry no estimate: counted as nothing.
+      without_cost: Operations, kernels or others, of which the compiler says that it
+        knows nothing, such as gathers left to the sparse cores: counted as nothing.
     """
 
     total: int
     by_scope: dict[str, int]
     kernel_seconds: float
     kernels: int
-    kernels_without_cost: int
+    without_cost: int
 
 
 def count(module: hlo.Module, *, peak_flops: float, hbm_bandwidth: float) -> Cycles:
@@ -52,7 +53,9 @@ def count(module: hlo.Module, *, peak_flops: float, hbm_bandwidth: float) -> Cyc
     for name, times in module.executions.items():
         for instruction in module.computations[name].instructions.values():
             figure = _CYCLES.search(instruction.attributes)
-            if figure:
+            if figure and int(figure[1]) == _UNKNOWN:
+                unknown += times
+            elif figure:
                 scopes[_scope(instruction.op_name)] += times * int(figure[1])
             elif any(f'"{k}"' in instruction.attributes for k in _KERNELS):
                 kernels += times
@@ -71,7 +74,7 @@ def count(module: hlo.Module, *, peak_flops: float, hbm_bandwidth: float) -> Cyc
         by_scope=dict(scopes.most_common()),
         kernel_seconds=kernel_seconds,
         kernels=kernels,
-        kernels_without_cost=unknown,
+        without_cost=unknown,
     )
 
 

@@ -128,7 +128,7 @@ def _predict(config, machine, program, found) -> dict[str, Any] | None:
         "compute_seconds": compute,
         "kernels": work.kernels,
         "kernel_seconds": work.kernel_seconds,
-        "kernels_without_cost": work.kernels_without_cost,
+        "without_cost": work.without_cost,
         "link_bytes": sent,
         "link_seconds": link,
         "hidden": outcome(max(compute, link)),
@@ -234,7 +234,7 @@ def _describe_prediction(prediction: dict[str, Any] | None) -> list[str]:
         lines.append(
             f"  of it {prediction['kernel_seconds']:.3f} s for "
             f"{prediction['kernels']} kernels, a lower bound; "
-            f"{prediction['kernels_without_cost']} give no estimate"
+            f"{prediction['without_cost']} operations give no estimate"
         )
     lines.append("  where the cycles go:")
     total = prediction["cycles"]

@@ -58,43 +58,6 @@ def cast_and_gather(x, *weights, dtype, **_):
     return x.astype(dtype), *sharding.gather(weights)
 
 
-class _PackedDense(nn.Module):
-    """Two linear layers in one matrix, [x1 | x2] = x @ W.
-
-    As two matmuls: the second half of one's result would rarely begin at a whole tile
-    of a TPU, and be copied.
-    """
-
-    features: int
-    use_bias: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> list[jax.Array]:
-        """[..., D] -> two of [..., features]."""
-        width = 2 * self.features
-        kernel = self.param("kernel", linear_init, (x.shape[-1], width))
-        outputs = [x @ w for w in _halves(kernel.astype(self.dtype))]
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (width,))
-            outputs = [y + b for y, b in zip(outputs, _halves(bias.astype(self.dtype)))]
-        return outputs
-
-
-@jax.custom_vjp
-def _halves(x: jax.Array) -> list[jax.Array]:
-    """x cut in two along its last axis; its gradient is put together, not padded.
-
-    Padding a vector to a length that is no whole tile ends libtpu 0.0.51 in an abort.
-    """
-    return jnp.split(x, 2, axis=-1)
-
-
-_halves.defvjp(
-    lambda x: (_halves(x), None), lambda _, grads: (jnp.concatenate(grads, axis=-1),)
-)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention on the flat stream; `kernel` is an implementation."""
 
@@ -156,8 +119,9 @@ class SwiGLU(nn.Module):
         dim = x.shape[-1]
         # Two thirds of the MLP's hidden width, rounded up to a multiple of 8.
         hidden_dim = (int(int(dim * self.ratio) * 2 / 3) + 7) // 8 * 8
-        w12 = _PackedDense(hidden_dim, self.use_bias, self.dtype, name="w12")
-        gate, value = checkpoint_name(w12(x.astype(self.dtype)), "ffn_hidden")
+        x = dense(2 * hidden_dim, self.use_bias, self.dtype, "w12")(x)
+        x = checkpoint_name(x, "ffn_hidden")
+        gate, value = jnp.split(x, 2, axis=-1)
         return dense(dim, self.use_bias, self.dtype, "w3")(nn.silu(gate) * value)
 
 

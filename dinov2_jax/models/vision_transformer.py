@@ -302,9 +302,11 @@ class VisionTransformer(nn.Module):
         patches = crop * sequences[0][1] + first + patch
         tokens, scales = [], []
         for i, (x, (count, length)) in enumerate(zip(parts, sequences)):
-            chosen = kept and (kept[0][i],)
-            x = block(x, ((count, length),), chosen, method="add_attention")
-            tokens.append(x[:, ::length])
+            of_group = kept and (kept[0][i],)
+            x = block(x, ((count, length),), of_group, method="add_attention")
+            # By index: the gradient of x[:, ::length] ends libtpu 0.0.51 in an abort.
+            cls = jnp.broadcast_to(length * np.arange(count), (len(x), count))
+            tokens.append(jnp.take_along_axis(x, cls[..., None], axis=1))
             if i == 0:
                 patches = jnp.take_along_axis(x, patches[..., None], axis=1)
             if kept:

@@ -19,5 +19,5 @@ def test_loops_multiply_and_fusions_count_once():
 def test_kernels_are_bounded_by_their_cost_estimate():
     result = count(hlo_snippets.FUSED)
     assert result.total == 0
-    assert (result.kernels, result.kernels_without_cost) == (2, 1)
+    assert (result.kernels, result.without_cost) == (2, 1)
     assert result.kernel_seconds == pytest.approx(4e6 / 1e9)  # more than 1000 / 1e6
