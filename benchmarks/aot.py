@@ -87,7 +87,9 @@ def plan(case: Case, args: Settings) -> dict[str, Any]:
 
 
 def _predicted(row: report.Row, key: str, form: str, factor: float) -> str:
-    """A number with communication hidden, to the same with none hidden."""
+    """A number with communication hidden, to the same with none; "-" without one."""
+    if not row.get("prediction"):
+        return "-"  # does not fit
     pair = (row["prediction"][bound][key] for bound in ("hidden", "exposed"))
     return " to ".join(format(factor * value, form) for value in pair)
 
@@ -99,7 +101,11 @@ COLUMNS = {
         row.get("error") or report.gigabytes(row["memory"]["needed"])
     ),
     "of": lambda row: f"{row['memory']['share']:.0%}",
-    "sent GB": lambda row: report.gigabytes(row["prediction"]["link_bytes"]),
+    "sent GB": lambda row: (
+        report.gigabytes(row["prediction"]["link_bytes"])
+        if row.get("prediction")
+        else "-"
+    ),
     "predicted ms": lambda row: _predicted(row, "step_seconds", ".0f", 1e3),
     "predicted MFU %": lambda row: _predicted(row, "mfu", ".0f", 100),
     "compile s": lambda row: f"{row['compile_seconds']:.0f}",
