@@ -189,7 +189,7 @@ def _lazy(array: np.ndarray) -> lazy.LazyTensor:
 def _export(module, params, tensors, image_size) -> bytes:
     """The serialized program."""
     # Nothing that only training needs; why unrolled is said above.
-    module = module.clone(scan_unroll=module.depth, remat="none")
+    module = module.clone(scan_unroll=module.depth, remat="none", attention="xla")
     to_params = _converter(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
     )

@@ -84,6 +84,6 @@ def release_shared_memory() -> None:
     # What a thread still holds, such as a batch in transfer: the name is given up now,
     # the pages go with the process.
     for held in gc.get_objects():
-        if isinstance(held, memory.SharedMemoryArray) and held._unlink_on_del:
+        if type(held) is memory.SharedMemoryArray and held._unlink_on_del:
             held._unlink_on_del = False
             held.shm.unlink()

@@ -463,7 +463,7 @@ class VisionTransformer(nn.Module):
         outputs = []
         first = 1 + self.num_register_tokens  # index of the first patch
         for tokens, (batch, length), grid in zip(parts, sequences, grids):
-            shape = (len(tokens), batch, length, self.embed_dim)
+            shape = (tokens.shape[0], batch, length, self.embed_dim)
             x = (self.norm(tokens) if norm else tokens).reshape(shape)
             outputs.append(
                 Features(
