@@ -28,13 +28,13 @@ def run(args: Settings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config.data.path = str(pathlib.Path(folder) / "photos")
         embed.make_photos(pathlib.Path(config.data.path), count)
-        source = sources.make_source(config.data)
+        source = sources.make_source(config)
         builder = loader.make_batch_builder(config, source)
         numbers = itertools.count()
 
         def decode() -> None:
             for i in range(batch_size):
-                source[(next(numbers) * batch_size + i) % count]
+                source.open((next(numbers) * batch_size + i) % count).pixels()
 
         def build() -> None:
             builder(next(numbers))

@@ -16,7 +16,6 @@ from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import reading
 
-_MAX_PIXELS = 178_956_970  # of an image file; Pillow's limit
 FITS = ("error", "crop", "pad", "resize")
 
 
@@ -62,9 +61,7 @@ class Model:
 
     def _prepare(self, image: Any) -> np.ndarray:
         if isinstance(image, str | os.PathLike):
-            image = images_lib.decode(
-                image, name=os.fspath(image), max_pixels=_MAX_PIXELS
-            )
+            image = images_lib.Decoder().decode(image, name=os.fspath(image))
         elif isinstance(image, Image.Image):
             image = images_lib.to_rgb(image, "the image")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:

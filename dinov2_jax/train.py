@@ -44,7 +44,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
     """
     workdir = pathlib.Path(workdir)
     config_check.check(config)
-    source = sources.make_source(config.data)
+    source = sources.make_source(config)
     distributed.initialize()
     num_processes, process = jax.process_count(), jax.process_index()
     loader.make_batch_builder(config, source, process_count=num_processes)

@@ -12,7 +12,6 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data import images
 
-_MAX_PIXELS = 178_956_970  # of an image file; Pillow's limit
 _MAX_STEM = 60  # characters of an image's name in a picture's
 
 _DESCRIPTION = """
@@ -204,7 +203,7 @@ def _check_images(paths: list[str]) -> None:
 
 
 def _decode(path: str) -> np.ndarray:
-    return images.decode(path, name=path, max_pixels=_MAX_PIXELS)
+    return images.Decoder().decode(path, name=path)
 
 
 def _stems(paths: list[str]) -> list[str]:

@@ -6,9 +6,13 @@ white (PIL drops it), and what cannot be decoded faithfully is refused. The EXIF
 orientation is ignored, as in the reference; of animations the first frame is taken.
 """
 
+import contextlib
+import dataclasses
 import io
 import os
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +20,8 @@ from PIL import Image
 # Of EXIF blocks, TIFF tags and palettes: thousands of lines that help nobody.
 warnings.filterwarnings("ignore", module=r"PIL\..*")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+PILLOWS_LIMIT = 178_956_970  # pixels
 
 
 class BadImage(Exception):
@@ -30,39 +36,104 @@ class BadImage(Exception):
         return f"{self.name}: {self.reason}"
 
 
-def decode(
-    path_or_bytes: str | os.PathLike | bytes, *, name: str, max_pixels: int
-) -> np.ndarray:
-    """Reads and decodes one image.
+@dataclasses.dataclass(frozen=True)
+class OpenedImage:
+    """An image whose header was read.
 
-    Args:
-      path_or_bytes: a file's path, or its content.
-      name: what to call the image in errors.
-      max_pixels: images with more pixels are refused by their header, undecoded.
-
-    Returns:
-      uint8 [H, W, 3], RGB.
-
-    Raises:
-      BadImage: empty, truncated, not an image, too large, or of floats.
+    Attributes:
+      width: In pixels, as shown.
+      height: In pixels, as shown.
+      read: reduce -> uint8 [H, W, C]; see `pixels`.
     """
-    content = path_or_bytes
-    if not isinstance(content, bytes):
-        try:
-            with open(content, "rb") as file:
-                content = file.read()
-        except OSError as error:
-            raise BadImage(name, error.strerror or "cannot be read") from error
-    if not content:
-        raise BadImage(name, "empty file")
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
+
+    width: int
+    height: int
+    read: Callable[[int], np.ndarray]
+
+    def pixels(self, reduce: int = 1) -> np.ndarray:
+        """Decodes it.
+
+        Args:
+          reduce: 1, 2, 4 or 8: a copy smaller by this factor (rounded up) will do;
+            formats that are not faster at that give the full size.
+
+        Returns:
+          uint8 [H, W, C] or [ceil(H / reduce), ceil(W / reduce), C].
+
+        Raises:
+          BadImage: Truncated, damaged, or of a kind that cannot be used.
+        """
+        return self.read(reduce)
+
+
+def from_array(pixels: np.ndarray) -> OpenedImage:
+    """uint8 [H, W, C] in memory -> the same as an opened image."""
+    return OpenedImage(pixels.shape[1], pixels.shape[0], lambda reduce: pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """How files become arrays.
+
+    Attributes:
+      max_pixels: Images with more pixels are refused by their header, undecoded.
+    """
+
+    max_pixels: int = PILLOWS_LIMIT
+
+    def open(
+        self, path_or_bytes: str | os.PathLike | bytes, *, name: str
+    ) -> OpenedImage:
+        """Reads a file and its header.
+
+        Args:
+          path_or_bytes: A file's path, or its content.
+          name: What to call the image in errors.
+
+        Raises:
+          BadImage: Missing, empty, not an image, or too large.
+        """
+        content = path_or_bytes
+        if not isinstance(content, bytes):
+            try:
+                with open(content, "rb") as file:
+                    content = file.read()
+            except OSError as error:
+                raise BadImage(name, error.strerror or "cannot be read") from error
+        if not content:
+            raise BadImage(name, "empty file")
+        with _reasons(name):
+            with Image.open(io.BytesIO(content)) as image:
+                width, height = image.size
+            if width * height > self.max_pixels:
                 raise BadImage(
-                    name, f"{width}x{height} px is more than max_pixels = {max_pixels}"
+                    name,
+                    f"{width}x{height} px is more than max_pixels = {self.max_pixels}",
                 )
-            return to_rgb(image, name)
+
+        def read(reduce: int) -> np.ndarray:
+            with _reasons(name), Image.open(io.BytesIO(content)) as image:
+                return to_rgb(image, name)
+
+        return OpenedImage(width, height, read)
+
+    def decode(
+        self, path_or_bytes: str | os.PathLike | bytes, *, name: str
+    ) -> np.ndarray:
+        """`open` and `pixels` in one: uint8 [H, W, 3]; raises `BadImage`."""
+        return self.open(path_or_bytes, name=name).pixels()
+
+
+def make_decoder(config: Any) -> Decoder:
+    """The decoder of training images that a configuration describes."""
+    return Decoder(max_pixels=config.data.max_pixels)
+
+
+@contextlib.contextmanager
+def _reasons(name: str):
+    """Turns what Pillow raises into a `BadImage` with a short reason."""
+    try:
+        yield
     except BadImage:
         raise
     except Image.UnidentifiedImageError as error:

@@ -139,7 +139,7 @@ class BatchBuilder:
         """Returns an image, or a replacement if it cannot be read."""
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return self.source[index]
+                return self.source.open(index).pixels()
             except images.BadImage as error:
                 bad.append((index, error.name[-200:], error.reason[:120]))
             rng = self._rng(_REPLACEMENT, pass_number, offset, attempt)

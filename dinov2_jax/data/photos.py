@@ -93,7 +93,7 @@ def _load(package: str, name: str) -> np.ndarray:
         )
     path = pathlib.Path(spec.origin).parent / _FOLDERS[package] / name
     try:
-        return images.decode(path, name=name, max_pixels=10**7)
+        return images.Decoder().decode(path, name=name)
     except images.BadImage as error:
         raise errors.UserError(
             f"data.source=photos: {package} has no usable {error}; "
@@ -172,13 +172,13 @@ class PhotosSource:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def open(self, index: int) -> images.OpenedImage:
         """Returns uint8 [h, w, 3]: [64, 64, 3], or [128, 64..128, 3] of "train"."""
         label, left, top, right, bottom = self._rows[index]
         pixels = load_photographs()[label][top:bottom, left:right]
         if self.split in ("val", "test"):
-            return self._render(pixels, index)
-        return np.ascontiguousarray(pixels)
+            pixels = self._render(pixels, index)
+        return images.from_array(np.ascontiguousarray(pixels))
 
     def _render(self, pixels: np.ndarray, index: int) -> np.ndarray:
         rng = np.random.default_rng((SPLITS.index(self.split), index))

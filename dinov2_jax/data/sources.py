@@ -7,7 +7,6 @@ import os
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from dinov2_jax import errors
 from dinov2_jax.data import images, photos
@@ -41,34 +40,32 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Returns the number of images."""
 
-    def __getitem__(self, index: int) -> Image.Image | np.ndarray:
-        """Returns an RGB image, uint8 [H, W, 3] if an array; raises `BadImage`."""
+    def open(self, index: int) -> images.OpenedImage:
+        """Reads an image's file and header; raises `BadImage`."""
 
     def name(self, index: int) -> str:
         """Returns what to call an image in messages."""
 
 
 def make_source(config) -> Source:
-    """Returns the source for pretraining that `config` (`config.data`) names.
+    """Returns the source for pretraining that `config.data` names.
 
     Raises:
       UserError: nothing is set, or there is nothing where it points.
     """
-    if config.source == "photos":
+    data, decoder = config.data, images.make_decoder(config)
+    if data.source == "photos":
         return photos.PhotosSource("train")
-    if config.source == "folder":
-        if not config.path:
+    if data.source == "folder":
+        if not data.path:
             raise errors.UserError(f"no training images are set: {SET_DATA}")
-        return FolderSource(config.path, max_pixels=config.max_pixels)
-    if config.source == "tfds":
+        return FolderSource(data.path, decoder)
+    if data.source == "tfds":
         return TfdsSource(
-            config.tfds_name,
-            config.tfds_split,
-            data_dir=config.path,
-            max_pixels=config.max_pixels,
+            data.tfds_name, data.tfds_split, data_dir=data.path, decoder=decoder
         )
     raise errors.UserError(
-        f"data.source = {config.source!r} is unknown: use folder, tfds or photos"
+        f"data.source = {data.source!r} is unknown: use folder, tfds or photos"
     )
 
 
@@ -80,7 +77,7 @@ class FolderSource:
 
     Args:
       path: the folder.
-      max_pixels: larger images are refused unread.
+      decoder: of the files.
       field: of the configuration, for messages.
 
     Attributes:
@@ -91,10 +88,14 @@ class FolderSource:
     """
 
     def __init__(
-        self, path: str | os.PathLike, *, max_pixels: int, field: str = "data.path"
+        self,
+        path: str | os.PathLike,
+        decoder: images.Decoder,
+        *,
+        field: str = "data.path",
     ):
         self.path = os.path.expanduser(os.fspath(path))
-        self._max_pixels = max_pixels
+        self._decoder = decoder
         self.unreadable_folders: list[str] = []
         if not os.path.isdir(self.path):
             what = "is not a folder" if os.path.exists(self.path) else "does not exist"
@@ -148,12 +149,10 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Returns uint8 [H, W, 3]; raises `BadImage`."""
+    def open(self, index: int) -> images.OpenedImage:
+        """Reads an image's file and header; raises `BadImage`."""
         path = os.path.join(os.fsencode(self.path), self._relative(index))
-        return images.decode(
-            os.fsdecode(path), name=self.name(index), max_pixels=self._max_pixels
-        )
+        return self._decoder.open(os.fsdecode(path), name=self.name(index))
 
     def name(self, index: int) -> str:
         """Returns the path relative to the folder."""
@@ -176,9 +175,11 @@ class TfdsSource:
     Needs no TensorFlow: tfds reads the records, the images are decoded here.
     """
 
-    def __init__(self, name: str, split: str, *, data_dir: str, max_pixels: int):
+    def __init__(
+        self, name: str, split: str, *, data_dir: str, decoder: images.Decoder
+    ):
         self._args = (name, split, data_dir or None)
-        self._max_pixels = max_pixels
+        self._decoder = decoder
         self._opened = None
         if not name:
             raise errors.UserError(
@@ -246,12 +247,10 @@ class TfdsSource:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Returns uint8 [H, W, 3]; raises `BadImage`."""
+    def open(self, index: int) -> images.OpenedImage:
+        """Reads an image's record and header; raises `BadImage`."""
         content = self._records()[index]["image"]
-        return images.decode(
-            bytes(content), name=self.name(index), max_pixels=self._max_pixels
-        )
+        return self._decoder.open(bytes(content), name=self.name(index))
 
     def name(self, index: int) -> str:
         """Returns the data set, split and index."""

@@ -17,7 +17,6 @@ from dinov2_jax import errors
 from dinov2_jax.data import images as images_lib
 from dinov2_jax.data import preprocessing, sources
 
-_MAX_PIXELS = 178_956_970  # of an image, decoded or resized; Pillow's limit
 _BATCHES_AHEAD = 2
 
 
@@ -36,7 +35,7 @@ class Folder(sources.FolderSource):
             what = "is not a folder" if os.path.exists(path) else "does not exist"
             raise errors.UserError(f"{path} {what}: name a folder of images")
         try:
-            super().__init__(path, max_pixels=_MAX_PIXELS)
+            super().__init__(path, images_lib.Decoder())
         except errors.UserError as error:  # whose advice is on the trainer's flags
             fact = str(error).split("; looked for")[0]
             fact = fact.replace("data.path = ", "")
@@ -137,10 +136,10 @@ def batches(
 def _read(folder, prepare, index) -> np.ndarray | str:
     """uint8 [S, S, 3], or why not."""
     try:
-        image = folder[index]
+        image = folder.open(index).pixels()
         height, width = image.shape[:2]
         long, short = max(height, width), min(height, width)
-        if long / short * prepare.resize_size**2 > _MAX_PIXELS:
+        if long / short * prepare.resize_size**2 > images_lib.PILLOWS_LIMIT:
             return f"{width}x{height} px cannot be resized to a short side of " + str(
                 prepare.resize_size
             )

@@ -172,14 +172,12 @@ class Evaluator:
 
         def read(index):
             try:
-                image = source[int(index)]
+                image = source.open(int(index)).pixels()
             except images.BadImage as error:
                 logging.warning("evaluation leaves out %s", error)
                 return None
-            if not isinstance(image, Image.Image):
-                image = Image.fromarray(image)
             return preprocessing.resize_and_crop(
-                image, self._resize_size, self._image_size
+                Image.fromarray(image), self._resize_size, self._image_size
             )
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -201,7 +199,7 @@ def make_evaluator(config: Any, backbone: Any, mesh: Mesh) -> Evaluator | None:
     if c.train_path:
         bank, queries = (
             sources.FolderSource(
-                c[name], max_pixels=config.data.max_pixels, field=f"evaluation.{name}"
+                c[name], images.make_decoder(config), field=f"evaluation.{name}"
             )
             for name in ("train_path", "val_path")
         )

@@ -24,7 +24,7 @@ def encode(image, kind, **options):
 
 
 def decode(content):
-    return images.decode(content, name="x", max_pixels=LIMIT)
+    return images.Decoder(LIMIT).decode(content, name="x")
 
 
 def rgb(height=7, width=5):
@@ -54,9 +54,7 @@ def test_jpeg_and_its_orientation_is_ignored():
 def test_path(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encode(Image.fromarray(rgb()), "PNG"))
-    np.testing.assert_array_equal(
-        images.decode(path, name="x", max_pixels=LIMIT), rgb()
-    )
+    np.testing.assert_array_equal(images.Decoder(LIMIT).decode(path, name="x"), rgb())
 
 
 def test_gray_and_bilevel():
@@ -167,7 +165,7 @@ def test_bad(kind):
 
 def test_missing_file(tmp_path):
     with pytest.raises(images.BadImage, match="No such file"):
-        images.decode(tmp_path / "no.png", name="no.png", max_pixels=LIMIT)
+        images.Decoder(LIMIT).decode(tmp_path / "no.png", name="no.png")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -194,8 +192,8 @@ def test_no_warnings(tmp_path):
     (tmp_path / "big.png").write_bytes(huge_png(10_000))
     code = (
         "import sys; from dinov2_jax.data import images\n"
-        "images.decode(sys.argv[1], name='', max_pixels=99)\n"
-        "try: images.decode(sys.argv[2], name='', max_pixels=99)\n"
+        "images.Decoder(99).decode(sys.argv[1], name='')\n"
+        "try: images.Decoder(99).decode(sys.argv[2], name='')\n"
         "except images.BadImage: pass\n"
         "assert 'jax' not in sys.modules and 'grain' not in sys.modules"
     )

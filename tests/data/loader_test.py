@@ -31,24 +31,26 @@ class Flat:
     def __len__(self):
         return self.length
 
-    def __getitem__(self, index):
+    def open(self, index):
         if index in self.bad:
             raise images.BadImage(self.name(index), "broken on purpose")
-        return np.full((20, 24, 3), index, np.uint8)
+        return images.from_array(np.full((20, 24, 3), index, np.uint8))
 
     def name(self, index):
         return f"image {index}"
 
 
 class Noise(Flat):
-    def __getitem__(self, index):
-        return np.random.default_rng(index).integers(0, 256, (40, 48, 3), np.uint8)
+    def open(self, index):
+        return images.from_array(
+            np.random.default_rng(index).integers(0, 256, (40, 48, 3), np.uint8)
+        )
 
 
 class Worker(Flat):
     """Says in its pixels what it sees of the process it runs in."""
 
-    def __getitem__(self, index):
+    def open(self, index):
         import jax
         from jax._src import xla_bridge
 
@@ -58,7 +60,7 @@ class Worker(Flat):
             and not xla_bridge._backends
             and "torch" not in sys.modules
         )
-        return np.full((20, 20, 3), 0 if ok else 255, np.uint8)
+        return images.from_array(np.full((20, 20, 3), 0 if ok else 255, np.uint8))
 
 
 def small_config(**overrides):
@@ -211,7 +213,7 @@ def test_bad_images_are_replaced_and_reported():
 
 
 def test_folder_of_horrors(tmp_path):
-    good = Image.fromarray(Noise(1)[0])
+    good = Image.fromarray(Noise(1).open(0).pixels())
     for mode in ("RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "I;16"):
         image = (
             good.convert("L").convert(mode) if mode == "I;16" else good.convert(mode)
@@ -225,7 +227,7 @@ def test_folder_of_horrors(tmp_path):
     (tmp_path / "bad_empty.jpg").touch()
     (tmp_path / "bad_text.jpg").write_text("not an image at all")
     good.resize((200, 200)).save(tmp_path / "bad_large.bmp")
-    source = sources.FolderSource(tmp_path, max_pixels=10_000)
+    source = sources.FolderSource(tmp_path, images.Decoder(10_000))
     builder = loader.make_batch_builder(small_config(), source)
     batches = [builder(step) for step in range(-(-len(source) // 8))]
     reported = {str(bad["name"]) for batch in batches for bad in batch["bad_images"]}

@@ -66,7 +66,7 @@ def test_unseen_photographs_are_in_no_split():
 def test_items(sources):
     for split, source in sources.items():
         for index in range(0, len(source), 29):
-            image = source[index]
+            image = source.open(index).pixels()
             assert image.dtype == np.uint8
             if split == "train":
                 assert image.shape[0] == 128 and 64 <= image.shape[1] <= 128
@@ -78,22 +78,23 @@ def test_items(sources):
 
 def test_bank_tiles_are_the_photograph(sources):
     photo = photos.load_photographs()[0]
-    np.testing.assert_array_equal(sources["bank"][1], photo[64:128, :64])
+    np.testing.assert_array_equal(sources["bank"].open(1).pixels(), photo[64:128, :64])
 
 
 def test_renderings_are_deterministic_and_differ(sources):
     val = sources["val"]
     again = photos.PhotosSource("val")
-    np.testing.assert_array_equal(val[8], again[8])
+    np.testing.assert_array_equal(val.open(8).pixels(), again.open(8).pixels())
     # The four renderings of one tile: four pictures.
-    four = {val[i].tobytes() for i in range(photos.RENDERINGS)}
+    four = {val.open(i).pixels().tobytes() for i in range(photos.RENDERINGS)}
     assert len(four) == 4 and len(set(val.name(i) for i in range(4))) == 1
 
 
 def test_small_to_send(sources):
     data = pickle.dumps(sources["train"])
     assert len(data) < 40_000
-    np.testing.assert_array_equal(pickle.loads(data)[3], sources["train"][3])
+    copy = pickle.loads(data).open(3).pixels()
+    np.testing.assert_array_equal(copy, sources["train"].open(3).pixels())
 
 
 def test_no_jax_and_no_network():
@@ -102,7 +103,7 @@ def test_no_jax_and_no_network():
         "def no(*a, **k): raise RuntimeError('network')\n"
         "socket.socket = no\n"
         "from dinov2_jax.data import photos\n"
-        "photos.PhotosSource('val')[0]\n"
+        "photos.PhotosSource('val').open(0)\n"
         "print([m for m in ('jax', 'grain', 'sklearn', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

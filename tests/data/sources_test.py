@@ -21,7 +21,7 @@ def save(path, value=0, size=(4, 3)):
 
 
 def folder(path):
-    return sources.FolderSource(path, max_pixels=10_000)
+    return sources.FolderSource(path, images.Decoder(max_pixels=10_000))
 
 
 def names(source):
@@ -35,8 +35,8 @@ def test_nested_in_sorted_order_any_case(tmp_path):
         save(tmp_path / name)
     source = folder(tmp_path)
     assert names(source) == ["a-b/4.webp", "a/0.TiFf", "a/z/1.png", "b/2.JPG"]
-    assert [int(source[i][0, 0, 0]) for i in range(4)] == [3, 2, 1, 0]
-    assert source[0].shape == (3, 4, 3)
+    assert [int(source.open(i).pixels()[0, 0, 0]) for i in range(4)] == [3, 2, 1, 0]
+    assert source.open(0).pixels().shape == (3, 4, 3)
     assert source.labels.tolist() == [1, 0, 0, 2]
     assert source.label_names == ["a", "a-b", "b"]
     assert source.labels.dtype == np.int32
@@ -80,7 +80,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     source = folder(tmp_path / "root")
     assert names(source) == ["broken.png", "link/1.png", "x/0.png", "x/file.png"]
     with pytest.raises(images.BadImage, match="broken.png: No such file"):
-        source[0]
+        source.open(0).pixels()
 
 
 def test_odd_names(tmp_path):
@@ -88,7 +88,7 @@ def test_odd_names(tmp_path):
     with open(os.fsencode(tmp_path) + b"/\xff\xfe.png", "wb") as file:
         Image.new("RGB", (2, 2), (9, 9, 9)).save(file, "PNG")
     source = folder(tmp_path)
-    assert [int(source[i][0, 0, 0]) for i in range(2)] == [7, 9]
+    assert [int(source.open(i).pixels()[0, 0, 0]) for i in range(2)] == [7, 9]
     assert source.name(1).encode("utf-8")
 
 
@@ -97,13 +97,13 @@ def test_a_file_that_vanishes_is_a_bad_image(tmp_path):
     source = folder(tmp_path)
     (tmp_path / "a.png").unlink()
     with pytest.raises(images.BadImage, match="a.png: No such file"):
-        source[0]
+        source.open(0).pixels()
 
 
 def test_too_large_is_refused(tmp_path):
     save(tmp_path / "a.png", size=(101, 100))
     with pytest.raises(images.BadImage, match="101x100 px is more than max_pixels"):
-        folder(tmp_path)[0]
+        folder(tmp_path).open(0).pixels()
 
 
 def one_line(caught):
@@ -136,20 +136,20 @@ def test_pickle_is_compact(tmp_path):
 
 
 def test_make_source(tmp_path):
-    config = default.get_config().data
+    config = default.get_config()
     with pytest.raises(errors.UserError) as caught:
         sources.make_source(config)
     assert "--config.data.path=/path/to/images" in one_line(caught)
     assert "--config.data.source=photos" in one_line(caught)
     save(tmp_path / "a.png")
-    config.path = str(tmp_path)
+    config.data.path = str(tmp_path)
     assert isinstance(sources.make_source(config), sources.FolderSource)
-    config.source = "photos"
+    config.data.source = "photos"
     assert isinstance(sources.make_source(config), photos.PhotosSource)
-    config.source = "tfds"
+    config.data.source = "tfds"
     with pytest.raises(errors.UserError, match="tfds_name"):
         sources.make_source(config)
-    config.source = "web"
+    config.data.source = "web"
     with pytest.raises(errors.UserError, match="'web' is unknown"):
         sources.make_source(config)
 
@@ -190,27 +190,32 @@ def tfds_dir(tmp_path_factory):
 
 
 def test_tfds_without_tensorflow(tfds_dir):
-    config = default.get_config().data
-    config.source, config.path = "tfds", tfds_dir
-    config.tfds_name = "dots:1.0.0"
+    config = default.get_config()
+    config.data.source, config.data.path = "tfds", tfds_dir
+    config.data.tfds_name = "dots:1.0.0"
     source = sources.make_source(config)
     source = pickle.loads(pickle.dumps(source))
     assert len(source) == 7 and source.label_names == ["even", "odd"]
-    values = [int(source[i][0, 0, 0]) for i in range(7)]
+    values = [int(source.open(i).pixels()[0, 0, 0]) for i in range(7)]
     assert sorted(values) == [0, 30, 60, 90, 120, 150, 180]
-    assert source[0].shape == (9, 8, 3) and source[0].dtype == np.uint8
+    assert (
+        source.open(0).pixels().shape == (9, 8, 3)
+        and source.open(0).pixels().dtype == np.uint8
+    )
     assert source.labels.tolist() == [value // 30 % 2 for value in values]
     assert source.name(2) == "dots:1.0.0/train record 2"
     assert "tensorflow" not in sys.modules
-    small = sources.TfdsSource("dots", "train", data_dir=tfds_dir, max_pixels=71)
+    small = sources.TfdsSource(
+        "dots", "train", data_dir=tfds_dir, decoder=images.Decoder(71)
+    )
     with pytest.raises(images.BadImage, match="record 0: 8x9 px"):
-        small[0]
+        small.open(0)
 
 
 @pytest.mark.parametrize("name, split", [("nosuchset", "train"), ("dots", "val")])
 def test_tfds_not_prepared(tfds_dir, name, split):
     with pytest.raises(errors.UserError) as caught:
-        sources.TfdsSource(name, split, data_dir=tfds_dir, max_pixels=100)
+        sources.TfdsSource(name, split, data_dir=tfds_dir, decoder=images.Decoder(100))
     assert name in one_line(caught) and split in one_line(caught)
     assert f"tfds build {name} --file_format=array_record" in one_line(caught)
 
@@ -219,5 +224,5 @@ def test_folder_of_bytes_is_decoded_alike(tmp_path):
     stream = io.BytesIO()
     Image.new("RGB", (5, 5), "red").save(stream, "JPEG")
     (tmp_path / "a.jpe").write_bytes(stream.getvalue())
-    want = images.decode(stream.getvalue(), name="", max_pixels=25)
-    np.testing.assert_array_equal(folder(tmp_path)[0], want)
+    want = images.Decoder().decode(stream.getvalue(), name="")
+    np.testing.assert_array_equal(folder(tmp_path).open(0).pixels(), want)
