@@ -56,12 +56,29 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
       The same tree of `NamedSharding`.
     """
 
+    specs = _specs(state, mesh.shape["fsdp"])
+    return jax.tree.map(functools.partial(NamedSharding, mesh), specs)
+
+
+def constrain_state(tree: Any) -> Any:
+    """Keeps a tree of gradients where `state_shardings` has the parameters.
+
+    Left to itself the compiler cuts the sums of vectors as well, and gathers what they
+    change.
+    """
+    if not is_divided():
+        return tree
+    specs = _specs(tree, jax.sharding.get_abstract_mesh().shape["fsdp"])
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)
+
+
+def _specs(tree: Any, fsdp: int) -> Any:
     def rule(path, leaf):
         stacked = any(getattr(k, "key", None) == "blocks" for k in path)
-        spec = _spec(leaf.shape[stacked:], mesh.shape["fsdp"])
-        return NamedSharding(mesh, PartitionSpec(*[None] * stacked, *spec))
+        spec = _spec(leaf.shape[stacked:], fsdp)
+        return PartitionSpec(*[None] * stacked, *spec)
 
-    return jax.tree_util.tree_map_with_path(rule, state)
+    return jax.tree_util.tree_map_with_path(rule, tree)
 
 
 def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:

@@ -48,6 +48,7 @@ def train_step(
     (loss, terms), grads = jax.value_and_grad(meta_arch.loss, has_aux=True)(
         state.params, jax.lax.stop_gradient(targets), batch, drop_path_key
     )
+    grads = sharding.constrain_state(grads)
     norms = optimizer.submodule_norms(grads)
     finite = jnp.isfinite(loss)
     for norm in norms.values():

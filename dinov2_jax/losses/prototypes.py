@@ -29,7 +29,7 @@ from dinov2_jax import sharding
 from dinov2_jax.losses import dino, teacher_targets
 
 _KEPT = 2**25  # teacher logits up to so many are kept instead of computed again
-_TILE = {True: 2**23, False: 2**26}  # logits of a tile, on the CPU or not
+_TILE = {True: 3 * 2**21, False: 2**26}  # logits of a tile, on the CPU or not
 _TINY = jnp.finfo(jnp.float32).tiny
 
 Pairs = tuple[tuple[int, ...], ...]

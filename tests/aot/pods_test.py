@@ -42,9 +42,10 @@ def test_a_step_for_a_pod(config, topology, images, overrides, tmp_path):
     table = report["stdout"]
     assert report["memory"]["share"] <= 0.95, table
     # Weights travel in bfloat16; images, and what is computed of them, stay.
-    # The one exception: the updates of ViT-L's LayerScale vectors, 0.8 MB a step.
+    # The one exception: the gradients of LayerScale, 0.2 MB a step, which come divided
+    # as the matrices that it is folded into.
     in_float32 = sum(row["bytes"] for row in report["float32_weight_gathers"])
-    assert in_float32 < 2**20, table
+    assert in_float32 < 2**18, table
     assert report["activation_all_to_alls"] == [], table
     assert report["activation_gathers"] == [], table
     # Two gathers of the student, one of the teacher, one sum of the gradients, all in
