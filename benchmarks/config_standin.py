@@ -47,6 +47,11 @@ class ConfigDict:
                 value.lock()
 
 
+def placeholder(kind: type) -> None:
+    """A field without a value yet."""
+    del kind
+
+
 def install() -> None:
     """Makes `import ml_collections` work."""
     try:
@@ -55,5 +60,6 @@ def install() -> None:
         package = types.ModuleType("ml_collections")
         package.config_dict = types.ModuleType("ml_collections.config_dict")
         package.config_dict.ConfigDict = package.ConfigDict = ConfigDict
+        package.config_dict.placeholder = placeholder
         sys.modules["ml_collections"] = package
         sys.modules["ml_collections.config_dict"] = package.config_dict

@@ -90,6 +90,7 @@ def make_config(name: str, batch_size: int, overrides: Sequence[str]) -> Any:
     config.train.update(
         batch_size=batch_size, group_size=batch_size, centering="sinkhorn_knopp"
     )
+    config.data.augmentation = "host"  # the contestants' steps take finished crops
     for text in overrides:
         path, _, value = text.partition("=")
         *sections, field = path.split(".")

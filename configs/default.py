@@ -21,9 +21,29 @@ def get_config() -> config_dict.ConfigDict:
     c.data.workers = 8  # loader processes per host; 0 loads in the main process
     c.data.prefetch = 2  # finished batches kept per worker
     c.data.max_bad_share = 0.5  # stop when more than this share of images is unreadable
+    # Of each channel, of values in [0, 1]; (): ImageNet's, for 3 channels.
+    c.data.mean = ()
+    c.data.std = ()
     c.data.max_pixels = 178_956_970  # larger images are refused unread; Pillow's limit
 
+    # device: the host decodes, cuts and resizes, and the step augments; host: all of it
+    # there, with the reference's own arithmetic, at a quarter of the images a second.
+    c.data.augmentation = "device"
+
     c.crops = config_dict.ConfigDict()
+    # What happens to a crop: rgb (the reference's) | gray | multispectral | histology.
+    c.crops.policy = "rgb"
+    # Beside the policy; None: what it says. Probabilities, and strengths up to 1.
+    c.crops.flip_probability = config_dict.placeholder(float)
+    c.crops.vertical_flip_probability = config_dict.placeholder(float)
+    c.crops.quarter_turn_probability = config_dict.placeholder(float)
+    c.crops.jitter_probability = config_dict.placeholder(float)
+    c.crops.brightness = config_dict.placeholder(float)
+    c.crops.contrast = config_dict.placeholder(float)
+    c.crops.saturation = config_dict.placeholder(float)
+    c.crops.hue = config_dict.placeholder(float)  # up to 0.5, half a turn
+    c.crops.grayscale_probability = config_dict.placeholder(float)
+    c.crops.solarize_probability = config_dict.placeholder(float)  # of global crop 2
     c.crops.global_crops_size = 224  # px
     c.crops.global_crops_scale = (0.32, 1.0)  # share of the image's area
     c.crops.local_crops_number = 8

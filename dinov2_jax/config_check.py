@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dinov2_jax import errors
+from dinov2_jax.data import recipe
 
 # Fields that may change between a run and its continuation.
 HARMLESS = (
@@ -24,7 +25,9 @@ HARMLESS = (
 )
 _CHOICES = {
     "data.source": ("folder", "tfds", "photos"),
-    "crops.blur": ("reference", "intended"),
+    "data.augmentation": ("device", "host"),
+    "crops.policy": tuple(recipe.POLICIES),
+    "crops.blur": tuple(recipe.BLUR_PROBABILITIES),
     "model.ffn_layer": ("mlp", "swiglufused"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": (
@@ -71,6 +74,11 @@ _ADDED = {
     "init.which": "",
     "init.heads": "fresh",
     "init.heads_only_steps": 0,
+    "data.augmentation": "host",
+    "data.mean": [],
+    "data.std": [],
+    "crops.policy": "rgb",
+    **{f"crops.{name}": None for name in recipe.FIELDS},
 }
 
 
@@ -184,6 +192,7 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"model.embed_dim, depth and num_heads are set by model.arch = "
             f"{flat['model.arch']!r}: leave them 0 or set --config.model.arch=custom"
         )
+    yield from recipe.problems(flat)
     if flat["model.in_chans"] != 3:
         yield (
             f"model.in_chans = {flat['model.in_chans']}: the sources give 3 channels; "
@@ -195,8 +204,8 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"{flat['train.steps']}: lower --config.optim.warmup_steps"
         )
     if not flat["init.from"]:
-        for name, value in _ADDED.items():
-            if flat[name] != value:
+        for name in ("init.which", "init.heads", "init.heads_only_steps"):
+            if flat[name] != _ADDED[name]:
                 yield (
                     f"{name} = {flat[name]!r} says how to start from other weights: "
                     "name them with --config.init.from=..."

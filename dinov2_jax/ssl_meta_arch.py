@@ -7,13 +7,13 @@ crops, S and s pixels, N patches of a global crop, M masked-patch slots, K proto
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax.data import augmentations
+from dinov2_jax.data import recipe
 from dinov2_jax.losses import dino, koleo, prototypes
 from dinov2_jax.models import dino_head, vision_transformer
 
@@ -29,6 +29,9 @@ class SSLMetaArch:
       ibot_head: None where the DINO head serves both.
       centering: "sinkhorn_knopp" or "centering".
       koleo_loss_weight: Of each of the two views.
+      policy: How crops are augmented that come with keys.
+      mean: Of each channel of the images, of values in [0, 1].
+      std: Of each channel.
     """
 
     backbone: vision_transformer.VisionTransformer
@@ -38,6 +41,9 @@ class SSLMetaArch:
     dino_loss_weight: float
     koleo_loss_weight: float
     ibot_loss_weight: float
+    policy: recipe.Policy = recipe.POLICIES["rgb"]
+    mean: tuple[float, ...] = recipe.IMAGENET_MEAN
+    std: tuple[float, ...] = recipe.IMAGENET_STD
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters with the reference's initialisation, float32."""
@@ -52,6 +58,10 @@ class SSLMetaArch:
         if self.ibot_head is not None:
             params["ibot_head"] = self.ibot_head.init(keys[2], token)["params"]
         return params
+
+    def normalize(self, crops: jax.Array) -> jax.Array:
+        """`normalize` with the statistics of these images."""
+        return normalize(crops, self.mean, self.std)
 
     def init_centers(self) -> dict[str, jax.Array]:
         """Centres of the EMA centring, [K] zeros; empty with Sinkhorn-Knopp."""
@@ -78,7 +88,7 @@ class SSLMetaArch:
         """
         (cls,), masked = self.backbone.apply(
             {"params": teacher_params["backbone"]},
-            [normalize(batch["global_crops"])],
+            [self.normalize(batch["global_crops"])],
             [None],
             batch["masked_indices"],
             method="forward_chosen",
@@ -126,9 +136,9 @@ class SSLMetaArch:
         """
         global_crops, local_crops = batch["global_crops"], batch["local_crops"]
         num_groups, num_global = global_crops.shape[:2]
-        crops, masks = [normalize(global_crops)], [batch["masks"]]
+        crops, masks = [self.normalize(global_crops)], [batch["masks"]]
         if local_crops.shape[1]:
-            crops.append(normalize(local_crops))
+            crops.append(self.normalize(local_crops))
             masks.append(None)
         cls, masked = self.backbone.apply(
             {"params": params["backbone"]},
@@ -198,15 +208,21 @@ def by_image(crops: jax.Array, views: int) -> jax.Array:
     return crops.reshape(groups, views, count // views, dim).swapaxes(1, 2)
 
 
-def normalize(crops: jax.Array) -> jax.Array:
-    """uint8 crops in 0..255 -> float32 with ImageNet's mean 0 and deviation 1.
+def normalize(
+    crops: jax.Array,
+    mean: Sequence[float] = recipe.IMAGENET_MEAN,
+    std: Sequence[float] = recipe.IMAGENET_STD,
+) -> jax.Array:
+    """uint8 crops in 0..255 -> float32 with mean 0 and deviation 1.
 
-    Floating-point crops are taken as normalised already.
+    Args:
+      crops: [..., C]; floating-point ones are taken as normalised already.
+      mean: Of each channel, of values in [0, 1].
+      std: Of each channel.
     """
     if crops.dtype != jnp.uint8:
         return crops.astype(jnp.float32)
-    mean = jnp.asarray(augmentations.IMAGENET_MEAN, jnp.float32)
-    std = jnp.asarray(augmentations.IMAGENET_STD, jnp.float32)
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (mean, std))
     return (crops.astype(jnp.float32) / 255.0 - mean) / std
 
 
@@ -223,4 +239,7 @@ def make_ssl_meta_arch(config: Any, dtype: Any) -> SSLMetaArch:
         dino_loss_weight=config.dino.loss_weight,
         koleo_loss_weight=config.dino.koleo_loss_weight,
         ibot_loss_weight=config.ibot.loss_weight,
+        policy=recipe.make_policy(config),
+        mean=tuple(config.data.mean) or recipe.IMAGENET_MEAN,
+        std=tuple(config.data.std) or recipe.IMAGENET_STD,
     )

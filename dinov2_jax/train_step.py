@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dinov2_jax import optimizer, sharding, ssl_meta_arch, train_state
+from dinov2_jax import (
+    device_augmentation,
+    optimizer,
+    sharding,
+    ssl_meta_arch,
+    train_state,
+)
 
 TrainState = train_state.TrainState
 Metrics = dict[str, jax.Array]
@@ -41,6 +47,7 @@ def train_step(
       The state at step n + 1, and float32 metrics: `loss/...`, `grad_norm/...` (before
       clipping), `skipped_in_a_row`, `skipped`.
     """
+    batch = device_augmentation.augment(batch, meta_arch.policy)
     targets, centers = meta_arch.teacher_targets(
         state.teacher_params, state.centers, batch, scalars["teacher_temp"]
     )

@@ -1,5 +1,6 @@
 """The configs that mirror the reference's YAML files, value by value."""
 
+import dataclasses
 import importlib
 import pathlib
 
@@ -7,6 +8,7 @@ import pytest
 
 from configs import default
 from dinov2_jax import config_check
+from dinov2_jax.data import recipe
 
 EPOCH = 1250  # the reference's OFFICIAL_EPOCH_LENGTH
 NAMES = sorted(
@@ -130,7 +132,22 @@ def test_equals_the_reference(name):
         "model.scan_unroll",
         "train.max_nonfinite_steps",
     )
+    own += ("crops.policy", *(f"crops.{field}" for field in recipe.FIELDS))
     assert {f for f in flat if not f.startswith(own)} <= set(EXPECTED[name])
+    # Constants of the reference's data/augmentations.py.
+    assert dataclasses.asdict(recipe.make_policy(load(name))) == {
+        "flip_probability": 0.5,
+        "vertical_flip_probability": 0.0,
+        "quarter_turn_probability": 0.0,
+        "jitter_probability": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+        "grayscale_probability": 0.2,
+        "solarize_probability": 0.2,
+        "blur_probabilities": (0.0, 0.9, 0.5),
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

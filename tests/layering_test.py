@@ -33,6 +33,7 @@ FLOORS = {  # the longest prefix counts
     "checkpoint": 0,
     "metrics": 0,
     "data": 0,
+    "device_augmentation": 1,
     "errors": 0,
     "workdir": 1,
     "bad_images": 1,

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from dinov2_jax import ssl_meta_arch
-from dinov2_jax.data import augmentations
+from dinov2_jax.data import recipe
 from dinov2_jax.losses import dino, teacher_targets
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -168,10 +168,10 @@ def test_uint8_crops_are_normalised(usual):
     for name in ("global_crops", "local_crops"):
         image = rng.integers(0, 256, batch[name].shape, np.uint8)
         pixels[name] = image
-        mean, std = augmentations.IMAGENET_MEAN, augmentations.IMAGENET_STD
+        mean, std = recipe.IMAGENET_MEAN, recipe.IMAGENET_STD
         floats[name] = ((image / 255.0 - mean) / std).astype(np.float32)
-    assert tuple(augmentations.IMAGENET_MEAN) == (0.485, 0.456, 0.406)
-    assert tuple(augmentations.IMAGENET_STD) == (0.229, 0.224, 0.225)
+    assert tuple(recipe.IMAGENET_MEAN) == (0.485, 0.456, 0.406)
+    assert tuple(recipe.IMAGENET_STD) == (0.229, 0.224, 0.225)
     close(run(c, meta_arch, pixels)[:2], run(c, meta_arch, floats)[:2], rtol=2e-5)
 
 

@@ -25,6 +25,7 @@ def config(**sections):
     c.train.update(batch_size=8, group_size=4, steps=100, centering="sinkhorn_knopp")
     c.optim.update(base_lr=0.004, warmup_steps=5, freeze_last_layer_steps=0)
     c.teacher.warmup_teacher_temp_steps = 10
+    c.data.augmentation = "host"
     for section, fields in sections.items():
         c[section].update(fields)
     return c

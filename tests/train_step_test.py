@@ -154,6 +154,8 @@ def test_a_non_finite_step_changes_nothing(trainer, where, poison):
 class Rootful:
     """A stand-in for the architecture: a finite loss with an infinite gradient at 0."""
 
+    policy = None
+
     def teacher_targets(self, teacher_params, centers, batch, temp):
         return {}, jax.tree.map(lambda c: c + 1.0, centers)
 

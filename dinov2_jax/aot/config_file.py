@@ -68,7 +68,9 @@ def apply(config: Any, overrides: Sequence[str]) -> None:
             holder[field] = _value(text, known[name])
         except (KeyError, ValueError, SyntaxError, TypeError):
             problems.append(
-                f"--config.{name}={text}: not a {type(known[name]).__name__} like "
+                f"--config.{name}={text}: not a number"
+                if known[name] is None
+                else f"--config.{name}={text}: not a {type(known[name]).__name__} like "
                 f"{known[name]!r}"
             )
     if problems:
@@ -82,4 +84,4 @@ def _value(text: str, default: Any) -> Any:
     if isinstance(default, tuple):
         value = ast.literal_eval(text)
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return type(default)(text)
+    return float(text) if default is None else type(default)(text)

@@ -1,115 +1,109 @@
-"""Multi-crop augmentation of one image, in NumPy and Pillow.
+"""Augmentation of one crop on the host, in NumPy and Pillow.
 
-Mirrors the reference's data/augmentations.py (DINOv2's two global and L local crops)
-with the arithmetic of torchvision's transforms on PIL images, so that given the same
-random draws the pixels are the same (blurred ones within one level). The draws come
-from an explicit `np.random.Generator`. Crops stay uint8: normalisation by
-`IMAGENET_MEAN` and `IMAGENET_STD` happens on the device.
+Mirrors the reference's data/augmentations.py with the arithmetic of torchvision's
+transforms on PIL images, so that given the same random draws the pixels are the same
+(blurred ones within one level). The draws come from an explicit `np.random.Generator`.
+Crops stay uint8: normalisation happens on the device.
 """
-
-import dataclasses
-import math
 
 import numpy as np
 from PIL import Image
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# Probability of the blur in (global crop 1, global crop 2, local crops). The reference
-# passes 1 - p where p is meant, and its released weights were trained that way.
-BLUR_PROBABILITIES = {"reference": (0.0, 0.9, 0.5), "intended": (1.0, 0.1, 0.5)}
-
-RATIO = (3 / 4, 4 / 3)  # width / height of a crop before it is resized
-FLIP_PROBABILITY = 0.5
-JITTER_PROBABILITY = 0.8
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
-GRAYSCALE_PROBABILITY = 0.2
-BLUR_TAPS = 9
-BLUR_SIGMA = (0.1, 2.0)
-SOLARIZE_PROBABILITY = 0.2  # of global crop 2
-SOLARIZE_THRESHOLD = 128
+from dinov2_jax.data import recipe
 
 
-def random_crop_box(
-    rng: np.random.Generator, *, width: int, height: int, scale: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """Draws the box of torchvision's RandomResizedCrop.
-
-    The area is uniform in `scale`, the ratio log-uniform in `RATIO`; after 10 boxes
-    that do not fit, the largest central box of an allowed ratio.
+def augment(
+    rng: np.random.Generator, pixels: np.ndarray, policy: recipe.Policy, view: int
+) -> np.ndarray:
+    """Flips, jitters, grays, blurs and solarizes one crop.
 
     Args:
       rng: the only source of randomness.
-      width: of the image, in pixels.
-      height: of the image, in pixels.
-      scale: least and greatest share of the image's area.
+      pixels: uint8 [S, S, C].
+      policy: what happens, and how often.
+      view: 0 and 1 for the two global crops, 2 for a local one.
 
     Returns:
-      (left, top, right, bottom), inside the image and not empty.
+      uint8 [S, S, C].
     """
-    log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
-    for _ in range(10):
-        u, v = rng.random(2)
-        area = width * height * (scale[0] + (scale[1] - scale[0]) * u)
-        ratio = math.exp(log_low + (log_high - log_low) * v)
-        w = round(math.sqrt(area * ratio))
-        h = round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            top = int(rng.integers(0, height - h + 1))
-            left = int(rng.integers(0, width - w + 1))
-            return left, top, left + w, top + h
-    w, h = width, height
-    if width / height < RATIO[0]:
-        h = round(width / RATIO[0])
-    elif width / height > RATIO[1]:
-        w = round(height * RATIO[1])
-    top, left = (height - h) // 2, (width - w) // 2
-    return left, top, left + w, top + h
+    flip, jitter, gray, blur, sun = rng.random(5)
+    if flip < policy.flip_probability:
+        pixels = pixels[:, ::-1]
+    # Drawn only where they can happen: the reference's policy has neither.
+    if policy.vertical_flip_probability:
+        if rng.random() < policy.vertical_flip_probability:
+            pixels = pixels[::-1]
+    if policy.quarter_turn_probability:
+        if rng.random() < policy.quarter_turn_probability:
+            pixels = np.rot90(pixels)
+    if jitter < policy.jitter_probability:
+        pixels = color_jitter(rng, pixels, policy)
+    if gray < policy.grayscale_probability:
+        pixels = np.repeat(_gray(pixels)[:, :, None], 3, axis=2)
+    if blur < policy.blur_probabilities[view]:
+        pixels = gaussian_blur(pixels, rng.uniform(*recipe.BLUR_SIGMA))
+    if sun < policy.solarize_probabilities[view]:
+        pixels = solarize(pixels)
+    return pixels
 
 
-def adjust_brightness(image: Image.Image, factor: float) -> Image.Image:
-    """Scales RGB by `factor` (1 changes nothing)."""
-    return Image.blend(Image.new("RGB", image.size), image, factor)
+def adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Scales uint8 [H, W, C] by `factor` (1 changes nothing)."""
+    return _blend(np.zeros_like(pixels), pixels, factor)
 
 
-def adjust_contrast(image: Image.Image, factor: float) -> Image.Image:
-    """Moves RGB away from the mean gray of the image by `factor`."""
-    gray = np.asarray(image.convert("L"))
-    mean = int(gray.sum(dtype=np.int64) / gray.size + 0.5)
-    return Image.blend(Image.new("RGB", image.size, (mean,) * 3), image, factor)
+def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Moves values away from the mean gray of the image, or of each band."""
+    mean = _gray(pixels) if pixels.shape[2] == 3 else pixels
+    total = mean.sum(axis=(0, 1), dtype=np.int64)
+    mean = (total / (pixels.shape[0] * pixels.shape[1]) + 0.5).astype(np.uint8)
+    return _blend(np.broadcast_to(mean, pixels.shape), pixels, factor)
 
 
-def adjust_saturation(image: Image.Image, factor: float) -> Image.Image:
+def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Moves each RGB pixel away from its own gray by `factor`."""
-    return Image.blend(image.convert("L").convert("RGB"), image, factor)
+    gray = np.repeat(_gray(pixels)[:, :, None], 3, axis=2)
+    return _blend(gray, pixels, factor)
 
 
-def adjust_hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turns the hue by `shift` (in turns, [-0.5, 0.5])."""
+def adjust_hue(pixels: np.ndarray, shift: float) -> np.ndarray:
+    """Turns the hue of RGB by `shift` (in turns, [-0.5, 0.5])."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     hue, saturation, value = image.convert("HSV").split()
     # Steps of 1/255 in a circle of 256, as torchvision does.
     turned = np.asarray(hue) + np.uint8(int(shift * 255) % 256)
     hue = Image.fromarray(turned)
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    return np.asarray(Image.merge("HSV", (hue, saturation, value)).convert("RGB"))
 
 
 _ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-_LOW = np.array([1 - BRIGHTNESS, 1 - CONTRAST, 1 - SATURATION, -HUE])
-_HIGH = np.array([1 + BRIGHTNESS, 1 + CONTRAST, 1 + SATURATION, HUE])
 
 
-def color_jitter(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    """Applies the four colour changes by random amounts in random order."""
+def color_jitter(
+    rng: np.random.Generator, pixels: np.ndarray, policy: recipe.Policy
+) -> np.ndarray:
+    """Applies the colour changes of a policy by random amounts in random order.
+
+    Args:
+      rng: the only source of randomness.
+      pixels: uint8 [H, W, C].
+      policy: how far; a change of strength 0 is left out.
+    """
     order = rng.permutation(4)
-    amounts = _LOW + (_HIGH - _LOW) * rng.random(4)
+    strengths = np.array(
+        [policy.brightness, policy.contrast, policy.saturation, policy.hue]
+    )
+    center = np.array([1.0, 1.0, 1.0, 0.0])
+    low, high = center - strengths, center + strengths
+    amounts = low + (high - low) * rng.random(4)
     for i in order:
-        image = _ADJUSTMENTS[i](image, float(amounts[i]))
-    return image
+        if strengths[i]:
+            pixels = _ADJUSTMENTS[i](pixels, float(amounts[i]))
+    return pixels
 
 
 def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Blurs with `BLUR_TAPS` taps and reflected borders.
+    """Blurs with `recipe.BLUR_TAPS` taps and reflected borders.
 
     Args:
       pixels: uint8 [H, W, C]; H and W at least 5.
@@ -118,7 +112,7 @@ def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     Returns:
       uint8 [H, W, C].
     """
-    radius = BLUR_TAPS // 2
+    radius = recipe.BLUR_TAPS // 2
     offsets = np.arange(radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / (kernel[0] + 2 * kernel[1:].sum())).astype(np.float32)
@@ -154,110 +148,19 @@ def _convolve(x, kernel, radius, size, *, step, axis):
 
 
 def solarize(pixels: np.ndarray) -> np.ndarray:
-    """Inverts the uint8 values from `SOLARIZE_THRESHOLD` on."""
-    return np.where(pixels < SOLARIZE_THRESHOLD, pixels, ~pixels)
+    """Inverts the uint8 values from `recipe.SOLARIZE_THRESHOLD` on."""
+    return np.where(pixels < recipe.SOLARIZE_THRESHOLD, pixels, ~pixels)
 
 
-@dataclasses.dataclass(frozen=True)
-class MultiCropAugmentation:
-    """Turns one image into two global and L local crops.
-
-    Attributes:
-      global_crops_size: S, in pixels.
-      global_crops_scale: least and greatest share of the image's area.
-      local_crops_number: L; may be 0.
-      local_crops_size: s, in pixels.
-      local_crops_scale: least and greatest share of the image's area.
-      blur: a key of `BLUR_PROBABILITIES`.
-    """
-
-    global_crops_size: int = 224
-    global_crops_scale: tuple[float, float] = (0.32, 1.0)
-    local_crops_number: int = 8
-    local_crops_size: int = 96
-    local_crops_scale: tuple[float, float] = (0.05, 0.32)
-    blur: str = "reference"
-
-    def __post_init__(self):
-        if self.blur not in BLUR_PROBABILITIES:
-            raise ValueError(
-                f"blur = {self.blur!r} is not one of {sorted(BLUR_PROBABILITIES)}"
-            )
-
-    def __call__(
-        self, image: Image.Image | np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws all crops of an image.
-
-        Args:
-          image: RGB, as a Pillow image or uint8 [H, W, 3].
-          rng: the only source of randomness.
-
-        Returns:
-          uint8 [2, S, S, 3] and uint8 [L, s, s, 3].
-        """
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
-        blur = BLUR_PROBABILITIES[self.blur]
-        large, small = self.global_crops_size, self.local_crops_size
-        global_crops = np.empty((2, large, large, 3), np.uint8)
-        local_crops = np.empty((self.local_crops_number, small, small, 3), np.uint8)
-        for i in range(2):
-            global_crops[i] = random_view(
-                rng,
-                image,
-                size=large,
-                scale=self.global_crops_scale,
-                blur_probability=blur[i],
-                solarize_probability=SOLARIZE_PROBABILITY if i == 1 else 0.0,
-            )
-        for i in range(self.local_crops_number):
-            local_crops[i] = random_view(
-                rng,
-                image,
-                size=small,
-                scale=self.local_crops_scale,
-                blur_probability=blur[2],
-                solarize_probability=0.0,
-            )
-        return global_crops, local_crops
+def _gray(pixels):
+    """uint8 [H, W] of RGB."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
 
 
-def random_view(
-    rng: np.random.Generator,
-    image: Image.Image,
-    *,
-    size: int,
-    scale: tuple[float, float],
-    blur_probability: float,
-    solarize_probability: float,
-) -> np.ndarray:
-    """Draws one crop with its flip, colours, blur and solarization.
-
-    Args:
-      rng: the only source of randomness.
-      image: RGB.
-      size: of the crop, in pixels.
-      scale: least and greatest share of the image's area.
-      blur_probability: as applied.
-      solarize_probability: as applied.
-
-    Returns:
-      uint8 [size, size, 3].
-    """
-    box = random_crop_box(rng, width=image.width, height=image.height, scale=scale)
-    # Cropped first: resize(box=...) would let pixels outside the box in.
-    crop = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-    flip, jitter, gray, blur, sun = rng.random(5)
-    if flip < FLIP_PROBABILITY:
-        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if jitter < JITTER_PROBABILITY:
-        crop = color_jitter(rng, crop)
-    if gray < GRAYSCALE_PROBABILITY:
-        crop = crop.convert("L").convert("RGB")
-    pixels = np.asarray(crop)
-    if blur < blur_probability:
-        pixels = gaussian_blur(pixels, rng.uniform(*BLUR_SIGMA))
-    if sun < solarize_probability:
-        pixels = solarize(pixels)
-    return pixels
+def _blend(zero, pixels, factor):
+    """zero + factor * (pixels - zero) in Pillow's arithmetic, which is by bytes."""
+    a, b = (
+        Image.fromarray(np.ascontiguousarray(x).reshape(len(x), -1))
+        for x in (zero, pixels)
+    )
+    return np.asarray(Image.blend(a, b, factor)).reshape(pixels.shape)

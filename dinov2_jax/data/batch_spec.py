@@ -29,11 +29,14 @@ def batch_spec(config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
     )
     large, small = crops.global_crops_size, crops.local_crops_size
+    local, chans = crops.local_crops_number, config.model.in_chans
     shapes = {
-        "global_crops": ((g, 2 * b, large, large, 3), np.uint8),
-        "local_crops": ((g, crops.local_crops_number * b, small, small, 3), np.uint8),
+        "global_crops": ((g, 2 * b, large, large, chans), np.uint8),
+        "local_crops": ((g, local * b, small, small, chans), np.uint8),
         "masks": ((g, 2 * b, grid[0] * grid[1]), np.bool_),
         "masked_indices": ((g, size), np.int32),
         "masked_weights": ((g, size), np.float32),
     }
+    if config.data.augmentation == "device":
+        shapes["augmentation_keys"] = ((g, b, 2), np.uint32)
     return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}

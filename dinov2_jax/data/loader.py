@@ -2,20 +2,22 @@
 
 The contract of a batch. It has G groups of B images (`train.batch_size` = G * B,
 `train.group_size` = B); every array but the last leads with G. Letters: L local crops
-per image, S and s the sizes of global and local crops in pixels, N patches of a global
-crop, M the bound of masked patches per group.
+per image, S and s the sizes of global and local crops in pixels, C channels, N patches
+of a global crop, M the bound of masked patches per group.
 
-    global_crops    uint8    [G, 2B, S, S, 3]  crop 0 of all B images, then crop 1
-    local_crops     uint8    [G, LB, s, s, 3]  likewise crop-major
+    global_crops    uint8    [G, 2B, S, S, C]  crop 0 of all B images, then crop 1
+    local_crops     uint8    [G, LB, s, s, C]  likewise crop-major
     masks           bool     [G, 2B, N]        True: masked in the student's input
     masked_indices  int32    [G, M]            ascending in the flat 2B * N; padding 0
     masked_weights  float32  [G, M]            1 / masked patches of the crop; padding 0
+    augmentation_keys  uint32 [G, B, 2]        of each image, if the device augments
     bad_images      BAD_IMAGE [any]            stays on the host: what was unreadable
 
 The batch of step n is a function of (seed, data, n) alone. Image i of group g has
 place n * G * B + g * B + i in the run; every pass over the data is a permutation of it
-that depends on (seed, pass); crops depend on (seed, pass, image), masks on (seed,
-number of the group in the run). Neither the number of workers nor a restart enters.
+that depends on (seed, pass); crops and keys depend on (seed, pass, image), masks on
+(seed, number of the group in the run). Neither the number of workers nor a restart
+enters.
 Of P processes, process p builds the groups from p * G / P up to (p + 1) * G / P.
 
 An unreadable image is replaced by another one, drawn from (seed, pass, offset,
@@ -33,8 +35,8 @@ import numpy as np
 from absl import flags
 
 from dinov2_jax import errors
-from dinov2_jax.data import augmentations, images, masking
 from dinov2_jax.data import batch_spec as batch_spec_lib
+from dinov2_jax.data import images, masking, multi_crop, recipe
 from dinov2_jax.data import sources as sources_lib
 from dinov2_jax.data import workers as workers_lib
 
@@ -42,7 +44,7 @@ BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U200"), ("reason", "U120")]
 MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
 
 # Every use of randomness has its own stream.
-_ORDER, _CROPS, _MASKS, _REPLACEMENT = range(4)
+_ORDER, _CROPS, _MASKS, _REPLACEMENT, _KEYS = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,8 @@ class BatchBuilder:
 
     Attributes:
       source: the images.
-      augmentation: makes the crops of an image.
+      multi_crop: makes the crops of an image; if it leaves the rest of the augmentation
+        to the device, batches have keys.
       seed: of the run.
       batch_size: G * B, over all processes.
       group_size: B.
@@ -63,7 +66,7 @@ class BatchBuilder:
     """
 
     source: sources_lib.Source
-    augmentation: augmentations.MultiCropAugmentation
+    multi_crop: multi_crop.MultiCrop
     seed: int
     batch_size: int
     group_size: int
@@ -90,20 +93,16 @@ class BatchBuilder:
 
     def _group(self, number: int, bad: list) -> dict[str, np.ndarray]:
         """Returns one group, by its number in the run."""
-        b, aug = self.group_size, self.augmentation
-        s_global, s_local = aug.global_crops_size, aug.local_crops_size
-        global_crops = np.empty((2 * b, s_global, s_global, 3), np.uint8)
-        local_crops = np.empty(
-            (aug.local_crops_number * b, s_local, s_local, 3), np.uint8
-        )
+        b, crops, keys = self.group_size, [], []
         for i in range(b):
             pass_number, offset = divmod(number * b + i, len(self.source))
             index = self.image_index(pass_number, offset)
-            image = self._read(index, pass_number, offset, bad)
             # The index of the place, also for a replacement: its crops then differ
             # from those that it has in its own place.
-            rng = self._rng(_CROPS, pass_number, index)
-            global_crops[i::b], local_crops[i::b] = aug(image, rng)
+            place = pass_number, index
+            crops.append(self._crops(place, offset, bad))
+            entropy = np.random.SeedSequence((self.seed, _KEYS, *place))
+            keys.append(entropy.generate_state(2))
         num_crops, num_patches = 2 * b, self.grid[0] * self.grid[1]
         ratios = dict(
             probability=self.mask_probability, ratio_min_max=self.mask_ratio_min_max
@@ -115,13 +114,16 @@ class BatchBuilder:
             num_crops=num_crops, num_patches=num_patches, **ratios
         )
         indices, weights = masking.mask_indices(masks, size)
-        return dict(
-            global_crops=global_crops,
-            local_crops=local_crops,
+        group = dict(
+            global_crops=_crop_major([pair[0] for pair in crops]),
+            local_crops=_crop_major([pair[1] for pair in crops]),
             masks=masks,
             masked_indices=indices,
             masked_weights=weights,
         )
+        if self.multi_crop.policy is None:
+            group["augmentation_keys"] = np.stack(keys)
+        return group
 
     def image_index(self, pass_number: int, offset: int) -> int:
         """Returns the image at a place of a pass: a permutation of all images."""
@@ -135,11 +137,13 @@ class BatchBuilder:
             rounds=4,
         )
 
-    def _read(self, index: int, pass_number: int, offset: int, bad: list):
-        """Returns an image, or a replacement if it cannot be read."""
+    def _crops(self, place: tuple[int, int], offset: int, bad: list):
+        """Returns an image's crops, or those of a replacement if it cannot be read."""
+        pass_number, index = place
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return self.source.open(index).pixels()
+                image = self.source.open(index)
+                return self.multi_crop(image, self._rng(_CROPS, *place))
             except images.BadImage as error:
                 bad.append((index, error.name[-200:], error.reason[:120]))
             rng = self._rng(_REPLACEMENT, pass_number, offset, attempt)
@@ -151,6 +155,12 @@ class BatchBuilder:
 
     def _rng(self, *path: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, *path))
+
+
+def _crop_major(images_crops: list[np.ndarray]) -> np.ndarray:
+    """[n, S, S, C] of each of B images -> [n B, S, S, C], crop 0 of all first."""
+    stacked = np.stack(images_crops, axis=1)
+    return stacked.reshape(-1, *stacked.shape[2:])
 
 
 def make_batch_builder(
@@ -178,20 +188,16 @@ def make_batch_builder(
             f"the source has {len(source)} images but train.batch_size = {batch_size}: "
             "add images or lower --config.train.batch_size (and train.group_size)"
         )
-    crops = config.crops
-    if crops.blur not in augmentations.BLUR_PROBABILITIES:
-        raise errors.UserError(
-            f"crops.blur = {crops.blur!r} is unknown: use reference or intended"
-        )
+    crops, on_host = config.crops, config.data.augmentation == "host"
     return BatchBuilder(
         source=source,
-        augmentation=augmentations.MultiCropAugmentation(
+        multi_crop=multi_crop.MultiCrop(
             global_crops_size=crops.global_crops_size,
             global_crops_scale=tuple(crops.global_crops_scale),
             local_crops_number=crops.local_crops_number,
             local_crops_size=crops.local_crops_size,
             local_crops_scale=tuple(crops.local_crops_scale),
-            blur=crops.blur,
+            policy=recipe.make_policy(config) if on_host else None,
         ),
         seed=config.seed,
         batch_size=batch_size,

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import augmentations, images
+from dinov2_jax.data import augmentations, crop_boxes, images, recipe, resize
 
 TILE = 64  # px
 WINDOW = 128  # px
@@ -182,14 +182,13 @@ class PhotosSource:
 
     def _render(self, pixels: np.ndarray, index: int) -> np.ndarray:
         rng = np.random.default_rng((SPLITS.index(self.split), index))
-        image = Image.fromarray(pixels)
-        box = augmentations.random_crop_box(
+        box = crop_boxes.random_crop_box(
             rng, width=TILE, height=TILE, scale=RENDER_SCALE
         )
-        image = image.crop(box).resize((TILE, TILE), Image.Resampling.BICUBIC)
+        pixels = resize.crop_and_resize(pixels, box, TILE)
         if rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(augmentations.color_jitter(rng, image))
+            pixels = pixels[:, ::-1]
+        return augmentations.color_jitter(rng, pixels, recipe.POLICIES["rgb"])
 
     def name(self, index: int) -> str:
         """Returns what to call an item in messages."""

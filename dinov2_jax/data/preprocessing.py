@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import augmentations
+from dinov2_jax.data import recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Preprocessing:
 
     resize_size: int = 256
     crop_size: int = 224
-    mean: tuple[float, ...] = augmentations.IMAGENET_MEAN
-    std: tuple[float, ...] = augmentations.IMAGENET_STD
+    mean: tuple[float, ...] = recipe.IMAGENET_MEAN
+    std: tuple[float, ...] = recipe.IMAGENET_STD
 
     def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
         """A uint8 [H, W, C] or Pillow image -> float32 [crop_size, crop_size, C]."""

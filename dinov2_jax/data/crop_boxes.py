@@ -1,0 +1,83 @@
+"""Where crops lie in an image, and how small it may be decoded for them."""
+
+import math
+
+import numpy as np
+
+from dinov2_jax.data import recipe
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+REDUCTIONS = (8, 4, 2)  # what JPEG decoders offer
+
+
+def random_crop_box(
+    rng: np.random.Generator, *, width: int, height: int, scale: tuple[float, float]
+) -> Box:
+    """Draws the box of torchvision's RandomResizedCrop.
+
+    The area is uniform in `scale`, the ratio log-uniform in `recipe.RATIO`; after 10
+    boxes that do not fit, the largest central box of an allowed ratio.
+
+    Args:
+      rng: the only source of randomness.
+      width: of the image, in pixels.
+      height: of the image, in pixels.
+      scale: least and greatest share of the image's area.
+
+    Returns:
+      (left, top, right, bottom), inside the image and not empty.
+    """
+    low, high = recipe.RATIO
+    log_low, log_high = math.log(low), math.log(high)
+    for _ in range(10):
+        u, v = rng.random(2)
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * u)
+        ratio = math.exp(log_low + (log_high - log_low) * v)
+        w = round(math.sqrt(area * ratio))
+        h = round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(0, height - h + 1))
+            left = int(rng.integers(0, width - w + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < low:
+        h = round(width / low)
+    elif width / height > high:
+        w = round(height * high)
+    top, left = (height - h) // 2, (width - w) // 2
+    return left, top, left + w, top + h
+
+
+def reduction(boxes: list[Box], sizes: list[int]) -> int:
+    """The most by which an image may shrink before a crop has too few pixels.
+
+    Args:
+      boxes: of the crops.
+      sizes: of the crops after resizing, in pixels.
+
+    Returns:
+      2, 4 or 8 where every crop keeps as many pixels a side as its size, else 1.
+    """
+    for factor in REDUCTIONS:
+        if all(
+            min(right - left, bottom - top) >= factor * size
+            for (left, top, right, bottom), size in zip(boxes, sizes)
+        ):
+            return factor
+    return 1
+
+
+def reduced(box: Box, *, width: int, height: int, of: tuple[int, int]) -> Box:
+    """The same part of a smaller copy of an image.
+
+    Args:
+      box: in the image.
+      width: of the copy, in pixels.
+      height: of the copy, in pixels.
+      of: width and height of the image.
+    """
+    x, y = width / of[0], height / of[1]
+    left, top = min(round(box[0] * x), width - 1), min(round(box[1] * y), height - 1)
+    right = max(min(round(box[2] * x), width), left + 1)
+    bottom = max(min(round(box[3] * y), height), top + 1)
+    return left, top, right, bottom

@@ -1,0 +1,93 @@
+"""The crops of one image: two global and L local ones.
+
+Mirrors the reference's DataAugmentationDINO (`data/augmentations.py`). On the host as
+the reference does it, decoded whole and augmented here; or split: a JPEG is decoded no
+larger than its crops need, crops are cut and resized, and what follows happens on the
+device (`device_augmentation`).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from dinov2_jax.data import augmentations, crop_boxes, images, recipe, resize
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiCrop:
+    """Turns one image into two global and L local crops.
+
+    Attributes:
+      global_crops_size: S, in pixels.
+      global_crops_scale: least and greatest share of the image's area.
+      local_crops_number: L; may be 0.
+      local_crops_size: s, in pixels.
+      local_crops_scale: least and greatest share of the image's area.
+      policy: what happens to the crops here; None leaves it to the device.
+    """
+
+    global_crops_size: int = 224
+    global_crops_scale: tuple[float, float] = (0.32, 1.0)
+    local_crops_number: int = 8
+    local_crops_size: int = 96
+    local_crops_scale: tuple[float, float] = (0.05, 0.32)
+    policy: recipe.Policy | None = None
+
+    def __call__(
+        self, image: images.OpenedImage, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws all crops of an image.
+
+        Args:
+          image: as its source opens it.
+          rng: the only source of randomness.
+
+        Returns:
+          uint8 [2, S, S, C] and uint8 [L, s, s, C].
+
+        Raises:
+          BadImage: it cannot be decoded.
+        """
+        crops = self._augmented(image, rng) if self.policy else self._cut(image, rng)
+        small = self.local_crops_size
+        local_crops = np.empty((0, small, small, crops[0].shape[2]), np.uint8)
+        if self.local_crops_number:
+            local_crops = np.stack(crops[2:])
+        return np.stack(crops[:2]), local_crops
+
+    def _augmented(self, image, rng):
+        pixels, crops = image.pixels(), []
+        for view, size, scale in self._views():
+            box = self._box(rng, image, scale)
+            crop = resize.crop_and_resize(pixels, box, size)
+            crops.append(augmentations.augment(rng, crop, self.policy, view))
+        return crops
+
+    def _cut(self, image, rng):
+        views = self._views()
+        boxes = [self._box(rng, image, scale) for _, _, scale in views]
+        pixels = image.pixels(crop_boxes.reduction(boxes, [v[1] for v in views]))
+        height, width = pixels.shape[:2]
+        if (width, height) != (image.width, image.height):
+            boxes = [
+                crop_boxes.reduced(
+                    box, width=width, height=height, of=(image.width, image.height)
+                )
+                for box in boxes
+            ]
+        return [
+            resize.crop_and_resize(pixels, box, size)
+            for box, (_, size, _) in zip(boxes, views)
+        ]
+
+    def _views(self) -> list[tuple[int, int, tuple[float, float]]]:
+        """(view, size, scale) of every crop."""
+        large = (self.global_crops_size, self.global_crops_scale)
+        small = (self.local_crops_size, self.local_crops_scale)
+        return [(0, *large), (1, *large)] + [(2, *small)] * self.local_crops_number
+
+    @staticmethod
+    def _box(rng, image, scale):
+        return crop_boxes.random_crop_box(
+            rng, width=image.width, height=image.height, scale=scale
+        )

@@ -1,0 +1,127 @@
+"""What the augmentations do, in numbers: the reference's recipe, and others for images
+that are no photographs.
+
+Mirrors the reference's `data/augmentations.py`. Who applies it is `data.augmentations`
+on the host and `device_augmentation` in the step. Needs nothing but the standard
+library.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Probability of the blur in (global crop 1, global crop 2, local crops). The reference
+# passes 1 - p where p is meant, and its released weights were trained that way.
+BLUR_PROBABILITIES = {"reference": (0.0, 0.9, 0.5), "intended": (1.0, 0.1, 0.5)}
+
+RATIO = (3 / 4, 4 / 3)  # width / height of a crop before it is resized
+BLUR_TAPS = 9
+BLUR_SIGMA = (0.1, 2.0)  # px
+SOLARIZE_THRESHOLD = 128
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue in gray
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What happens to a crop after it was cut out; the defaults are the reference's.
+
+    Attributes:
+      flip_probability: Left to right.
+      vertical_flip_probability: Top to bottom.
+      quarter_turn_probability: A quarter turn to the left, after the flips: with both
+        at 0.5, all eight positions of a square are equally likely.
+      jitter_probability: Of the four changes below, together and in random order.
+      brightness: b; factor in [1 - b, 1 + b].
+      contrast: Likewise, away from the mean gray of the crop (of one channel alone
+        where channels are not red, green and blue).
+      saturation: Likewise, away from each pixel's gray.
+      hue: h; turned by [-h, h] of a full turn.
+      grayscale_probability: Gray in all three channels.
+      solarize_probability: Of global crop 2: values from `SOLARIZE_THRESHOLD` on are
+        inverted.
+      blur_probabilities: Of global crop 1, global crop 2, and local crops.
+    """
+
+    flip_probability: float = 0.5
+    vertical_flip_probability: float = 0.0
+    quarter_turn_probability: float = 0.0
+    jitter_probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale_probability: float = 0.2
+    solarize_probability: float = 0.2
+    blur_probabilities: tuple[float, float, float] = BLUR_PROBABILITIES["reference"]
+
+    @property
+    def solarize_probabilities(self) -> tuple[float, float, float]:
+        """Of global crop 1, global crop 2, and local crops."""
+        return 0.0, self.solarize_probability, 0.0
+
+
+_NO_COLOR = {"saturation": 0.0, "hue": 0.0, "grayscale_probability": 0.0}
+_ANY_SIDE_UP = {"vertical_flip_probability": 0.5, "quarter_turn_probability": 0.5}
+POLICIES = {
+    "rgb": Policy(),
+    "gray": Policy(**_NO_COLOR),
+    # From above there is no up, and no value to turn a spectrum around at.
+    "multispectral": Policy(**_NO_COLOR, **_ANY_SIDE_UP, solarize_probability=0.0),
+    # Stains are the signal: neither drained of colour nor inverted.
+    "histology": Policy(
+        **_ANY_SIDE_UP, grayscale_probability=0.0, solarize_probability=0.0
+    ),
+}
+_CHANNELS = {"rgb": 3, "gray": 1, "histology": 3}
+_NONSENSE = {
+    "gray": (tuple(_NO_COLOR), "one channel has no colour"),
+    "multispectral": (
+        (*_NO_COLOR, "solarize_probability"),
+        "bands are not red, green and blue",
+    ),
+    "histology": (("solarize_probability",), "an inverted stain is another stain"),
+}
+FIELDS = tuple(
+    field.name
+    for field in dataclasses.fields(Policy)
+    if field.name != "blur_probabilities"  # named by crops.blur
+)
+
+
+def make_policy(config: Any) -> Policy:
+    """The policy of `config.crops.policy` with what the config sets beside it."""
+    crops = config.crops
+    changes = {name: crops[name] for name in FIELDS if crops[name] is not None}
+    return dataclasses.replace(
+        POLICIES[crops.policy],
+        blur_probabilities=BLUR_PROBABILITIES[crops.blur],
+        **changes,
+    )
+
+
+def problems(flat: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a config's policy, from its flattened fields."""
+    policy, channels = flat["crops.policy"], flat["model.in_chans"]
+    wanted = _CHANNELS.get(policy)
+    if wanted and channels != wanted:
+        fits = [name for name in POLICIES if _CHANNELS.get(name, channels) == channels]
+        yield (
+            f"crops.policy = {policy!r} is for images of {wanted} channels, "
+            f"model.in_chans = {channels}: set --config.crops.policy={fits[0]}"
+        )
+    names, reason = _NONSENSE.get(policy, ((), ""))
+    for name in FIELDS:
+        value = flat[f"crops.{name}"]
+        if value is None:
+            continue
+        if name in names and value:
+            yield (
+                f"crops.{name} = {value} makes no sense for crops.policy = "
+                f"{policy!r}, {reason}: leave it out"
+            )
+        most = 0.5 if name == "hue" else 1.0
+        if not 0 <= value <= most:
+            yield f"crops.{name} = {value}: must lie between 0 and {most:g}"

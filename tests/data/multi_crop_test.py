@@ -1,0 +1,102 @@
+"""The crops of one image: sizes, places, determinism, and less decoding."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov2_jax.data import crop_boxes, images, multi_crop, recipe
+
+
+def opened(height, width, channels=3, seed=0):
+    pixels = np.random.default_rng(seed).integers(
+        0, 256, (height, width, channels), np.uint8
+    )
+    return images.from_array(pixels)
+
+
+@pytest.mark.parametrize("policy", [None, recipe.POLICIES["rgb"]])
+def test_shapes_determinism_and_thin_images(policy):
+    crops_of = multi_crop.MultiCrop(
+        global_crops_size=32, local_crops_number=3, local_crops_size=16, policy=policy
+    )
+    for height, width in ((40, 60), (1, 500), (500, 1), (3, 3)):
+        image = opened(height, width)
+        crops = crops_of(image, np.random.default_rng(0))
+        again = crops_of(image, np.random.default_rng(0))
+        other = crops_of(image, np.random.default_rng(1))
+        assert [c.shape for c in crops] == [(2, 32, 32, 3), (3, 16, 16, 3)]
+        assert all(c.dtype == np.uint8 for c in crops)
+        for a, b, c in zip(crops, again, other):
+            np.testing.assert_array_equal(a, b)
+            if min(height, width) > 3:
+                assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("policy, channels", [("gray", 1), ("multispectral", 13)])
+def test_other_numbers_of_channels(policy, channels):
+    for applied in (None, recipe.POLICIES[policy]):
+        crops_of = multi_crop.MultiCrop(
+            global_crops_size=16,
+            local_crops_number=0,
+            local_crops_size=8,
+            policy=applied,
+        )
+        crops = crops_of(opened(30, 40, channels), np.random.default_rng(0))
+        assert crops[0].shape == (2, 16, 16, channels)
+        assert crops[1].shape == (0, 8, 8, channels)
+
+
+@pytest.mark.parametrize("policy", [None, recipe.Policy(0, 0, 0, 0)])
+def test_crop_is_cut_before_it_is_resized(policy):
+    # White around the box must not leak into the crop.
+    if policy:
+        policy = recipe.Policy(
+            jitter_probability=0.0,
+            solarize_probability=0.0,
+            blur_probabilities=(0.0, 0.0, 0.0),
+        )
+    pixels = np.full((64, 64, 3), 255, np.uint8)
+    rng = np.random.default_rng(3)
+    box = crop_boxes.random_crop_box(rng, width=64, height=64, scale=(0.1, 0.3))
+    pixels[box[1] : box[3], box[0] : box[2]] = 0
+    crops_of = multi_crop.MultiCrop(
+        global_crops_size=20,
+        global_crops_scale=(0.1, 0.3),
+        local_crops_number=0,
+        policy=policy,
+    )
+    crops, _ = crops_of(images.from_array(pixels), np.random.default_rng(3))
+    assert crops[0].max() == 0 and crops[1].max() > 0
+
+
+def photograph(width, height):
+    from skimage import data
+
+    image = Image.fromarray(data.astronaut()).resize((width, height))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=95)
+    return images.Decoder().open(stream.getvalue(), name="photograph")
+
+
+def test_large_photographs_are_decoded_small():
+    """The same crops, from a copy that has just enough pixels."""
+    asked = []
+    image = photograph(1600, 1200)
+    spied = images.OpenedImage(
+        image.width,
+        image.height,
+        lambda reduce: asked.append(reduce) or image.pixels(reduce),
+    )
+    full = images.OpenedImage(image.width, image.height, lambda _: image.pixels())
+    crops_of = multi_crop.MultiCrop(
+        global_crops_size=64, local_crops_number=2, local_crops_size=32
+    )
+    for seed in range(4):
+        few = crops_of(spied, np.random.default_rng(seed))
+        many = crops_of(full, np.random.default_rng(seed))
+        for a, b in zip(few, many):
+            difference = np.abs(a.astype(int) - b)
+            assert difference.mean() < 3
+    assert all(reduce >= 4 for reduce in asked)
