@@ -8,6 +8,7 @@ has the table of all kinds.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import io
 import logging
@@ -35,6 +36,9 @@ from dinov2_jax.data import many_channels, pixel_formats
 warnings.filterwarnings("ignore", module=r"PIL\..*")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+# Nor do libtiff's own messages, one per damaged line of pixels.
+with contextlib.suppress(OSError, AttributeError):  # where Pillow is linked otherwise
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 # Bytes that Pillow copies at a time. With its 64 KiB an image is allocated once more
 # on the way to NumPy, and fresh memory takes longer than the copy: 1.8 ms for a
@@ -196,21 +200,32 @@ class Decoder:
                 image = Image.open(file, formats=FORMATS)
             except Image.UnidentifiedImageError:
                 image = None  # 13 bands, or colour in floating point
+            if image is not None:
+                # Which are allocated whole, however small the image.
+                self._check_size(*pixel_formats.tile_size(image))
             if image is not None and self._pillow_keeps_all(image):
                 opened = self._from_pillow(image)
             else:
                 file.seek(0)
                 opened = self._from_arrays(many_channels.open_tiff, file)
         width, height, _ = opened
+        if width < 1 or height < 1:
+            raise pixel_formats.Unusable(f"{width}x{height} px is empty")
+        self._check_size(width, height)
+        return opened
+
+    def _check_size(self, width: int, height: int) -> None:
         if width * height > self.max_pixels:
             raise pixel_formats.Unusable(
                 f"{width}x{height} px is more than max_pixels = {self.max_pixels}"
             )
-        return opened
 
     def _from_arrays(self, open_file, file):
         width, height, read = open_file(
-            file, channels=self.channels, value_range=self.value_range
+            file,
+            channels=self.channels,
+            value_range=self.value_range,
+            check_size=self._check_size,
         )
         return width, height, lambda reduce: read()
 

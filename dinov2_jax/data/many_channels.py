@@ -12,12 +12,16 @@ import numpy as np
 from dinov2_jax.data import pixel_formats
 
 NPY_MAGIC = b"\x93NUMPY"
-# Width and height as shown, and what reads uint8 [H, W, C] once they have been checked.
+# Width and height as shown, and what reads uint8 [H, W, C].
 Opened = tuple[int, int, Callable[[], np.ndarray]]
 
 
 def open_npy(
-    file: BinaryIO, *, channels: int, value_range: tuple[float, float] | None
+    file: BinaryIO,
+    *,
+    channels: int,
+    value_range: tuple[float, float] | None,
+    check_size: Callable[[int, int], None],
 ) -> Opened:
     """Reads the header of a .npy file; its data are never unpickled.
 
@@ -25,6 +29,7 @@ def open_npy(
       file: At its start.
       channels: C; the array is [H, W, C] or [C, H, W], or [H, W] for one channel.
       value_range: See `pixel_formats.to_uint8`.
+      check_size: Raises `Unusable` for a width and height that are too large.
 
     Raises:
       Unusable: Another shape or type.
@@ -41,8 +46,7 @@ def open_npy(
         raise pixel_formats.Unusable(f"{kind} pixels are not numbers")
     channels_first = _channels_come_first(shape, channels)
     height, width = shape[1:] if channels_first else shape[:2]
-    if height < 1 or width < 1:
-        raise pixel_formats.Unusable(f"shape {list(shape)} is empty")
+    check_size(width, height)
     start = file.tell()
 
     def read() -> np.ndarray:
@@ -74,7 +78,11 @@ def _channels_come_first(shape: tuple[int, ...], channels: int) -> bool:
 
 
 def open_tiff(
-    file: BinaryIO, *, channels: int, value_range: tuple[float, float] | None
+    file: BinaryIO,
+    *,
+    channels: int,
+    value_range: tuple[float, float] | None,
+    check_size: Callable[[int, int], None],
 ) -> Opened:
     """Reads the header of a TIFF whose samples or whose pages are the channels.
 
@@ -82,6 +90,7 @@ def open_tiff(
       file: At its start.
       channels: C.
       value_range: See `pixel_formats.to_uint8`.
+      check_size: Raises `Unusable` for a width and height that are too large.
 
     Raises:
       Unusable: Another number of channels, or pages that differ.
@@ -101,6 +110,9 @@ def open_tiff(
     tag = page.tags.get(pixel_formats.ORIENTATION_TAG)
     orientation = tag.value if tag else 1
     width, height = page.imagewidth, page.imagelength
+    check_size(width, height)
+    for each in pages:  # tiles are allocated whole, however small the image
+        check_size(each.tilewidth, each.tilelength * each.tiledepth)
     if pixel_formats.swaps_sides(orientation):
         width, height = height, width
 

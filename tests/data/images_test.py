@@ -228,6 +228,7 @@ def test_only_known_formats_are_opened():
             decode(content)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_huge_canvas_is_refused_without_its_memory():
     small = encode(Image.new("RGB", (300, 300)), "WEBP", lossless=True)
     at = small.index(b"VP8L") + 9

@@ -168,7 +168,7 @@ BAD = {
     "version": (b"\x93NUMPY\x09\0" + npy(bands())[8:], "cannot be decoded|version"),
     "truncated": (npy(bands())[:-1], "truncated"),
     "bomb": (lying_npy((10**6, 10**6, 13)), "1000000x1000000 px is more than"),
-    "negative": (lying_npy((-5, -7, 13)), "is empty"),
+    "negative": (lying_npy((-5, -7, 13)), "-7x-5 px is empty"),
     "lies": (lying_npy((20, 20, 13)), "truncated"),
     "no header": (b"\x93NUMPY\1\0\xff\xff", "cannot be decoded"),
     "code": (lying_npy("exit()"), "cannot be decoded"),
