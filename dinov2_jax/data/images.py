@@ -30,7 +30,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from dinov2_jax.data import many_channels, pixel_formats
+from dinov2_jax.data import many_channels, pixel_formats, tiff_header
 
 # Of EXIF blocks, TIFF tags and palettes: thousands of lines that help nobody.
 warnings.filterwarnings("ignore", module=r"PIL\..*")
@@ -55,7 +55,6 @@ FORMATS = (
     GifImagePlugin.GifImageFile.format,
 )
 PILLOWS_LIMIT = 178_956_970  # pixels
-_TIFF_MAGIC = tuple(b"II*\0 MM\0* II+\0 MM\0+".split())
 _SCALABLE = ("JPEG", "MPO")  # MPO: JPEGs that hold further ones, of telephones
 _METADATA = 2**26  # bytes beside the pixels: previews, profiles, further frames
 _LARGE = 2**22  # bytes from which on a file's header is looked at first
@@ -193,16 +192,16 @@ class Decoder:
         file.seek(0)
         if magic.startswith(many_channels.NPY_MAGIC):
             opened = self._from_arrays(many_channels.open_npy, file)
-        elif not magic.startswith(_TIFF_MAGIC):
+        elif not magic.startswith(tiff_header.MAGIC):
             opened = self._from_pillow(Image.open(file, formats=FORMATS))
         else:
+            # Tiles are allocated whole, however small the image.
+            self._check_size(*tiff_header.largest_tile(file))
+            file.seek(0)
             try:
                 image = Image.open(file, formats=FORMATS)
             except Image.UnidentifiedImageError:
                 image = None  # 13 bands, or colour in floating point
-            if image is not None:
-                # Which are allocated whole, however small the image.
-                self._check_size(*pixel_formats.tile_size(image))
             if image is not None and self._pillow_keeps_all(image):
                 opened = self._from_pillow(image)
             else:

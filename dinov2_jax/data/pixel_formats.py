@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageCms
 
 ORIENTATION_TAG = 0x0112  # of EXIF and of TIFF
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF's
 
 
 class Unusable(ValueError):
@@ -68,12 +67,6 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
         items = items.T
     items = np.ascontiguousarray(np.flip(items, flipped))
     return items.view(kind).reshape(*items.shape, channels)
-
-
-def tile_size(image: Image.Image) -> tuple[int, int]:
-    """Returns the (width, height) of the tiles of an opened TIFF; zeros: in strips."""
-    size = (image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH))
-    return tuple(side if isinstance(side, int) else 0 for side in size)
 
 
 def loses_bits(image: Image.Image) -> bool:

@@ -26,6 +26,7 @@ def test_damaged_files_are_decoded_or_refused():
     assert report.stderr < 1000, str(report)
 
 
+@pytest.mark.filterwarnings("ignore")  # which pytest shows again
 def test_whole_files_are_decoded():
     refused = {
         name

@@ -1,13 +1,14 @@
 """.npy and TIFF of many channels: layouts, types, headers that lie."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from dinov2_jax.data import images
+from dinov2_jax.data import images, tiff_header
 
 
 def npy(array, **options):
@@ -157,6 +158,25 @@ def lzw_pages():
     return stream.getvalue()
 
 
+def patched_tag(content, tag, value):
+    """A little-endian TIFF with another value of a LONG or SHORT tag."""
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, directory)
+    for at in range(directory + 2, directory + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", content, at) == (tag,):
+            field = struct.pack("<HII", 4, 1, value)
+            return content[: at + 2] + field + content[at + 12 :]
+    raise KeyError(tag)
+
+
+def tiled(channels, tile_length):
+    options = dict(photometric="minisblack", tile=(16, 16), compression="zlib")
+    if channels > 1:
+        options["planarconfig"] = "contig"
+    content = tiff(bands(channels=channels).squeeze(), **options)
+    return patched_tag(content, 323, tile_length)
+
+
 BAD = {
     "shape": (npy(bands(channels=4)), r"shape \[5, 7, 4\] is not \[H, W, 13\] or"),
     "either": (npy(np.zeros((13, 4, 13))), "could be either of"),
@@ -177,6 +197,8 @@ BAD = {
     "4 samples": (LAYOUTS["samples"](bands(channels=4)), "4 samples in 1 pages"),
     "wide": (LAYOUTS["samples"](bands(width=201)), "201x5 px is more than max_pixels"),
     "compression": (lzw_pages(), "LZW compression in TIFF needs: pip install imagec"),
+    "no height": (patched_tag(LAYOUTS["samples"](bands()), 257, 0), "is empty"),
+    "tile": (tiled(13, 10**7), "16x10000000 px is more than max_pixels"),
     "cut": (LAYOUTS["samples"](bands())[:-300], "cannot be decoded"),
 }
 
@@ -187,6 +209,29 @@ def test_bad(kind):
     with pytest.raises(images.BadImage, match=reason) as caught:
         decode(content)
     assert len(caught.value.reason) < 140 and "\n" not in caught.value.reason
+
+
+def test_a_tile_that_is_a_bomb_for_pillow():
+    assert decode(tiled(1, 16), 1).shape == (5, 7, 1)
+    with pytest.raises(images.BadImage, match="16x10000000 px is more than max"):
+        decode(tiled(1, 10**7), 1)
+
+
+def test_a_tile_behind_damage_where_pillow_stops_reading():
+    content = tiled(1, 10**7)
+    at = content.index(struct.pack("<HH", 282, 5))  # a resolution, before the tiles
+    content = content[: at + 4] + struct.pack("<I", 10**9) + content[at + 8 :]
+    with pytest.raises(images.BadImage, match="16x10000000 px is more than max"):
+        decode(content, 1)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_the_size_of_tiles_in_headers(bigtiff, byteorder):
+    for tile in (None, (32, 48)):
+        content = tiff(bands(), bigtiff=bigtiff, byteorder=byteorder, tile=tile)
+        found = tiff_header.largest_tile(io.BytesIO(content))
+        assert found == ((48, 32) if tile else (0, 0))
 
 
 def test_pages_that_differ():
