@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dinov2_jax.data import pixel_formats
+from dinov2_jax.data import pixel_formats, tiff_header
 
 NPY_MAGIC = b"\x93NUMPY"
 # Width and height as shown, and what reads uint8 [H, W, C].
@@ -107,7 +107,7 @@ def open_tiff(
     axes = page.axes
     if page.dtype is None or axes not in ("YX", "YXS", "SYX"):
         raise pixel_formats.Unusable(f"TIFF of {page.dtype} pixels in axes {axes!r}")
-    tag = page.tags.get(pixel_formats.ORIENTATION_TAG)
+    tag = page.tags.get(tiff_header.ORIENTATION)
     orientation = tag.value if tag else 1
     width, height = page.imagewidth, page.imagelength
     check_size(width, height)

@@ -4,12 +4,13 @@ Colour profiles (ICC) are ignored knowingly, as the reference ignores them: near
 photographs are sRGB, and what a network learns from does not gain by the conversion.
 """
 
-import functools
+import io
+import struct
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
-ORIENTATION_TAG = 0x0112  # of EXIF and of TIFF
+from dinov2_jax.data import tiff_header
 
 
 class Unusable(ValueError):
@@ -29,17 +30,19 @@ _TURNS = {
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns EXIF's orientation, 1 to 8, of an opened image; 1 where there is none.
+    """Returns EXIF's orientation of an opened image; 1 where there is none.
 
     Reads the header only. Pillow itself turns a TIFF upright, which has it as a tag.
     """
-    if image.format == "TIFF" or "exif" not in image.info:
+    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    if not exif.startswith(tiff_header.MAGIC):
         return 1
     try:
-        found = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # damaged, which harms the photograph no further
+        tag = tiff_header.ORIENTATION
+        found = tiff_header.integers(io.BytesIO(exif), (tag,))[tag]
+    except struct.error:  # damaged, which harms the photograph no further
         return 1
-    return found if found in _TURNS else 1
+    return found[0] if found else 1
 
 
 def swaps_sides(orientation: int) -> bool:
@@ -52,7 +55,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
     Args:
       pixels: [H, W, C].
-      orientation: EXIF's, 1 to 8.
+      orientation: EXIF's, 1 to 8; others mean nothing.
 
     Returns:
       [H, W, C] or [W, H, C], contiguous.
@@ -115,8 +118,6 @@ def to_array(
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    elif mode == "LAB":
-        image = ImageCms.applyTransform(image, _lab_to_srgb())
     if channels == 1:
         if image.mode != "L":
             image = image if image.mode in ("1", "RGB") else image.convert("RGB")
@@ -124,12 +125,6 @@ def to_array(
         return np.asarray(image)[:, :, None]
     # convert() would copy what is RGB already, and np.array() copies once more.
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-@functools.cache
-def _lab_to_srgb():
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
 
 
 def to_uint8(values: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:

@@ -135,6 +135,9 @@ def test_a_damaged_mark_is_ignored():
     damaged = damaged.replace(b"Exif\0\0II", b"Exif\0\0??")
     assert damaged != content
     assert decode(damaged).shape == (7, 9, 3)
+    cut = b"Exif\0\0MM\0*\0\0\0\x08\0\x05"  # five entries, of which none follows
+    content = encode(Image.new("RGB", (9, 7)), "JPEG", exif=cut)
+    assert cut in content and decode(content).shape == (7, 9, 3)
 
 
 # --- inks and other colours -----------------------------------------------------
@@ -242,6 +245,7 @@ def test_signed_and_float_tiff_need_a_range(kind):
         assert pixels[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
+@pytest.mark.filterwarnings("error")
 def test_not_a_number_is_0():
     pixels = decode(
         tiff(np.array([[np.nan, np.inf, -np.inf, 1]], np.float32)), value_range=(0, 2)
