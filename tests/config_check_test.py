@@ -303,6 +303,18 @@ def test_a_run_older_than_the_fields_of_init(tmp_path):
         config_check.check_resume(changed(("init.from", "x")), tmp_path)
 
 
+def test_a_run_older_than_the_fields_of_data(tmp_path):
+    fields = json.loads(default.get_config().to_json_best_effort())
+    for name in ("exif_orientation", "value_range", "mean", "std"):
+        del fields["data"][name]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(errors.UserError) as caught:  # it did not turn images
+        config_check.check_resume(default.get_config(), tmp_path)
+    assert "data.exif_orientation: False -> True" in str(caught.value)
+    assert str(caught.value).count("->") == 1
+    config_check.check_resume(changed(("data.exif_orientation", False)), tmp_path)
+
+
 def test_all_differences_are_named(tmp_path):
     saved(default.get_config(), tmp_path)
     path = tmp_path / "config.json"

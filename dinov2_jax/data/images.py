@@ -33,7 +33,7 @@ from PIL import (
 from dinov2_jax.data import many_channels, pixel_formats, tiff_header
 
 # Of EXIF blocks, TIFF tags and palettes: thousands of lines that help nobody.
-warnings.filterwarnings("ignore", module=r"PIL\..*")
+warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\..*")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # Nor do libtiff's own messages, one per damaged line of pixels.

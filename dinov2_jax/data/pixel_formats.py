@@ -5,7 +5,6 @@ photographs are sRGB, and what a network learns from does not gain by the conver
 """
 
 import io
-import struct
 
 import numpy as np
 from PIL import Image
@@ -40,7 +39,7 @@ def orientation(image: Image.Image) -> int:
     try:
         tag = tiff_header.ORIENTATION
         found = tiff_header.integers(io.BytesIO(exif), (tag,))[tag]
-    except struct.error:  # damaged, which harms the photograph no further
+    except ValueError:  # damaged, which harms the photograph no further
         return 1
     return found[0] if found else 1
 

@@ -26,8 +26,15 @@ def integers(file: BinaryIO, tags: Collection[int]) -> dict[int, list[int]]:
       By tag, the value of each of its entries, of which a whole file has one at most.
 
     Raises:
-      struct.error: The file ends before its directory does, or is no TIFF.
+      ValueError: The file ends before its directory does, or is no TIFF.
     """
+    try:
+        return _integers(file, tags)
+    except struct.error as error:
+        raise ValueError("truncated TIFF directory") from error
+
+
+def _integers(file, tags):
     file.seek(0)
     start = file.read(16)
     order = "<" if start[:2] == b"II" else ">"

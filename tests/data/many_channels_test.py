@@ -198,6 +198,7 @@ BAD = {
     "wide": (LAYOUTS["samples"](bands(width=201)), "201x5 px is more than max_pixels"),
     "compression": (lzw_pages(), "LZW compression in TIFF needs: pip install imagec"),
     "no height": (patched_tag(LAYOUTS["samples"](bands()), 257, 0), "is empty"),
+    "directory": (LAYOUTS["samples"](bands())[:60], "truncated TIFF directory"),
     "tile": (tiled(13, 10**7), "16x10000000 px is more than max_pixels"),
     "cut": (LAYOUTS["samples"](bands())[:-300], "cannot be decoded"),
 }
@@ -223,6 +224,17 @@ def test_a_tile_behind_damage_where_pillow_stops_reading():
     content = content[: at + 4] + struct.pack("<I", 10**9) + content[at + 8 :]
     with pytest.raises(images.BadImage, match="16x10000000 px is more than max"):
         decode(content, 1)
+
+
+def test_a_tile_of_a_later_page():
+    pages = np.moveaxis(bands(), 2, 0)
+    options = dict(photometric="minisblack", tile=(16, 16), compression="zlib")
+    content = tiff(pages, **options)
+    np.testing.assert_array_equal(decode(content), bands())
+    at = content.rindex(struct.pack("<HHII", 323, 4, 1, 16)) + 8
+    content = content[:at] + struct.pack("<I", 10**7) + content[at + 4 :]
+    with pytest.raises(images.BadImage, match="16x10000000 px is more than max"):
+        decode(content)
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])
