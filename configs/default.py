@@ -21,10 +21,15 @@ def get_config() -> config_dict.ConfigDict:
     c.data.workers = 8  # loader processes per host; 0 loads in the main process
     c.data.prefetch = 2  # finished batches kept per worker
     c.data.max_bad_share = 0.5  # stop when more than this share of images is unreadable
-    # Of each channel, of values in [0, 1]; (): ImageNet's, for 3 channels.
+    c.data.max_pixels = 178_956_970  # larger images are refused unread; Pillow's limit
+    # Turn images upright as cameras mark them; the reference ignores the mark (False).
+    c.data.exif_orientation = True
+    # Of 16-bit and float pixels: (low, high) becomes 0..255; (): the range of the type.
+    c.data.value_range = ()
+    # Per channel, of values in [0, 1]; (): ImageNet's, for 3 channels. Of your images:
+    # python -m dinov2_jax.data stats PATH
     c.data.mean = ()
     c.data.std = ()
-    c.data.max_pixels = 178_956_970  # larger images are refused unread; Pillow's limit
 
     # device: the host decodes, cuts and resizes, and the step augments; host: all of it
     # there, with the reference's own arithmetic, at a quarter of the images a second.

@@ -75,6 +75,8 @@ _ADDED = {
     "init.heads": "fresh",
     "init.heads_only_steps": 0,
     "data.augmentation": "host",
+    "data.exif_orientation": False,
+    "data.value_range": [],
     "data.mean": [],
     "data.std": [],
     "crops.policy": "rgb",
@@ -132,6 +134,14 @@ def _problems(config: Any) -> Iterator[str]:
     for name, value in flat.items():
         if isinstance(value, float) and abs(value) >= _FLOAT32_MAX:
             yield bad(name, "must be a finite float32")
+    value_range = flat["data.value_range"]
+    if len(value_range) and not (len(value_range) == 2 and _ascending(value_range)):
+        yield bad("data.value_range", "must be () or two numbers, (low, high)")
+    for name in ("data.mean", "data.std"):
+        if not all(_is_finite(value) for value in flat[name]):
+            yield bad(name, "must be finite numbers, one per channel")
+    if not all(value > 0 for value in flat["data.std"]):
+        yield bad("data.std", "must be above 0")
     if not _is_range(flat["ibot.mask_ratio_min_max"]):
         yield bad(
             "ibot.mask_ratio_min_max", "must be two shares, 0 <= low <= high <= 1"
@@ -143,6 +153,14 @@ def _problems(config: Any) -> Iterator[str]:
 
 def _is_range(value: Any) -> bool:
     return len(value) == 2 and 0 <= value[0] <= value[1] <= 1
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < _FLOAT32_MAX
+
+
+def _ascending(values: Any) -> bool:
+    return all(map(_is_finite, values)) and values[0] < values[1]
 
 
 def _combinations(flat: dict[str, Any]) -> Iterator[str]:
@@ -193,19 +211,15 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"{flat['model.arch']!r}: leave them 0 or set --config.model.arch=custom"
         )
     yield from recipe.problems(flat)
-    if flat["model.in_chans"] != 3:
-        yield (
-            f"model.in_chans = {flat['model.in_chans']}: the sources give 3 channels; "
-            "set --config.model.in_chans=3"
-        )
+    yield from _channels(flat)
     if flat["optim.warmup_steps"] > flat["train.steps"]:
         yield (
             f"optim.warmup_steps = {flat['optim.warmup_steps']} exceeds train.steps = "
             f"{flat['train.steps']}: lower --config.optim.warmup_steps"
         )
     if not flat["init.from"]:
-        for name in ("init.which", "init.heads", "init.heads_only_steps"):
-            if flat[name] != _ADDED[name]:
+        for name, value in _ADDED.items():
+            if name.startswith("init.") and flat[name] != value:
                 yield (
                     f"{name} = {flat[name]!r} says how to start from other weights: "
                     "name them with --config.init.from=..."
@@ -222,6 +236,23 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
         )
     if bool(flat["evaluation.train_path"]) != bool(flat["evaluation.val_path"]):
         yield "set both evaluation.train_path and evaluation.val_path, or neither"
+
+
+def _channels(flat: dict[str, Any]) -> Iterator[str]:
+    channels = flat["model.in_chans"]
+    if channels not in (1, 3) and flat["data.source"] == "photos":
+        yield (
+            f"model.in_chans = {channels}: the photos source gives 3 channels, or 1; "
+            "set --config.model.in_chans=3 or another --config.data.source"
+        )
+    for name in ("data.mean", "data.std"):
+        given = len(flat[name])
+        if given != channels and (given or channels != 3):
+            yield (
+                f"{name} has {given} values for model.in_chans = {channels}: set "
+                f"--config.{name} to what `python -m dinov2_jax.data stats PATH "
+                f"--channels {channels}` prints"
+            )
 
 
 def check_devices(config: Any, num_devices: int) -> None:

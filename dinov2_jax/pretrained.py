@@ -63,7 +63,7 @@ class Model:
         if isinstance(image, str | os.PathLike):
             image = images_lib.Decoder().decode(image, name=os.fspath(image))
         elif isinstance(image, Image.Image):
-            image = images_lib.to_rgb(image, "the image")
+            image = images_lib.Decoder().from_pillow(image, name="the image")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(
                 f"an image is {image.dtype} {list(image.shape)}: expected uint8 "

@@ -30,7 +30,14 @@ BAD = [
     ("model.arch", "custom", "embed_dim = 0"),
     ("model.depth", 12, "--config.model.arch=custom"),
     ("model.patch_size", 0, "above 0"),
-    ("model.in_chans", 1, "--config.model.in_chans=3"),
+    ("model.in_chans", 0, "above 0"),
+    ("data.value_range", (1.0,), "two numbers, (low, high)"),
+    ("data.value_range", (2.0, 2.0), "two numbers, (low, high)"),
+    ("data.value_range", (0.0, float("nan")), "two numbers, (low, high)"),
+    ("data.mean", (0.5, 0.5), "stats PATH --channels 3"),
+    ("data.mean", (0.5, 0.5, float("nan")), "finite"),
+    ("data.std", (0.5,), "has 1 values for model.in_chans = 3"),
+    ("data.std", (0.5, 0.5, 0.0), "above 0"),
     ("model.ffn_layer", "swiglu", "mlp, swiglufused"),
     ("model.layerscale", -1.0, "must not be negative"),
     ("model.num_register_tokens", -4, "must not be negative"),
@@ -113,6 +120,12 @@ def test_the_default_is_good():
         [("model.layerscale", 0.0), ("model.drop_path_rate", 0.0)],
         [("init.from", "x"), ("init.heads", "loaded"), ("init.which", "student")],
         [("init.from", "x"), ("init.heads_only_steps", 125_000)],
+        [("data.value_range", (-1, 2.5)), ("data.exif_orientation", False)],
+        [("data.mean", (0.1, 0.2, 0.3)), ("data.std", (0.1, 0.2, 0.3))],
+        [("model.in_chans", 1), ("data.mean", (0.5,)), ("data.std", (0.5,))]
+        + [("data.source", "photos")],
+        [("model.in_chans", 13)]
+        + [("data." + n, (0.5,) * 13) for n in ("mean", "std")],
     ],
 )
 def test_what_is_switched_off_need_not_fit(changes):
@@ -143,6 +156,19 @@ def test_more_heads_only_steps_than_steps():
     assert "init.heads_only_steps = 125001 exceeds train.steps = 125000" in said
 
 
+def test_other_channels_need_their_mean_and_deviation():
+    said = message(changed(("model.in_chans", 4)))
+    for name in ("mean", "std"):
+        assert f"data.{name} has 0 values for model.in_chans = 4: set" in said
+    assert said.count("stats PATH --channels 4") == 2
+
+
+def test_the_photographs_have_no_more_channels():
+    four = [("data.mean", (0.5,) * 4), ("data.std", (0.5,) * 4)]
+    said = message(changed(("model.in_chans", 4), ("data.source", "photos"), *four))
+    assert said.startswith("model.in_chans = 4: the photos source gives 3")
+
+
 def test_all_problems_at_once():
     several = [
         ("data.source", "web"),
@@ -160,6 +186,7 @@ def test_all_problems_at_once():
     said = message(changed(*several))
     for field, value in several:
         assert f"{field} = {value}" in said
+    assert said.count("data.mean") == 2  # what in_chans = 4 lacks, and its flag
 
 
 def test_the_suggested_values_are_good():
@@ -274,6 +301,18 @@ def test_a_run_older_than_the_fields_of_init(tmp_path):
     config_check.check_resume(default.get_config(), tmp_path)
     with pytest.raises(errors.UserError, match="init.from: '' -> 'x'"):
         config_check.check_resume(changed(("init.from", "x")), tmp_path)
+
+
+def test_a_run_older_than_the_fields_of_data(tmp_path):
+    fields = json.loads(default.get_config().to_json_best_effort())
+    for name in ("exif_orientation", "value_range", "mean", "std"):
+        del fields["data"][name]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(errors.UserError) as caught:  # it did not turn images
+        config_check.check_resume(default.get_config(), tmp_path)
+    assert "data.exif_orientation: False -> True" in str(caught.value)
+    assert str(caught.value).count("->") == 1
+    config_check.check_resume(changed(("data.exif_orientation", False)), tmp_path)
 
 
 def test_all_differences_are_named(tmp_path):

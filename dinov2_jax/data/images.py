@@ -1,27 +1,65 @@
-"""Decoding of one image file to RGB, or a `BadImage` that says why not.
+"""Decoding of one image file to uint8 [H, W, C], or a `BadImage` that says why not.
 
 The reference opens files with PIL and calls `convert("RGB")`. So does this file, with
 these differences: 16-bit gray is scaled (PIL clips it to white), alpha is laid over
-white (PIL drops it), and what cannot be decoded faithfully is refused. The EXIF
-orientation is ignored, as in the reference; of animations the first frame is taken.
+white (PIL drops it), images are turned upright as cameras mark them, and what cannot
+be decoded faithfully is refused. Of animations the first frame is taken. docs/images.md
+has the table of all kinds.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import io
+import logging
 import os
+import stat
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from dinov2_jax.data import many_channels, pixel_formats, tiff_header
 
 # Of EXIF blocks, TIFF tags and palettes: thousands of lines that help nobody.
-warnings.filterwarnings("ignore", module=r"PIL\..*")
+warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\..*")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+# Nor do libtiff's own messages, one per damaged line of pixels.
+with contextlib.suppress(OSError, AttributeError):  # where Pillow is linked otherwise
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
+# Fresh memory takes longer than decoding into it. Pillow copies an image to NumPy in
+# pieces of this many bytes (64 KiB by default), and joins them where there are several;
+# and glibc keeps freed memory only up to the size of blocks that were freed before, of
+# 32 MiB at most. A JPEG of 2000 x 1500 px: 30 ms without both lines, 13 with them.
+ImageFile.MAXBLOCK = 2**24
+bytearray(2**25 - 2**16)  # never touched, and freed at once
+
+# Not all that Pillow knows: it would hand EPS, for one, to Ghostscript.
+FORMATS = (
+    JpegImagePlugin.JpegImageFile.format,
+    PngImagePlugin.PngImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+    TiffImagePlugin.TiffImageFile.format,
+    BmpImagePlugin.BmpImageFile.format,
+    GifImagePlugin.GifImageFile.format,
+)
 PILLOWS_LIMIT = 178_956_970  # pixels
+_SCALABLE = ("JPEG", "MPO")  # MPO: JPEGs that hold further ones, of telephones
+_METADATA = 2**26  # bytes beside the pixels: previews, profiles, further frames
+_LARGE = 2**22  # bytes from which on a file's header is looked at first
 
 
 class BadImage(Exception):
@@ -54,11 +92,12 @@ class OpenedImage:
         """Decodes it.
 
         Args:
-          reduce: 1, 2, 4 or 8: a copy smaller by this factor (rounded up) will do;
-            formats that are not faster at that give the full size.
+          reduce: 1, 2, 4 or 8: a copy smaller by this factor (rounded up) will do.
+            JPEG is decoded to it, much faster; other formats give the full size.
 
         Returns:
-          uint8 [H, W, C] or [ceil(H / reduce), ceil(W / reduce), C].
+          uint8 [H, W, C] or [ceil(H / reduce), ceil(W / reduce), C], not to be
+          written to.
 
         Raises:
           BadImage: Truncated, damaged, or of a kind that cannot be used.
@@ -77,9 +116,17 @@ class Decoder:
 
     Attributes:
       max_pixels: Images with more pixels are refused by their header, undecoded.
+      channels: C. 1: the luma; 3: RGB; others: what a file has, from .npy, TIFF (its
+        samples or pages) and, for 4, RGBA as stored.
+      exif_orientation: Whether to turn images upright as cameras mark them.
+      value_range: (low, high) of pixels of other types than uint8, which become 0 and
+        255; None: the range of the type, where it is unsigned.
     """
 
     max_pixels: int = PILLOWS_LIMIT
+    channels: int = 3
+    exif_orientation: bool = True
+    value_range: tuple[float, float] | None = None
 
     def open(
         self, path_or_bytes: str | os.PathLike | bytes, *, name: str
@@ -91,81 +138,174 @@ class Decoder:
           name: What to call the image in errors.
 
         Raises:
-          BadImage: Missing, empty, not an image, or too large.
+          BadImage: Missing, empty, not an image, too large, or of other channels.
         """
-        content = path_or_bytes
-        if not isinstance(content, bytes):
-            try:
-                with open(content, "rb") as file:
-                    content = file.read()
-            except OSError as error:
-                raise BadImage(name, error.strerror or "cannot be read") from error
-        if not content:
-            raise BadImage(name, "empty file")
         with _reasons(name):
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-            if width * height > self.max_pixels:
-                raise BadImage(
-                    name,
-                    f"{width}x{height} px is more than max_pixels = {self.max_pixels}",
-                )
+            content = path_or_bytes
+            if not isinstance(content, bytes):
+                content = self._read_file(content)
+            if not content:
+                raise pixel_formats.Unusable("empty file")
+            width, height, read_parsed = self._parse(io.BytesIO(content))
+        unread = [read_parsed]  # the header is parsed once for the first reading
 
         def read(reduce: int) -> np.ndarray:
-            with _reasons(name), Image.open(io.BytesIO(content)) as image:
-                return to_rgb(image, name)
+            with _reasons(name):
+                if unread:
+                    return unread.pop()(reduce)
+                return self._parse(io.BytesIO(content))[2](reduce)
 
+        del read_parsed  # or its pixels would stay as long as this image
         return OpenedImage(width, height, read)
 
     def decode(
         self, path_or_bytes: str | os.PathLike | bytes, *, name: str
     ) -> np.ndarray:
-        """`open` and `pixels` in one: uint8 [H, W, 3]; raises `BadImage`."""
+        """`open` and `pixels` in one: uint8 [H, W, C]; raises `BadImage`."""
         return self.open(path_or_bytes, name=name).pixels()
+
+    def from_pillow(self, image: Image.Image, *, name: str) -> np.ndarray:
+        """An image that Pillow has opened -> uint8 [H, W, C]; raises `BadImage`."""
+        with _reasons(name):
+            return self._from_pillow(image)[2](1)
+
+    def _read_file(self, path: str | os.PathLike) -> bytes:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise pixel_formats.Unusable(f"is {_kind(status.st_mode)}, not a file")
+        # What an image of max_pixels takes uncompressed, with an alpha channel or
+        # more, as 16-bit integers or, of many channels, as float32.
+        bytes_per_pixel = max(8, 4 * self.channels)
+        limit = _METADATA + self.max_pixels * bytes_per_pixel
+        if status.st_size > limit:
+            raise pixel_formats.Unusable(
+                f"a file of {status.st_size} bytes is more than images of max_pixels = "
+                f"{self.max_pixels} need"
+            )
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if status.st_size > _LARGE:
+                self._parse(file)  # no image, or too large: not worth reading
+                file.seek(0)
+            return file.read(status.st_size)
+
+    def _parse(self, file: BinaryIO):
+        """Returns the width, the height, and what maps `reduce` to the pixels."""
+        magic = file.read(8)
+        file.seek(0)
+        if magic.startswith(many_channels.NPY_MAGIC):
+            opened = self._from_arrays(many_channels.open_npy, file)
+        elif not magic.startswith(tiff_header.MAGIC):
+            opened = self._from_pillow(Image.open(file, formats=FORMATS))
+        else:
+            # Tiles are allocated whole, however small the image.
+            self._check_size(*tiff_header.largest_tile(file))
+            file.seek(0)
+            try:
+                image = Image.open(file, formats=FORMATS)
+            except Image.UnidentifiedImageError:
+                image = None  # 13 bands, or colour in floating point
+            if image is not None and self._pillow_keeps_all(image):
+                opened = self._from_pillow(image)
+            else:
+                file.seek(0)
+                opened = self._from_arrays(many_channels.open_tiff, file)
+        width, height, _ = opened
+        if width < 1 or height < 1:
+            raise pixel_formats.Unusable(f"{width}x{height} px is empty")
+        self._check_size(width, height)
+        return opened
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            raise pixel_formats.Unusable(
+                f"{width}x{height} px is more than max_pixels = {self.max_pixels}"
+            )
+
+    def _from_arrays(self, open_file, file):
+        width, height, read = open_file(
+            file,
+            channels=self.channels,
+            value_range=self.value_range,
+            check_size=self._check_size,
+        )
+        return width, height, lambda reduce: read()
+
+    def _pillow_keeps_all(self, image: Image.Image) -> bool:
+        if self.channels in (1, 3):
+            return self.value_range is None or not pixel_formats.loses_bits(image)
+        bands = len(image.getbands())
+        return bands == self.channels and not pixel_formats.loses_bits(image)
+
+    def _from_pillow(self, image: Image.Image):
+        if self.value_range is not None and pixel_formats.loses_bits(image):
+            raise pixel_formats.Unusable(
+                f"data.value_range needs 16-bit colour, of which Pillow reads 8 bits "
+                f"from {image.format}: use TIFF or .npy"
+            )
+        orientation = pixel_formats.orientation(image) if self.exif_orientation else 1
+        width, height = image.size
+        if pixel_formats.swaps_sides(orientation):
+            width, height = height, width
+
+        def read(reduce: int) -> np.ndarray:
+            if image.format in _SCALABLE and (reduce > 1 or self.channels == 1):
+                # Exact quotients: the side that draft() compares is rounded down.
+                size = image.width / reduce, image.height / reduce
+                image.draft("L" if self.channels == 1 else None, size)
+            pixels = pixel_formats.to_array(
+                image, channels=self.channels, value_range=self.value_range
+            )
+            return pixel_formats.turn(pixels, orientation)
+
+        return width, height, read
 
 
 def make_decoder(config: Any) -> Decoder:
     """The decoder of training images that a configuration describes."""
-    return Decoder(max_pixels=config.data.max_pixels)
+    data = config.data
+    return Decoder(
+        max_pixels=data.max_pixels,
+        channels=config.model.in_chans,
+        exif_orientation=data.exif_orientation,
+        value_range=tuple(data.value_range) or None,
+    )
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Where a FIFO took the file's place meanwhile, open() would wait for its writer.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        "a folder": stat.S_ISDIR,
+        "a FIFO": stat.S_ISFIFO,
+        "a socket": stat.S_ISSOCK,
+    }
+    return next((kind for kind, is_it in kinds.items() if is_it(mode)), "a device")
 
 
 @contextlib.contextmanager
 def _reasons(name: str):
-    """Turns what Pillow raises into a `BadImage` with a short reason."""
+    """Turns what Pillow and others raise into a `BadImage` with a short reason."""
     try:
         yield
-    except BadImage:
-        raise
+    except pixel_formats.Unusable as error:
+        raise BadImage(name, str(error)) from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage(name, "not an image") from error
+        kinds = ", ".join(FORMATS)
+        raise BadImage(name, f"not an image ({kinds} or .npy)") from error
     except Image.DecompressionBombError as error:
         raise BadImage(name, "more pixels than Pillow's limit") from error
     except MemoryError as error:
         raise BadImage(name, "out of memory while decoding") from error
-    except Exception as error:  # Pillow's plugins raise almost anything on bad bytes
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise BadImage(name, f"cannot be decoded ({reason})") from error
+    except OSError as error:
+        # Of the file system, or Pillow's own, which carry no number.
+        raise BadImage(name, error.strerror or _damage(error)) from error
+    except Exception as error:  # plugins raise almost anything on bad bytes
+        raise BadImage(name, _damage(error)) from error
 
 
-def to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """Returns uint8 [H, W, 3] of an opened image of any mode.
-
-    Raises:
-      BadImage: Floating-point pixels, or integers without a defined range.
-    """
-    if image.mode == "F":
-        raise BadImage(name, "floating-point pixels have no defined range")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        gray = np.asarray(image).astype(np.int64)
-        if gray.min() < 0 or gray.max() > 65535:
-            raise BadImage(name, "32-bit integer pixels have no defined range")
-        gray = ((gray + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    has_alpha = image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
-    if has_alpha or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return np.array(image)
+def _damage(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:100] or type(error).__name__
+    return f"cannot be decoded ({reason})"

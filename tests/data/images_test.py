@@ -1,10 +1,16 @@
 """Decoding: a folder of horrors, each kind against the pixels it must give."""
 
 import io
+import os
+import pathlib
 import pickle
+import resource
+import shutil
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 
 import numpy as np
@@ -12,6 +18,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from configs import default
 from dinov2_jax.data import images
 
 LIMIT = 10_000
@@ -39,16 +46,6 @@ def test_lossless_rgb(kind):
 def test_lossless_webp():
     content = encode(Image.fromarray(rgb()), "WEBP", lossless=True)
     np.testing.assert_array_equal(decode(content), rgb())
-
-
-def test_jpeg_and_its_orientation_is_ignored():
-    pixels = np.zeros((16, 32, 3), np.uint8)
-    pixels[:, 16:] = 200
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    decoded = decode(encode(Image.fromarray(pixels), "JPEG", quality=95, exif=exif))
-    assert decoded.shape == (16, 32, 3)
-    assert np.abs(decoded.astype(int) - pixels).max() < 8
 
 
 def test_path(tmp_path):
@@ -144,10 +141,10 @@ BAD = {
     "truncated png": (encode(Image.fromarray(rgb(90, 90)), "PNG")[:-9000], "truncated"),
     "above the limit": (huge_png(101), "101x101 px is more than max_pixels = 10000"),
     "bomb": (huge_png(60_000), "more"),
-    "float": (float_tiff(), "floating-point"),
+    "float": (float_tiff(), "float32 pixels have no defined range: set"),
     "32 bit": (
         encode(Image.fromarray(np.array([[70_000]], np.int32)), "TIFF"),
-        "32-bit integer",
+        "int32 pixels have no defined range: set",
     ),
 }
 
@@ -166,6 +163,116 @@ def test_bad(kind):
 def test_missing_file(tmp_path):
     with pytest.raises(images.BadImage, match="No such file"):
         images.Decoder(LIMIT).decode(tmp_path / "no.png", name="no.png")
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    folder = pathlib.Path(tempfile.mkdtemp())  # a socket's path must be short
+    fifo, unix = folder / "a.jpg", folder / "b.jpg"
+    os.mkfifo(fifo)
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind(str(unix))
+    for path, kind in [
+        (fifo, "a FIFO"),
+        (unix, "a socket"),
+        (folder, "a folder"),
+        ("/dev/zero", "a device"),
+        ("/dev/null", "a device"),
+    ]:
+        with pytest.raises(images.BadImage, match=f"x: is {kind}, not a file"):
+            images.Decoder().decode(path, name="x")
+    bound.close()
+    shutil.rmtree(folder)
+
+
+def test_a_fifo_that_took_the_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(jpeg())
+    status = os.stat(tmp_path / "b.jpg")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", lambda path: status)
+        with pytest.raises(images.BadImage, match="x: empty file"):
+            images.Decoder().decode(tmp_path / "a.jpg", name="x")
+
+
+@pytest.mark.parametrize("start", [b"", jpeg()[:500], huge_png(9)])
+def test_a_huge_file_is_not_read(tmp_path, start):
+    path = tmp_path / "huge.jpg"
+    with open(path, "wb") as file:
+        file.write(start)
+        file.truncate(100 * 2**30)
+    with pytest.raises(images.BadImage, match="107374182400 bytes is more than images"):
+        images.Decoder().decode(path, name="x")
+
+
+def test_a_large_file_is_read_only_after_its_header(tmp_path, monkeypatch):
+    content = encode(Image.fromarray(rgb(100, 100)), "PNG")
+    path = tmp_path / "large.png"
+    for start, reason in [(b"no image", "not an image"), (huge_png(101), "max_pixels")]:
+        with open(path, "wb") as file:
+            file.write(start)
+            file.truncate(2**26)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(images.BadImage, match=reason):
+            images.Decoder(LIMIT).open(path, name="x")
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown < 2**14  # KiB; the file has 2**16
+    path.write_bytes(content + bytes(2**23))  # which PNG allows
+    decoded = images.Decoder(LIMIT).decode(path, name="x")
+    np.testing.assert_array_equal(decoded, rgb(100, 100))
+
+
+def test_only_known_formats_are_opened():
+    postscript = encode(Image.fromarray(rgb()), "EPS")  # would start Ghostscript
+    for content in (postscript, encode(Image.fromarray(rgb()), "PPM")):
+        with pytest.raises(images.BadImage, match="not an image.*JPEG, PNG"):
+            decode(content)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_huge_canvas_is_refused_without_its_memory():
+    small = encode(Image.new("RGB", (300, 300)), "WEBP", lossless=True)
+    at = small.index(b"VP8L") + 9
+    assert int.from_bytes(small[at : at + 2], "little") & 0x3FFF == 299
+    bits = int.from_bytes(small[at : at + 4], "little") & 0xF0000000
+    bits |= (12_999 << 14) | 12_999  # sides less 1
+    content = small[:at] + bits.to_bytes(4, "little") + small[at + 4 :]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(images.BadImage, match="13000x13000 px is more"):
+        decode(content)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 2**15  # KiB
+
+
+def test_the_header_is_parsed_once(monkeypatch):
+    opened_by_pillow = []
+    real = Image.open
+
+    def open_(*args, **options):
+        opened_by_pillow.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(Image, "open", open_)
+    opened = images.Decoder().open(jpeg(), name="x")
+    first = opened.pixels()
+    assert len(opened_by_pillow) == 1
+    np.testing.assert_array_equal(opened.pixels(), first)
+    assert len(opened_by_pillow) == 2
+
+
+def test_images_that_pillow_has_opened():
+    image = Image.fromarray(rgb(), "RGB").convert("CMYK")
+    decoded = images.Decoder().from_pillow(image, name="x")
+    np.testing.assert_array_equal(decoded, rgb())
+    with pytest.raises(images.BadImage, match="x: float32 pixels"):
+        images.Decoder().from_pillow(Image.new("F", (3, 3)), name="x")
+
+
+def test_the_decoder_of_a_configuration():
+    config = default.get_config()
+    assert images.make_decoder(config) == images.Decoder()
+    config.data.max_pixels, config.data.exif_orientation = 9, False
+    config.model.in_chans, config.data.value_range = 13, (0, 10_000)
+    assert images.make_decoder(config) == images.Decoder(9, 13, False, (0, 10_000))
 
 
 @pytest.mark.filterwarnings("ignore")

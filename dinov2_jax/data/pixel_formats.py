@@ -1,0 +1,171 @@
+"""From an image that Pillow has opened, of any mode, to uint8 [H, W, C].
+
+Colour profiles (ICC) are ignored knowingly, as the reference ignores them: nearly all
+photographs are sRGB, and what a network learns from does not gain by the conversion.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from dinov2_jax.data import tiff_header
+
+
+class Unusable(ValueError):
+    """Why an image cannot be used, in a few words."""
+
+
+# How EXIF's orientations (1: upright) are undone: transpose first?, then flip the axes.
+_TURNS = {
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
+    5: (True, ()),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
+}
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns EXIF's orientation of an opened image; 1 where there is none.
+
+    Reads the header only. Pillow itself turns a TIFF upright, which has it as a tag.
+    """
+    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    if not exif.startswith(tiff_header.MAGIC):
+        return 1
+    try:
+        tag = tiff_header.ORIENTATION
+        found = tiff_header.integers(io.BytesIO(exif), (tag,))[tag]
+    except ValueError:  # damaged, which harms the photograph no further
+        return 1
+    return found[0] if found else 1
+
+
+def swaps_sides(orientation: int) -> bool:
+    """Whether the image as shown has the width of the stored one as its height."""
+    return orientation in _TURNS and _TURNS[orientation][0]
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns stored pixels upright.
+
+    Args:
+      pixels: [H, W, C].
+      orientation: EXIF's, 1 to 8; others mean nothing.
+
+    Returns:
+      [H, W, C] or [W, H, C], contiguous.
+    """
+    if orientation not in _TURNS:
+        return pixels
+    channels, kind = pixels.shape[2], pixels.dtype
+    # As one item per pixel: twice as fast as item by item.
+    items = np.ascontiguousarray(pixels).view(f"V{channels * kind.itemsize}")[..., 0]
+    transpose, flipped = _TURNS[orientation]
+    if transpose:
+        items = items.T
+    items = np.ascontiguousarray(np.flip(items, flipped))
+    return items.view(kind).reshape(*items.shape, channels)
+
+
+def loses_bits(image: Image.Image) -> bool:
+    """Whether Pillow gives 8 bits of the 16 that a channel has."""
+    return any(";16" in str(tile.args) for tile in image.tile) and not _is_deep(image)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def to_array(
+    image: Image.Image,
+    *,
+    channels: int,
+    value_range: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Returns an opened image's pixels as stored (not turned).
+
+    One channel is the luma, three are RGB, with alpha laid over white; another number
+    is what the file has, undigested.
+
+    Args:
+      image: As Pillow opened it.
+      channels: C.
+      value_range: See `to_uint8`.
+
+    Returns:
+      uint8 [H, W, C], perhaps not writable.
+
+    Raises:
+      Unusable: A range is not defined, or there are other channels.
+      Exception: Of almost any kind, on damaged bytes.
+    """
+    mode = image.mode
+    if channels not in (1, 3):
+        if len(image.getbands()) != channels:
+            raise Unusable(
+                f"{len(image.getbands())} channels ({mode}), expected {channels}"
+            )
+        return np.asarray(image)
+    if _is_deep(image):
+        gray = to_uint8(np.asarray(image), value_range)[:, :, None]
+        return gray if channels == 1 else np.repeat(gray, 3, axis=2)
+    if mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    if channels == 1:
+        if image.mode != "L":
+            image = image if image.mode in ("1", "RGB") else image.convert("RGB")
+            image = image.convert("L")
+        return np.asarray(image)[:, :, None]
+    # convert() would copy what is RGB already, and np.array() copies once more.
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def to_uint8(values: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+    """Scales pixels of any numeric type to 0..255; uint8 stays as it is.
+
+    Args:
+      values: Any shape.
+      value_range: (low, high) becomes 0..255, what lies outside is clipped; None: the
+        range of the type, for unsigned integers.
+
+    Returns:
+      uint8; not a number becomes 0.
+
+    Raises:
+      Unusable: Signed or floating-point values without a range, or no numbers.
+    """
+    kind = values.dtype
+    if kind == np.uint8:
+        return values
+    if kind.kind == "b":
+        return values * np.uint8(255)
+    if kind.kind not in "uif":
+        raise Unusable(f"{kind} pixels are not numbers")
+    if value_range is None:
+        if kind.kind != "u":
+            raise Unusable(
+                f"{kind.newbyteorder('=')} pixels have no defined range: set "
+                "--config.data.value_range='(LOW,HIGH)'"
+            )
+        value_range = (0, np.iinfo(kind).max)
+    if kind == np.uint16 and values.size > 65536:
+        return _to_uint8(np.arange(65536, dtype=np.uint16), value_range)[values]
+    return _to_uint8(values, value_range)
+
+
+def _to_uint8(values, value_range):
+    low, high = value_range
+    exact_in_32 = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
+    x = values.astype(np.float32 if exact_in_32 else np.float64)
+    with np.errstate(all="ignore"):
+        x -= low
+        x *= 255 / (high - low)
+        np.clip(x, 0, 255, out=x)
+    x[np.isnan(x)] = 0
+    return np.rint(x, out=x).astype(np.uint8)

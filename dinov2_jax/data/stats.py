@@ -1,0 +1,233 @@
+"""Mean and deviation of each channel, for `data.mean` and `data.std`.
+
+    python -m dinov2_jax.data.stats PATH --channels 13
+
+looks at a random sample of the images and prints the two flags to paste. Each image
+counts by its pixels, as stored; values are in [0, 1].
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tqdm
+
+from dinov2_jax import errors
+from dinov2_jax.data import images, sources
+
+_SHOWN = 10  # bad images by name; JSON has all
+_AHEAD = 2  # images in work or waiting, per thread
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What a sample of images shows.
+
+    Attributes:
+      counts: int64 [C, 256], how many pixels of each channel have each value.
+      images: How many were read.
+      skipped: {name: reason} of those that could not be.
+    """
+
+    counts: np.ndarray
+    images: int
+    skipped: dict[str, str]
+
+    @property
+    def mean(self) -> list[float]:
+        """Of each channel, of values in [0, 1]."""
+        return [_moment(row, 1) / _moment(row, 0) / 255 for row in self.counts]
+
+    @property
+    def std(self) -> list[float]:
+        """The deviation of each channel, over all pixels of the sample."""
+        return [_deviation(row) for row in self.counts]
+
+    def flags(self) -> str:
+        """The flags that a training run takes them by."""
+        mean, std = _tuple(self.mean), _tuple(self.std)
+        return f"--config.data.mean='{mean}' --config.data.std='{std}'"
+
+
+def _tuple(values: list[float]) -> str:
+    """Without blanks; with the comma that makes a tuple of one value."""
+    return "(" + "".join(f"{value:.6g}," for value in values) + ")"
+
+
+def _moment(counts: np.ndarray, power: int) -> int:
+    """The exact sum of the values' power, of any number of pixels."""
+    return sum(int(n) * value**power for value, n in enumerate(counts))
+
+
+def _deviation(counts: np.ndarray) -> float:
+    n, first, second = (_moment(counts, power) for power in range(3))
+    return (n * second - first**2) ** 0.5 / n / 255  # whole numbers up to the root
+
+
+def gather(
+    source: sources.Source,
+    indices: Iterable[int],
+    *,
+    channels: int,
+    workers: int,
+) -> Statistics:
+    """Reads images and counts their values.
+
+    Args:
+      source: The images.
+      indices: Of those to read.
+      channels: C, as the source gives.
+      workers: Threads that decode; Pillow does so without holding Python's lock.
+    """
+    total = np.zeros((channels, 256), np.int64)
+    read, skipped = 0, {}
+    for name, result in _in_threads(lambda i: _count(source, i), indices, workers):
+        if isinstance(result, str):
+            skipped[name] = result
+        else:
+            total += result
+            read += 1
+    return Statistics(total, read, skipped)
+
+
+def _count(source: sources.Source, index: int) -> tuple[str, np.ndarray | str]:
+    """Returns an image's name, and int64 [C, 256] or why it is bad."""
+    try:
+        pixels = source.open(index).pixels()
+    except images.BadImage as error:
+        return error.name, error.reason
+    flat = pixels.reshape(-1, pixels.shape[-1])
+    counts = [np.bincount(channel, minlength=256) for channel in flat.T]
+    return source.name(index), np.stack(counts)
+
+
+def _in_threads(function, items: Iterable, workers: int) -> Iterator:
+    """As `map`, by threads that run only a little ahead."""
+    pending: collections.deque = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= _AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def sample(length: int, max_images: int, seed: int) -> np.ndarray:
+    """Indices of at most `max_images` of `length` images, sorted; 0: all."""
+    if not 0 < max_images < length:
+        return np.arange(length)
+    chosen = np.random.default_rng(seed).choice(length, max_images, replace=False)
+    return np.sort(chosen)  # as they lie on the disk
+
+
+def open_source(path: str, decoder: images.Decoder) -> sources.Source:
+    """Returns the images at a path.
+
+    Raises:
+      UserError: There are none.
+    """
+    if not os.path.isdir(path):
+        what = "is not a folder" if os.path.exists(path) else "does not exist"
+        raise errors.UserError(f"{path} {what}: name a folder of images")
+    return sources.FolderSource(path, decoder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dinov2_jax.data stats", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("path", metavar="PATH", help="folder of images")
+    parser.add_argument("--channels", type=int, default=3, help="model.in_chans")
+    parser.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="data.value_range",
+    )
+    parser.add_argument(
+        "--max-images", type=int, default=10_000, help="of the random sample; 0: all"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random sample")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=images.PILLOWS_LIMIT,
+        help="larger images are refused",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="threads"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Does what the flags say; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        _run(args)
+    except errors.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return errors.INTERRUPTED
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    for name in ("channels", "workers", "max_pixels"):
+        if getattr(args, name) < 1:
+            flag = name.replace("_", "-")
+            raise errors.UserError(f"--{flag}={getattr(args, name)}: must be above 0")
+    if args.value_range and not args.value_range[0] < args.value_range[1]:
+        raise errors.UserError("--value-range: LOW must be below HIGH")
+    decoder = images.Decoder(
+        max_pixels=args.max_pixels,
+        channels=args.channels,
+        value_range=tuple(args.value_range) if args.value_range else None,
+    )
+    source = open_source(args.path, decoder)
+    indices = sample(len(source), args.max_images, args.seed)
+    bar = tqdm.tqdm(indices, unit=" images", disable=not sys.stderr.isatty())
+    found = gather(source, bar, channels=args.channels, workers=args.workers)
+    for name in list(found.skipped)[:_SHOWN]:
+        print(f"skipped {name}: {found.skipped[name]}", file=sys.stderr)
+    if len(found.skipped) > _SHOWN:
+        more = len(found.skipped) - _SHOWN
+        print(f"skipped {more} more; --json names them", file=sys.stderr)
+    if not found.images:
+        raise errors.UserError(
+            f"none of {len(indices)} images of {args.path} could be read, for example "
+            f"{': '.join(next(iter(found.skipped.items())))}"
+        )
+    if args.json:
+        facts = dict(
+            images=found.images,
+            pixels=int(found.counts[0].sum()),
+            mean=found.mean,
+            std=found.std,
+            skipped=found.skipped,
+        )
+        print(json.dumps(facts))
+        return
+    print(
+        f"{found.images} of {len(source)} images, {len(found.skipped)} skipped",
+        file=sys.stderr,
+    )
+    print(found.flags())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
