@@ -23,7 +23,10 @@ HARMLESS = (
     "evaluation.",
 )
 _CHOICES = {
-    "data.source": ("folder", "tfds", "photos"),
+    "data.source": (
+        *("auto", "folder", "manifest", "glob", "array_record", "webdataset"),
+        *("tfds", "photos"),
+    ),
     "crops.blur": ("reference", "intended"),
     "model.ffn_layer": ("mlp", "swiglufused"),
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -66,12 +69,13 @@ _SHARES = (
 ).split()
 _FLOAT32_MAX = 3.4e38
 # Fields that a config.json may lack, with what such a run did.
-_ADDED = {
+_STARTS_FROM = {
     "init.from": "",
     "init.which": "",
     "init.heads": "fresh",
     "init.heads_only_steps": 0,
 }
+_ADDED = {"data.mixture": [], **_STARTS_FROM}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -195,7 +199,7 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"{flat['train.steps']}: lower --config.optim.warmup_steps"
         )
     if not flat["init.from"]:
-        for name, value in _ADDED.items():
+        for name, value in _STARTS_FROM.items():
             if flat[name] != value:
                 yield (
                     f"{name} = {flat[name]!r} says how to start from other weights: "
@@ -243,6 +247,12 @@ def check_devices(config: Any, num_devices: int) -> None:
         )
 
 
+def _same_kind(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a kind of source was named that "auto" may have found, or the reverse."""
+    kinds = {before.get("data.source"), now.get("data.source")}
+    return "auto" in kinds and "photos" not in kinds
+
+
 def check_resume(config: Any, workdir: pathlib.Path) -> None:
     """Refuses to continue a run under a config that would make it another run.
 
@@ -262,7 +272,9 @@ def check_resume(config: Any, workdir: pathlib.Path) -> None:
     differing = [
         f"{name}: {before.get(name, 'not set')!r} -> {now.get(name, 'not set')!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(HARMLESS)
+        if before.get(name) != now.get(name)
+        and not name.startswith(HARMLESS)
+        and not (name == "data.source" and _same_kind(before, now))
     ]
     if differing:
         raise errors.UserError(

@@ -15,7 +15,9 @@ crop, M the bound of masked patches per group.
 The batch of step n is a function of (seed, data, n) alone. Image i of group g has
 place n * G * B + g * B + i in the run; every pass over the data is a permutation of it
 that depends on (seed, pass); crops depend on (seed, pass, image), masks on (seed,
-number of the group in the run). Neither the number of workers nor a restart enters.
+number of the group in the run). In a mixture, where an image may come several times in
+a pass, the place in the pass (see `mixture`) stands for the image. Neither the number
+of workers nor a restart enters.
 Of P processes, process p builds the groups from p * G / P up to (p + 1) * G / P.
 
 An unreadable image is replaced by another one, drawn from (seed, pass, offset,
@@ -96,13 +98,14 @@ class BatchBuilder:
         local_crops = np.empty(
             (aug.local_crops_number * b, s_local, s_local, 3), np.uint8
         )
+        places = sources_lib.places(self.source)
         for i in range(b):
-            pass_number, offset = divmod(number * b + i, len(self.source))
-            index = self.image_index(pass_number, offset)
-            image = self._read(index, pass_number, offset, bad)
-            # The index of the place, also for a replacement: its crops then differ
-            # from those that it has in its own place.
-            rng = self._rng(_CROPS, pass_number, index)
+            pass_number, offset = divmod(number * b + i, places)
+            place = self.place(pass_number, offset)
+            image = self._read(place, pass_number, offset, bad)
+            # The place, also for a replacement: its crops then differ from those that
+            # it has in its own place, as do those of an image with several places.
+            rng = self._rng(_CROPS, pass_number, place)
             global_crops[i::b], local_crops[i::b] = aug(image, rng)
         num_crops, num_patches = 2 * b, self.grid[0] * self.grid[1]
         ratios = dict(
@@ -124,26 +127,33 @@ class BatchBuilder:
         )
 
     def image_index(self, pass_number: int, offset: int) -> int:
-        """Returns the image at a place of a pass: a permutation of all images."""
-        if len(self.source) == 1:
+        """Returns the image that comes at an offset of a pass."""
+        place = self.place(pass_number, offset)
+        return sources_lib.at_place(self.source, pass_number, place)
+
+    def place(self, pass_number: int, offset: int) -> int:
+        """Returns what comes at an offset of a pass: a permutation of its places."""
+        places = sources_lib.places(self.source)
+        if places == 1:
             return 0
         entropy = (self.seed, _ORDER, pass_number)
         return grain.experimental.index_shuffle(
             offset,
-            max_index=len(self.source) - 1,
+            max_index=places - 1,
             seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
             rounds=4,
         )
 
-    def _read(self, index: int, pass_number: int, offset: int, bad: list):
-        """Returns an image, or a replacement if it cannot be read."""
+    def _read(self, place: int, pass_number: int, offset: int, bad: list):
+        """Returns the image of a place, or a replacement if it cannot be read."""
         for attempt in range(MAX_ATTEMPTS):
+            index = sources_lib.at_place(self.source, pass_number, place)
             try:
                 return self.source.open(index).pixels()
             except images.BadImage as error:
                 bad.append((index, error.name[-200:], error.reason[:120]))
             rng = self._rng(_REPLACEMENT, pass_number, offset, attempt)
-            index = int(rng.integers(len(self.source)))
+            place = int(rng.integers(sources_lib.places(self.source)))
         raise errors.UserError(
             f"{MAX_ATTEMPTS} images in a row could not be read, the last one "
             f"{bad[-1][1]} ({bad[-1][2]}): remove or repair such files"
@@ -173,9 +183,10 @@ def make_batch_builder(
             f"cannot be divided among {process_count} processes: change "
             "--config.train.group_size"
         )
-    if len(source) < batch_size:
+    places = sources_lib.places(source)
+    if places < batch_size:
         raise errors.UserError(
-            f"the source has {len(source)} images but train.batch_size = {batch_size}: "
+            f"the source has {places} images but train.batch_size = {batch_size}: "
             "add images or lower --config.train.batch_size (and train.group_size)"
         )
     crops = config.crops
