@@ -14,8 +14,13 @@ def get_config() -> config_dict.ConfigDict:
     c.seed = 0
 
     c.data = config_dict.ConfigDict()
-    c.data.source = "folder"  # folder | tfds | photos (embedded, needs nothing)
-    c.data.path = ""  # folder: its path; tfds: the data_dir
+    # auto (by what `path` is) | folder | manifest | glob | array_record | webdataset |
+    # tfds | photos (embedded, needs nothing); see docs/data.md.
+    c.data.source = "auto"
+    c.data.path = ""  # folder, file or pattern; tfds: the data_dir
+    # Several sources instead of `path`: (("/data/a", 3.0), ("/data/b*.tar", 1.0)) shows
+    # three images of the first for one of the second, and each of all once a pass.
+    c.data.mixture = ()
     c.data.tfds_name = ""  # tfds: for example "imagenet2012:5.1.0"
     c.data.tfds_split = "train"
     c.data.workers = 8  # loader processes per host; 0 loads in the main process

@@ -24,7 +24,10 @@ HARMLESS = (
     "evaluation.",
 )
 _CHOICES = {
-    "data.source": ("folder", "tfds", "photos"),
+    "data.source": (
+        *("auto", "folder", "manifest", "glob", "array_record", "webdataset"),
+        *("tfds", "photos"),
+    ),
     "data.augmentation": ("device", "host"),
     "crops.policy": tuple(recipe.POLICIES),
     "crops.blur": tuple(recipe.BLUR_PROBABILITIES),
@@ -69,11 +72,15 @@ _SHARES = (
 ).split()
 _FLOAT32_MAX = 3.4e38
 # Fields that a config.json may lack, with what such a run did.
-_ADDED = {
+_STARTS_FROM = {
     "init.from": "",
     "init.which": "",
     "init.heads": "fresh",
     "init.heads_only_steps": 0,
+}
+_ADDED = {
+    **_STARTS_FROM,
+    "data.mixture": [],
     "data.augmentation": "host",
     "data.exif_orientation": False,
     "data.value_range": [],
@@ -218,8 +225,8 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"{flat['train.steps']}: lower --config.optim.warmup_steps"
         )
     if not flat["init.from"]:
-        for name, value in _ADDED.items():
-            if name.startswith("init.") and flat[name] != value:
+        for name, value in _STARTS_FROM.items():
+            if flat[name] != value:
                 yield (
                     f"{name} = {flat[name]!r} says how to start from other weights: "
                     "name them with --config.init.from=..."
@@ -283,6 +290,12 @@ def check_devices(config: Any, num_devices: int) -> None:
         )
 
 
+def _same_kind(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a kind of source was named that "auto" may have found, or the reverse."""
+    kinds = {before.get("data.source"), now.get("data.source")}
+    return "auto" in kinds and "photos" not in kinds
+
+
 def check_resume(config: Any, workdir: pathlib.Path) -> None:
     """Refuses to continue a run under a config that would make it another run.
 
@@ -302,7 +315,9 @@ def check_resume(config: Any, workdir: pathlib.Path) -> None:
     differing = [
         f"{name}: {before.get(name, 'not set')!r} -> {now.get(name, 'not set')!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(HARMLESS)
+        if before.get(name) != now.get(name)
+        and not name.startswith(HARMLESS)
+        and not (name == "data.source" and _same_kind(before, now))
     ]
     if differing:
         raise errors.UserError(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import tqdm
 
 from dinov2_jax import schedules
+from dinov2_jax.data import sources
 
 
 def _duration(seconds: float) -> str:
@@ -105,16 +106,17 @@ class Progress:
 def banner(config: Any, mesh: Any, source: Any, num_params: int, dtype: Any) -> str:
     """What is about to run, in words."""
     batch, steps = config.train.batch_size, config.train.steps
+    places = sources.places(source)
     device = mesh.devices.flat[0]
     lr = schedules.scaled_lr(config.optim.base_lr, batch)
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return "\n".join(
         [
             f"devices     {mesh.size} {device.device_kind}, mesh {shape}",
-            f"images      {len(source):,} from {config.data.source} {config.data.path}",
+            f"images      {source.describe()}",
             f"batch       {batch} in {batch // config.train.group_size} groups of "
             f"{config.train.group_size}",
-            f"steps       {steps:,} = {steps * batch / len(source):.1f} passes",
+            f"steps       {steps:,} = {steps * batch / places:.1f} passes",
             f"lr          {lr:.3g} = {config.optim.base_lr:.3g} x sqrt({batch} / 1024)",
             f"parameters  {num_params / 1e6:.1f} M ({config.model.arch}, heads "
             f"included), matmuls in {jnp.dtype(dtype).name}",

@@ -118,6 +118,10 @@ def embed(args: argparse.Namespace) -> None:
             f"warning: {len(folder.unreadable_folders)} folders cannot be listed, such "
             f"as {folder.unreadable_folders[0]}; their images are left out"
         )
+    unusable = folder.unusable_files()
+    if unusable:
+        name, reason = unusable[0]
+        _say(f"warning: {len(unusable)} left out, such as {name!r}: {reason}")
     model, prepare = _load(args)
     dtype = args.dtype or extraction.default_dtype()
     settings = {

@@ -14,6 +14,7 @@ from dinov2_jax import (
     checkpoint,
     config_check,
     console,
+    data_record,
     distributed,
     errors,
     init_weights,
@@ -116,6 +117,11 @@ class Run:
         )
         if self.origin:
             self.progress.message(self.origin)
+        changed = data_record.update(
+            source, workdir, resumed=self.start_step > 0, write=leads
+        )
+        if changed:
+            self.progress.message(changed)
 
     def _first_state(self) -> train_state.TrainState:
         """Step 0: fresh weights, or those that `config.init` names."""

@@ -9,7 +9,7 @@ from dinov2_jax import config_check, errors
 
 # field, bad value, words that the message must have beside the field
 BAD = [
-    ("data.source", "imagefolder", "folder, tfds, photos"),
+    ("data.source", "imagefolder", "array_record, webdataset, tfds, photos"),
     ("data.workers", -1, "must not be negative"),
     ("data.prefetch", -1, "must not be negative"),
     ("data.max_bad_share", 1.5, "between 0 and 1"),

@@ -9,6 +9,15 @@ import processes
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory) -> pathlib.Path:
+    """A cache of this process's tests, instead of the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DINOV2_JAX_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory, worker_id) -> pathlib.Path:
     """A folder of this session that all of its pytest processes see."""

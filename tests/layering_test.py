@@ -38,6 +38,7 @@ FLOORS = {  # the longest prefix counts
     "workdir": 1,
     "bad_images": 1,
     "console": 1,
+    "data_record": 1,
     "distributed": 0,
     "host_memory": 0,
     "monitor": 0,

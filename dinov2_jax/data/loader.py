@@ -16,8 +16,9 @@ of a global crop, M the bound of masked patches per group.
 The batch of step n is a function of (seed, data, n) alone. Image i of group g has
 place n * G * B + g * B + i in the run; every pass over the data is a permutation of it
 that depends on (seed, pass); crops and keys depend on (seed, pass, image), masks on
-(seed, number of the group in the run). Neither the number of workers nor a restart
-enters.
+(seed, number of the group in the run). In a mixture, where an image may come several
+times in a pass, the place in the pass (see `mixture`) stands for the image. Neither the
+number of workers nor a restart enters.
 Of P processes, process p builds the groups from p * G / P up to (p + 1) * G / P.
 
 An unreadable image is replaced by another one, drawn from (seed, pass, offset,
@@ -94,14 +95,12 @@ class BatchBuilder:
     def _group(self, number: int, bad: list) -> dict[str, np.ndarray]:
         """Returns one group, by its number in the run."""
         b, crops, keys = self.group_size, [], []
+        places = sources_lib.places(self.source)
         for i in range(b):
-            pass_number, offset = divmod(number * b + i, len(self.source))
-            index = self.image_index(pass_number, offset)
-            # The index of the place, also for a replacement: its crops then differ
-            # from those that it has in its own place.
-            place = pass_number, index
-            crops.append(self._crops(place, offset, bad))
-            entropy = np.random.SeedSequence((self.seed, _KEYS, *place))
+            pass_number, offset = divmod(number * b + i, places)
+            place = self.place(pass_number, offset)
+            crops.append(self._crops(place, pass_number, offset, bad))
+            entropy = np.random.SeedSequence((self.seed, _KEYS, pass_number, place))
             keys.append(entropy.generate_state(2))
         num_crops, num_patches = 2 * b, self.grid[0] * self.grid[1]
         ratios = dict(
@@ -126,28 +125,37 @@ class BatchBuilder:
         return group
 
     def image_index(self, pass_number: int, offset: int) -> int:
-        """Returns the image at a place of a pass: a permutation of all images."""
-        if len(self.source) == 1:
+        """Returns the image that comes at an offset of a pass."""
+        place = self.place(pass_number, offset)
+        return sources_lib.at_place(self.source, pass_number, place)
+
+    def place(self, pass_number: int, offset: int) -> int:
+        """Returns what comes at an offset of a pass: a permutation of its places."""
+        places = sources_lib.places(self.source)
+        if places == 1:
             return 0
         entropy = (self.seed, _ORDER, pass_number)
         return grain.experimental.index_shuffle(
             offset,
-            max_index=len(self.source) - 1,
+            max_index=places - 1,
             seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
             rounds=4,
         )
 
-    def _crops(self, place: tuple[int, int], offset: int, bad: list):
-        """Returns an image's crops, or those of a replacement if it cannot be read."""
-        pass_number, index = place
+    def _crops(self, place: int, pass_number: int, offset: int, bad: list):
+        """Returns the crops of a place's image, or of a replacement."""
+        # The place, also for a replacement: its crops then differ from those that it
+        # has in its own place, as do those of an image with several places.
+        drawn_for = place
         for attempt in range(MAX_ATTEMPTS):
+            index = sources_lib.at_place(self.source, pass_number, place)
             try:
                 image = self.source.open(index)
-                return self.multi_crop(image, self._rng(_CROPS, *place))
+                return self.multi_crop(image, self._rng(_CROPS, pass_number, drawn_for))
             except images.BadImage as error:
                 bad.append((index, error.name[-200:], error.reason[:120]))
             rng = self._rng(_REPLACEMENT, pass_number, offset, attempt)
-            index = int(rng.integers(len(self.source)))
+            place = int(rng.integers(sources_lib.places(self.source)))
         raise errors.UserError(
             f"{MAX_ATTEMPTS} images in a row could not be read, the last one "
             f"{bad[-1][1]} ({bad[-1][2]}): remove or repair such files"
@@ -183,9 +191,10 @@ def make_batch_builder(
             f"cannot be divided among {process_count} processes: change "
             "--config.train.group_size"
         )
-    if len(source) < batch_size:
+    places = sources_lib.places(source)
+    if places < batch_size:
         raise errors.UserError(
-            f"the source has {len(source)} images but train.batch_size = {batch_size}: "
+            f"the source has {places} images but train.batch_size = {batch_size}: "
             "add images or lower --config.train.batch_size (and train.group_size)"
         )
     crops, on_host = config.crops, config.data.augmentation == "host"

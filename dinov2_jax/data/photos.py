@@ -28,7 +28,15 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import augmentations, crop_boxes, images, recipe, resize
+from dinov2_jax.data import (
+    augmentations,
+    crop_boxes,
+    images,
+    index_file,
+    recipe,
+    resize,
+    wording,
+)
 
 TILE = 64  # px
 WINDOW = 128  # px
@@ -171,6 +179,17 @@ class PhotosSource:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the split and the number of its tiles."""
+        return index_file.key("photos", self.split, str(len(self)))
+
+    def describe(self) -> str:
+        """One line: how many, of what."""
+        count = wording.counted(len(self.label_names), "embedded photograph")
+        where = f"of {count}, split {self.split}"
+        return wording.described(len(self), where, skipped={}, first=())
 
     def open(self, index: int) -> images.OpenedImage:
         """Returns uint8 [h, w, 3]: [64, 64, 3], or [128, 64..128, 3] of "train"."""

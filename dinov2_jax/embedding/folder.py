@@ -44,10 +44,6 @@ class Folder(sources.FolderSource):
                 "images"
             ) from error
 
-    def relative_path(self, index: int) -> bytes:
-        """An image's path below the folder, as the file system has it."""
-        return self._relative(index)
-
     def digest(self) -> str:
         """Changes with the images' names, sizes and times of change."""
         digest = hashlib.sha256()

@@ -217,7 +217,7 @@ def make_evaluator(config: Any, backbone: Any, mesh: Mesh) -> Evaluator | None:
                 f"({', '.join(sorted(differing)[:5])}): both need the same classes"
             )
         chosen = np.linspace(0, len(queries) - 1, NUM_PICTURES).astype(int)
-        pictures = [queries[int(i)] for i in chosen]
+        pictures = [queries.open(int(i)).pixels() for i in chosen]
     elif config.data.source == "photos":
         bank = photos.PhotosSource("bank")
         queries = photos.PhotosSource(c.photos_split)

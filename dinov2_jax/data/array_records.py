@@ -1,0 +1,266 @@
+"""Images in ArrayRecord files, and the records that the `shard` program writes.
+
+A record is either the bytes of an image file, or those bytes behind a small header:
+
+    bytes 0 to 7    b"dinov2\\x00\\x01"
+    bytes 8 to 11   n, unsigned, little-endian
+    n bytes         JSON in ASCII: {"name": "cats/1.jpg", "label": "cats"}; no label
+                    where there is none. Bytes of a name that are not UTF-8 are lone
+                    surrogates, as Python's `os.fsdecode` makes them.
+    the rest        the bytes of the image file
+"""
+
+import functools
+import json
+import os
+import struct
+
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.data import images, index_file, manifest, shard_files, wording
+
+MAGIC = b"dinov2\x00\x01"
+SHARDS = "shards.json"  # in a folder that `shard` writes
+_LENGTH = struct.Struct("<I")
+_VERSION = "1"
+_STARTS = (  # of image files, at the offsets at which they stand
+    *((0, start) for start in (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")),
+    *((0, start) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (8, b"WEBP"),
+)
+# The reader keeps 8 bytes a record in memory; from here on it asks the file instead,
+# which takes 0.1 ms an image.
+_MOST_IN_MEMORY = 10_000_000
+
+
+def pack(content: bytes, *, name: str, label: str | None) -> bytes:
+    """A record as `shard` writes it."""
+    fields = {"name": name} | ({} if label is None else {"label": label})
+    head = json.dumps(fields, separators=(",", ":")).encode("ascii")
+    return MAGIC + _LENGTH.pack(len(head)) + head + content
+
+
+def unpack(record: bytes) -> tuple[bytes, dict[str, str]]:
+    """The image file's bytes, and the header ({} if there is none).
+
+    Raises:
+      ValueError: The header is cut off.
+    """
+    if not record.startswith(MAGIC):
+        return record, {}
+    start = len(MAGIC) + _LENGTH.size
+    if len(record) < start:
+        raise ValueError("the record is cut off")
+    (length,) = _LENGTH.unpack(record[len(MAGIC) : start])
+    if len(record) < start + length:
+        raise ValueError("the record is cut off")
+    return record[start + length :], json.loads(record[start : start + length])
+
+
+def module():
+    """The library that reads and writes the files.
+
+    Raises:
+      UserError: It is not installed.
+    """
+    try:
+        from array_record.python import array_record_module
+    except ImportError as error:
+        raise errors.UserError(
+            f"ArrayRecord files need: pip install array_record ({error})"
+        ) from error
+    return array_record_module
+
+
+class ArrayRecordSource:
+    """The images in ArrayRecord files, by file and then in the file's order.
+
+    Args:
+      path: A file, a folder or a pattern.
+      decoder: Of the images.
+      field: Of the configuration, for messages.
+    """
+
+    def __init__(self, path: str, decoder: images.Decoder, *, field: str = "data.path"):
+        module()
+        _check_finished(os.path.expanduser(path))
+        shards = shard_files.find(
+            path, shard_files.ARRAY_RECORD, what="ArrayRecord files", field=field
+        )
+        self._said, self._decoder = os.path.expanduser(path), decoder
+        self._index = _find_records(os.path.abspath(self._said), shards)
+        self._load()
+        if not len(self):
+            raise errors.UserError(
+                f"no records in {wording.counted(len(shards), 'ArrayRecord file')} of "
+                f"{field} = {self._said}: write them anew or choose others"
+            )
+        self._check_first()
+
+    def _load(self) -> None:
+        self._shards = index_file.Texts(self._index, "shards")
+        self._ends = self._index["ends"]
+        self._readers: dict[int, object] = {}
+
+    def __getstate__(self):
+        return {k: self.__dict__[k] for k in ("_said", "_decoder", "_index")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._load()
+
+    def _check_first(self) -> None:
+        record = self._record(0)
+        head = record[:16]
+        known = any(head[at:].startswith(start) for at, start in _STARTS)
+        if not record.startswith(MAGIC) and not known:
+            raise errors.UserError(
+                f"the records of {self._said} are neither image files nor what "
+                "`python -m dinov2_jax.data shard` writes: for a data set of "
+                "tensorflow-datasets set --config.data.source=tfds and "
+                "--config.data.tfds_name"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the files' names, sizes and times of change."""
+        return self._index.header["fingerprint"]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(shard, record in it)."""
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+
+    def _record(self, index: int) -> bytes:
+        shard, place = self._place(index)
+        try:
+            reader = self._readers.get(shard)
+            if reader is None:
+                reader = _reader(self._shards[shard], len(self) > _MOST_IN_MEMORY)
+                self._readers[shard] = reader
+            (record,) = reader.read([place])
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise images.BadImage(
+                self._place_name(index), f"its record cannot be read ({reason})"
+            ) from error
+        return record
+
+    def _place_name(self, index: int) -> str:
+        shard, place = self._place(index)
+        return f"{self._index.header['shard_names'][shard]} record {place}"
+
+    def _unpacked(self, index: int) -> tuple[bytes, dict[str, str]]:
+        try:
+            return unpack(self._record(index))
+        except ValueError as error:
+            raise images.BadImage(self._place_name(index), str(error)) from error
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image file; raises `BadImage`."""
+        return self._unpacked(index)[0]
+
+    def open(self, index: int) -> images.OpenedImage:
+        """Reads an image and its header; raises `BadImage`."""
+        content, fields = self._unpacked(index)
+        return self._decoder.open(content, name=self._name(index, fields))
+
+    def name(self, index: int) -> str:
+        """The name in the record, or else the file and the record's number."""
+        try:
+            return self._name(index, self._unpacked(index)[1])
+        except images.BadImage as error:
+            return error.name
+
+    def _name(self, index: int, fields: dict[str, str]) -> str:
+        name = fields.get("name")
+        if name is None:
+            return self._place_name(index)
+        return os.fsencode(name).decode("utf-8", "replace")
+
+    @functools.cached_property
+    def _labels(self) -> tuple[np.ndarray | None, list[str]]:
+        return manifest.numbered_labels(
+            self._unpacked(i)[1].get("label") for i in range(len(self))
+        )
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [length], or None where there are none; reads all records."""
+        return self._labels[0]
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the labels; reads all records."""
+        return self._labels[1]
+
+    def describe(self) -> str:
+        """One line: how many, where, the first names."""
+        count = wording.counted(len(self._shards), "ArrayRecord file")
+        first = [self.name(i) for i in range(min(3, len(self)))]
+        where = f"in {count} of {self._said}"
+        return wording.described(len(self), where, skipped={}, first=first)
+
+
+def _check_finished(folder: str) -> None:
+    """Refuses a folder that `shard` has not finished."""
+    try:
+        with open(os.path.join(folder, SHARDS)) as file:
+            unfinished = json.load(file)["finished"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # not written by it
+    if unfinished:
+        raise errors.UserError(
+            f"{folder} is unfinished: run `python -m dinov2_jax.data shard` with it "
+            "again, which goes on where it stopped"
+        )
+
+
+def _reader(path: bytes | str, large: bool = False):
+    options = "readahead_buffer_size:0,max_parallelism:0"
+    if large:
+        options += ",footer_prefetch_bytes:0,index_storage_option:offloaded"
+    return module().ArrayRecordReader(os.fsdecode(path), options)
+
+
+def _find_records(said: str, shards: list[str]) -> index_file.Index:
+    """Where the records of each file end; files are counted once."""
+    key = index_file.key("array_record", _VERSION, said)
+    statuses = [os.stat(shard) for shard in shards]
+    state = [[s.st_size, s.st_mtime_ns] for s in statuses]
+    paths = [os.fsencode(shard) for shard in shards]
+    old = index_file.newest(key)
+    if old is not None and old.header["state"] == state:
+        if index_file.Texts(old, "shards").all() == paths:
+            return old
+    counts = []
+    for shard in shards:
+        try:
+            reader = _reader(shard)
+            count = reader.num_records() if reader.ok() else None
+            reader.close()
+        except (RuntimeError, ValueError):
+            count = None
+        if count is None:
+            raise errors.UserError(
+                f"{shard} is not a whole ArrayRecord file: write it anew or leave it "
+                "out"
+            )
+        counts.append(count)
+    arrays = index_file.text_arrays("shards", paths)
+    arrays["ends"] = np.cumsum(np.array(counts, np.int64))
+    state_array = np.array(state, np.int64).ravel()
+    fingerprint = index_file.fingerprint(arrays | {"state": state_array})
+    header = {
+        "fingerprint": fingerprint,
+        "shard_names": shard_files.names(shards),
+        "state": state,
+    }
+    return index_file.write(key, fingerprint, header, arrays)

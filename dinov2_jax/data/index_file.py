@@ -1,0 +1,248 @@
+"""A file of named arrays that is memory-mapped: how lists of images lie on the disk.
+
+A source is pickled to its workers as the path of such a file, so that neither the
+pickle nor the workers' memory grow with the number of images.
+
+Layout: `_MAGIC` (with the version), uint64 length of the JSON that follows, CRC-32 of
+that JSON as uint32, the JSON, and from the next multiple of 64 bytes the arrays, each
+at a multiple of 64. The JSON has "header" (whatever the writer gave) and "arrays":
+{name: [dtype, length, offset, CRC-32]}. Everything is little-endian.
+
+A file's name is `<key>-<fingerprint>.index`: one that is in use is never replaced by
+another list of images.
+"""
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import struct
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+_MAGIC = b"dinov2ix\x01\x00\x00\x00"
+_PREFIX = struct.Struct("<QI")
+_ALIGNMENT = 64
+_UNUSED_SECONDS = 14 * 24 * 3600  # after which an index of the same key is deleted
+
+
+def cache_folder() -> pathlib.Path:
+    """Where indexes are kept: below $DINOV2_JAX_CACHE, default ~/.cache/dinov2_jax.
+
+    Where that cannot be written, a folder that goes when this process ends.
+    """
+    chosen = os.environ.get("DINOV2_JAX_CACHE")
+    try:
+        root = pathlib.Path(chosen) if chosen else pathlib.Path.home() / ".cache"
+        folder = (root if chosen else root / "dinov2_jax") / "indexes"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        return folder
+    except (OSError, RuntimeError):  # the latter: no home
+        return _temporary_folder()
+
+
+@functools.cache
+def _temporary_folder() -> pathlib.Path:
+    owner = os.getpid()
+    folder = tempfile.mkdtemp(prefix="dinov2_jax-")
+
+    def remove():
+        if os.getpid() == owner:  # not a forked child
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return pathlib.Path(folder)
+
+
+def key(*parts: str) -> str:
+    """A name for what an index describes, such as ("folder", "/data")."""
+    text = json.dumps(parts)  # escapes what is not UTF-8
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    """A hex string that changes with every value of the arrays."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {len(array)} ".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:32]
+
+
+class Index:
+    """The arrays of a file, memory-mapped; pickled as the file's path.
+
+    Attributes:
+      path: of the file.
+      header: what the writer gave.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Opens a file; raises ValueError or OSError where it is none."""
+        self.path = os.fspath(path)
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(len(_MAGIC) + _PREFIX.size)
+            if len(head) < len(_MAGIC) + _PREFIX.size or head[: len(_MAGIC)] != _MAGIC:
+                raise ValueError(f"{self.path} is not an index of this version")
+            length, checksum = _PREFIX.unpack(head[len(_MAGIC) :])
+            if length > size:
+                raise ValueError(f"{self.path} is cut off")
+            text = file.read(length)
+        if zlib.crc32(text) != checksum:
+            raise ValueError(f"{self.path} is damaged")
+        content = json.loads(text)
+        self.header: dict[str, Any] = content["header"]
+        self._table = content["arrays"]
+        self._arrays: dict[str, np.ndarray] = {}
+        whole = np.memmap(self.path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        for name, (dtype, count, offset, _) in self._table.items():
+            stop = offset + count * np.dtype(dtype).itemsize
+            if stop > size:
+                raise ValueError(f"{self.path} is cut off")
+            self._arrays[name] = whole[offset:stop].view(dtype)
+
+    def __reduce__(self):
+        return Index, (self.path,)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by name."""
+        return dict(self._arrays)
+
+    def verify(self) -> None:
+        """Reads everything; raises ValueError where a checksum is wrong."""
+        for name, (_, _, _, checksum) in self._table.items():
+            if zlib.crc32(self._arrays[name]) != checksum:
+                raise ValueError(f"{self.path} is damaged")
+
+
+def newest(key: str) -> Index | None:
+    """The last index of a key that is whole, or None."""
+    found = []
+    for path in cache_folder().glob(f"{key}-*.index"):
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(found, reverse=True):
+        try:
+            index = Index(path)
+            index.verify()
+        except (OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError):
+                path.unlink()
+            continue
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it is in use
+        return index
+    return None
+
+
+def write(
+    key: str, fingerprint: str, header: Any, arrays: Mapping[str, np.ndarray]
+) -> Index:
+    """Writes an index, whole or not at all, and opens it.
+
+    Args:
+      key: of `key`.
+      fingerprint: of `fingerprint`, over the arrays that say which images there are.
+      header: JSON.
+      arrays: one-dimensional, of any simple type.
+    """
+    folder = cache_folder()
+    try:
+        path = _write(folder, key, fingerprint, header, arrays)
+    except OSError:  # a full disk, or a quota
+        if folder == _temporary_folder():
+            raise
+        path = _write(_temporary_folder(), key, fingerprint, header, arrays)
+    now = time.time()
+    for other in folder.glob(f"{key}-*.index*"):
+        with contextlib.suppress(OSError):
+            if other != path and now - other.stat().st_mtime > _UNUSED_SECONDS:
+                other.unlink()
+    return Index(path)
+
+
+def _write(folder, key, fingerprint, header, arrays) -> pathlib.Path:
+    table, offset = {}, 0
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        table[name] = [array.dtype.str, len(array), offset, zlib.crc32(array)]
+        offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    # Where the arrays begin depends on the length of the JSON, which says so.
+    start = 0
+    while True:
+        moved = {n: [d, c, start + o, crc] for n, (d, c, o, crc) in table.items()}
+        text = json.dumps({"header": header, "arrays": moved}).encode()
+        used = len(_MAGIC) + _PREFIX.size + len(text)
+        if used <= start:
+            break
+        start = (-(-used // _ALIGNMENT) + 1) * _ALIGNMENT
+    path = folder / f"{key}-{fingerprint[:16]}.index"
+    with _whole(path) as file:
+        file.write(_MAGIC + _PREFIX.pack(len(text), zlib.crc32(text)) + text)
+        for name, array in arrays.items():
+            file.seek(moved[name][2])
+            file.write(memoryview(array).cast("B") if array.nbytes else b"")
+        file.truncate(max(file.tell(), start))
+    return path
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path) -> Iterator[Any]:
+    """A file to write that appears under its name when it is whole."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+class Texts:
+    """Byte strings in two arrays of an index, `<name>` and `<name>_ends`."""
+
+    def __init__(self, index: Index, name: str):
+        self._bytes, self._ends = index[name], index[f"{name}_ends"]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: int) -> bytes:
+        # Not -1 for the first: that would be the last.
+        start = self._ends[number - 1] if number else 0
+        return self._bytes[start : self._ends[number]].tobytes()
+
+    def all(self) -> list[bytes]:
+        """All of them as objects, for a rebuild."""
+        whole, ends = self._bytes.tobytes(), self._ends.tolist()
+        return [whole[a:b] for a, b in zip([0, *ends], ends)]
+
+
+def text_arrays(name: str, texts: list[bytes]) -> dict[str, np.ndarray]:
+    """The two arrays of `Texts`."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    return {
+        name: np.frombuffer(b"".join(texts), np.uint8),
+        f"{name}_ends": np.cumsum(lengths),
+    }

@@ -1,0 +1,213 @@
+"""Work on many items in processes that may die: one item is lost, not the work.
+
+`concurrent.futures` gives up all of its work when one process is killed, and waits for
+ever for one that hangs. A file that crashes a decoder, fills the memory or never ends
+must cost no more than itself.
+"""
+
+import collections
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_AHEAD = 32  # results that wait for an earlier one, for each process
+_CHUNK = 8  # items that a process is given at a time
+_START_SECONDS = 120.0  # for a process to start, on a busy machine
+
+
+class Lost:
+    """In place of a result: the process that worked on the item did not finish it.
+
+    Attributes:
+      reason: in words.
+    """
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+
+def in_order(
+    work: Callable[[int], Any],
+    items: range,
+    *,
+    processes: int,
+    seconds: float = 120.0,
+) -> Iterator[tuple[int, Any]]:
+    """Calls a function for each item, in processes; gives the results in order.
+
+    Args:
+      work: Can be pickled; its results too.
+      items: Numbers that it is called with.
+      processes: How many; 0 calls it here, unprotected.
+      seconds: After which an item is given up.
+
+    Yields:
+      (item, result), where a result may be `Lost`.
+    """
+    if not processes:
+        for item in items:
+            yield item, work(item)
+        return
+    todo: collections.deque = collections.deque()  # given back by those that died
+    unclaimed = iter(items)
+    claimed: list[int] = []
+    done: dict[int, Any] = {}
+    workers = [_Worker(work) for _ in range(min(processes, max(len(items), 1)))]
+    first = 0  # how many results were given
+
+    def assign(worker: _Worker) -> None:
+        """Gives an idle worker its next items, if not too far ahead."""
+        chunk = []
+        while len(chunk) < _CHUNK:
+            if todo:
+                chunk.append(todo.popleft())
+                continue
+            if len(claimed) - first >= _AHEAD * len(workers):
+                break
+            item = next(unclaimed, None)
+            if item is None:
+                break
+            claimed.append(item)
+            chunk.append(item)
+        if chunk:
+            worker.give(chunk)
+
+    try:
+        while True:
+            for worker in workers:
+                if not worker.pending:
+                    assign(worker)
+            while first < len(claimed) and claimed[first] in done:
+                item = claimed[first]
+                first += 1
+                yield item, done.pop(item)
+            busy = [worker for worker in workers if worker.pending]
+            if not busy:
+                if first == len(claimed) == len(items):
+                    return
+                continue
+            wait = min(worker.deadline(seconds) for worker in busy) - time.monotonic()
+            ready = multiprocessing.connection.wait(
+                [worker.connection for worker in busy], max(wait, 0)
+            )
+            for worker in busy:
+                reason = ""
+                if worker.connection in ready:
+                    try:
+                        for item, result in worker.results():
+                            done[item] = result
+                    except (EOFError, ConnectionError):
+                        reason = worker.last_words()
+                elif time.monotonic() >= worker.deadline(seconds):
+                    reason = f"took longer than {seconds:g} s"
+                if reason:
+                    if not worker.ready:
+                        raise RuntimeError(f"cannot start a process: {reason}")
+                    if worker.pending:
+                        done[worker.pending.popleft()] = Lost(reason)
+                    todo.extendleft(reversed(worker.pending))
+                    worker.restart()
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Failure:
+    def __init__(self, error: Exception):
+        self.error = error
+
+
+class _Worker:
+    """A process, and what it was given and has not given back."""
+
+    def __init__(self, work: Callable[[int], Any]):
+        self._work = work
+        self.pending: collections.deque[int] = collections.deque()
+        self._start()
+
+    def _start(self) -> None:
+        # Spawned: a fork would inherit the locks of other threads.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(self._work, theirs, os.getpid()), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.ready = False
+        self.since = time.monotonic()
+
+    def give(self, items: list[int]) -> None:
+        self.pending.extend(items)
+        self.since = time.monotonic()
+        try:
+            self.connection.send(items)
+        except (BrokenPipeError, ConnectionError):
+            pass  # seen when it is read from
+
+    def results(self) -> Iterator[tuple[int, Any]]:
+        """What has arrived; raises EOFError where the process has ended."""
+        while True:
+            item, result = self.connection.recv()
+            self.since = time.monotonic()
+            if item is None:
+                self.ready = True
+            else:
+                self.pending.popleft()
+                if isinstance(result, _Failure):
+                    raise result.error
+                yield item, result
+            if not self.connection.poll():
+                return
+
+    def deadline(self, seconds: float) -> float:
+        return self.since + (seconds if self.ready else _START_SECONDS)
+
+    def last_words(self) -> str:
+        """Why the process has ended."""
+        self.process.join(5)
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            return f"the decoder was killed by {signal.Signals(-code).name}"
+        return f"the decoder's process ended with code {code}"
+
+    def restart(self) -> None:
+        self.stop()
+        self.pending.clear()
+        self._start()
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(work, connection, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+    def leave_with_parent():
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    connection.send((None, None))  # ready
+    while True:
+        try:
+            items = connection.recv()
+        except (EOFError, OSError):
+            return
+        for item in items:
+            try:
+                result = work(item)
+            except Exception as error:  # ours to report; a bad image is a result
+                result = _Failure(error)
+            try:
+                connection.send((item, result))
+            except (BrokenPipeError, ConnectionError):
+                return

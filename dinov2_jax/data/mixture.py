@@ -1,0 +1,151 @@
+"""Several sources in one, each with a share of every pass.
+
+A pass has T places. Source i has a share of them that is its weight over the sum of the
+weights, rounded to whole places, and T is the least number that shows every image of
+every source at least once. A source with more places than images shows all of them
+equally often, and some once more: those differ from pass to pass, in a fixed order that
+goes around, so that over many passes all images of a source are shown equally often.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.data import images, wording
+
+
+class MixtureSource:
+    """Images of several sources, numbered one source after the other.
+
+    Args:
+      sources: Of which every one has an image at least.
+      weights: Of the sources, above 0.
+      names: Of the sources, in messages.
+
+    Attributes:
+      pass_length: T, the number of places of a pass.
+      places: How many of them each source has.
+    """
+
+    def __init__(self, sources: Sequence, weights: Sequence[float], names: list[str]):
+        if not sources or len(sources) != len(weights):
+            raise ValueError("a mixture has sources, and a weight for each")
+        for name, weight in zip(names, weights):
+            if not (weight > 0 and math.isfinite(weight)):
+                raise errors.UserError(
+                    f"data.mixture: the weight of {name} is {weight}: give a number "
+                    "above 0, or leave the source out"
+                )
+        self._sources, self._weights, self._names = list(sources), weights, names
+        lengths = [len(source) for source in sources]
+        self._starts = np.cumsum([0, *lengths]).tolist()
+        self.places = _places(lengths, weights)
+        self.pass_length = sum(self.places)
+        self._place_starts = np.cumsum([0, *self.places]).tolist()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def resolve(self, pass_number: int, place: int) -> int:
+        """The image that a place of a pass shows.
+
+        Args:
+          pass_number: From 0 on.
+          place: In [0, `pass_length`).
+
+        Returns:
+          In [0, length).
+        """
+        which = int(np.searchsorted(self._place_starts, place, side="right")) - 1
+        length = len(self._sources[which])
+        local = int(place) - self._place_starts[which]
+        whole, extra = divmod(self.places[which], length)
+        if local >= whole * length:
+            # Where the window of extra images of this pass begins, and on from there.
+            number = pass_number * extra + local - whole * length
+            local = number % length * _stride(length)
+        return self._starts[which] + local % length
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """(source, image in it)."""
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return which, index - self._starts[which]
+
+    def open(self, index: int) -> images.OpenedImage:
+        """Reads an image's file and header; raises `BadImage`."""
+        which, local = self._find(index)
+        try:
+            return self._sources[which].open(local)
+        except images.BadImage as error:
+            name = f"{self._names[which]}: {error.name}"
+            raise images.BadImage(name, error.reason) from error
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image's file; raises `BadImage`."""
+        which, local = self._find(index)
+        return self._sources[which].content(local)
+
+    def name(self, index: int) -> str:
+        """The source, and its name of the image."""
+        which, local = self._find(index)
+        return f"{self._names[which]}: {self._sources[which].name(local)}"
+
+    @property
+    def labels(self) -> None:
+        """None: labels of different sources do not mean the same."""
+
+    @property
+    def label_names(self) -> list[str]:
+        """Empty, as there are no labels."""
+        return []
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the sources and with their places."""
+        digest = hashlib.sha256(repr(self.places).encode())
+        for source in self._sources:
+            digest.update(source.fingerprint.encode())
+        return digest.hexdigest()[:32]
+
+    def describe(self) -> str:
+        """One line: the images, then the sources with their shares of a pass."""
+        parts = [
+            f"{places / self.pass_length:.1%} {source.describe()}"
+            for source, places in zip(self._sources, self.places)
+        ]
+        return (
+            f"{wording.counted(len(self), 'image')} in {len(parts)} sources, "
+            f"{self.pass_length:,} places a pass: {'; '.join(parts)}"
+        )
+
+
+def _places(lengths: list[int], weights: Sequence[float]) -> list[int]:
+    """How many places each source has in a pass."""
+    total = math.fsum(weights)
+    shares = [weight / total for weight in weights]
+    # Of a share that asks for 9.000000001 places for 9 images, 9 is meant.
+    least = max(
+        math.ceil(length / share * (1 - 1e-12))
+        for length, share in zip(lengths, shares)
+    )
+    exact = [least * share for share in shares]
+    # Rounded down, then up for those with the largest rest, until they add up.
+    places = [max(int(e + 1e-9), length) for e, length in zip(exact, lengths)]
+    order = sorted(range(len(exact)), key=lambda i: (places[i] - exact[i], i))
+    for i in order[: max(least - sum(places), 0)]:
+        places[i] += 1
+    return places
+
+
+def _stride(length: int) -> int:
+    """A step that visits all of `length` things, spread evenly at any time."""
+    step = max(round(length * 0.6180339887498949), 1)
+    while math.gcd(step, length) != 1:
+        step += 1
+    return step

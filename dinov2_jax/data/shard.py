@@ -1,0 +1,191 @@
+"""`python -m dinov2_jax.data shard SRC DST`: images packed into ArrayRecord files.
+
+DST holds `images-00000.array_record` and so on (the records are those of
+`array_records`), `shards.json` that says what they hold, and `bad_images.txt`. A run
+that was stopped goes on where it was: a shard appears when it is whole, and the next
+one begins with the image after it, so that the files are those of a run that was not
+stopped.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import pathlib
+import re
+from typing import Any
+
+from PIL import Image
+
+from dinov2_jax import errors
+from dinov2_jax.data import (
+    array_records,
+    examination,
+    images,
+    isolated,
+    scan,
+    shard_folder,
+    sources,
+    wording,
+)
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BAD = "bad_images.txt"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of the program."""
+    parser.add_argument("source", metavar="SRC", help="what --config.data.path takes")
+    parser.add_argument(
+        "destination", metavar="DST", type=pathlib.Path, help="folder for the shards"
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        default=0,
+        metavar="SHORT_SIDE",
+        help="px; larger images are shrunk to it and written as JPEG, the others are "
+        "copied; default: all are copied byte for byte",
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        default=95,
+        help="of the JPEGs that --resize writes, 1 to 100; default: 95",
+    )
+    parser.add_argument(
+        "--shard-size",
+        default="1GB",
+        metavar="SIZE",
+        help="such as 500MB, or a number of images; default: 1GB",
+    )
+    scan.add_workers(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the shards that are missing."""
+    scan.check_workers(args)
+    if args.resize < 0:
+        raise errors.UserError(f"--resize={args.resize}: give a short side in px")
+    if not 1 <= args.quality <= 100:
+        raise errors.UserError(f"--quality={args.quality}: give 1 to 100")
+    limit = _parse_size(args.shard_size)
+    array_records.module()
+    decoder = images.Decoder()
+    source = sources.open_path(args.source, decoder, field="SRC")
+    print(source.describe(), flush=True)
+    options = {"resize": args.resize, "quality": args.quality, "shard_size": limit}
+    if not args.resize:
+        del options["quality"]  # of nothing
+    packing = Packing(source, decoder, args.resize, args.quality)
+    with shard_folder.locked(args.destination):
+        destination = shard_folder.Destination(args.destination, source, options)
+        if not destination.finished:
+            _write_all(packing, destination, limit, args)
+    print(
+        f"{args.destination}: {wording.counted(destination.records, 'image')} in "
+        f"{wording.counted(len(destination.shards), 'shard')}, "
+        f"{len(destination.bad):,} bad ones left out"
+        + (f", named in {args.destination / _BAD}" if destination.bad else "")
+        + f"; train with --config.data.path={args.destination}"
+    )
+
+
+def _parse_size(text: str) -> tuple[int, str]:
+    """(a number, "bytes" or "images")."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", text.strip().upper())
+    unit = found[2] if found else None
+    number = float(found[1]) * _UNITS.get(unit, 1) if found else 0
+    if number < 1 or (not unit and number != int(number)):
+        raise errors.UserError(
+            f"--shard-size={text}: give a size such as 500MB or 1GB, or a number of "
+            "images"
+        )
+    return int(number), "bytes" if unit else "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Makes the bytes of a record of an image; runs in processes of its own.
+
+    Attributes:
+      source: `sources.Source`.
+      decoder: With which images have to be decoded without an error.
+      short_side: px, of larger ones; 0 leaves all as they are.
+      quality: Of JPEGs.
+    """
+
+    source: Any
+    decoder: images.Decoder
+    short_side: int
+    quality: int
+
+    def __call__(self, index: int) -> bytes | images.BadImage:
+        """The bytes of an image file, or why there are none."""
+        try:
+            content = examination.file_bytes(self.source, index)
+            pixels = self.decoder.decode(content, name=str(index))
+        except images.BadImage as error:
+            return error
+        height, width = pixels.shape[:2]
+        if not self.short_side or min(height, width) <= self.short_side:
+            return content
+        share = self.short_side / min(height, width)
+        size = tuple(max(round(n * share), self.short_side) for n in (width, height))
+        image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+        stream = io.BytesIO()
+        # Colours at full resolution: another halving is not asked for.
+        image.save(stream, "JPEG", quality=self.quality, subsampling=0)
+        return stream.getvalue()
+
+
+def _write_all(packing, destination, limit, args) -> None:
+    source, (most, unit) = packing.source, limit
+    labels, label_names = source.labels, source.label_names
+    start = destination.next_image
+    destination.note(finished=False)
+    shard = shard_folder.Shard(destination)
+    results = isolated.in_order(
+        packing,
+        range(start, len(source)),
+        processes=args.workers,
+        seconds=args.seconds,
+    )
+    with (
+        contextlib.closing(results),
+        scan.progress(len(source), "packing") as bar,
+    ):
+        bar.update(start)
+        for index, result in results:
+            bar.update()
+            if isinstance(result, (images.BadImage, isolated.Lost)):
+                shard.bad.append([source.name(index), result.reason])
+                continue
+            label = None if labels is None else label_names[labels[index]]
+            record = array_records.pack(result, name=_name(source, index), label=label)
+            used = shard.bytes + len(record) if unit == "bytes" else shard.records + 1
+            if shard.records and used > most:
+                shard.close(stop=index)
+                shard = shard_folder.Shard(destination)
+            shard.add(record)
+    shard.close(stop=len(source))
+    if not destination.records:
+        raise errors.UserError(
+            f"none of the {len(source):,} images of {args.source} could be read, the "
+            f"first one because: {shard.bad[0][1]}: choose others"
+        )
+    lines = [f"{_escaped(name)}\t{reason}\n" for name, reason in destination.bad]
+    shard_folder.write_whole(destination.path / _BAD, "".join(lines))
+    destination.note(finished=True)
+
+
+def _name(source: Any, index: int) -> str:
+    """The image's name, whose bytes can be had back by `os.fsencode`."""
+    if hasattr(source, "relative_path"):
+        return os.fsdecode(source.relative_path(index))
+    return source.name(index)
+
+
+def _escaped(name: str) -> str:
+    return name.encode("unicode_escape", "surrogateescape").decode()

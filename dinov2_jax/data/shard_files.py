@@ -1,0 +1,73 @@
+"""Which files hold the shards of a data set: one file, a folder of them, a pattern."""
+
+import glob
+import os
+import re
+
+from dinov2_jax import errors
+from dinov2_jax.data import patterns
+
+TAR = re.compile(r"\.tar$", re.IGNORECASE)
+COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+# Also as tensorflow-datasets names them: x.array_record-00000-of-00010.
+ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
+
+
+def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[str]:
+    """The absolute paths of shards, sorted.
+
+    Args:
+      path: A file, a folder (searched with its sub-folders) or a pattern.
+      ending: Of the shards' names, in a folder.
+      what: To call them, in messages.
+      field: Of the configuration, for messages.
+
+    Raises:
+      UserError: There are none, or one is missing.
+    """
+    said = os.path.expanduser(path)
+    fix = f"set --config.{field} to a file, a folder or a pattern such as x-{{00..99}}"
+    if os.path.isdir(said):
+        found = [
+            os.path.join(folder, name)
+            for folder, folders, names in os.walk(said, followlinks=False)
+            if not folders.sort()  # in place, for the order in which they are entered
+            for name in names
+            if ending.search(name) and not name.startswith(".")
+        ]
+        if not found:
+            raise errors.UserError(f"no {what} below {field} = {said}: {fix}")
+    elif os.path.exists(said):
+        found = [said]
+    elif patterns.is_pattern(said):
+        found = []
+        for one in patterns.expand_braces(said):
+            if glob.has_magic(one):
+                found += glob.glob(one, recursive=True)
+            elif os.path.exists(one):
+                found.append(one)
+            else:
+                raise errors.UserError(
+                    f"{one} does not exist, which {field} = {said} names: correct the "
+                    "numbers in the braces"
+                )
+        if not found:
+            raise errors.UserError(f"no {what} match {field} = {said}: {fix}")
+    else:
+        raise errors.UserError(f"{field} = {said} does not exist: {fix}")
+    found = sorted({os.path.abspath(one) for one in found}, key=os.fsencode)
+    for one in found:
+        if not os.path.isfile(one):
+            raise errors.UserError(
+                f"{one} is not a regular file, though {field} = {said} names it: "
+                "leave it out"
+            )
+    return found
+
+
+def names(paths: list[str]) -> list[str]:
+    """What to call shards in messages: their paths below what they share."""
+    if len(paths) == 1:
+        return [os.path.basename(paths[0])]
+    shared = os.path.commonpath(paths)
+    return [os.path.relpath(path, shared) for path in paths]

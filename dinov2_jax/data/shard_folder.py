@@ -1,0 +1,153 @@
+"""The folder that `shard` fills: shards that appear when they are whole, and a note.
+
+`shards.json` says which images went into which shard, so that a stopped run goes on.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from typing import Any
+
+from dinov2_jax import errors
+from dinov2_jax.data import array_records
+
+
+class Destination:
+    """The folder of shards, and how far it is."""
+
+    def __init__(self, path: pathlib.Path, source: Any, options: dict[str, Any]):
+        self.path = path
+        self.shards: list[dict[str, Any]] = []
+        self._head = {
+            "source_fingerprint": source.fingerprint,
+            "source_images": len(source),
+            "options": json.loads(json.dumps(options)),
+        }
+        self.finished = False
+        note = path / array_records.SHARDS
+        if not note.exists():
+            others = [p.name for p in path.iterdir() if not p.name.startswith(".")]
+            if others:
+                raise errors.UserError(
+                    f"{path} holds other files, such as {others[0]}: name a new folder"
+                )
+            return
+        try:
+            before = json.loads(note.read_text())
+            same = {name: before[name] for name in self._head}
+            shards, finished = before["shards"], before["finished"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise errors.UserError(
+                f"{note} is damaged ({error}): delete {path} or name another folder"
+            ) from error
+        if same != self._head:
+            raise errors.UserError(
+                f"{path} was begun with other images or other flags: delete it or name "
+                "another folder"
+            )
+        for shard in shards:
+            file = path / shard["file"]
+            if not file.is_file() or file.stat().st_size != shard["file_bytes"]:
+                break
+            self.shards.append(shard)
+        self.finished = finished and len(self.shards) == len(shards)
+
+    @property
+    def next_image(self) -> int:
+        """The first image that is in no finished shard."""
+        return self.shards[-1]["stop"] if self.shards else 0
+
+    @property
+    def records(self) -> int:
+        """In the finished shards."""
+        return sum(shard["records"] for shard in self.shards)
+
+    @property
+    def bad(self) -> list[list[str]]:
+        """[name, reason] of the images that were left out."""
+        return [entry for shard in self.shards for entry in shard["bad"]]
+
+    def shard_name(self) -> str:
+        """Of the next shard's file."""
+        return f"images-{len(self.shards):05d}.array_record"
+
+    def note(self, finished: bool) -> None:
+        """Writes `shards.json`."""
+        content = self._head | {"finished": finished, "shards": self.shards}
+        write_whole(self.path / array_records.SHARDS, json.dumps(content, indent=1))
+        self.finished = finished
+
+
+class Shard:
+    """The shard that is being written."""
+
+    def __init__(self, destination: Destination):
+        self._destination = destination
+        self.first = destination.next_image
+        self.records = self.bytes = 0
+        self.bad: list[list[str]] = []
+        self._name = destination.shard_name()
+        # Hidden, so that no reader takes it for a shard.
+        self._temporary = destination.path / f".{self._name}.tmp"
+        # A record a chunk, for random access; images do not compress.
+        self._writer = array_records.module().ArrayRecordWriter(
+            str(self._temporary), "group_size:1,uncompressed"
+        )
+
+    def add(self, record: bytes) -> None:
+        """Appends a record."""
+        self._writer.write(record)
+        self.records += 1
+        self.bytes += len(record)
+
+    def close(self, stop: int) -> None:
+        """Gives the file its name and notes it; a shard without records vanishes."""
+        self._writer.close()
+        if not self.records:
+            self._temporary.unlink()
+            return
+        entry = {
+            "file": self._name,
+            "first": self.first,
+            "stop": stop,
+            "records": self.records,
+            "file_bytes": self._temporary.stat().st_size,
+            "bad": self.bad,
+        }
+        with open(self._temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self._temporary, self._destination.path / self._name)
+        self._destination.shards.append(entry)
+        self._destination.note(finished=False)
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a text file that appears when it is whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path):
+    """Makes the folder, and keeps other processes from writing there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "w")
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write to {path} ({error.strerror}): name another folder"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise errors.UserError(
+                f"another process is writing to {path}: wait for it"
+            ) from error
+        yield

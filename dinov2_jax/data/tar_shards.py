@@ -1,0 +1,255 @@
+"""WebDataset shards: images inside uncompressed tar files, read from where they lie.
+
+The members are indexed once (shard, offset, size); reading one is a `pread`.
+"""
+
+import concurrent.futures
+import os
+import sys
+import threading
+
+import numpy as np
+import tqdm
+
+from dinov2_jax import errors
+from dinov2_jax.data import (
+    images,
+    index_file,
+    manifest,
+    shard_files,
+    tar_index,
+    walking,
+    wording,
+)
+
+_VERSION = "1"
+_THREADS = 8  # on network file systems they wait
+_MOST_OPEN = 256  # files; beyond, every read opens its shard
+
+
+class TarSource:
+    """All images inside tar files, by file and then in the file's order.
+
+    The label of an image is the content of the `.cls` beside it, or the field `label`,
+    `cls` or `class` of the `.json`, if every image has one.
+
+    Args:
+      path: A file, a folder or a pattern.
+      decoder: Of the images.
+      field: Of the configuration, for messages.
+    """
+
+    def __init__(self, path: str, decoder: images.Decoder, *, field: str = "data.path"):
+        if shard_files.COMPRESSED_TAR.search(path):
+            raise errors.UserError(_compressed(path))
+        shards = shard_files.find(path, shard_files.TAR, what=".tar files", field=field)
+        for shard in shards:
+            if shard_files.COMPRESSED_TAR.search(shard) or _is_compressed(shard):
+                raise errors.UserError(_compressed(shard))
+        self._said, self._decoder = os.path.expanduser(path), decoder
+        self._index = _find_members(os.path.abspath(self._said), shards)
+        self._load()
+        if not len(self):
+            problems = self._index.header["problems"]
+            why = f" ({problems[0][0]}: {problems[0][1]})" if problems else ""
+            raise errors.UserError(
+                f"no images inside {wording.counted(len(shards), 'tar file')} of "
+                f"{field} = {self._said}{why}; looked for members called "
+                f"{' '.join(walking.EXTENSIONS)}: choose other shards"
+            )
+
+    def _load(self) -> None:
+        self._names = index_file.Texts(self._index, "names")
+        self._shards = index_file.Texts(self._index, "shards")
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self):
+        return {k: self.__dict__[k] for k in ("_said", "_decoder", "_index")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._load()
+
+    def __del__(self):
+        for descriptor in self.__dict__.get("_files", {}).values():
+            os.close(descriptor)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [length], or None where there are none."""
+        return self._index["labels"] if "labels" in self._index else None
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the labels; empty where there are none."""
+        return list(self._index.header["label_names"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the members and with the shards' sizes and times of change."""
+        return self._index.header["fingerprint"]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image; raises `BadImage`."""
+        shard = int(self._index["shard"][index])
+        offset, size = int(self._index["offsets"][index]), self._index["sizes"][index]
+        try:
+            content = self._pread(shard, int(size), offset)
+        except OSError as error:
+            reason = error.strerror or "cannot be read"
+            raise images.BadImage(self.name(index), reason) from error
+        if len(content) < size:
+            raise images.BadImage(self.name(index), "its shard was cut off")
+        return content
+
+    def _pread(self, shard: int, size: int, offset: int) -> bytes:
+        if shard not in self._files:
+            descriptor = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+            with self._lock:
+                keep = shard not in self._files and len(self._files) < _MOST_OPEN
+                if keep:
+                    self._files[shard] = descriptor
+            if not keep:
+                try:
+                    return _pread_all(descriptor, size, offset)
+                finally:
+                    os.close(descriptor)
+        return _pread_all(self._files[shard], size, offset)
+
+    def open(self, index: int) -> images.OpenedImage:
+        """Reads an image and its header; raises `BadImage`."""
+        return self._decoder.open(self.content(index), name=self.name(index))
+
+    def name(self, index: int) -> str:
+        """The shard and the member."""
+        shard = self._index.header["shard_names"][int(self._index["shard"][index])]
+        return f"{shard}/{self._names[index].decode('utf-8', 'replace')}"
+
+    def describe(self) -> str:
+        """One line: how many, what was skipped, the first names."""
+        header = self._index.header
+        first = [self.name(i) for i in range(min(3, len(self)))]
+        damaged = len(header["problems"])
+        where = f"in {wording.counted(len(self._shards), 'tar file')} of {self._said}"
+        if damaged:
+            shard, reason = header["problems"][0]
+            where += (
+                f" ({wording.counted(damaged, 'file')} not read to the end, such as "
+                f"{shard}: {reason})"
+            )
+        return wording.described(len(self), where, skipped={}, first=first)
+
+
+def _pread_all(descriptor: int, size: int, offset: int) -> bytes:
+    content = os.pread(descriptor, size, offset)
+    while 0 < len(content) < size:  # one call gives 2 GB at most
+        more = os.pread(descriptor, size - len(content), offset + len(content))
+        if not more:
+            break
+        content += more
+    return content
+
+
+def _compressed(path: str) -> str:
+    return (
+        f"{path} is compressed, so that images cannot be read from the middle of it: "
+        "unpack it to .tar (gunzip, unxz, bunzip2 or zstd -d)"
+    )
+
+
+def _is_compressed(path: str) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(6)
+    return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+
+
+def _find_members(said: str, shards: list[str]) -> index_file.Index:
+    """The index of all members; only shards that changed are read."""
+    key = index_file.key("tar", _VERSION, said)
+    old = index_file.newest(key)
+    statuses = [os.stat(shard) for shard in shards]
+    state = [[s.st_size, s.st_mtime_ns] for s in statuses]
+    paths = [os.fsencode(shard) for shard in shards]
+    if old is not None:
+        known = index_file.Texts(old, "shards").all()
+        if known == paths and old.header["state"] == state:
+            return old
+    members = dict(_reused(old, dict(zip(paths, state))))
+    fresh = [path for path in paths if path not in members]
+    members |= dict(zip(fresh, _read_all([os.fsdecode(path) for path in fresh])))
+    ordered = [members[path] for path in paths]
+    joined = {
+        name: [value for one in ordered for value in getattr(one, name)]
+        for name in ("names", "offsets", "sizes", "labels")
+    }
+    arrays = index_file.text_arrays("names", joined["names"])
+    arrays |= index_file.text_arrays("shards", paths)
+    counts = [len(one.names) for one in ordered]
+    arrays["shard"] = np.repeat(np.arange(len(paths), dtype=np.int32), counts)
+    arrays["offsets"] = np.array(joined["offsets"], np.int64)
+    arrays["sizes"] = np.array(joined["sizes"], np.int64)
+    labels, names = manifest.numbered_labels(joined["labels"])
+    if labels is not None:
+        arrays["labels"] = labels
+    said_of_it = arrays | {"state": np.array(state, np.int64).ravel()}
+    short = shard_files.names(shards)
+    header = {
+        "fingerprint": index_file.fingerprint(said_of_it),
+        "label_names": names,
+        "shard_names": short,
+        "some_labels": any(label is not None for label in joined["labels"]),
+        "state": state,
+        "problems": [[n, m.problem] for n, m in zip(short, ordered) if m.problem],
+    }
+    return index_file.write(key, header["fingerprint"], header, arrays)
+
+
+def _reused(old, state):
+    """(shard, members) of the shards that are as they were."""
+    # Without labels in the old index, some image had none; which one is not known.
+    if old is None or "labels" not in old and old.header["some_labels"]:
+        return
+    problems = dict(old.header["problems"])
+    texts = index_file.Texts(old, "names").all()
+    ends = np.cumsum(np.bincount(old["shard"], minlength=len(old.header["state"])))
+    shards = index_file.Texts(old, "shards").all()
+    names, start = old.header["label_names"], 0
+    for shard, was, short, end in zip(
+        shards, old.header["state"], old.header["shard_names"], ends.tolist()
+    ):
+        rows = slice(start, end)
+        start = end
+        if state.get(shard) != was or short in problems:
+            continue
+        labels = [None] * len(texts[rows])
+        if "labels" in old:
+            labels = [names[label] for label in old["labels"][rows]]
+        yield (
+            shard,
+            tar_index.Members(
+                texts[rows],
+                old["offsets"][rows].tolist(),
+                old["sizes"][rows].tolist(),
+                labels,
+            ),
+        )
+
+
+def _read_all(shards: list[str]) -> list[tar_index.Members]:
+    with tqdm.tqdm(
+        total=len(shards),
+        desc="indexing tar files",
+        unit=" files",
+        delay=2,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        found = []
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            for members in pool.map(tar_index.read, shards):
+                found.append(members)
+                bar.update()
+        return found

@@ -1,0 +1,109 @@
+"""A prepared data set of tensorflow-datasets as a source."""
+
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.data import images, index_file, wording
+
+
+class TfdsSource:
+    """A split of a prepared tensorflow-datasets data set in array_record files.
+
+    Needs no TensorFlow: tfds reads the records, the images are decoded here.
+    """
+
+    def __init__(
+        self, name: str, split: str, *, data_dir: str, decoder: images.Decoder
+    ):
+        self._args = (name, split, data_dir or None)
+        self._decoder = decoder
+        self._opened = None
+        if not name:
+            raise errors.UserError(
+                "data.source=tfds needs a data set: set --config.data.tfds_name=NAME "
+                "(for example imagenet2012:5.1.0)"
+            )
+        self._length = len(self._records())
+        if self._length == 0:
+            raise errors.UserError(f"split {split!r} of tfds data set {name} is empty")
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": None}  # open files stay behind
+
+    def _open(self):
+        """Returns (records, features), opened once in each process."""
+        if self._opened is None:
+            name, split, data_dir = self._args
+            try:
+                import tensorflow_datasets as tfds
+            except ImportError as error:
+                raise errors.UserError(
+                    "data.source=tfds needs: pip install tensorflow-datasets "
+                    f"array_record importlib_resources ({error})"
+                ) from error
+            try:
+                builder = tfds.builder(name, data_dir=data_dir)
+                features = builder.info.features
+                decoders = {}
+                if "image" in (features or {}):
+                    decoders["image"] = tfds.decode.SkipDecoding()
+                records = builder.as_data_source(split=split, decoders=decoders)
+            except Exception as error:  # of many kinds, by version of tfds
+                reason = (str(error).strip().splitlines() or [""])[0][:200]
+                raise errors.UserError(
+                    f"tfds data set {name!r}, split {split!r}, is not ready in "
+                    f"{data_dir or 'the default data_dir'}: prepare it once with `tfds "
+                    f"build {name.split(':')[0]} --file_format=array_record` and set "
+                    f"--config.data.path=DATA_DIR ({type(error).__name__}: {reason})"
+                ) from error
+            if "image" not in features:
+                raise errors.UserError(
+                    f"tfds data set {name!r} has no feature called image, only "
+                    f"{', '.join(features)}: choose an image data set"
+                )
+            self._opened = records, features
+        return self._opened
+
+    def _records(self):
+        return self._open()[0]
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the labels; empty where there are none."""
+        label = dict(self._open()[1]).get("label")
+        return list(getattr(label, "names", None) or [])
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [length], or None; reads the whole split."""
+        if "label" not in self._open()[1]:
+            return None
+        records = self._records()
+        return np.array([records[i]["label"] for i in range(len(self))], np.int32)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the data set, the split and the number of records."""
+        return index_file.key("tfds", *self._args[:2], str(self._length))
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image."""
+        return bytes(self._records()[index]["image"])
+
+    def open(self, index: int) -> images.OpenedImage:
+        """Reads an image's record and header; raises `BadImage`."""
+        return self._decoder.open(self.content(index), name=self.name(index))
+
+    def name(self, index: int) -> str:
+        """Returns the data set, split and index."""
+        name, split, _ = self._args
+        return f"{name}/{split} record {index}"
+
+    def describe(self) -> str:
+        """One line: how many, of what."""
+        name, split, data_dir = self._args
+        where = f"in split {split} of {name}" + (f" in {data_dir}" if data_dir else "")
+        return wording.described(len(self), where, skipped={}, first=())

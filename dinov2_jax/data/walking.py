@@ -1,0 +1,169 @@
+"""The walk through a folder: which images are there, and what cannot be used.
+
+Names are followed through links. A folder that was seen before (a link to a parent) is
+passed over. What cannot be used is noted with a reason, and never opened: broken links,
+pipes, sockets, devices, folders without permission.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import stat
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from dinov2_jax.data import patterns
+
+EXTENSIONS = (
+    ".bmp .gif .jfif .jpe .jpeg .jpg .png .tif .tiff .webp"  # in any case
+).split()
+_EXTENSIONS = frozenset(extension.encode() for extension in EXTENSIONS)
+THREADS = 8  # more than cores: on network file systems they wait
+# A folder that changed less than this before it was listed may change again without
+# its time changing; some file systems count in steps of two seconds.
+_SETTLED_SECONDS = 3.0
+
+LISTED, UNSETTLED, UNREADABLE, SEEN = range(4)
+
+
+@dataclasses.dataclass
+class Folder:
+    """A folder as it was found; all names are bytes."""
+
+    path: bytes  # relative to the root, ending with / unless it is the root
+    parent: int
+    state: Any  # of the pattern, inside
+    mtime: int = 0  # ns
+    inode: int = 0
+    how: int = LISTED
+    old: int = -1  # its number in the old index, where its listing is as it was
+    images: list[tuple[bytes, int, int]] = dataclasses.field(default_factory=list)
+    folders: list[bytes] = dataclasses.field(default_factory=list)
+    skipped: list[tuple[bytes, str]] = dataclasses.field(default_factory=list)
+
+
+class Known(Protocol):
+    """What is known of folders from before."""
+
+    def find(self, folder: Folder) -> int:
+        """The number of a folder that need not be listed again, or -1."""
+
+    def folders(self, number: int) -> list[bytes]:
+        """The names of the folders in it."""
+
+    def count(self, number: int) -> int:
+        """How many images it holds, without those of the folders in it."""
+
+
+def walk(
+    root: str, rule: patterns.Rule | None, known: Known | None, bar: Any
+) -> list[Folder]:
+    """Every folder below the root, level by level, by name within a level.
+
+    Args:
+      root: Absolute.
+      rule: Of a pattern; None takes every image.
+      known: Folders that need not be listed if they look as they did.
+      bar: Its `update` is told how many images were found.
+    """
+    root_bytes = os.fsencode(root)
+    prefix = root_bytes + b"/"
+    seen = set()  # by identity and state of the pattern, so that links to parents end
+    found: list[Folder] = []
+    level = [Folder(b"", -1, rule.start() if rule else None)]
+    takes = rule is None or not rule.names_extensions
+
+    def status(folder: Folder) -> os.stat_result | None:
+        try:
+            return os.stat(prefix + folder.path)
+        except OSError:
+            return None
+
+    def fill(folder: Folder) -> int:
+        if folder.how in (UNREADABLE, SEEN):
+            return 0
+        if known is not None:
+            folder.old = known.find(folder)
+            if folder.old >= 0:
+                folder.folders = known.folders(folder.old)
+                return known.count(folder.old)
+        _list(prefix, folder, rule, takes)
+        return len(folder.images)
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        while level:
+            statuses = _in_chunks(pool, status, level)
+            for folder, its in zip(level, statuses):
+                if its is None:
+                    folder.how = UNREADABLE
+                    continue
+                folder.mtime, folder.inode = its.st_mtime_ns, its.st_ino
+                identity = (its.st_dev, its.st_ino, folder.state)
+                if identity in seen:
+                    folder.how = SEEN
+                seen.add(identity)
+            counts = _in_chunks(pool, fill, level)
+            below = []
+            for folder, count in zip(level, counts):
+                number = len(found)
+                found.append(folder)
+                for name in folder.folders:
+                    state = rule.enter(folder.state, name) if rule else None
+                    if rule is None or state:
+                        below.append(Folder(folder.path + name + b"/", number, state))
+                bar.update(count)
+            level = below
+    return found
+
+
+def _in_chunks(pool, function, folders: list[Folder]) -> Iterator[Any]:
+    """The results in order; threads are given several folders at a time."""
+    size = max(1, min(64, len(folders) // (4 * THREADS)))
+    chunks = [folders[i : i + size] for i in range(0, len(folders), size)]
+    for results in pool.map(lambda chunk: [function(f) for f in chunk], chunks):
+        yield from results
+
+
+def _list(prefix: bytes, folder: Folder, rule, takes_extensions: bool) -> None:
+    """Reads a folder's names, and the sizes and times of the images among them."""
+    try:
+        started = time.time_ns()
+        with os.scandir(prefix + folder.path) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        unsettled = False
+        for entry in entries:
+            name = entry.name
+            hidden = name.startswith(b".")
+            if hidden and rule is None:
+                continue
+            try:
+                if entry.is_dir():
+                    if rule is None or rule.enter(folder.state, name):
+                        folder.folders.append(name)
+                    continue
+                if takes_extensions:
+                    extension = os.path.splitext(name)[1].lower()
+                    if extension not in _EXTENSIONS:
+                        continue
+                if rule is not None and not rule.takes(folder.state, name):
+                    continue
+                status = entry.stat()
+            except FileNotFoundError:
+                folder.skipped.append((name, "broken link"))
+                unsettled = True  # what it points to may come
+                continue
+            except OSError as error:
+                folder.skipped.append((name, error.strerror or "cannot be read"))
+                unsettled = True
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                folder.skipped.append((name, "not a regular file"))
+                continue
+            folder.images.append((name, status.st_size, status.st_mtime_ns))
+    except OSError:
+        folder.how = UNREADABLE
+        folder.images, folder.folders = [], []
+        return
+    if unsettled or started - folder.mtime < _SETTLED_SECONDS * 1e9:
+        folder.how = UNSETTLED

@@ -1,0 +1,113 @@
+"""Manifests: text, tables and Parquet, written by others' libraries."""
+
+import csv
+import os
+import pickle
+
+import pyarrow
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from dinov2_jax import errors
+from dinov2_jax.data import images, manifest, sources
+
+DECODER = images.Decoder()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (10 + i, 4)).save(tmp_path / f"{i}.png")
+    (tmp_path / "lists").mkdir()
+    return tmp_path
+
+
+def write(path, rows, column="path", labels=True):
+    if path.suffix == ".txt":
+        path.write_text("# images\n\n" + "\n".join(rows) + "\r\n")
+    elif path.suffix == ".parquet":
+        table = {"other": list(range(len(rows))), column: rows}
+        if labels:
+            table["label"] = ["dog", "cat", "dog"][: len(rows)]
+        parquet.write_table(pyarrow.table(table), path)
+    else:
+        with open(path, "w", newline="") as file:
+            dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
+            rows_of = csv.writer(file, dialect)
+            rows_of.writerow(["label", column] if labels else [column])
+            for row, label in zip(rows, ["dog", "cat", "dog"]):
+                rows_of.writerow([label, row] if labels else [row])
+
+
+@pytest.mark.parametrize("column", ["path", "FILE", "image", "filename"])
+@pytest.mark.parametrize("ending", [".txt", ".csv", ".tsv", ".parquet"])
+def test_every_kind(folder, ending, column):
+    rows = ["../2.png", str(folder / "0.png"), "../1.png"]
+    path = folder / "lists" / f"list{ending}"
+    write(path, rows, column)
+    for _ in range(2):  # the second from the cache
+        source = sources.open_path(str(path), DECODER)
+        assert type(source) is manifest.ManifestSource
+        source = pickle.loads(pickle.dumps(source))
+        assert [source.open(i).width for i in range(3)] == [12, 10, 11]
+        assert [source.name(i) for i in range(3)] == rows
+        if ending == ".txt":
+            assert source.labels is None and source.label_names == []
+        else:
+            assert source.labels.tolist() == [1, 0, 1]
+            assert source.label_names == ["cat", "dog"]
+    assert f"3 images listed in {path}, first ../2.png" in source.describe()
+    before = source.fingerprint
+    write(path, rows[:2], column)
+    source = sources.open_path(str(path), DECODER)
+    assert len(source) == 2 and source.fingerprint != before
+
+
+def test_whole_numbers_are_sorted_as_numbers():
+    labels, names = manifest.numbered_labels(["10", "9", "2", "10"])
+    assert labels.tolist() == [2, 1, 0, 2] and names == ["2", "9", "10"]
+    assert manifest.numbered_labels(["1", None]) == (None, [])
+
+
+def test_what_it_names_is_not_trusted(folder):
+    os.mkfifo(folder / "pipe.jpg")
+    rows = ["pipe.jpg", "nowhere.jpg", ".", "a\0b.jpg", "/dev/zero"]
+    (folder / "list.txt").write_bytes(
+        "\n".join([*rows, "\udcff.png"]).encode("utf-8", "surrogateescape")
+    )
+    source = sources.open_path(str(folder / "list.txt"), DECODER)
+    reasons = []
+    for i in range(6):
+        with pytest.raises(images.BadImage) as caught:
+            source.open(i)
+        reasons.append(caught.value.reason)
+    assert reasons[0] == reasons[4] == "not a regular file"
+    assert reasons[1].startswith("No such file") and reasons[2] == "a folder"
+    assert source.describe().isprintable()
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("list.csv", b"a,b\n1,2\n", "no column for the paths, only a, b: call one pat"),
+        ("list.csv", b"", "only none"),
+        ("list.csv", b"path,label\n0.png,1\n,2\n", "line 3, has no path"),
+        ("list.txt", b"# nothing\n\n", "no paths in"),
+        ("list.parquet", b"PAR1 no", "cannot read"),
+        ("list.csv", b'path\n"' + b"x" * 200_000, "cannot read"),
+    ],
+)
+def test_bad_manifests(folder, name, content, words):
+    (folder / name).write_bytes(content)
+    with pytest.raises(errors.UserError) as caught:
+        sources.open_path(str(folder / name), DECODER)
+    said = str(caught.value)
+    assert words in said and str(folder / name) in said and "\n" not in said
+
+
+def test_without_pyarrow(folder, monkeypatch):
+    write(folder / "list.parquet", ["0.png"])
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(errors.UserError, match="pip install pyarrow"):
+        sources.open_path(str(folder / "list.parquet"), DECODER)

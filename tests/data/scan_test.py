@@ -1,0 +1,121 @@
+"""The scan: what it counts, and every bad image, against what was put there."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov2_jax import errors
+from dinov2_jax.data import __main__ as program
+from dinov2_jax.data import examination, images, scan, sources
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "data"
+    (root / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        pixels = rng.integers(0, 256, (40 + i, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{i}.jpg")
+    Image.fromarray(pixels[:, :, 0]).save(root / "gray.png")
+    Image.fromarray(pixels).convert("CMYK").save(root / "sub" / "cmyk.jpeg")
+    Image.fromarray(pixels).quantize(4).save(root / "sub" / "palette.gif")
+    content = (root / "0.jpg").read_bytes()
+    (root / "sub" / "copy.jpg").write_bytes(content)
+    (root / "sub" / "another copy.jpg").write_bytes(content)
+    (root / "cut.jpg").write_bytes(content[: len(content) // 2])
+    (root / "cut copy.jpg").write_bytes(content[: len(content) // 2])
+    (root / "empty.png").touch()
+    (root / "text.webp").write_text("not an image")
+    os.mkfifo(root / "pipe.jpg")
+    return root
+
+
+def test_scan(folder, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert program.main(["scan", str(folder), f"--json={out}", "--workers=2"]) == 0
+    report = json.loads(out.read_text())
+    assert (report["images"], report["good"]) == (14, 10)
+    assert report["bytes"] == sum(
+        p.stat().st_size for p in folder.rglob("*") if p.is_file()
+    )
+    assert report["height"] == {"min": 40, "median": 42.5, "max": 44}
+    assert report["shorter_side"] == report["height"]
+    assert report["longer_side"] == {"min": 60, "median": 60, "max": 60}
+    assert report["megapixels"]["max"] == 0.0026
+    assert report["formats"] == {"JPEG": 10, "PNG": 1, "GIF": 1}
+    assert report["modes"] == {"RGB": 9, "L": 1, "CMYK": 1, "P": 1}
+    assert report["duplicates"] == [["0.jpg", "sub/another copy.jpg", "sub/copy.jpg"]]
+    assert (report["duplicate_groups"], report["duplicate_images"]) == (1, 2)
+    bad = {entry["name"]: entry["reason"] for entry in report["bad_images"]}
+    assert set(bad) == {"cut.jpg", "cut copy.jpg", "empty.png", "text.webp"}
+    assert "truncated" in bad["cut.jpg"] and bad["empty.png"] == "empty file"
+    assert report["skipped"] == [{"name": "pipe.jpg", "reason": "not a regular file"}]
+    said = capsys.readouterr().out
+    for words in ("14, 10 of them good", "JPEG 10", "cut.jpg: cannot", "pipe.jpg: not"):
+        assert words in said
+    assert "0.jpg = sub/another copy.jpg = sub/copy.jpg" in said
+
+
+def test_any_source(tmp_path):
+    photos = sources.photos.PhotosSource("val")
+    report = scan.scan(photos, images.Decoder(), workers=0)
+    assert report["good"] == len(photos) and report["formats"] == {"PNG": len(photos)}
+
+
+class Killer(images.Decoder):
+    """Stands for a decoder with a fault that a file triggers."""
+
+    def decode(self, content, *, name):
+        if content.startswith(b"kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if content.startswith(b"hang"):
+            time.sleep(1000)
+        return super().decode(content, name=name)
+
+
+def test_hostile_files_do_not_stop_the_scan(folder):
+    (folder / "hostile.jpg").write_bytes(b"kill")
+    (folder / "sub" / "endless.jpg").write_bytes(b"hang")
+    source = sources.open_path(str(folder), images.Decoder())
+    report = scan.scan(source, Killer(), workers=2, seconds=2)
+    bad = {entry["name"]: entry["reason"] for entry in report["bad_images"]}
+    assert report["good"] == 10 and len(bad) == 6
+    assert bad["hostile.jpg"] == "the decoder was killed by SIGKILL"
+    assert bad["sub/endless.jpg"] == "took longer than 2 s"
+
+
+def test_a_long_list_is_cut_in_the_table(folder):
+    for i in range(30):
+        (folder / f"none {i}.png").touch()
+    source = sources.open_path(str(folder), images.Decoder())
+    report = scan.scan(source, images.Decoder(), workers=0)
+    assert len(report["bad_images"]) == 34
+    assert "and 24 more, see --json" in scan.table(report)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["/nowhere"], "PATH = /nowhere does not exist"),
+        (["{}", "--workers=0"], "--workers=0"),
+        (["{}", "--json=/nowhere/x.json"], "no folder /nowhere"),
+    ],
+)
+def test_bad_flags(folder, capsys, flags, words):
+    argv = ["scan", *(flag.format(folder) for flag in flags)]
+    assert program.main(argv) == errors.BAD_INPUT
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_sources_without_files_are_written_as_png():
+    photos = sources.photos.PhotosSource("bank")
+    content = examination.file_bytes(photos, 3)
+    decoded = images.Decoder().decode(content, name="")
+    np.testing.assert_array_equal(decoded, photos.open(3).pixels())

@@ -1,0 +1,171 @@
+"""Sharding: the same bytes, names and labels; resumed shards are those of one run."""
+
+import fcntl
+import hashlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov2_jax import errors
+from dinov2_jax.data import __main__ as program
+from dinov2_jax.data import array_records, images, sources
+
+ROOT = pathlib.Path(__file__).parents[2]
+BAD = ("broken.jpg", "zz.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = root / "abc"[i % 3] / f"{i:03}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = (40, 60 + i, 3) if i % 2 else (90, 70, 3)
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(path)
+    (root / "a" / "broken.jpg").write_bytes(path.read_bytes()[:900])
+    (root / "c" / "zz.png").write_bytes(b"no")
+    with open(os.fsencode(root) + b"/b/\xff.png", "wb") as file:
+        Image.new("RGB", (30, 30)).save(file, "PNG")
+    return root
+
+
+def shard(*argv):
+    return program.main(["shard", *map(str, argv), "--workers=1"])
+
+
+def digests(path):
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(path.iterdir())
+        if p.name != ".lock"
+    }
+
+
+def test_bytes_names_and_labels_stay(folder, tmp_path, capsys):
+    assert shard(folder, tmp_path / "out", "--shard-size=15") == 0
+    said = capsys.readouterr().out
+    assert "41 images in 3 shards, 2 bad ones left out, named in" in said
+    lines = (tmp_path / "out" / "bad_images.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["a/broken.jpg", "c/zz.png"]
+    source = sources.open_path(str(tmp_path / "out"), images.Decoder())
+    assert type(source) is array_records.ArrayRecordSource
+    before = sources.open_path(str(folder), images.Decoder())
+    kept = [i for i in range(len(before)) if not before.name(i).endswith(BAD)]
+    assert len(source) == len(kept) == 41
+    for i, j in enumerate(kept):
+        assert source.content(i) == before.content(j)
+        assert source.name(i) == before.name(j)
+        np.testing.assert_array_equal(source.open(i).pixels(), before.open(j).pixels())
+    assert source.labels.tolist() == before.labels[kept].tolist()
+    assert source.label_names == before.label_names == ["a", "b", "c"]
+    names = [array_records.unpack(source._record(i))[1]["name"] for i in range(41)]
+    assert b"b/\xff.png" in [os.fsencode(name) for name in names]
+
+
+def test_resized(folder, tmp_path):
+    flags = ("--resize=50", "--quality=90", "--shard-size=80KB")
+    assert shard(folder, tmp_path / "out", *flags) == 0
+    files = sorted((tmp_path / "out").glob("*.array_record"))
+    assert len(files) > 1
+    source = sources.open_path(str(tmp_path / "out"), images.Decoder())
+    before = sources.open_path(str(folder), images.Decoder())
+    by_name = {before.name(i): i for i in range(len(before))}
+    for i in range(len(source)):
+        opened, original = source.open(i), before.open(by_name[source.name(i)])
+        if min(original.width, original.height) <= 50:
+            assert source.content(i) == before.content(by_name[source.name(i)])
+        else:
+            assert (opened.width, opened.height) == (50, 64)
+            small = original.pixels()
+            small = Image.fromarray(small).resize((50, 64), Image.Resampling.BICUBIC)
+            error = np.abs(opened.pixels().astype(int) - np.asarray(small)).mean()
+            assert error < 8
+    per_shard = [array_records.module().ArrayRecordReader(str(f)) for f in files]
+    sizes = [sum(map(len, reader.read_all())) for reader in per_shard]
+    assert max(sizes) <= 80_000 and min(sizes[:-1]) > 60_000
+
+
+def test_killed_and_resumed(folder, tmp_path, capsys):
+    """Against SIGKILL, in a real process, at several moments."""
+    flags = ["--resize=50", "--shard-size=6", "--workers=1"]
+    assert shard(folder, tmp_path / "whole", *flags) == 0
+    want = digests(tmp_path / "whole")
+    command = [sys.executable, "-m", "dinov2_jax.data", "shard", str(folder)]
+    destination = tmp_path / "killed"
+    for shards in (1, 4):
+        process = subprocess.Popen(
+            [*command, str(destination), *flags],
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        while len(list(destination.glob("images-*"))) < shards:
+            assert process.poll() is None
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert '"finished": false' in (destination / "shards.json").read_text()
+        with pytest.raises(errors.UserError, match="is unfinished: run"):
+            sources.open_path(str(destination), images.Decoder())
+    kept = {p: p.stat().st_mtime_ns for p in destination.glob("images-*")}
+    capsys.readouterr()
+    assert shard(folder, destination, *flags) == 0
+    assert digests(destination) == want
+    again = {p: p.stat().st_mtime_ns for p in kept}
+    assert sum(again[p] != kept[p] for p in kept) <= 1  # the one not yet noted
+    assert shard(folder, destination, *flags) == 0  # nothing to do
+    assert {p: p.stat().st_mtime_ns for p in kept} == again
+    # A shard that was lost is written again, with those after it.
+    (destination / "images-00003.array_record").unlink()
+    assert shard(folder, destination, *flags) == 0
+    assert digests(destination) == want
+
+
+def test_two_at_once_and_other_flags(folder, tmp_path, capsys):
+    assert shard(folder, tmp_path / "out") == 0
+    assert shard(folder, tmp_path / "out", "--resize=20") == errors.BAD_INPUT
+    assert "other images or other flags" in capsys.readouterr().err
+    (folder / "a" / "more.png").write_bytes(b"x")
+    assert shard(folder, tmp_path / "out") == errors.BAD_INPUT
+    with open(tmp_path / "out" / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert shard(folder, tmp_path / "out") == errors.BAD_INPUT
+    assert "another process is writing" in capsys.readouterr().err
+    assert shard(folder, folder) == errors.BAD_INPUT
+    assert "holds other files" in capsys.readouterr().err
+
+
+def test_only_bad_images(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(b"x")
+    assert shard(tmp_path / "data", tmp_path / "out") == errors.BAD_INPUT
+    assert "none of the 1 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["--shard-size=0", "--shard-size=1.5", "--shard-size=x", "--quality=0"]
+)
+def test_bad_flags(folder, tmp_path, capsys, flag):
+    assert shard(folder, tmp_path / "out", flag) == errors.BAD_INPUT
+    assert flag.split("=")[0] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_again_as_a_source(folder, tmp_path):
+    assert shard(folder, tmp_path / "one") == 0
+    assert shard(tmp_path / "one", tmp_path / "two") == 0
+    one, two = (
+        sources.open_path(str(tmp_path / name), images.Decoder())
+        for name in ("one", "two")
+    )
+    assert [one.content(i) for i in range(41)] == [two.content(i) for i in range(41)]
+    assert one.labels.tolist() == two.labels.tolist()
+    assert [one.name(i) for i in range(41)] == [two.name(i) for i in range(41)]
