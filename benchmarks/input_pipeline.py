@@ -19,7 +19,7 @@ from benchmarks.settings import Settings
 
 def run(args: Settings) -> None:
     """Measures, prints and writes."""
-    from dinov2_jax.data import loader, sources
+    from dinov2_jax.data import batch_builder, sources
 
     count, batch_size = (8, 4) if args.tiny else (64, 8)
     config = workloads.make_config("vits", batch_size, args.overrides)
@@ -29,7 +29,7 @@ def run(args: Settings) -> None:
         config.data.path = str(pathlib.Path(folder) / "photos")
         embed.make_photos(pathlib.Path(config.data.path), count)
         source = sources.make_source(config)
-        builder = loader.make_batch_builder(config, source)
+        builder = batch_builder.make_batch_builder(config, source)
         numbers = itertools.count()
 
         def decode() -> None:

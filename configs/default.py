@@ -25,6 +25,9 @@ def get_config() -> config_dict.ConfigDict:
     c.data.tfds_split = "train"
     c.data.workers = 8  # loader processes per host; 0 loads in the main process
     c.data.prefetch = 2  # finished batches kept per worker
+    # Seconds without a batch after which a run ends and names the image that hangs; 0:
+    # it waits for ever.
+    c.data.timeout = 600.0
     c.data.max_bad_share = 0.5  # stop when more than this share of images is unreadable
     c.data.max_pixels = 178_956_970  # larger images are refused unread; Pillow's limit
     # Turn images upright as cameras mark them; the reference ignores the mark (False).

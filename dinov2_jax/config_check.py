@@ -14,6 +14,7 @@ HARMLESS = (
     "train.max_nonfinite_steps",
     "data.workers",
     "data.prefetch",
+    "data.timeout",
     "data.max_bad_share",
     "model.attention",
     "model.remat",
@@ -57,7 +58,8 @@ _POSITIVE = (
     "optim.base_lr optim.layerwise_decay model.ffn_ratio"
 ).split()
 _NOT_NEGATIVE = (
-    "data.workers data.prefetch crops.local_crops_number model.num_register_tokens "
+    "data.workers data.prefetch data.timeout crops.local_crops_number "
+    "model.num_register_tokens "
     "model.layerscale model.interpolate_offset dino.loss_weight "
     "dino.koleo_loss_weight ibot.loss_weight "
     "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "

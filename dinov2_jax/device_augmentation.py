@@ -52,7 +52,8 @@ def augment(batch: dict[str, jax.Array], policy: recipe.Policy) -> dict[str, jax
     """The batch as the host would have augmented it.
 
     Args:
-      batch: See `data/loader.py`; what has no `augmentation_keys` comes back as it is.
+      batch: See `data/batch_builder.py`; what has no `augmentation_keys` comes back as
+        it is.
       policy: What happens, and how often.
     """
     if "augmentation_keys" not in batch:

@@ -1,6 +1,7 @@
 """The one exception for everything a user can put right."""
 
 BAD_INPUT = 2  # config, data or weights: do not retry
+CRASHED = 1  # of machines, not of input: the same command may do
 NON_FINITE = 3  # stopped on non-finite values: do not retry
 INTERRUPTED = 130  # by Ctrl-C, as shells number it
 

@@ -2,8 +2,9 @@
 
 Mirrors the reference's `train/ssl_meta_arch.py:SSLMetaArch.forward_backward`. Student
 and teacher are one `apply` with two trees, {"backbone", "dino_head"[, "ibot_head"]}.
-The batch is described in `data/loader.py`. Shapes: G groups, b images a group, L local
-crops, S and s pixels, N patches of a global crop, M masked-patch slots, K prototypes.
+The batch is described in `data/batch_builder.py`. Shapes: G groups, b images a group, L
+local crops, S and s pixels, N patches of a global crop, M masked-patch slots, K
+prototypes.
 """
 
 import dataclasses
@@ -127,7 +128,7 @@ class SSLMetaArch:
         Args:
           params: The student's.
           targets: From `teacher_targets`.
-          batch: See `data/loader.py`; uint8 crops are normalised here.
+          batch: See `data/batch_builder.py`; uint8 crops are normalised here.
           drop_path_key: Draws the stochastic-depth subsets.
 
         Returns:

@@ -28,7 +28,7 @@ from dinov2_jax import (
     train_step,
 )
 from dinov2_jax import workdir as workdir_lib
-from dinov2_jax.data import batch_spec, loader, sources
+from dinov2_jax.data import batch_builder, batch_spec, loader, sources
 from dinov2_jax.eval import evaluator
 
 
@@ -48,7 +48,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
     source = sources.make_source(config)
     distributed.initialize()
     num_processes, process = jax.process_count(), jax.process_index()
-    loader.make_batch_builder(config, source, process_count=num_processes)
+    batch_builder.make_batch_builder(config, source, process_count=num_processes)
     config_check.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)
     if checkpoint.has_checkpoint(workdir):  # without one, the run begins anew

@@ -37,7 +37,7 @@ def train_step(
 
     Args:
       state: At step n.
-      batch: See `data/loader.py`.
+      batch: See `data/batch_builder.py`.
       scalars: `schedules.Schedules` at step n.
       meta_arch: From `make_ssl_meta_arch`.
       tx: From `make_optimizer`.

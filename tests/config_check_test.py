@@ -122,9 +122,14 @@ def test_the_default_is_good():
         [("init.from", "x"), ("init.heads_only_steps", 125_000)],
         [("data.value_range", (-1, 2.5)), ("data.exif_orientation", False)],
         [("data.mean", (0.1, 0.2, 0.3)), ("data.std", (0.1, 0.2, 0.3))],
-        [("model.in_chans", 1), ("data.mean", (0.5,)), ("data.std", (0.5,))]
+        [
+            ("model.in_chans", 1),
+            ("crops.policy", "gray"),
+            ("data.mean", (0.5,)),
+            ("data.std", (0.5,)),
+        ]
         + [("data.source", "photos")],
-        [("model.in_chans", 13)]
+        [("model.in_chans", 13), ("crops.policy", "multispectral")]
         + [("data." + n, (0.5,) * 13) for n in ("mean", "std")],
     ],
 )
@@ -163,8 +168,30 @@ def test_other_channels_need_their_mean_and_deviation():
     assert said.count("stats PATH --channels 4") == 2
 
 
+def test_policies_fit_their_channels_and_their_operations():
+    said = message(changed(("model.in_chans", 4), ("crops.policy", "gray")))
+    assert "crops.policy = 'gray' is for images of 1 channels" in said
+    assert "set --config.crops.policy=multispectral" in said
+    one = [("model.in_chans", 1), ("data.mean", (0.5,)), ("data.std", (0.5,))]
+    said = message(changed(*one, ("crops.policy", "gray"), ("crops.hue", 0.1)))
+    assert said == (
+        "crops.hue = 0.1 makes no sense for crops.policy = 'gray', one channel has no "
+        "colour: leave it out"
+    )
+    said = message(
+        changed(("crops.policy", "histology"), ("crops.solarize_probability", 0.2))
+    )
+    assert "an inverted stain is another stain" in said
+    assert "crops.hue = 0.7: must lie" in message(changed(("crops.hue", 0.7)))
+    config_check.check(changed(("crops.policy", "histology"), ("crops.hue", 0.05)))
+
+
 def test_the_photographs_have_no_more_channels():
-    four = [("data.mean", (0.5,) * 4), ("data.std", (0.5,) * 4)]
+    four = [
+        ("crops.policy", "multispectral"),
+        ("data.mean", (0.5,) * 4),
+        ("data.std", (0.5,) * 4),
+    ]
     said = message(changed(("model.in_chans", 4), ("data.source", "photos"), *four))
     assert said.startswith("model.in_chans = 4: the photos source gives 3")
 

@@ -24,6 +24,7 @@ FLOORS = {  # the longest prefix counts
     "train_state": 2,
     "optimizer": 2,
     "data.loader": 2,
+    "data.batch_builder": 1,
     "config_check": 1,
     "models": 1,
     "losses": 0,
@@ -166,7 +167,11 @@ def test_loader_workers_import_no_jax(package):
 
 
 def test_grain_stays_in_the_loader():
-    assert importers("grain") <= {"data.loader", "data.workers"}
+    assert importers("grain") <= {
+        "data.batch_builder",
+        "data.loader",
+        "data.workers",
+    }
     assert "data.loader" in importers("grain")
 
 

@@ -32,7 +32,7 @@ def config(**sections):
 
 
 def batch(c, seed=0):
-    """A batch in the format of `data/loader.py`, with crops already normalised."""
+    """A batch in the format of `data/batch_builder.py`, crops normalised."""
     rng = np.random.default_rng(seed)
     size, local = c.crops.global_crops_size, c.crops.local_crops_size
     per_group = c.train.group_size

@@ -16,7 +16,7 @@ def patch_grid(config: Any) -> tuple[int, int]:
 def batch_spec(config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Returns (shape, dtype) of the arrays that go to the devices, over all processes.
 
-    What they mean is in `data.loader`.
+    What they mean is in `data.batch_builder`.
     """
     b = config.train.group_size
     g = config.train.batch_size // b

@@ -14,7 +14,15 @@ from PIL import Image
 
 from configs import default
 from dinov2_jax import errors
-from dinov2_jax.data import batch_spec, images, loader, masking, sources, workers
+from dinov2_jax.data import (
+    batch_builder,
+    batch_spec,
+    images,
+    loader,
+    masking,
+    sources,
+    workers,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -146,7 +154,7 @@ def test_masks_are_listed():
 
 def test_every_image_once_per_pass_and_crop_major():
     source = Flat(20)
-    builder = plain(loader.make_batch_builder(small_config(), source))
+    builder = plain(batch_builder.make_batch_builder(small_config(), source))
     seen = []
     for step in range(5):  # 40 positions: two passes
         batch = builder(step)
@@ -162,9 +170,9 @@ def test_every_image_once_per_pass_and_crop_major():
 
 def test_seed_step_and_pass_change_the_crops():
     config = small_config()
-    a = loader.make_batch_builder(config, Noise(8))
+    a = batch_builder.make_batch_builder(config, Noise(8))
     config.seed = 1
-    b = loader.make_batch_builder(config, Noise(8))
+    b = batch_builder.make_batch_builder(config, Noise(8))
     assert not np.array_equal(a(0)["global_crops"], b(0)["global_crops"])
     assert not np.array_equal(a(0)["masks"], b(0)["masks"])
     assert not np.array_equal(a(0)["masks"], a(1)["masks"])
@@ -196,7 +204,7 @@ def test_processes_share_the_groups():
 
 def test_bad_images_are_replaced_and_reported():
     source = Flat(20, bad=(3, 7))
-    builder = plain(loader.make_batch_builder(small_config(), source))
+    builder = plain(batch_builder.make_batch_builder(small_config(), source))
     reported, seen = [], []
     for step in range(5):
         batch = builder(step)
@@ -228,7 +236,7 @@ def test_folder_of_horrors(tmp_path):
     (tmp_path / "bad_text.jpg").write_text("not an image at all")
     good.resize((200, 200)).save(tmp_path / "bad_large.bmp")
     source = sources.FolderSource(tmp_path, images.Decoder(10_000))
-    builder = loader.make_batch_builder(small_config(), source)
+    builder = batch_builder.make_batch_builder(small_config(), source)
     batches = [builder(step) for step in range(-(-len(source) // 8))]
     reported = {str(bad["name"]) for batch in batches for bad in batch["bad_images"]}
     want = {name for name in os.listdir(tmp_path) if name.startswith("bad")}
@@ -258,11 +266,11 @@ def test_too_few_images():
 
 def test_processes_must_divide_the_groups():
     with pytest.raises(errors.UserError, match="4 groups.*3 processes"):
-        loader.make_batch_builder(small_config(), Noise(9), process_count=3)
+        batch_builder.make_batch_builder(small_config(), Noise(9), process_count=3)
 
 
 def test_builder_is_small_to_send():
-    builder = loader.make_batch_builder(small_config(), Noise(9))
+    builder = batch_builder.make_batch_builder(small_config(), Noise(9))
     copy = pickle.loads(pickle.dumps(builder))
     assert_same([copy(1)], [builder(1)])
 
@@ -320,7 +328,7 @@ def test_a_script_under_absl(tmp_path, killed):
         if killed:
             process.send_signal(signal.SIGKILL)
         assert process.wait(30) == (-signal.SIGKILL if killed else 0)
-    builder = loader.make_batch_builder(small_config(), Noise(9))
+    builder = batch_builder.make_batch_builder(small_config(), Noise(9))
     sums = [builder(step)["global_crops"].sum() for step in range(3)]
     assert [int(line) for line in lines[:3]] == sums
     pids = [int(pid) for pid in lines[3].split()]

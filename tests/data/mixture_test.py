@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs import debug, default
 from dinov2_jax import config_check, errors
-from dinov2_jax.data import loader, mixture, sources
+from dinov2_jax.data import batch_builder, mixture, sources
 
 
 class Numbers:
@@ -112,7 +112,7 @@ def test_a_mixture_of_folders(config, tmp_path):
     source = pickle.loads(pickle.dumps(source))
     said = source.describe()
     assert "16 images in 2 sources" in said and "66.7% 4 images" in said
-    builder = loader.make_batch_builder(config, source)
+    builder = batch_builder.make_batch_builder(config, source)
     shown = [builder.image_index(0, offset) for offset in range(36)]
     counts = np.bincount(shown)
     assert counts.tolist() == [6] * 4 + [1] * 12
@@ -124,14 +124,14 @@ def test_a_mixture_of_folders(config, tmp_path):
     crops = [flat[i // 8][i % 8 // 4, 0, i % 4] for i in (first, second)]
     assert crops[0].mean() < 60 and crops[1].mean() < 60
     assert not np.array_equal(*crops)
-    again = loader.make_batch_builder(config, source)(3)
+    again = batch_builder.make_batch_builder(config, source)(3)
     np.testing.assert_array_equal(again["global_crops"], builder(3)["global_crops"])
 
 
 def test_bad_images_of_a_mixture_are_replaced(config, tmp_path):
     (tmp_path / "many" / "3.png").write_bytes(b"x")
     source = sources.make_source(config)
-    builder = loader.make_batch_builder(config, source)
+    builder = batch_builder.make_batch_builder(config, source)
     bad = np.concatenate([builder(step)["bad_images"] for step in range(5)])
     assert {str(name) for name in bad["name"]} == {f"{tmp_path}/many/*.png: 3.png"}
 

@@ -97,6 +97,6 @@ def test_large_photographs_are_decoded_small():
         few = crops_of(spied, np.random.default_rng(seed))
         many = crops_of(full, np.random.default_rng(seed))
         for a, b in zip(few, many):
-            difference = np.abs(a.astype(int) - b)
-            assert difference.mean() < 3
+            assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.985
+            assert abs(a.mean() - b.mean()) < 0.5
     assert all(reduce >= 4 for reduce in asked)

@@ -1,0 +1,229 @@
+"""From the number of a step to its batch.
+
+The contract of a batch. It has G groups of B images (`train.batch_size` = G * B,
+`train.group_size` = B); every array but the last leads with G. Letters: L local crops
+per image, S and s the sizes of global and local crops in pixels, C channels, N patches
+of a global crop, M the bound of masked patches per group.
+
+    global_crops    uint8    [G, 2B, S, S, C]  crop 0 of all B images, then crop 1
+    local_crops     uint8    [G, LB, s, s, C]  likewise crop-major
+    masks           bool     [G, 2B, N]        True: masked in the student's input
+    masked_indices  int32    [G, M]            ascending in the flat 2B * N; padding 0
+    masked_weights  float32  [G, M]            1 / masked patches of the crop; padding 0
+    augmentation_keys  uint32 [G, B, 2]        of each image, if the device augments
+    bad_images      BAD_IMAGE [any]            stays on the host: what was unreadable
+
+The batch of step n is a function of (seed, data, n) alone. Image i of group g has
+place n * G * B + g * B + i in the run; every pass over the data is a permutation of it
+that depends on (seed, pass); crops and keys depend on (seed, pass, image), masks on
+(seed, number of the group in the run). In a mixture, where an image may come several
+times in a pass, the place in the pass (see `mixture`) stands for the image. Neither the
+number of workers nor a restart enters.
+Of P processes, process p builds the groups from p * G / P up to (p + 1) * G / P.
+
+An unreadable image is replaced by another one, drawn from (seed, pass, offset,
+attempt), and reported in `bad_images` by the process that met it.
+"""
+
+import dataclasses
+
+import grain.experimental
+import numpy as np
+
+from dinov2_jax import errors
+from dinov2_jax.data import activity as activity_lib
+from dinov2_jax.data import batch_spec as batch_spec_lib
+from dinov2_jax.data import images, masking, multi_crop, recipe
+from dinov2_jax.data import sources as sources_lib
+
+BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U200"), ("reason", "U120")])
+MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
+
+# Every use of randomness has its own stream.
+_ORDER, _CROPS, _MASKS, _REPLACEMENT, _KEYS = range(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchBuilder:
+    """Maps the number of a step to this process's part of its batch.
+
+    Attributes:
+      source: the images.
+      multi_crop: makes the crops of an image; if it leaves the rest of the augmentation
+        to the device, batches have keys.
+      seed: of the run.
+      batch_size: G * B, over all processes.
+      group_size: B.
+      grid: (h, w), patches of a global crop.
+      mask_probability: share of the global crops that are masked.
+      mask_ratio_min_max: least and greatest masked share of such a crop.
+      process_index: p.
+      process_count: P, a divisor of G.
+      activity: where to note which image is at hand.
+    """
+
+    source: sources_lib.Source
+    multi_crop: multi_crop.MultiCrop
+    seed: int
+    batch_size: int
+    group_size: int
+    grid: tuple[int, int]
+    mask_probability: float
+    mask_ratio_min_max: tuple[float, float]
+    process_index: int = 0
+    process_count: int = 1
+    activity: activity_lib.Activity | None = None
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Returns the batch of a step: the groups of this process."""
+        num_groups = self.batch_size // self.group_size
+        local = num_groups // self.process_count
+        first = self.process_index * local
+        bad: list[tuple[int, str, str]] = []
+        groups = [
+            self._group(int(step) * num_groups + first + g, bad) for g in range(local)
+        ]
+        batch = {
+            name: np.stack([group[name] for group in groups]) for name in groups[0]
+        }
+        batch["bad_images"] = np.array(bad, BAD_IMAGE)
+        self._note("")
+        return batch
+
+    def _note(self, name: str) -> None:
+        if self.activity is not None:
+            self.activity.begin(name)
+
+    def _group(self, number: int, bad: list) -> dict[str, np.ndarray]:
+        """Returns one group, by its number in the run."""
+        b, crops, keys = self.group_size, [], []
+        places = sources_lib.places(self.source)
+        for i in range(b):
+            pass_number, offset = divmod(number * b + i, places)
+            place = self.place(pass_number, offset)
+            crops.append(self._crops(place, pass_number, offset, bad))
+            entropy = np.random.SeedSequence((self.seed, _KEYS, pass_number, place))
+            keys.append(entropy.generate_state(2))
+        num_crops, num_patches = 2 * b, self.grid[0] * self.grid[1]
+        ratios = dict(
+            probability=self.mask_probability, ratio_min_max=self.mask_ratio_min_max
+        )
+        masks = masking.group_masks(
+            self._rng(_MASKS, number), num_crops=num_crops, grid=self.grid, **ratios
+        )
+        size = masking.max_masked(
+            num_crops=num_crops, num_patches=num_patches, **ratios
+        )
+        indices, weights = masking.mask_indices(masks, size)
+        group = dict(
+            global_crops=_crop_major([pair[0] for pair in crops]),
+            local_crops=_crop_major([pair[1] for pair in crops]),
+            masks=masks,
+            masked_indices=indices,
+            masked_weights=weights,
+        )
+        if self.multi_crop.policy is None:
+            group["augmentation_keys"] = np.stack(keys)
+        return group
+
+    def image_index(self, pass_number: int, offset: int) -> int:
+        """Returns the image that comes at an offset of a pass."""
+        place = self.place(pass_number, offset)
+        return sources_lib.at_place(self.source, pass_number, place)
+
+    def place(self, pass_number: int, offset: int) -> int:
+        """Returns what comes at an offset of a pass: a permutation of its places."""
+        places = sources_lib.places(self.source)
+        if places == 1:
+            return 0
+        entropy = (self.seed, _ORDER, pass_number)
+        return grain.experimental.index_shuffle(
+            offset,
+            max_index=places - 1,
+            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
+            rounds=4,
+        )
+
+    def _crops(self, place: int, pass_number: int, offset: int, bad: list):
+        """Returns the crops of a place's image, or of a replacement."""
+        # The place, also for a replacement: its crops then differ from those that it
+        # has in its own place, as do those of an image with several places.
+        drawn_for = place
+        for attempt in range(MAX_ATTEMPTS):
+            index = sources_lib.at_place(self.source, pass_number, place)
+            self._note(self.source.name(index))
+            try:
+                image = self.source.open(index)
+                return self.multi_crop(image, self._rng(_CROPS, pass_number, drawn_for))
+            except images.BadImage as error:
+                bad.append((index, error.name[-200:], error.reason[:120]))
+            except errors.UserError:
+                raise
+            except Exception as error:
+                raise RuntimeError(
+                    f"{self.source.name(index)} could not be prepared: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            rng = self._rng(_REPLACEMENT, pass_number, offset, attempt)
+            place = int(rng.integers(sources_lib.places(self.source)))
+        raise errors.UserError(
+            f"{MAX_ATTEMPTS} images in a row could not be read, the last one "
+            f"{bad[-1][1]} ({bad[-1][2]}): remove or repair such files"
+        )
+
+    def _rng(self, *path: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, *path))
+
+
+def _crop_major(images_crops: list[np.ndarray]) -> np.ndarray:
+    """[n, S, S, C] of each of B images -> [n B, S, S, C], crop 0 of all first."""
+    stacked = np.stack(images_crops, axis=1)
+    return stacked.reshape(-1, *stacked.shape[2:])
+
+
+def make_batch_builder(
+    config, source, *, process_index: int = 0, process_count: int = 1
+) -> BatchBuilder:
+    """Returns the builder of the batches of a configuration.
+
+    Raises:
+      UserError: fewer images than a batch, or sizes that do not divide each other.
+    """
+    batch_size, group_size = config.train.batch_size, config.train.group_size
+    if batch_size % group_size:
+        raise errors.UserError(
+            f"train.batch_size = {batch_size} is not a multiple of train.group_size = "
+            f"{group_size}: change one of them"
+        )
+    if (batch_size // group_size) % process_count:
+        raise errors.UserError(
+            f"{batch_size // group_size} groups (train.batch_size / train.group_size) "
+            f"cannot be divided among {process_count} processes: change "
+            "--config.train.group_size"
+        )
+    places = sources_lib.places(source)
+    if places < batch_size:
+        raise errors.UserError(
+            f"the source has {places} images but train.batch_size = {batch_size}: "
+            "add images or lower --config.train.batch_size (and train.group_size)"
+        )
+    crops, on_host = config.crops, config.data.augmentation == "host"
+    return BatchBuilder(
+        source=source,
+        multi_crop=multi_crop.MultiCrop(
+            global_crops_size=crops.global_crops_size,
+            global_crops_scale=tuple(crops.global_crops_scale),
+            local_crops_number=crops.local_crops_number,
+            local_crops_size=crops.local_crops_size,
+            local_crops_scale=tuple(crops.local_crops_scale),
+            policy=recipe.make_policy(config) if on_host else None,
+        ),
+        seed=config.seed,
+        batch_size=batch_size,
+        group_size=group_size,
+        grid=batch_spec_lib.patch_grid(config),
+        mask_probability=config.ibot.mask_sample_probability,
+        mask_ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
+        process_index=process_index,
+        process_count=process_count,
+    )
