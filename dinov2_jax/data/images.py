@@ -8,58 +8,26 @@ has the table of all kinds.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import io
-import logging
 import os
-import stat
-import warnings
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
+from PIL import Image
+
+from dinov2_jax.data import (
+    image_libraries,
+    many_channels,
+    pixel_formats,
+    regular_files,
+    tiff_header,
 )
 
-from dinov2_jax.data import many_channels, pixel_formats, tiff_header
-
-# Of EXIF blocks, TIFF tags and palettes: thousands of lines that help nobody.
-warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\..*")
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-logging.getLogger("PIL").setLevel(logging.CRITICAL)
-# Nor do libtiff's own messages, one per damaged line of pixels.
-with contextlib.suppress(OSError, AttributeError):  # where Pillow is linked otherwise
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
-
-# Fresh memory takes longer than decoding into it. Pillow copies an image to NumPy in
-# pieces of this many bytes (64 KiB by default), and joins them where there are several;
-# and glibc keeps freed memory only up to the size of blocks that were freed before, of
-# 32 MiB at most. A JPEG of 2000 x 1500 px: 30 ms without both lines, 13 with them.
-ImageFile.MAXBLOCK = 2**24
-bytearray(2**25 - 2**16)  # never touched, and freed at once
-
-# Not all that Pillow knows: it would hand EPS, for one, to Ghostscript.
-FORMATS = (
-    JpegImagePlugin.JpegImageFile.format,
-    PngImagePlugin.PngImageFile.format,
-    WebPImagePlugin.WebPImageFile.format,
-    TiffImagePlugin.TiffImageFile.format,
-    BmpImagePlugin.BmpImageFile.format,
-    GifImagePlugin.GifImageFile.format,
-)
 PILLOWS_LIMIT = 178_956_970  # pixels
 _SCALABLE = ("JPEG", "MPO")  # MPO: JPEGs that hold further ones, of telephones
 _METADATA = 2**26  # bytes beside the pixels: previews, profiles, further frames
-_LARGE = 2**22  # bytes from which on a file's header is looked at first
 
 
 class BadImage(Exception):
@@ -170,23 +138,13 @@ class Decoder:
             return self._from_pillow(image)[2](1)
 
     def _read_file(self, path: str | os.PathLike) -> bytes:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise pixel_formats.Unusable(f"is {_kind(status.st_mode)}, not a file")
         # What an image of max_pixels takes uncompressed, with an alpha channel or
         # more, as 16-bit integers or, of many channels, as float32.
         bytes_per_pixel = max(8, 4 * self.channels)
         limit = _METADATA + self.max_pixels * bytes_per_pixel
-        if status.st_size > limit:
-            raise pixel_formats.Unusable(
-                f"a file of {status.st_size} bytes is more than images of max_pixels = "
-                f"{self.max_pixels} need"
-            )
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            if status.st_size > _LARGE:
-                self._parse(file)  # no image, or too large: not worth reading
-                file.seek(0)
-            return file.read(status.st_size)
+        # Of a large file the header first: where it is no image, or has too many
+        # pixels, it is not worth reading.
+        return regular_files.read(path, max_bytes=limit, look=self._parse)
 
     def _parse(self, file: BinaryIO):
         """Returns the width, the height, and what maps `reduce` to the pixels."""
@@ -195,13 +153,15 @@ class Decoder:
         if magic.startswith(many_channels.NPY_MAGIC):
             opened = self._from_arrays(many_channels.open_npy, file)
         elif not magic.startswith(tiff_header.MAGIC):
-            opened = self._from_pillow(Image.open(file, formats=FORMATS))
+            opened = self._from_pillow(
+                Image.open(file, formats=image_libraries.FORMATS)
+            )
         else:
             # Tiles are allocated whole, however small the image.
             self._check_size(*tiff_header.largest_tile(file))
             file.seek(0)
             try:
-                image = Image.open(file, formats=FORMATS)
+                image = Image.open(file, formats=image_libraries.FORMATS)
             except Image.UnidentifiedImageError:
                 image = None  # 13 bands, or colour in floating point
             if image is not None and self._pillow_keeps_all(image):
@@ -271,20 +231,6 @@ def make_decoder(config: Any) -> Decoder:
     )
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    # Where a FIFO took the file's place meanwhile, open() would wait for its writer.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _kind(mode: int) -> str:
-    kinds = {
-        "a folder": stat.S_ISDIR,
-        "a FIFO": stat.S_ISFIFO,
-        "a socket": stat.S_ISSOCK,
-    }
-    return next((kind for kind, is_it in kinds.items() if is_it(mode)), "a device")
-
-
 @contextlib.contextmanager
 def _reasons(name: str):
     """Turns what Pillow and others raise into a `BadImage` with a short reason."""
@@ -293,7 +239,7 @@ def _reasons(name: str):
     except pixel_formats.Unusable as error:
         raise BadImage(name, str(error)) from error
     except Image.UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS)
+        kinds = ", ".join(image_libraries.FORMATS)
         raise BadImage(name, f"not an image ({kinds} or .npy)") from error
     except Image.DecompressionBombError as error:
         raise BadImage(name, "more pixels than Pillow's limit") from error

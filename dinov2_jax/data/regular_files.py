@@ -1,0 +1,52 @@
+"""Reading of whole files that anybody may have put there."""
+
+import os
+import stat
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from dinov2_jax.data import pixel_formats
+
+_LARGE = 2**22  # bytes from which on a file is looked at before it is read
+
+
+def read(
+    path: str | os.PathLike, *, max_bytes: int, look: Callable[[BinaryIO], Any]
+) -> bytes:
+    """Reads a file, which cannot hang or fill the memory.
+
+    Args:
+      path: Of the file.
+      max_bytes: Larger ones are refused.
+      look: Is given a large file, opened, and raises where it is not worth reading.
+
+    Raises:
+      Unusable: No file but a FIFO, a folder or the like, or too large.
+      OSError: As the file system has it.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise pixel_formats.Unusable(f"is {_kind(status.st_mode)}, not a file")
+    if status.st_size > max_bytes:
+        raise pixel_formats.Unusable(
+            f"a file of {status.st_size} bytes is more than images of max_pixels need"
+        )
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if status.st_size > _LARGE:
+            look(file)
+            file.seek(0)
+        return file.read(status.st_size)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Where a FIFO took the file's place meanwhile, open() would wait for its writer.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        "a folder": stat.S_ISDIR,
+        "a FIFO": stat.S_ISFIFO,
+        "a socket": stat.S_ISSOCK,
+    }
+    return next((kind for kind, is_it in kinds.items() if is_it(mode)), "a device")
