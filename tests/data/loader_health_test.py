@@ -1,0 +1,133 @@
+"""Workers that die, hang or raise: real processes, and the name of the image."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dinov2_jax import errors
+from dinov2_jax.data import activity, loader
+from tests.data.loader_test import Noise, small_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Trap(Noise):
+    """Something happens at one image."""
+
+    def __init__(self, length, at, what):
+        super().__init__(length)
+        self.at, self.what = at, what
+
+    def open(self, index):
+        if index == self.at:
+            self.what()
+        return super().open(index)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave():
+    os._exit(7)
+
+
+def hang():
+    time.sleep(1000)
+
+
+def stumble():
+    raise ZeroDivisionError("a fault of ours")
+
+
+def first_error(source, **settings):
+    """The error that ends the loading, and the seconds it took to come."""
+    config = small_config(**settings)
+    with loader.make_loader(config, source, start_step=0, num_steps=50) as batches:
+        start = time.monotonic()
+        with pytest.raises(Exception) as caught:
+            for _ in batches:
+                start = time.monotonic()
+        seconds = time.monotonic() - start
+    return caught.value, seconds, time.monotonic() - start
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "what, how", [(die, "signal 9"), (leave, "exit code 7")], ids=["killed", "left"]
+)
+def test_a_worker_that_dies(workers, what, how):
+    error, seconds, closed = first_error(Trap(40, 17, what), data__workers=workers)
+    assert isinstance(error, errors.UserError) and error.exit_code == errors.CRASHED
+    assert f"died of {how} at image 17: " in str(error)
+    assert "lower --config.data.workers" in str(error) and "\n" not in str(error)
+    assert seconds < 20 and closed < 25
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_file_system_that_hangs(workers):
+    error, seconds, closed = first_error(
+        Trap(40, 17, hang), data__workers=workers, data__timeout=3.0
+    )
+    assert isinstance(error, errors.UserError) and error.exit_code == errors.CRASHED
+    assert "the loader is at image 17 for" in str(error), error
+    assert "--config.data.timeout" in str(error)
+    assert 3 <= seconds < 20 and closed < 25
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_exception_names_the_image(workers):
+    error, _, _ = first_error(Trap(40, 17, stumble), data__workers=workers)
+    assert type(error) is RuntimeError
+    assert str(error) == (
+        "image 17 could not be prepared: ZeroDivisionError: a fault of ours"
+    )
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from absl import app
+from tests.data import loader_health_test as test
+from dinov2_jax import errors
+from dinov2_jax.data import loader
+
+def main(argv):
+    config = test.small_config(data__workers=int(argv[1]), data__timeout=3.0)
+    source = test.Trap(40, 17, test.hang)
+    try:
+        with loader.make_loader(config, source, start_step=0, num_steps=50) as batches:
+            list(batches)
+    except errors.UserError as error:
+        sys.exit(error.exit_code)
+
+if __name__ == "__main__":
+    app.run(main)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_program_ends_although_something_hangs(workers, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(root=str(ROOT)))
+    result = subprocess.run(
+        [sys.executable, str(script), str(workers)], capture_output=True, timeout=90
+    )
+    assert result.returncode == errors.CRASHED, result.stderr.decode()[-2000:]
+
+
+def test_activity_is_read_by_others(tmp_path):
+    here = activity.Activity(str(tmp_path))
+    assert here.of(os.getpid()) == ("", 0.0)
+    here.begin("a/" + "x" * 5000 + "/é.jpg")
+    name, seconds = activity.Activity(str(tmp_path)).of(os.getpid())
+    assert name.endswith("/é.jpg") and 4000 < len(name) < 4096 and 0 <= seconds < 5
+    here.begin("short")
+    assert here.of(os.getpid())[0] == "short"
+    here.begin("")
+    assert here.of(os.getpid()) == ("", 0.0)
