@@ -161,7 +161,7 @@ class FolderSource(FilesSource):
     def skipped(self) -> dict[str, int]:
         """How many things were passed over, by reason."""
         header = self._index.header
-        found = {"unreadable folders": len(header["unreadable"])}
+        found = {"unreadable folder": len(header["unreadable"])}
         found |= header["reasons"]
         return {reason: count for reason, count in found.items() if count}
 

@@ -8,8 +8,8 @@ that JSON as uint32, the JSON, and from the next multiple of 64 bytes the arrays
 at a multiple of 64. The JSON has "header" (whatever the writer gave) and "arrays":
 {name: [dtype, length, offset, CRC-32]}. Everything is little-endian.
 
-A file's name is `<key>-<fingerprint>.index`: one that is in use is never replaced by
-another list of images.
+A file's name is `<key>-<fingerprint>-<CRC-32 of the JSON>.index`: one that is in use is
+never replaced by another.
 """
 
 import atexit
@@ -32,7 +32,7 @@ import numpy as np
 _MAGIC = b"dinov2ix\x01\x00\x00\x00"
 _PREFIX = struct.Struct("<QI")
 _ALIGNMENT = 64
-_UNUSED_SECONDS = 14 * 24 * 3600  # after which an index of the same key is deleted
+_UNUSED_SECONDS = 30 * 24 * 3600  # after which an index of the same key is deleted
 
 
 def cache_folder() -> pathlib.Path:
@@ -195,9 +195,13 @@ def _write(folder, key, fingerprint, header, arrays) -> pathlib.Path:
         if used <= start:
             break
         start = (-(-used // _ALIGNMENT) + 1) * _ALIGNMENT
-    path = folder / f"{key}-{fingerprint[:16]}.index"
+    checksum = zlib.crc32(text)
+    path = folder / f"{key}-{fingerprint[:16]}-{checksum:08x}.index"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        Index(path).verify()
+        return path  # another process was faster
     with _whole(path) as file:
-        file.write(_MAGIC + _PREFIX.pack(len(text), zlib.crc32(text)) + text)
+        file.write(_MAGIC + _PREFIX.pack(len(text), checksum) + text)
         for name, array in arrays.items():
             file.seek(moved[name][2])
             file.write(memoryview(array).cast("B") if array.nbytes else b"")

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import os
 import tarfile
-from typing import Any
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from dinov2_jax.data import walking
 
-_EXTENSIONS = frozenset(walking.EXTENSIONS)
+_EXTENSIONS = frozenset(extension.encode() for extension in walking.EXTENSIONS)
+_LABEL_EXTENSIONS = (b"cls", b"json")
 _LABEL_FIELDS = ("label", "cls", "class")  # of a .json beside an image
 _MOST_LABEL_BYTES = 1 << 20
 
@@ -35,64 +37,92 @@ class Members:
 def read(path: str) -> Members:
     """Reads the headers of a tar file, and the labels."""
     found = Members()
-    labels: dict[str, str] = {}
+    labels: dict[bytes, str] = {}
     keys = []
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members = []  # which would hold all of them
-                    if not member.isreg() or member.issparse():
-                        continue
-                    end = member.offset_data + member.size
-                    if end > size:
-                        raise tarfile.ReadError("unexpected end of data")
-                    key, extension = _split(member.name)
-                    last = os.path.splitext(member.name)[1].lower()
-                    if last in _EXTENSIONS:
-                        found.names.append(os.fsencode(member.name))
-                        found.offsets.append(member.offset_data)
-                        found.sizes.append(member.size)
-                        keys.append(key)
-                    elif extension in ("cls", "json"):
-                        if member.size > _MOST_LABEL_BYTES:
-                            continue
-                        # Not through a buffer, whose place tarfile relies on.
-                        content = os.pread(
-                            file.fileno(), member.size, member.offset_data
-                        )
-                        label = _label(content, extension)
-                        if label is not None:
-                            labels[key] = label
-                if _ends_early(file, tar, size):
-                    found.problem = "cut off or damaged"
+            for name, offset, length in _regular_members(file):
+                if offset + length > size:
+                    raise tarfile.ReadError("unexpected end of data")
+                key, extension = _split(name)
+                if os.path.splitext(name)[1].lower() in _EXTENSIONS:
+                    found.names.append(name)
+                    found.offsets.append(offset)
+                    found.sizes.append(length)
+                    keys.append(key)
+                elif extension in _LABEL_EXTENSIONS and length <= _MOST_LABEL_BYTES:
+                    content = os.pread(file.fileno(), length, offset)
+                    label = _label(content, extension)
+                    if label is not None:
+                        labels[key] = label
     except (tarfile.TarError, OSError, ValueError) as error:
         found.problem = " ".join(str(error).split()) or type(error).__name__
     found.labels = [labels.get(key) for key in keys]
     return found
 
 
-def _ends_early(file: Any, tar: tarfile.TarFile, size: int) -> bool:
-    """Whether something else than zeros stands where tarfile saw the end."""
-    block = os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset)
-    return bool(block.strip(b"\0")) and tar.offset < size
+def _regular_members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """(name, offset of the content, size) of every regular file in a tar file.
+
+    Plain headers are read here, in a third of the time that `tarfile` takes. It reads
+    the others: long names, pax headers, sizes that are not octal.
+
+    Raises:
+      tarfile.TarError: Damage, after what comes before it.
+    """
+    with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
+        offset, plain = 0, True
+        while True:
+            head = os.pread(file.fileno(), tarfile.BLOCKSIZE, offset)
+            if not head.strip(b"\0"):
+                return  # the end; some writers leave out its zeros
+            member = _plain_member(head) if plain else None
+            if member is not None:
+                name, length = member
+                start = offset + tarfile.BLOCKSIZE
+                blocks = -(-length // tarfile.BLOCKSIZE)
+                offset = start + blocks * tarfile.BLOCKSIZE
+                yield name, start, length
+                continue
+            tar.offset = offset
+            file.seek(offset)
+            info = tarfile.TarInfo.fromtarfile(tar)
+            offset, plain = tar.offset, not tar.pax_headers
+            if info.isreg() and not info.issparse():
+                yield os.fsencode(info.name), info.offset_data, info.size
 
 
-def _split(name: str) -> tuple[str, str]:
+def _plain_member(head: bytes) -> tuple[bytes, int] | None:
+    """(name, size) of a header that says all about a regular file, or None."""
+    if len(head) < tarfile.BLOCKSIZE or head[156:157] not in (b"0", b"\0"):
+        return None
+    name = head[:100].partition(b"\0")[0]
+    if head[257:263] == b"ustar\0":
+        prefix = head[345:500].partition(b"\0")[0]
+        name = prefix + b"/" + name if prefix else name
+    size, checksum = head[124:136].strip(b" \0"), head[148:156].strip(b" \0")
+    if name.endswith(b"/") or not size.isdigit() or not checksum.isdigit():
+        return None
+    if int(checksum, 8) != sum(head) - sum(head[148:156]) + 8 * ord(" "):
+        return None
+    return name, int(size, 8)
+
+
+def _split(name: bytes) -> tuple[bytes, bytes]:
     """A sample's key and the rest: the name is split at the first dot of its last part.
 
     The format of WebDataset: `a/b.seg.png` -> ("a/b", "seg.png").
     """
-    folder, slash, last = name.rpartition("/")
-    key, _, extension = last.partition(".")
+    folder, slash, last = name.rpartition(b"/")
+    key, _, extension = last.partition(b".")
     return folder + slash + key, extension.lower()
 
 
-def _label(content: bytes, extension: str) -> str | None:
+def _label(content: bytes, extension: bytes) -> str | None:
     try:
         text = content.decode("utf-8").strip()
-        if extension == "json":
+        if extension == b"json":
             fields = json.loads(text)
             if not isinstance(fields, dict):
                 return None

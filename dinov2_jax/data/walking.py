@@ -139,8 +139,7 @@ def _list(prefix: bytes, folder: Folder, rule, takes_extensions: bool) -> None:
                 continue
             try:
                 if entry.is_dir():
-                    if rule is None or rule.enter(folder.state, name):
-                        folder.folders.append(name)
+                    folder.folders.append(name)
                     continue
                 if takes_extensions:
                     extension = os.path.splitext(name)[1].lower()

@@ -34,13 +34,13 @@ def described(
     Args:
       number: of images.
       where: such as "in 3 folders".
-      skipped: how many for each reason, in words that follow a number.
+      skipped: how many for each reason.
       first: names.
     """
     text = f"{counted(number, 'image')} {where}".rstrip()
     total = sum(skipped.values())
     if total:
-        reasons = ", ".join(f"{count:,} {why}" for why, count in skipped.items())
+        reasons = ", ".join(f"{count:,} x {why}" for why, count in skipped.items())
         text += f" ({total:,} skipped: {reasons})"
     if first:
         text += f", first {', '.join(first)}"

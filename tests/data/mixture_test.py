@@ -78,7 +78,7 @@ def test_the_extra_images_change_with_the_pass():
     assert all(len(e) == len(extra[0]) > 20 for e in extra)
     assert not extra[0] & extra[1] and set.union(*extra) == set(range(100))
     # Spread over the source, not one run of neighbours.
-    assert np.max(np.diff(sorted(extra[0]))) < 10
+    assert np.max(np.diff([0, *sorted(extra[0]), 99])) < 10
 
 
 def write(path, count, value):

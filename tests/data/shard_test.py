@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -55,6 +56,8 @@ def test_bytes_names_and_labels_stay(folder, tmp_path, capsys):
     assert "41 images in 3 shards, 2 bad ones left out, named in" in said
     lines = (tmp_path / "out" / "bad_images.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["a/broken.jpg", "c/zz.png"]
+    note = json.loads((tmp_path / "out" / "shards.json").read_text())
+    assert [shard["records"] for shard in note["shards"]] == [15, 15, 11]
     source = sources.open_path(str(tmp_path / "out"), images.Decoder())
     assert type(source) is array_records.ArrayRecordSource
     before = sources.open_path(str(folder), images.Decoder())

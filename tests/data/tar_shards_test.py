@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import tarfile
@@ -103,6 +104,37 @@ def test_what_tar_files_hold(tmp_path, tar_format):
     source = sources.open_path(str(tmp_path / "s.tar"), DECODER)
     assert widths(source) == [7, 8][: len(source)]
     assert source.name(0) == f"s.tar/{long}" and source.describe().isprintable()
+
+
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
+@pytest.mark.parametrize("pax_headers", [{}, {"comment": "for all members"}])
+def test_places_are_those_that_tarfile_finds(tmp_path, tar_format, pax_headers):
+    rng = random.Random(0)
+    headers = pax_headers if tar_format == tarfile.PAX_FORMAT else {}
+    with tarfile.open(
+        tmp_path / "s.tar", "w", format=tar_format, pax_headers=headers
+    ) as tar:
+        for i in range(200):
+            folder = "/".join("d" * rng.randrange(1, 60) for _ in range(i % 4))
+            info = tarfile.TarInfo(
+                f"{folder}/{i}{rng.choice(['.jpg', '.PNG', '.txt'])}"
+            )
+            info.size, info.mtime = rng.randrange(2000), rng.choice([0, 1.5, 2e9])
+            info.uid, info.uname = 1000, rng.choice(["", "ü"])
+            if i % 20 == 19:
+                info.type, info.size = tarfile.DIRTYPE, 0
+            tar.addfile(info, io.BytesIO(rng.randbytes(info.size)))
+    found = tar_index.read(str(tmp_path / "s.tar"))
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        want = [
+            (os.fsencode(m.name), m.offset_data, m.size)
+            for m in tar.getmembers()
+            if m.isreg() and m.name.lower().endswith((".jpg", ".png"))
+        ]
+    assert list(zip(found.names, found.offsets, found.sizes)) == want
+    assert len(want) > 100 and not found.problem
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar")
