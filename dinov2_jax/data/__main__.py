@@ -1,4 +1,4 @@
-"""Programs for data sets: python -m dinov2_jax.data scan PATH | shard SRC DST."""
+"""Programs for data sets: python -m dinov2_jax.data {scan,shard,stats,bench} PATH."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ from dinov2_jax import errors
 _PROGRAMS = {
     "scan": "count, measure and fully decode every image; name the bad ones",
     "shard": "pack images into ArrayRecord files, which are faster to read",
+    "stats": "mean and deviation of each channel, as flags to paste",
 }
 
 

@@ -140,7 +140,8 @@ class FolderSource(FilesSource):
         if not len(self):
             raise errors.UserError(
                 f"no images below {field} = {said}{self._why()}; looked for "
-                f"{' '.join(walking.EXTENSIONS)}: {fix}"
+                f"{' '.join(walking.EXTENSIONS)} (for arrays, name "
+                f"'{said}/**/*.npy'): {fix}"
             )
 
     def _why(self) -> str:

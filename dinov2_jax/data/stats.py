@@ -1,6 +1,6 @@
 """Mean and deviation of each channel, for `data.mean` and `data.std`.
 
-    python -m dinov2_jax.data.stats PATH --channels 13
+    python -m dinov2_jax.data stats PATH --channels 13
 
 looks at a random sample of the images and prints the two flags to paste. Each image
 counts by its pixels, as stored; values are in [0, 1].
@@ -130,23 +130,9 @@ def sample(length: int, max_images: int, seed: int) -> np.ndarray:
     return np.sort(chosen)  # as they lie on the disk
 
 
-def open_source(path: str, decoder: images.Decoder) -> sources.Source:
-    """Returns the images at a path.
-
-    Raises:
-      UserError: There are none.
-    """
-    if not os.path.isdir(path):
-        what = "is not a folder" if os.path.exists(path) else "does not exist"
-        raise errors.UserError(f"{path} {what}: name a folder of images")
-    return sources.FolderSource(path, decoder)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dinov2_jax.data stats", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("path", metavar="PATH", help="folder of images")
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of the program."""
+    parser.add_argument("path", help="what --config.data.path takes")
     parser.add_argument("--channels", type=int, default=3, help="model.in_chans")
     parser.add_argument(
         "--value-range",
@@ -169,24 +155,10 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=os.cpu_count() or 1, help="threads"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead")
-    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Does what the flags say; returns the exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return errors.INTERRUPTED
-    return 0
-
-
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Reads a sample of the images and prints the flags, or JSON."""
     for name in ("channels", "workers", "max_pixels"):
         if getattr(args, name) < 1:
             flag = name.replace("_", "-")
@@ -198,7 +170,7 @@ def _run(args: argparse.Namespace) -> None:
         channels=args.channels,
         value_range=tuple(args.value_range) if args.value_range else None,
     )
-    source = open_source(args.path, decoder)
+    source = sources.open_path(args.path, decoder, field="PATH")
     indices = sample(len(source), args.max_images, args.seed)
     bar = tqdm.tqdm(indices, unit=" images", disable=not sys.stderr.isatty())
     found = gather(source, bar, channels=args.channels, workers=args.workers)
@@ -227,7 +199,3 @@ def _run(args: argparse.Namespace) -> None:
         file=sys.stderr,
     )
     print(found.flags())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

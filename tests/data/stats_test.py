@@ -13,6 +13,7 @@ from PIL import Image
 
 from configs import default
 from dinov2_jax import config_check
+from dinov2_jax.data import __main__ as data
 from dinov2_jax.data import images, sources, stats
 
 
@@ -30,7 +31,7 @@ def folder(tmp_path):
 
 def test_exact_over_all_pixels(folder, capsys):
     path, pixels = folder
-    assert stats.main([str(path), "--json", "--workers=3"]) == 0
+    assert data.main(["stats", str(path), "--json", "--workers=3"]) == 0
     out, err = capsys.readouterr()
     facts = json.loads(out)
     np.testing.assert_allclose(facts["mean"], pixels.mean(0), rtol=1e-12)
@@ -42,7 +43,7 @@ def test_exact_over_all_pixels(folder, capsys):
 
 def test_the_flags_can_be_pasted(folder, capsys):
     path, pixels = folder
-    assert stats.main([str(path)]) == 0
+    assert data.main(["stats", str(path)]) == 0
     out, err = capsys.readouterr()
     assert "12 of 13 images, 1 skipped" in err
     config = default.get_config()
@@ -56,7 +57,7 @@ def test_the_flags_can_be_pasted(folder, capsys):
 
 
 def test_one_channel_is_a_tuple_too(folder, capsys):
-    assert stats.main([str(folder[0]), "--channels=1"]) == 0
+    assert data.main(["stats", str(folder[0]), "--channels=1"]) == 0
     for flag in shlex.split(capsys.readouterr().out):
         assert len(ast.literal_eval(flag.partition("=")[2])) == 1
 
@@ -67,7 +68,7 @@ def test_many_channels_in_a_range(tmp_path, capsys):
         options = dict(photometric="minisblack", planarconfig="contig")
         tifffile.imwrite(tmp_path / f"{i}.tif", image, **options)
     flags = ["--channels=5", "--value-range", "500", "2000", "--json"]
-    assert stats.main([str(tmp_path), *flags]) == 0
+    assert data.main(["stats", str(tmp_path), *flags]) == 0
     facts = json.loads(capsys.readouterr().out)
     pixels = np.clip((bands.reshape(-1, 5) - 500.0) / 1500, 0, 1)
     np.testing.assert_allclose(facts["mean"], pixels.mean(0), atol=1e-3)
@@ -94,8 +95,8 @@ def test_a_sample_of_the_folder(folder):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["/no/such/folder"], "/no/such/folder does not exist: name a folder"),
-        ([__file__], "is not a folder"),
+        (["/no/such/folder"], "/no/such/folder does not exist: name images"),
+        ([__file__], "stats_test.py"),
         (["{}"], "none of 1 images"),
         (["{}", "--channels=0"], "--channels=0: must be above 0"),
         (["{}", "--workers=0"], "--workers=0: must be above 0"),
@@ -104,12 +105,12 @@ def test_a_sample_of_the_folder(folder):
 )
 def test_errors_are_one_line(tmp_path, capsys, flags, words):
     (tmp_path / "a.jpg").write_bytes(b"no image")
-    assert stats.main([flag.format(tmp_path) for flag in flags]) == 2
+    assert data.main(["stats", *(flag.format(tmp_path) for flag in flags)]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("error: ") and words in err
 
 
 def test_as_a_program(folder):
-    command = [sys.executable, "-m", "dinov2_jax.data.stats", str(folder[0])]
+    command = [sys.executable, "-m", "dinov2_jax.data", "stats", str(folder[0])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("--config.data.mean='(0.")
