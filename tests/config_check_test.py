@@ -369,3 +369,29 @@ def test_an_unreadable_config(tmp_path, text):
 def test_flatten():
     nested = {"a": {"b": 1, "c": {"d": (2, 3)}}, "e": "f"}
     assert config_check.flatten(nested) == {"a.b": 1, "a.c.d": (2, 3), "e": "f"}
+
+
+@pytest.mark.parametrize(
+    "before, now, fine",
+    [
+        ("folder", "auto", True),
+        ("auto", "webdataset", True),
+        ("photos", "auto", False),
+        ("folder", "manifest", False),
+    ],
+)
+def test_a_kind_of_source_may_be_left_to_be_found(tmp_path, before, now, fine):
+    saved(changed(("data.source", before)), tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["data"]["mixture"]  # as in older runs
+    path.write_text(json.dumps(fields))
+    config = changed(("data.source", now))
+    if fine:
+        config_check.check_resume(config, tmp_path)
+    else:
+        with pytest.raises(errors.UserError, match=f"'{before}' -> '{now}'"):
+            config_check.check_resume(config, tmp_path)
+    config = changed(("data.mixture", (("/a", 1.0),)))
+    with pytest.raises(errors.UserError, match="data.mixture"):
+        config_check.check_resume(config, tmp_path)
