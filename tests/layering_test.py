@@ -24,6 +24,7 @@ FLOORS = {  # the longest prefix counts
     "train_state": 2,
     "optimizer": 2,
     "data.loader": 2,
+    "data.bench": 3,
     "data.batch_builder": 1,
     "config_check": 1,
     "models": 1,
@@ -149,8 +150,8 @@ def test_orbax_stays_in_checkpoint():
     assert importers("orbax") == {"checkpoint"}
 
 
-# Only what checks a written file runs other frameworks, where they are installed.
-CHECKERS = {"convert.verify", "convert.torch_twin"}
+# Only what compares with them runs other frameworks, where they are installed.
+CHECKERS = {"convert.verify", "convert.torch_twin", "data.reference_pipeline"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dinov2_jax import errors
 _PROGRAMS = {
     "scan": "count, measure and fully decode every image; name the bad ones",
     "shard": "pack images into ArrayRecord files, which are faster to read",
+    "bench": "images a second of each stage, and the bottleneck",
     "stats": "mean and deviation of each channel, as flags to paste",
 }
 

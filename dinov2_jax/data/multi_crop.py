@@ -10,7 +10,14 @@ import dataclasses
 
 import numpy as np
 
-from dinov2_jax.data import augmentations, crop_boxes, images, recipe, resize
+from dinov2_jax.data import (
+    augmentations,
+    crop_boxes,
+    fast_resize,
+    images,
+    recipe,
+    resize,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +64,14 @@ class MultiCrop:
 
     def _augmented(self, image, rng):
         pixels, crops = image.pixels(), []
-        for view, size, scale in self._views():
+        for view, size, scale in self.views():
             box = self._box(rng, image, scale)
             crop = resize.crop_and_resize(pixels, box, size)
             crops.append(augmentations.augment(rng, crop, self.policy, view))
         return crops
 
     def _cut(self, image, rng):
-        views = self._views()
+        views = self.views()
         boxes = [self._box(rng, image, scale) for _, _, scale in views]
         pixels = image.pixels(crop_boxes.reduction(boxes, [v[1] for v in views]))
         height, width = pixels.shape[:2]
@@ -76,12 +83,15 @@ class MultiCrop:
                 for box in boxes
             ]
         return [
-            resize.crop_and_resize(pixels, box, size)
+            fast_resize.crop_and_resize(pixels, box, size)
             for box, (_, size, _) in zip(boxes, views)
         ]
 
-    def _views(self) -> list[tuple[int, int, tuple[float, float]]]:
-        """(view, size, scale) of every crop."""
+    def views(self) -> list[tuple[int, int, tuple[float, float]]]:
+        """(view, size in pixels, share of the area) of every crop, global ones first.
+
+        A view is what `recipe.Policy` counts: 0 and 1 are global, 2 is local.
+        """
         large = (self.global_crops_size, self.global_crops_scale)
         small = (self.local_crops_size, self.local_crops_scale)
         return [(0, *large), (1, *large)] + [(2, *small)] * self.local_crops_number

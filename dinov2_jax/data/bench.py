@@ -1,0 +1,386 @@
+"""`python -m dinov2_jax.data bench`: images a second, stage by stage.
+
+How fast this machine prepares images for training, in both places for augmentation
+(`data.augmentation`), beside the reference's transforms where torch is installed, and
+which stage is the bottleneck. Without a path it makes JPEGs of its own.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tqdm
+from PIL import Image
+
+from dinov2_jax import errors
+from dinov2_jax.data import (
+    augmentations,
+    batch_builder,
+    crop_boxes,
+    fast_resize,
+    images,
+    loader,
+    multi_crop,
+    photos,
+    recipe,
+    reference_pipeline,
+    resize,
+    sources,
+    workers,
+)
+
+_STAGE_IMAGES = 48
+_CHUNK = 8  # images a task
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of the crops, as in `config.crops`, in pixels."""
+
+    global_size: int = 224
+    local_size: int = 98
+    num_local: int = 8
+
+    def multi_crop(self, policy: recipe.Policy | None) -> multi_crop.MultiCrop:
+        """Crops with the host's part of the augmentation, or all of it."""
+        return multi_crop.MultiCrop(
+            global_crops_size=self.global_size,
+            local_crops_number=self.num_local,
+            local_crops_size=self.local_size,
+            policy=policy,
+        )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of the program."""
+    parser.add_argument(
+        "path", nargs="?", help="what --config.data.path takes; default: made JPEGs"
+    )
+    parser.add_argument(
+        "--images", type=int, default=2000, metavar="N", help="to make; default: 2000"
+    )
+    for field in dataclasses.fields(Sizes):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=int,
+            default=field.default,
+            metavar="N",
+            help=f"default: {field.default}",
+        )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes; default: one a core",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="of turns; default: 5"
+    )
+    parser.add_argument(
+        "--json", type=pathlib.Path, metavar="OUT", help="write all that was measured"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures, and prints the table and the bottleneck."""
+    for name in ("images", "global_size", "local_size", "workers", "rounds"):
+        if getattr(args, name) < 1:
+            flag = name.replace("_", "-")
+            raise errors.UserError(f"--{flag}={getattr(args, name)}: must be above 0")
+    sizes = Sizes(args.global_size, args.local_size, args.num_local)
+    with tempfile.TemporaryDirectory() as made:
+        path = args.path
+        if path is None:
+            path = made
+            make_jpegs(pathlib.Path(made), args.images)
+        source = sources.open_path(path, images.Decoder(), field="PATH")
+        print(source.describe(), flush=True)
+        found = measure(source, sizes, workers=args.workers, rounds=args.rounds)
+    print(table(found))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def make_jpegs(folder: pathlib.Path, count: int) -> None:
+    """Writes JPEGs as large as ImageNet's, 500 px long: parts of photographs."""
+    photographs = photos.load_photographs()
+    rng = np.random.default_rng(0)
+    for i in tqdm.trange(count, desc="making JPEGs", disable=not sys.stderr.isatty()):
+        image = Image.fromarray(photographs[i % len(photographs)])
+        width, height = (int(n * rng.uniform(0.7, 1.0)) for n in image.size)
+        left = int(rng.integers(0, image.width - width + 1))
+        top = int(rng.integers(0, image.height - height + 1))
+        image = image.crop((left, top, left + width, top + height))
+        scale = 500 / max(image.size)
+        size = tuple(max(round(n * scale), 1) for n in image.size)
+        image = image.resize(size, Image.Resampling.BICUBIC)
+        image.save(folder / f"{i:06}.jpg", quality=90)
+
+
+def measure(
+    source: sources.Source, sizes: Sizes, *, workers: int, rounds: int
+) -> dict[str, Any]:
+    """All that the program measures.
+
+    Contestants take turns, `rounds` times, in `workers` processes that are up already.
+
+    Returns:
+      `stages`: milliseconds an image of each, in one process; `images_per_second`: of
+      each contestant, one value a round; `ratios` of their medians to the reference's;
+      `bottleneck`: in words.
+    """
+    stages = _stages(source, sizes)
+    rates: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
+    missing = ""
+    with workers_pool(source, sizes, workers) as pool:
+        for name in list(rates):
+            try:
+                _turn(pool, name, workers, 1)  # imports, and the disk's cache
+            except ImportError as error:
+                missing = str(error)
+                del rates[name]
+        tasks = {name: _tasks(pool, name, workers) for name in rates}
+        for _ in range(rounds):
+            for name in rates:
+                rates[name].append(_turn(pool, name, workers, tasks[name]))
+    rates["split, delivered by the loader"] = _loader(source, sizes, workers, rounds)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    base = medians.get("reference")
+    return {
+        "sizes": dataclasses.asdict(sizes),
+        "workers": workers,
+        "stages": stages,
+        "images_per_second": rates,
+        "ratios": {name: m / base for name, m in medians.items()} if base else {},
+        "missing": missing,
+        "bottleneck": _bottleneck(stages, medians, workers),
+    }
+
+
+def _stages(source, sizes) -> dict[str, float]:
+    """Milliseconds an image in this process, the median over images."""
+    crops = sizes.multi_crop(None)
+    policy = recipe.POLICIES["rgb"]
+    seconds: dict[str, list[float]] = {}
+
+    def timed(stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*arguments)
+        seconds.setdefault(stage, []).append(time.perf_counter() - start)
+        return result
+
+    def resized(module, pixels, boxes, views):
+        return [
+            module.crop_and_resize(pixels, box, size)
+            for box, (_, size, _) in zip(boxes, views)
+        ]
+
+    def augmented(rng, cut, views):
+        return [
+            augmentations.augment(rng, crop, policy, view)
+            for crop, (view, _, _) in zip(cut, views)
+        ]
+
+    chosen = np.linspace(0, len(source) - 1, min(len(source), _STAGE_IMAGES))
+    for index in chosen.astype(int):
+        rng = np.random.default_rng(int(index))
+        try:
+            image = timed("read", source.open, int(index))
+            views = crops.views()
+            boxes = [
+                crop_boxes.random_crop_box(
+                    rng, width=image.width, height=image.height, scale=scale
+                )
+                for _, _, scale in views
+            ]
+            factor = crop_boxes.reduction(boxes, [size for _, size, _ in views])
+            timed("decode, as small as crops allow", image.pixels, factor)
+            again = source.open(int(index))
+            pixels = timed("decode, whole", again.pixels)
+        except images.BadImage:
+            continue
+        timed("cut and resize", resized, fast_resize, pixels, boxes, views)
+        exact = "cut and resize, Pillow's arithmetic"
+        cut = timed(exact, resized, resize, pixels, boxes, views)
+        timed("augment on the host", augmented, rng, cut, views)
+    if not seconds:
+        raise errors.UserError("none of the images could be read: see data scan PATH")
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+_CONTESTANTS = ("reference", "host", "split")
+
+
+class _Work:
+    """In a worker: prepares images, by contestant."""
+
+    def __init__(self, source, sizes: Sizes):
+        self.source, self.sizes = source, sizes
+        self.crops = {
+            "host": sizes.multi_crop(recipe.POLICIES["rgb"]),
+            "split": sizes.multi_crop(None),
+        }
+        self.reference = None
+
+    def __call__(self, name: str, first: int) -> int:
+        """Prepares some images from the first on; returns how many."""
+        done = 0
+        for i in range(first, first + _CHUNK):
+            index, rng = i % len(self.source), np.random.default_rng(i)
+            try:
+                if name == "reference":
+                    self._by_reference(index, rng)
+                else:
+                    self.crops[name](self.source.open(index), rng)
+            except images.BadImage:
+                continue
+            done += 1
+        return done
+
+    def _by_reference(self, index: int, rng: np.random.Generator) -> None:
+        if self.reference is None:
+            self.reference = reference_pipeline.ReferencePipeline(
+                **dataclasses.asdict(self.sizes)
+            )
+        self.reference(self.source.content(index), rng)
+
+
+_work: _Work | None = None
+
+
+def _begin(source, sizes) -> None:
+    global _work
+    workers.initialise(0, 0)
+    _work = _Work(source, sizes)
+
+
+def _do(name: str, first: int) -> int:
+    return _work(name, first)
+
+
+def workers_pool(source, sizes: Sizes, count: int):
+    """Processes as the loader's: one thread each, without an accelerator."""
+    with workers.environment():
+        pool = concurrent.futures.ProcessPoolExecutor(
+            count,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(source, sizes),
+        )
+        for future in [pool.submit(os.getpid) for _ in range(count)]:
+            future.result()
+    return pool
+
+
+def _turn(pool, name: str, count: int, tasks: int) -> float:
+    """Images a second of a contestant over so many tasks a worker."""
+    start = time.perf_counter()
+    firsts = range(0, tasks * count * _CHUNK, _CHUNK)
+    done = sum(pool.map(_do, [name] * len(firsts), firsts))
+    return done / (time.perf_counter() - start)
+
+
+def _tasks(pool, name: str, count: int) -> int:
+    """As many tasks a worker as take about three seconds."""
+    rate = _turn(pool, name, count, 1)
+    return max(round(3 * rate / (count * _CHUNK)), 1)
+
+
+def _loader(source, sizes: Sizes, count: int, rounds: int) -> list[float]:
+    """Images a second that arrive in the main process, as batches."""
+    batch = min(32, len(source))
+    side = sizes.global_size // 14
+    builder = batch_builder.BatchBuilder(
+        source=source,
+        multi_crop=sizes.multi_crop(None),
+        seed=0,
+        batch_size=batch,
+        group_size=batch,
+        grid=(side, side),
+        mask_probability=0.5,
+        mask_ratio_min_max=(0.1, 0.5),
+    )
+    skipped, turn = 4 * count, 2 * count  # what workers have ready, and then
+    with loader.Loader(
+        builder,
+        start_step=0,
+        num_steps=skipped + rounds * turn,
+        workers=count,
+        prefetch=1,
+        batch_bytes=batch * 3 * (2 * sizes.global_size**2 + 8 * sizes.local_size**2),
+        timeout=600.0,
+    ) as batches:
+        for _ in range(skipped):
+            next(batches)
+        rates = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            for _ in range(turn):
+                next(batches)
+            rates.append(turn * batch / (time.perf_counter() - start))
+    workers.release_shared_memory()
+    return rates
+
+
+def _bottleneck(stages, medians, count) -> str:
+    """What takes longest in the default mode, and what helps."""
+    names = ("read", "decode, as small as crops allow", "cut and resize")
+    parts = {name: stages[name] for name in names}
+    slowest = max(parts, key=parts.get)
+    share = parts[slowest] / sum(parts.values())
+    delivered = medians["split, delivered by the loader"]
+    if delivered < 0.7 * medians["split"]:
+        return (
+            f"batches reach the trainer at {delivered:.0f} of {medians['split']:.0f} "
+            "images/s: the way between processes; a larger /dev/shm or faster memory "
+            "helps"
+        )
+    advice = {
+        "read": "pack the images: python -m dinov2_jax.data shard PATH DST",
+        "decode, as small as crops allow": "store them smaller: python -m "
+        "dinov2_jax.data shard PATH DST --resize 512",
+        "cut and resize": "more cores, or fewer and smaller crops",
+    }[slowest]
+    return (
+        f"{slowest}, {share:.0%} of the host's work: {advice}; "
+        f"{count} workers give {delivered:.0f} images/s"
+    )
+
+
+def table(found: dict[str, Any]) -> str:
+    """What was measured, for people."""
+    lines = ["", "stage, one process".ljust(34) + "ms an image".rjust(12)]
+    for name, value in found["stages"].items():
+        lines.append(f"  {name}".ljust(34) + f"{value:.2f}".rjust(12))
+    head = f"{found['workers']} processes"
+    lines += ["", head.ljust(34) + "images/s".rjust(12) + "low to high".rjust(18)]
+    lines[-1] += "times the reference".rjust(22)
+    about = {
+        "reference": "reference's transforms",
+        "host": "data.augmentation=host",
+        "split": "data.augmentation=device",
+    }
+    for name, values in found["images_per_second"].items():
+        ratio = found["ratios"].get(name)
+        spread = f"{min(values):.0f} to {max(values):.0f}"
+        lines.append(
+            f"  {about.get(name, name)}".ljust(34)
+            + f"{statistics.median(values):.1f}".rjust(12)
+            + spread.rjust(18)
+            + (f"{ratio:.2f}".rjust(22) if ratio else "")
+        )
+    if found["missing"]:
+        lines.append(f"  (the reference's transforms need torch: {found['missing']})")
+    return "\n".join([*lines, "", f"bottleneck: {found['bottleneck']}"])
