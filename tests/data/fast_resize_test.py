@@ -47,7 +47,7 @@ def test_all_sizes_of_small_boxes():
                 crop = Image.fromarray(pixels).crop(box)
                 want = crop.resize((size, size), Image.Resampling.BICUBIC)
                 difference = np.abs(ours.astype(int) - np.asarray(want))
-                assert difference.max() <= 10 and difference.mean() < 0.5
+                assert difference.max() <= 10 and difference.mean() <= 1
 
 
 def test_a_flat_image_stays_flat():
