@@ -1,4 +1,4 @@
-"""Words for a run that is not learning."""
+"""Words for a run that is not learning, or that waits for its images."""
 
 import math
 from collections.abc import Mapping
@@ -35,4 +35,46 @@ class UniformLossMonitor:
             "nothing yet. Usual causes: a learning rate too low or too high for this "
             "batch size, too few images for so many prototypes "
             "(--config.dino.head_n_prototypes), or a warm-up longer than the run."
+        )
+
+
+class DataWaitMonitor:
+    """Says what to change when the devices wait for data.
+
+    Args:
+      workers: `data.workers`.
+      cores: Of this machine.
+      augmentation: `data.augmentation`.
+    """
+
+    _ALLOWED = 0.1  # share of the time
+    _PATIENCE = 3  # logged steps in a row; the first ones fill the queues
+
+    def __init__(self, *, workers: int, cores: int, augmentation: str):
+        self._workers, self._cores, self._augmentation = workers, cores, augmentation
+        self._in_a_row = 0
+
+    def message(self, step: int, data_wait: float) -> str | None:
+        """A hint for the share of time spent waiting at a logged step, or None."""
+        self._in_a_row = self._in_a_row + 1 if data_wait > self._ALLOWED else 0
+        if self._in_a_row != self._PATIENCE:
+            return None
+        if self._augmentation == "host":
+            fix = (
+                "let the devices augment, --config.data.augmentation=device (another "
+                "run: the crops differ)"
+            )
+        elif self._workers < self._cores:
+            fix = (
+                f"raise --config.data.workers, {self._workers} of this machine's "
+                f"{self._cores} cores"
+            )
+        else:
+            fix = (
+                "store the images smaller and together, python -m dinov2_jax.data "
+                "shard PATH DST --resize 512"
+            )
+        return (
+            f"step {step}: the devices wait for data {data_wait:.0%} of the time: "
+            f"{fix}; python -m dinov2_jax.data bench PATH finds the bottleneck"
         )

@@ -1,6 +1,7 @@
 """The loop: build, restore, step, log, evaluate, save."""
 
 import logging
+import os
 import pathlib
 import time
 from typing import Any
@@ -107,6 +108,11 @@ class Run:
             config.dino.head_n_prototypes,
             loss_weight=config.dino.loss_weight,
             patience_steps=max(2 * config.optim.warmup_steps, 1000),
+        )
+        self.data_wait = monitor.DataWaitMonitor(
+            workers=config.data.workers,
+            cores=os.cpu_count() or 1,
+            augmentation=config.data.augmentation,
         )
         self.bad_images = bad_images.BadImages(
             workdir, source, config.data.max_bad_share
@@ -227,9 +233,12 @@ class Run:
             images_per_second=row["images_per_second"],
             data_wait=row["data_wait"],
         )
-        warning = self.monitor.message(step, row)
-        if warning:
-            self.progress.message(warning)
+        for warning in (
+            self.monitor.message(step, row),
+            self.data_wait.message(step, row["data_wait"]),
+        ):
+            if warning:
+                self.progress.message(warning)
 
     def _report_skip(self, step, values, scalars) -> None:
         """Names the non-finite terms of a skipped step; stops after too many."""

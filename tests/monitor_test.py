@@ -48,3 +48,26 @@ def test_learning_resets_nothing_but_is_not_warned_about():
 
 def test_is_off_without_the_dino_loss():
     assert make(loss_weight=0.0).message(100, {}) is None
+
+
+def hints(waits, **settings):
+    settings = {"workers": 2, "cores": 8, "augmentation": "device"} | settings
+    watch = monitor.DataWaitMonitor(**settings)
+    return [watch.message(10 * i, wait) for i, wait in enumerate(waits, 1)]
+
+
+def test_waiting_for_data_is_said_once_it_lasts():
+    said = hints([0.5, 0.5, 0.05, 0.2, 0.2, 0.35, 0.9, 0.9])
+    assert [bool(text) for text in said] == [False] * 5 + [True, False, False]
+    assert said[5] == (
+        "step 60: the devices wait for data 35% of the time: raise "
+        "--config.data.workers, 2 of this machine's 8 cores; python -m "
+        "dinov2_jax.data bench PATH finds the bottleneck"
+    )
+    assert not any(hints([0.1] * 9))
+
+
+def test_the_hint_names_what_helps():
+    waits = [1.0, 1.0, 1.0]
+    assert "--resize 512" in hints(waits, workers=8)[2]
+    assert "--config.data.augmentation=device" in hints(waits, augmentation="host")[2]

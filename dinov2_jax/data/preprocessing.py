@@ -4,6 +4,7 @@ Mirrors the evaluation transform of the reference's `data/transforms.py`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -39,11 +40,22 @@ class Preprocessing:
         return (scaled - np.float32(self.mean)) / np.float32(self.std)
 
 
-def for_patches(patch_size: int) -> Preprocessing:
-    """The reference's, its crop rounded down to whole patches."""
+def for_patches(
+    patch_size: int, *, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> Preprocessing:
+    """The reference's, its crop rounded down to whole patches.
+
+    Args:
+      patch_size: Side, px.
+      mean: As `config.data.mean`; ImageNet's where it is empty.
+      std: Likewise.
+    """
     crop_size = max(Preprocessing.crop_size // patch_size, 1) * patch_size
     return Preprocessing(
-        resize_size=max(Preprocessing.resize_size, crop_size), crop_size=crop_size
+        resize_size=max(Preprocessing.resize_size, crop_size),
+        crop_size=crop_size,
+        mean=tuple(mean) or recipe.IMAGENET_MEAN,
+        std=tuple(std) or recipe.IMAGENET_STD,
     )
 
 

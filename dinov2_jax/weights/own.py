@@ -94,7 +94,12 @@ def read(
     which = which or "teacher"
     weights = checkpoint.read_weights(step.absolute(), _BRANCHES[which])
     _check(module, weights, step)
-    prepare = preprocessing.for_patches(module.patch_size)
+    data = getattr(config, "data", None)  # of old runs without statistics
+    prepare = preprocessing.for_patches(
+        module.patch_size,
+        mean=getattr(data, "mean", ()),
+        std=getattr(data, "std", ()),
+    )
     return module, weights, prepare, which
 
 
