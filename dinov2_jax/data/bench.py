@@ -89,6 +89,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=int, default=5, metavar="N", help="of turns; default: 5"
     )
     parser.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="a turn; default: 3"
+    )
+    parser.add_argument(
         "--json", type=pathlib.Path, metavar="OUT", help="write all that was measured"
     )
 
@@ -107,7 +110,13 @@ def run(args: argparse.Namespace) -> None:
             make_jpegs(pathlib.Path(made), args.images)
         source = sources.open_path(path, images.Decoder(), field="PATH")
         print(source.describe(), flush=True)
-        found = measure(source, sizes, workers=args.workers, rounds=args.rounds)
+        found = measure(
+            source,
+            sizes,
+            workers=args.workers,
+            rounds=args.rounds,
+            seconds=args.seconds,
+        )
     print(table(found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -130,11 +139,17 @@ def make_jpegs(folder: pathlib.Path, count: int) -> None:
 
 
 def measure(
-    source: sources.Source, sizes: Sizes, *, workers: int, rounds: int
+    source: sources.Source,
+    sizes: Sizes,
+    *,
+    workers: int,
+    rounds: int,
+    seconds: float = 3.0,
 ) -> dict[str, Any]:
     """All that the program measures.
 
-    Contestants take turns, `rounds` times, in `workers` processes that are up already.
+    Contestants take turns of some seconds, `rounds` times, in `workers` processes that
+    are up already.
 
     Returns:
       `stages`: milliseconds an image of each, in one process; `images_per_second`: of
@@ -151,7 +166,7 @@ def measure(
             except ImportError as error:
                 missing = str(error)
                 del rates[name]
-        tasks = {name: _tasks(pool, name, workers) for name in rates}
+        tasks = {name: _tasks(pool, name, workers, seconds) for name in rates}
         for _ in range(rounds):
             for name in rates:
                 rates[name].append(_turn(pool, name, workers, tasks[name]))
@@ -292,10 +307,10 @@ def _turn(pool, name: str, count: int, tasks: int) -> float:
     return done / (time.perf_counter() - start)
 
 
-def _tasks(pool, name: str, count: int) -> int:
-    """As many tasks a worker as take about three seconds."""
+def _tasks(pool, name: str, count: int, seconds: float) -> int:
+    """As many tasks a worker as take about so long."""
     rate = _turn(pool, name, count, 1)
-    return max(round(3 * rate / (count * _CHUNK)), 1)
+    return max(round(seconds * rate / (count * _CHUNK)), 1)
 
 
 def _loader(source, sizes: Sizes, count: int, rounds: int) -> list[float]:
