@@ -119,33 +119,10 @@ class SwiGLU(nn.Module):
         dim = x.shape[-1]
         # Two thirds of the MLP's hidden width, rounded up to a multiple of 8.
         hidden_dim = (int(int(dim * self.ratio) * 2 / 3) + 7) // 8 * 8
-        w12 = _TwoDense(hidden_dim, self.use_bias, self.dtype, name="w12")
-        gate, value = (checkpoint_name(y, "ffn_hidden") for y in w12(x))
+        x = dense(2 * hidden_dim, self.use_bias, self.dtype, "w12")(x)
+        x = checkpoint_name(x, "ffn_hidden")
+        gate, value = jnp.split(x, 2, axis=-1)
         return dense(dim, self.use_bias, self.dtype, "w3")(nn.silu(gate) * value)
-
-
-class _TwoDense(nn.Module):
-    """One dense layer as its two halves, with one kernel and one bias.
-
-    Halves of a product that begin within a tile of 128 columns, as ViT-L's at 2736, are
-    moved by TPUs token by token; halves of the kernel cost next to nothing.
-    """
-
-    features: int
-    use_bias: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[..., D] -> two of [..., features]."""
-        shape = (x.shape[-1], 2 * self.features)
-        kernel = self.param("kernel", linear_init, shape)
-        bias = jnp.zeros(shape[1])
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, shape[1:])
-        halves = zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2))
-        x = x.astype(self.dtype)
-        return tuple(x @ w.astype(self.dtype) + b.astype(self.dtype) for w, b in halves)
 
 
 class LayerScale(nn.Module):
