@@ -4,18 +4,24 @@ import contextlib
 import logging
 import pathlib
 import sys
+import threading
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from dinov2_jax import errors
+from dinov2_jax import errors, manifest
 
 
 class Checkpointer:
     """Asynchronous, atomic checkpoints below WORKDIR/checkpoints, one folder a step.
+
+    Each is sealed by a manifest of checksums. A damaged one is moved to
+    WORKDIR/damaged_checkpoints, and the newest good one serves.
 
     Args:
       workdir: The run's folder.
@@ -27,6 +33,7 @@ class Checkpointer:
         self, workdir: str | pathlib.Path, *, keep_last: int = 3, keep_every: int = 0
     ):
         self.path = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._sealing: threading.Thread | None = None
         logging.getLogger("absl").setLevel(logging.WARNING)
         with _quiet():
             self._manager = ocp.CheckpointManager(
@@ -45,8 +52,45 @@ class Checkpointer:
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving; training may go on at once. An earlier failure raises here."""
-        if step != self._manager.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+        if step == self._manager.latest_step():
+            return
+        self._finish_sealing()
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+        if jax.process_index() == 0:
+            self._sealing = threading.Thread(target=self._seal, args=(step,))
+            self._sealing.start()
+
+    def _seal(self, step: int) -> None:
+        """Waits for a save to be finished by orbax, and seals it."""
+        while self._manager.is_saving_in_progress():
+            time.sleep(0.02)
+        folder = self.path / str(step)
+        if folder.is_dir():  # else it failed, which the next call raises
+            manifest.write(folder)
+
+    def _finish_sealing(self) -> None:
+        self._manager.wait_until_finished()
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+
+    def set_aside_damaged(self) -> list[str]:
+        """Moves damaged checkpoints away, from the newest on to the first good one.
+
+        Returns:
+          What was found, a line each.
+
+        Raises:
+          UserError: None is good; all stay where they are.
+        """
+        lines = []
+        if jax.process_index() == 0:
+            lines = _set_aside_damaged(self.path)
+        if jax.process_count() > 1:
+            # Nobody looks before it is done.
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._manager.reload()
+        return lines
 
     def restore(self, abstract_state: Any) -> Any:
         """The newest checkpoint, laid out as `abstract_state` says.
@@ -87,8 +131,40 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits for a save under way and raises if it failed."""
-        self._manager.wait_until_finished()
+        self._finish_sealing()
         self._manager.close()
+
+
+def _set_aside_damaged(path: pathlib.Path) -> list[str]:
+    steps = [p for p in path.iterdir() if p.name.isdecimal() and p.is_dir()]
+    damaged, lines = {}, []
+    for folder in sorted(steps, key=lambda p: -int(p.name)):
+        if not manifest.is_sealed(folder):
+            # Killed within the moment between the save and its seal, or written by an
+            # earlier version; what orbax calls unfinished is no checkpoint.
+            if ocp.utils.is_checkpoint_finalized(folder) and any(folder.iterdir()):
+                lines.append(f"checkpoint {folder} has no checksums: it is trusted")
+                break
+            damaged[folder] = "was not finished"
+            continue
+        problem = manifest.problem(folder)
+        if problem is None:
+            break
+        damaged[folder] = problem
+    else:
+        if damaged:
+            named = "; ".join(f"{f.name}: {why}" for f, why in damaged.items())
+            raise errors.UserError(
+                f"no checkpoint in {path} is intact ({named}): restore one from a "
+                "copy, or remove them all to begin anew"
+            )
+    for folder, why in damaged.items():
+        away = path.with_name("damaged_checkpoints")
+        away.mkdir(exist_ok=True)
+        target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
+        folder.rename(target)
+        lines.append(f"checkpoint {folder} is damaged ({why}): moved to {target}")
+    return lines
 
 
 def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:
@@ -104,6 +180,12 @@ def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:
     Raises:
       UserError: The folder cannot be read or has no such branch.
     """
+    if manifest.is_sealed(folder):
+        problem = manifest.problem(folder)
+        if problem:
+            raise errors.UserError(
+                f"the checkpoint {folder} is damaged ({problem}): use another step"
+            )
     if (folder / "default").is_dir():
         folder = folder / "default"
     try:

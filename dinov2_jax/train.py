@@ -82,6 +82,7 @@ class Run:
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
         )
+        set_aside = self.checkpoints.set_aside_damaged()
         self.start_step = self.checkpoints.latest_step() or 0
         self.origin = ""  # of the weights, in words; "" from scratch
         if self.start_step:
@@ -121,8 +122,9 @@ class Run:
         self.progress.message(
             console.banner(config, self.mesh, source, num_params, dtype)
         )
-        if self.origin:
-            self.progress.message(self.origin)
+        for line in (*set_aside, self.origin):
+            if line:
+                self.progress.message(line)
         changed = data_record.update(
             source, workdir, resumed=self.start_step > 0, write=leads
         )

@@ -8,7 +8,7 @@ import numpy as np
 import processes
 import pytest
 
-from dinov2_jax import checkpoint, errors
+from dinov2_jax import checkpoint, errors, manifest
 
 
 @pytest.fixture
@@ -102,26 +102,55 @@ def remove_all_files(folder):
     folder.mkdir()
 
 
-@pytest.mark.parametrize("damage", [truncate, truncate_largest, remove_all_files])
-def test_unreadable_checkpoint(resumable, trainer, damage):
+def flip_a_bit(folder):
+    """In the largest file, which orbax restores without a word."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 8
+    largest.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, truncate_largest, remove_all_files, flip_a_bit]
+)
+def test_the_one_before_a_damaged_checkpoint_serves(
+    damage, uninterrupted, resumable, trainer
+):
     damage(resumable / "checkpoints/16")
-    rows = processes.rows(resumable)
+    finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
+    assert finished.code == 0, finished.output
+    assert f"checkpoint {resumable / 'checkpoints/16'} " in finished.output
+    assert "resumed from step 12" in finished.output
+    moved = [path.name for path in (resumable / "damaged_checkpoints").iterdir()]
+    assert len(moved) == 1 and moved[0].startswith("16-")
+    assert processes.rows(resumable) == processes.rows(uninterrupted[0])
+    assert 16 in processes.saved_steps(resumable)
+
+
+def test_no_checkpoint_is_good(resumable, trainer):
+    for step in processes.saved_steps(resumable):
+        flip_a_bit(resumable / "checkpoints" / str(step))
+    rows, steps = processes.rows(resumable), processes.saved_steps(resumable)
     finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
     assert finished.code == 2, finished.output
     assert finished.output == finished.error + "\n"  # so nothing was compiled
-    assert f"cannot read the checkpoint {resumable / 'checkpoints/16'}" in (
+    assert f"no checkpoint in {resumable / 'checkpoints'} is intact (16: " in (
         finished.error
     )
-    assert "remove that folder" in finished.error
+    assert "to begin anew" in finished.error
     assert processes.rows(resumable) == rows
+    assert processes.saved_steps(resumable) == steps
 
 
-def test_remedy_for_an_unreadable_checkpoint(uninterrupted, resumable, trainer):
-    """What the message says: remove it, and the one before serves."""
-    shutil.rmtree(resumable / "checkpoints/16")
+def test_a_checkpoint_without_checksums_is_trusted_aloud(
+    uninterrupted, resumable, trainer
+):
+    (resumable / "checkpoints/16" / manifest.NAME).unlink()
     finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
     assert finished.code == 0, finished.output
-    assert "resumed from step 12" in finished.output
+    assert "checkpoints/16 has no checksums: it is trusted" in finished.output
+    assert "resumed from step 16" in finished.output
     assert processes.rows(resumable) == processes.rows(uninterrupted[0])
 
 
