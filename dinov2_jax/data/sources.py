@@ -193,6 +193,13 @@ def sniff(path: str, *, field: str = "data.path") -> str:
     )
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _sniff_folder(said: str, field: str) -> str:
     """By the names of its first level."""
     found = set()
@@ -201,7 +208,7 @@ def _sniff_folder(said: str, field: str) -> str:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     found.add("folder")
                 elif shard_files.ARRAY_RECORD.search(entry.name):
                     found.add("array_record")
