@@ -93,7 +93,7 @@ def make_source(config: Any) -> Source:
     if data.mixture:
         return _mixture(config, decoder)
     if data.source == "photos":
-        return photos.PhotosSource("train")
+        return photos.PhotosSource("train", channels=config.model.in_chans)
     if data.source == "tfds" or (data.source == "auto" and data.tfds_name):
         return tfds.TfdsSource(
             data.tfds_name, data.tfds_split, data_dir=data.path, decoder=decoder
