@@ -44,9 +44,10 @@ def run(trainer, workdir, *flags, resumed=False, changed=False, **environment):
         **environment,
     )
     assert finished.code == 0, finished.output
-    odd = processes.noise(finished.output)
-    said = [line for line in odd if line.startswith("the images changed since")]
-    assert odd == said and len(said) == changed, finished.output
+    expected = ("the images changed since", "evaluation leaves out")
+    said = processes.noise(finished.output)
+    assert all(line.startswith(expected) for line in said), finished.output
+    assert sum(line.startswith(expected[0]) for line in said) == changed
     assert ("resumed from step 2" in finished.output) == resumed
     rows = [row for row in processes.rows(workdir) if "loss/total" in row]
     assert [row["step"] for row in rows] == list(range(1, 4 if resumed else 3))
@@ -107,7 +108,7 @@ def test_class_folders_and_a_change_on_resume(trainer, tmp_path):
     assert "the images changed since this run last started: 40 images then, 41 now" in (
         output
     )
-    assert output.count("evaluation leaves out cat/0000.png: empty file") > 0
+    assert output.count("evaluation leaves out cat/0000.png: empty file") == 1
     after = json.loads((workdir / "data.json").read_text())
     assert (before["images"], after["images"]) == (40, 41)
     assert 0 <= accuracies(workdir)["knn/top1"] <= 1

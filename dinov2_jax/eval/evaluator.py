@@ -1,6 +1,7 @@
 """Evaluation inside the training loop: k-NN with its baselines, and a PCA picture."""
 
 import concurrent.futures
+import contextlib
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ class Evaluator:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._max_images, self._ks, self._temperature = max_images, ks, temperature
         self._baselines: dict[str, float] | None = None
+        self._left_out: set[str] = set()  # each is said once
         self._random_init = jax.jit(
             lambda key: random_init.fair_random_params(backbone, key),
             out_shardings=sharding.replicated(mesh),
@@ -169,8 +171,12 @@ class Evaluator:
             chosen = np.arange(count)
 
         def read(index):
-            image = _read(source, int(index))
-            if image is None:
+            try:
+                image = source.open(int(index)).pixels()
+            except images.BadImage as error:
+                if str(error) not in self._left_out:
+                    self._left_out.add(str(error))
+                    logging.warning("evaluation leaves out %s", error)
                 return None
             return preprocessing.resize_and_crop(
                 image, self._resize_size, self._image_size
@@ -185,13 +191,13 @@ class Evaluator:
                     yield np.stack([g[0] for g in good]), np.array([g[1] for g in good])
 
 
-def _read(source: sources.Source, index: int) -> np.ndarray | None:
-    """uint8 [H, W, C]; None of an unreadable image, which is said."""
-    try:
-        return source.open(index).pixels()
-    except images.BadImage as error:
-        logging.warning("evaluation leaves out %s", error)
-        return None
+def _some(source: sources.Source) -> list[np.ndarray]:
+    """Up to `NUM_PICTURES` readable images, evenly spaced."""
+    found = []
+    for index in np.linspace(0, len(source) - 1, NUM_PICTURES).astype(int):
+        with contextlib.suppress(images.BadImage):
+            found.append(source.open(int(index)).pixels())
+    return found
 
 
 def make_evaluator(
@@ -227,9 +233,7 @@ def make_evaluator(
                 f"({', '.join(sorted(differing)[:5])}): both need the same classes"
             )
         if channels in (1, 3):
-            chosen = np.linspace(0, len(queries) - 1, NUM_PICTURES).astype(int)
-            read = (_read(queries, int(i)) for i in chosen)
-            pictures = [pixels for pixels in read if pixels is not None]
+            pictures = _some(queries)
     elif config.data.source == "photos":
         bank = photos.PhotosSource("bank", channels=channels)
         queries = photos.PhotosSource(c.photos_split, channels=channels)
