@@ -170,7 +170,8 @@ def get_config() -> config_dict.ConfigDict:
     c.log.tensorboard = True
 
     # k-NN of the teacher's class token. The photos source brings its own split;
-    # elsewhere name two folders whose sub-folders are the labels.
+    # elsewhere name two folders whose sub-folders are the labels, or what else
+    # `data.path` takes and has labels, such as '/data/val/**/*.npy'
     c.evaluation = config_dict.ConfigDict()
     # Steps; 0: only at the end. A run from other weights is measured at step 0 too.
     c.evaluation.every = 12_500

@@ -17,8 +17,8 @@ class BadImages:
         self._total, self._max_share = len(source), max_share
         self._seen: set[str] = set()
         if self._path.exists():
-            lines = self._path.read_text().splitlines()
-            self._seen = {line.split("\t")[0] for line in lines}
+            lines = self._path.read_text("utf-8", "replace").split("\n")
+            self._seen = {line.split("\t")[0] for line in lines if line}
 
     @property
     def count(self) -> int:
@@ -33,11 +33,11 @@ class BadImages:
         """
         for entry in bad:
             name = str(entry["name"])
-            name = name.encode("unicode_escape", "surrogateescape").decode()
+            name = "".join(c if c.isprintable() else _escaped(c) for c in name)
             if name in self._seen:
                 continue
             self._seen.add(name)
-            with open(self._path, "a") as log:
+            with open(self._path, "a", encoding="utf-8") as log:
                 log.write(f"{name}\t{entry['reason']}\n")
             if self.count == 1:
                 logging.warning("unreadable image %s: %s", name, entry["reason"])
@@ -53,3 +53,7 @@ class BadImages:
             f"{self.count} of {self._total} images are unreadable and were replaced; "
             f"they are named in {self._path}"
         )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

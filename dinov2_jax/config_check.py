@@ -219,6 +219,12 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"model.embed_dim, depth and num_heads are set by model.arch = "
             f"{flat['model.arch']!r}: leave them 0 or set --config.model.arch=custom"
         )
+    for name in ("data.path", "data.tfds_name"):
+        if flat["data.source"] == "photos" and flat[name]:
+            yield (
+                f"{name} = {flat[name]!r} is not looked at where data.source = "
+                "'photos': set --config.data.source=auto"
+            )
     yield from recipe.problems(flat)
     yield from _channels(flat)
     if flat["optim.warmup_steps"] > flat["train.steps"]:

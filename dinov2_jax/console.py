@@ -146,5 +146,7 @@ def describe_knn(step: int, accuracies: dict[str, float]) -> str:
         "knn/top1_pixels_mean_removed": "pixels less mean",
         "knn/top1_color_histogram": "colour histogram",
     }
-    shown = ", ".join(f"{name} {accuracies[k]:.1%}" for k, name in names.items())
+    shown = ", ".join(
+        f"{name} {accuracies[k]:.1%}" for k, name in names.items() if k in accuracies
+    )
     return f"step {step}: k-NN top-1: {shown}"

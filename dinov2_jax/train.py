@@ -70,9 +70,7 @@ class Run:
         self.mesh = sharding.make_mesh(config.mesh.replica)
         dtype = compute_dtype(config)
         self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, dtype)
-        self.evaluator = evaluator.make_evaluator(
-            config, self.meta_arch.backbone, self.mesh
-        )
+        self.evaluator = evaluator.make_evaluator(config, self.meta_arch, self.mesh)
         shapes = jax.eval_shape(self.meta_arch.init, jax.random.key(0))
         self.tx = optimizer.make_optimizer(config, shapes)
         self.schedules = schedules.make_schedules(config)

@@ -196,6 +196,12 @@ def test_the_photographs_have_no_more_channels():
     assert said.startswith("model.in_chans = 4: the photos source gives 3")
 
 
+def test_photographs_beside_a_path():
+    said = message(changed(("data.source", "photos"), ("data.path", "/data/mine")))
+    assert said.startswith("data.path = '/data/mine' is not looked at")
+    assert said.endswith("set --config.data.source=auto")
+
+
 def test_all_problems_at_once():
     several = [
         ("data.source", "web"),

@@ -183,7 +183,7 @@ class ArrayRecordSource:
         name = fields.get("name")
         if name is None:
             return self._place_name(index)
-        return os.fsencode(name).decode("utf-8", "replace")
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
 
     @functools.cached_property
     def _labels(self) -> tuple[np.ndarray | None, list[str]]:

@@ -36,7 +36,7 @@ from dinov2_jax.data import batch_spec as batch_spec_lib
 from dinov2_jax.data import images, masking, multi_crop, recipe
 from dinov2_jax.data import sources as sources_lib
 
-BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U200"), ("reason", "U120")])
+BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U1024"), ("reason", "U120")])
 MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
 
 # Every use of randomness has its own stream.
@@ -156,7 +156,7 @@ class BatchBuilder:
                 image = self.source.open(index)
                 return self.multi_crop(image, self._rng(_CROPS, pass_number, drawn_for))
             except images.BadImage as error:
-                bad.append((index, error.name[-200:], error.reason[:120]))
+                bad.append((index, error.name[-1024:], error.reason[:120]))
             except errors.UserError:
                 raise
             except Exception as error:

@@ -82,8 +82,8 @@ class FilesSource:
             raise images.BadImage(self.name(index), reason) from error
 
     def name(self, index: int) -> str:
-        """The path relative to the root."""
-        return self._paths[index].decode("utf-8", "replace")
+        """The path relative to the root; \\xff for what is not UTF-8."""
+        return self._paths[index].decode("utf-8", "backslashreplace")
 
     def skipped(self) -> dict[str, int]:
         """How many things were passed over, by reason."""

@@ -154,18 +154,24 @@ def boxes(split: str, *, width: int, height: int) -> list[tuple[int, int, int, i
     return found
 
 
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [H, W, 1], as the decoder has it of gray images."""
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
 class PhotosSource:
     """One split of the embedded photographs; see the head of this file.
 
     Attributes:
       labels: int32 [length], the photograph of each item.
       label_names: the photographs' names.
+      channels: 3, or 1 for the luma of it.
     """
 
-    def __init__(self, split: str = "train"):
+    def __init__(self, split: str = "train", *, channels: int = 3):
         if split not in SPLITS:
             raise ValueError(f"split = {split!r} is not one of {SPLITS}")
-        self.split = split
+        self.split, self.channels = split, channels
         self.label_names = photograph_names()
         self._renderings = RENDERINGS if split in ("val", "test") else 1
         rows = [
@@ -183,7 +189,8 @@ class PhotosSource:
     @property
     def fingerprint(self) -> str:
         """Changes with the split and the number of its tiles."""
-        return index_file.key("photos", self.split, str(len(self)))
+        gray = ("gray",) if self.channels == 1 else ()
+        return index_file.key("photos", self.split, str(len(self)), *gray)
 
     def describe(self) -> str:
         """One line: how many, of what."""
@@ -192,11 +199,13 @@ class PhotosSource:
         return wording.described(len(self), where, skipped={}, first=())
 
     def open(self, index: int) -> images.OpenedImage:
-        """Returns uint8 [h, w, 3]: [64, 64, 3], or [128, 64..128, 3] of "train"."""
+        """Returns uint8 [h, w, C]: [64, 64, C], or [128, 64..128, C] of "train"."""
         label, left, top, right, bottom = self._rows[index]
         pixels = load_photographs()[label][top:bottom, left:right]
         if self.split in ("val", "test"):
             pixels = self._render(pixels, index)
+        if self.channels == 1:
+            pixels = luma(pixels)
         return images.from_array(np.ascontiguousarray(pixels))
 
     def _render(self, pixels: np.ndarray, index: int) -> np.ndarray:

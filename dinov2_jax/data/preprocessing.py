@@ -30,8 +30,6 @@ class Preprocessing:
 
     def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
         """A uint8 [H, W, C] or Pillow image -> float32 [crop_size, crop_size, C]."""
-        if not isinstance(image, Image.Image):
-            image = Image.fromarray(image)
         return self.normalize(resize_and_crop(image, self.resize_size, self.crop_size))
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
@@ -59,8 +57,28 @@ def for_patches(
     )
 
 
-def resize_and_crop(image: Image.Image, resize_size: int, crop_size: int) -> np.ndarray:
-    """Short side to `resize_size`, then the central square; uint8 [S, S, 3]."""
+def resize_and_crop(
+    image: np.ndarray | Image.Image, resize_size: int, crop_size: int
+) -> np.ndarray:
+    """Short side to `resize_size`, then the central square.
+
+    Args:
+      image: uint8 [H, W, C], or of Pillow.
+      resize_size: In px, bicubic.
+      crop_size: S, in px.
+
+    Returns:
+      uint8 [S, S, C].
+    """
+    if not isinstance(image, Image.Image):
+        if image.ndim == 3 and image.shape[2] != 3:
+            # One by one: of four, Pillow would take one for alpha.
+            planes = [
+                resize_and_crop(np.ascontiguousarray(plane), resize_size, crop_size)
+                for plane in np.moveaxis(image, 2, 0)
+            ]
+            return np.stack(planes, axis=2)
+        image = Image.fromarray(image)
     width, height = image.size
     if min(width, height) != resize_size:
         # torchvision cuts the fraction of the long side, and rounds the crop's corner.

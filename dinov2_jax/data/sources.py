@@ -93,7 +93,7 @@ def make_source(config: Any) -> Source:
     if data.mixture:
         return _mixture(config, decoder)
     if data.source == "photos":
-        return photos.PhotosSource("train")
+        return photos.PhotosSource("train", channels=config.model.in_chans)
     if data.source == "tfds" or (data.source == "auto" and data.tfds_name):
         return tfds.TfdsSource(
             data.tfds_name, data.tfds_split, data_dir=data.path, decoder=decoder
@@ -193,6 +193,13 @@ def sniff(path: str, *, field: str = "data.path") -> str:
     )
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _sniff_folder(said: str, field: str) -> str:
     """By the names of its first level."""
     found = set()
@@ -201,7 +208,7 @@ def _sniff_folder(said: str, field: str) -> str:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     found.add("folder")
                 elif shard_files.ARRAY_RECORD.search(entry.name):
                     found.add("array_record")

@@ -1,6 +1,7 @@
 """Evaluation inside the training loop: k-NN with its baselines, and a PCA picture."""
 
 import concurrent.futures
+import contextlib
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -9,12 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
 from dinov2_jax import errors, sharding, ssl_meta_arch
 from dinov2_jax.data import images, photos, preprocessing, sources
 from dinov2_jax.eval import knn, pca, random_init
-from dinov2_jax.models import vision_transformer
 
 NUM_PICTURES = 4
 BASELINE_SIZE = 64  # px; larger images are shrunk for the pixel baselines
@@ -24,11 +23,11 @@ class Evaluator:
     """k-NN of class tokens between two labelled sources.
 
     Args:
-      backbone: The student's module.
+      meta_arch: Of the run: its backbone, and how it normalises images.
       mesh: Batches are sharded over it.
       bank: Labelled source whose features are searched.
       queries: Labelled source that is classified; labels mean what the bank's mean.
-      pictures: uint8 [n, P, P, 3] for the PCA picture.
+      pictures: uint8 [n, P, P, C] for the PCA picture, C 1 or 3; None draws none.
       resize_size: Short side before the central crop, px.
       image_size: Side of the crop, px.
       batch_size: Images per forward pass, rounded up to a multiple of the devices.
@@ -39,12 +38,12 @@ class Evaluator:
 
     def __init__(
         self,
-        backbone: vision_transformer.VisionTransformer,
+        meta_arch: ssl_meta_arch.SSLMetaArch,
         mesh: Mesh,
         *,
         bank: sources.Source,
         queries: sources.Source,
-        pictures: np.ndarray,
+        pictures: np.ndarray | None,
         resize_size: int,
         image_size: int,
         batch_size: int,
@@ -52,19 +51,22 @@ class Evaluator:
         ks: tuple[int, ...],
         temperature: float,
     ):
+        backbone = meta_arch.backbone
         self._backbone, self._mesh, self._pictures = backbone, mesh, pictures
+        self._normalize = meta_arch.normalize
         self._bank, self._queries = bank, queries
         self._resize_size, self._image_size = resize_size, image_size
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._max_images, self._ks, self._temperature = max_images, ks, temperature
         self._baselines: dict[str, float] | None = None
+        self._left_out: set[str] = set()  # each is said once
         self._random_init = jax.jit(
             lambda key: random_init.fair_random_params(backbone, key),
             out_shardings=sharding.replicated(mesh),
         )
         self._apply = jax.jit(
             lambda params, batch: (
-                backbone.apply({"params": params}, ssl_meta_arch.normalize(batch)).cls
+                backbone.apply({"params": params}, self._normalize(batch)).cls
             ),
             out_shardings=sharding.replicated(mesh),
         )
@@ -79,7 +81,8 @@ class Evaluator:
         Returns:
           `knn/top1` (first k) and `knn/top1_k<k>`, then `knn/top1_random_init` (the
           same ViT, see `eval.random_init`), `knn/top1_pixels`,
-          `knn/top1_pixels_mean_removed` and `knn/top1_color_histogram`.
+          `knn/top1_pixels_mean_removed` and, of RGB images,
+          `knn/top1_color_histogram`.
         """
         if self._baselines is None:
             self._baselines = self._measure_baselines(seed)
@@ -91,12 +94,7 @@ class Evaluator:
         def shrunk(extract):
             size = min(self._image_size, BASELINE_SIZE)
             return lambda batch: extract(
-                np.stack(
-                    [
-                        preprocessing.resize_and_crop(Image.fromarray(x), size, size)
-                        for x in batch
-                    ]
-                )
+                np.stack([preprocessing.resize_and_crop(x, size, size) for x in batch])
             )
 
         params = self._random_init(jax.random.key(seed))
@@ -104,8 +102,9 @@ class Evaluator:
             "random_init": lambda batch: self._features(params, batch),
             "pixels": shrunk(knn.pixel_features),
             "pixels_mean_removed": shrunk(knn.mean_removed_pixel_features),
-            "color_histogram": knn.color_histogram_features,
         }
+        if self._backbone.in_chans == 3:
+            features["color_histogram"] = knn.color_histogram_features
         first = self._ks[0]
         return {
             f"knn/top1_{name}": self._accuracy(extract)[first]
@@ -113,18 +112,18 @@ class Evaluator:
         }
 
     def picture(self, params: Any, seed: int, path: pathlib.Path) -> None:
-        """Writes the photographs beside the PCA of their patch features.
+        """Writes the photographs beside the PCA of their patch features, if any.
 
         Args:
           params: The backbone's.
           seed: Draws the random initialisation that is shown beside it.
           path: Of the PNG.
         """
+        if self._pictures is None:
+            return
         apply = jax.jit(
             lambda params, batch: (
-                self._backbone.apply(
-                    {"params": params}, ssl_meta_arch.normalize(batch)
-                ).patches
+                self._backbone.apply({"params": params}, self._normalize(batch)).patches
             ),
             out_shardings=sharding.replicated(self._mesh),
         )
@@ -134,7 +133,8 @@ class Evaluator:
             "random initialisation": np.asarray(apply(random_init, self._pictures)),
         }
         if jax.process_index() == 0:
-            pca.pca_picture(self._pictures, columns, path)
+            rgb = np.broadcast_to(self._pictures, (*self._pictures.shape[:3], 3))
+            pca.pca_picture(rgb, columns, path)
 
     def _accuracy(self, extract: Any) -> dict[int, float]:
         sets = []
@@ -152,7 +152,7 @@ class Evaluator:
         )
 
     def _features(self, params: Any, batch: np.ndarray) -> np.ndarray:
-        """uint8 [n, S, S, 3] -> class tokens [n, D], over all devices."""
+        """uint8 [n, S, S, C] -> class tokens [n, D], over all devices."""
         count = len(batch)
         padded = np.zeros((self._batch_size, *batch.shape[1:]), np.uint8)
         padded[:count] = batch
@@ -163,7 +163,7 @@ class Evaluator:
             return np.asarray(self._apply(params, placed), np.float32)[:count]
 
     def _batches(self, source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """uint8 [n, S, S, 3] and int labels [n]; unreadable images are left out."""
+        """uint8 [n, S, S, C] and int labels [n]; unreadable images are left out."""
         count = len(source)
         if self._max_images and count > self._max_images:
             chosen = np.linspace(0, count - 1, self._max_images).astype(int)
@@ -174,10 +174,12 @@ class Evaluator:
             try:
                 image = source.open(int(index)).pixels()
             except images.BadImage as error:
-                logging.warning("evaluation leaves out %s", error)
+                if str(error) not in self._left_out:
+                    self._left_out.add(str(error))
+                    logging.warning("evaluation leaves out %s", error)
                 return None
             return preprocessing.resize_and_crop(
-                Image.fromarray(image), self._resize_size, self._image_size
+                image, self._resize_size, self._image_size
             )
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -189,16 +191,30 @@ class Evaluator:
                     yield np.stack([g[0] for g in good]), np.array([g[1] for g in good])
 
 
-def make_evaluator(config: Any, backbone: Any, mesh: Mesh) -> Evaluator | None:
+def _some(source: sources.Source) -> list[np.ndarray]:
+    """Up to `NUM_PICTURES` readable images, evenly spaced."""
+    found = []
+    for index in np.linspace(0, len(source) - 1, NUM_PICTURES).astype(int):
+        with contextlib.suppress(images.BadImage):
+            found.append(source.open(int(index)).pixels())
+    return found
+
+
+def make_evaluator(
+    config: Any, meta_arch: ssl_meta_arch.SSLMetaArch, mesh: Mesh
+) -> Evaluator | None:
     """The evaluator that `config.evaluation` describes, None where nothing is set.
+
+    Pictures are drawn of images of 1 or 3 channels.
 
     Raises:
       UserError: A folder is missing, has no labels, or the labels do not match.
     """
-    c = config.evaluation
+    c, channels = config.evaluation, config.model.in_chans
+    pictures = []
     if c.train_path:
         bank, queries = (
-            sources.FolderSource(
+            sources.open_path(
                 c[name], images.make_decoder(config), field=f"evaluation.{name}"
             )
             for name in ("train_path", "val_path")
@@ -216,26 +232,24 @@ def make_evaluator(config: Any, backbone: Any, mesh: Mesh) -> Evaluator | None:
                 f"the sub-folders of {c.train_path} and {c.val_path} differ "
                 f"({', '.join(sorted(differing)[:5])}): both need the same classes"
             )
-        chosen = np.linspace(0, len(queries) - 1, NUM_PICTURES).astype(int)
-        pictures = [queries.open(int(i)).pixels() for i in chosen]
+        if channels in (1, 3):
+            pictures = _some(queries)
     elif config.data.source == "photos":
-        bank = photos.PhotosSource("bank")
-        queries = photos.PhotosSource(c.photos_split)
+        bank = photos.PhotosSource("bank", channels=channels)
+        queries = photos.PhotosSource(c.photos_split, channels=channels)
         pictures = photos.load_unseen()
+        if channels == 1:
+            pictures = [photos.luma(picture) for picture in pictures]
     else:
         return None
     size = c.picture_size
-    pictures = [
-        p if isinstance(p, Image.Image) else Image.fromarray(p) for p in pictures
-    ]
+    pictures = [preprocessing.resize_and_crop(p, size, size) for p in pictures]
     return Evaluator(
-        backbone,
+        meta_arch,
         mesh,
         bank=bank,
         queries=queries,
-        pictures=np.stack(
-            [preprocessing.resize_and_crop(p, size, size) for p in pictures]
-        ),
+        pictures=np.stack(pictures) if pictures else None,
         resize_size=c.resize_size,
         image_size=c.image_size,
         batch_size=c.batch_size,

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinov2_jax.data import photos
 
@@ -109,3 +110,14 @@ def test_no_jax_and_no_network():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
     assert socket.socket
+
+
+def test_in_gray(sources):
+    for split, source in sources.items():
+        gray = photos.PhotosSource(split, channels=1)
+        assert len(gray) == len(source) and gray.fingerprint != source.fingerprint
+        for index in (0, len(source) // 2):
+            pixels = source.open(index).pixels()
+            luma = np.asarray(Image.fromarray(pixels).convert("L"))
+            found = gray.open(index).pixels()
+            np.testing.assert_array_equal(found, luma[..., None])

@@ -1,0 +1,95 @@
+"""The evaluator: images of any channels, prepared as the run prepares its own."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import debug
+from dinov2_jax import sharding, ssl_meta_arch
+from dinov2_jax.data import preprocessing
+from dinov2_jax.eval import evaluator
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+SIZE = 16
+
+
+def make(path, channels, suffix=""):
+    config = debug.get_config()
+    config.data.source = "auto"
+    config.model.update(in_chans=channels, depth=1)
+    config.data.update(
+        mean=tuple(np.linspace(0.2, 0.6, channels)),
+        std=tuple(np.linspace(0.1, 0.3, channels)),
+    )
+    config.evaluation.update(
+        train_path=f"{path}{suffix}",
+        val_path=f"{path}{suffix}",
+        image_size=SIZE,
+        resize_size=SIZE,
+        picture_size=SIZE,
+        knn_k=(1,),
+        batch_size=4,
+    )
+    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, np.float32)
+    made = evaluator.make_evaluator(config, meta_arch, sharding.make_mesh(1))
+    return made, meta_arch, config
+
+
+def write(root, channels):
+    """Six images of two classes; returns their pixels in the order of their names."""
+    pixels = []
+    for i in range(6):
+        one = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, channels))
+        pixels.append(one.astype(np.uint8))
+        folder = root / str(i // 3)
+        folder.mkdir(parents=True, exist_ok=True)
+        if channels == 13:
+            np.save(folder / f"{i}.npy", pixels[-1])
+        else:
+            Image.fromarray(pixels[-1].squeeze()).save(folder / f"{i}.png")
+    return np.stack(pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 13])
+def test_channels_and_their_statistics(tmp_path, channels):
+    pixels = write(tmp_path / "images", channels)
+    (tmp_path / "images/0/0a.png").write_bytes(b"no image")
+    pattern = "/**/*.npy" if channels == 13 else ""
+    made, meta_arch, config = make(tmp_path / "images", channels, pattern)
+    seen = []
+    backbone = meta_arch.backbone
+    params = backbone.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, channels)))
+    normal = (pixels / 255 - np.array(config.data.mean)) / np.array(config.data.std)
+    expected = backbone.apply(params, normal.astype(np.float32)).cls
+
+    features = made._features
+
+    def spy(params, batch):
+        seen.append((np.array(batch), features(params, batch)))
+        return seen[-1][1]
+
+    made._features = spy
+    found = made.evaluate(params["params"], 0)
+    assert ("knn/top1_color_histogram" in found) == (channels == 3)
+    # Both sides hold the same images, and each is its own nearest.
+    assert found["knn/top1"] == found["knn/top1_pixels"] == 1.0
+    shown, tokens = (np.concatenate(x) for x in zip(*seen))
+    # The random initialisation first, then the parameters; bank and queries of both.
+    np.testing.assert_array_equal(shown, np.concatenate([pixels] * 4))
+    np.testing.assert_allclose(tokens[12:18], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(tokens[18:], expected, rtol=1e-3, atol=1e-4)
+    made.picture(params["params"], 0, tmp_path / "pca.png")
+    assert (tmp_path / "pca.png").exists() == (channels != 13)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_preparation_channel_by_channel(channels):
+    image = np.random.default_rng(0).integers(0, 256, (30, 47, channels), np.uint8)
+    found = preprocessing.resize_and_crop(image, 20, 16)
+    assert found.shape == (16, 16, channels)
+    for c in range(channels):
+        # As gray images of three equal channels, which are resized together.
+        gray = np.repeat(image[..., c : c + 1], 3, axis=2)
+        expected = preprocessing.resize_and_crop(Image.fromarray(gray), 20, 16)
+        np.testing.assert_array_equal(found[..., c], expected[..., 0])
