@@ -39,6 +39,7 @@ def run(trainer, workdir, *flags, resumed=False, changed=False, **environment):
         "--config=configs/debug.py",
         f"--workdir={workdir}",
         "--config.log.tensorboard=False",
+        "--config.data.workers=0",  # any number does the same: data/stream_test.py
         *(AGAIN if resumed else TRAIN),
         *flags,
         **environment,

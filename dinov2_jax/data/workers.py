@@ -87,5 +87,3 @@ def release_shared_memory() -> None:
         if type(held) is memory.SharedMemoryArray and held._unlink_on_del:
             held._unlink_on_del = False
             held.shm.unlink()
-    if pool is not None:
-        pool.apply(int)  # what was dropped in the meantime
