@@ -1,6 +1,9 @@
 # Shell functions of the launchers; source it, do not run it.
 # shellcheck shell=bash
 
+# In bash 5.2 an & in what replaces a text would be the text.
+shopt -u patsub_replacement 2>/dev/null || true
+
 LAUNCH=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 REPOSITORY=$(dirname -- "$LAUNCH")
 
