@@ -159,6 +159,9 @@ def get_config() -> config_dict.ConfigDict:
 
     c.mesh = config_dict.ConfigDict()
     c.mesh.replica = 1  # copies of the model (HSDP); fsdp = devices / replica
+    # What the run must have, or it does not start; 0: whatever there is.
+    c.mesh.processes = 0
+    c.mesh.devices = 0
 
     c.checkpoint = config_dict.ConfigDict()
     c.checkpoint.every = 3750  # steps; reference: 3 epochs

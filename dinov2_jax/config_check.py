@@ -19,7 +19,7 @@ HARMLESS = (
     "model.attention",
     "model.remat",
     "model.scan_unroll",
-    "mesh.replica",
+    "mesh.",
     "checkpoint.",
     "log.",
     "evaluation.",
@@ -65,7 +65,7 @@ _NOT_NEGATIVE = (
     "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "
     "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
     "teacher.warmup_teacher_temp_steps checkpoint.keep_every evaluation.every seed "
-    "evaluation.max_images init.heads_only_steps"
+    "evaluation.max_images init.heads_only_steps mesh.processes mesh.devices"
 ).split()
 _SHARES = (
     "data.max_bad_share model.drop_path_rate ibot.mask_sample_probability "
@@ -268,6 +268,28 @@ def _channels(flat: dict[str, Any]) -> Iterator[str]:
                 f"--config.{name} to what `python -m dinov2_jax.data stats PATH "
                 f"--channels {channels}` prints"
             )
+
+
+def check_cluster(config: Any, num_processes: int, num_devices: int) -> None:
+    """Raises a `UserError` unless as many came as `config.mesh` expects.
+
+    Without it every host whose cluster is not found would train a model of its own.
+    """
+    there = {"processes": num_processes, "devices": num_devices}
+    wrong = [
+        f"mesh.{name} = {config.mesh[name]}, but there are {there[name]}"
+        for name in there
+        if config.mesh[name] and config.mesh[name] != there[name]
+    ]
+    if not wrong:
+        return
+    fix = "see why the others did not come (docs/launch.md), or change the field"
+    if num_processes == 1 < config.mesh.processes:
+        fix = (
+            "jax found no cluster here: start the run with launch/, or give "
+            "--coordinator, --num_processes and --process_id"
+        )
+    raise errors.UserError(f"{'; '.join(wrong)}: {fix}")
 
 
 def check_devices(config: Any, num_devices: int) -> None:

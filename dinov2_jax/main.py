@@ -5,6 +5,7 @@ import logging
 import pathlib
 import re
 import sys
+import traceback
 import warnings
 from typing import Any
 
@@ -12,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import default
-from dinov2_jax import config_check, errors, host_memory
+from dinov2_jax import config_check, distributed, errors, host_memory
 from dinov2_jax.data import workers
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,26 +24,41 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "The run's folder; a checkpoint there is resumed. Default: runs/<config name>.",
 )
+# For several processes where jax finds no cluster by itself.
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT at which process 0 listens, the same for all."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 
 
 def main(argv: list[str]) -> None:
     """Trains as the flags say; exits with an `errors` code on foreseen errors."""
     _log_to_stderr()
-    code = _train(argv)
+    try:
+        code = _train(argv)
+    except Exception:
+        if not distributed.joined():
+            raise
+        traceback.print_exc()
+        code = errors.CRASHED
     # Here, where an error no longer holds the frames of the loop and their batches.
     workers.release_shared_memory()
-    sys.exit(code)
+    distributed.leave(code)
 
 
 def _train(argv: list[str]) -> int:
     """Returns the exit code."""
     try:
         config, workdir = _config_and_workdir(argv)
+        cluster = distributed.make_cluster(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
         from dinov2_jax import train  # imports jax: after the flags are known good
 
-        train.train(config, workdir)
+        train.train(config, workdir, cluster)
     except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {distributed.name()}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: the same command resumes the run", file=sys.stderr)

@@ -33,12 +33,17 @@ from dinov2_jax.data import batch_builder, batch_spec, loader, sources
 from dinov2_jax.eval import evaluator
 
 
-def train(config: Any, workdir: str | pathlib.Path) -> None:
+def train(
+    config: Any,
+    workdir: str | pathlib.Path,
+    cluster: distributed.Cluster | None = None,
+) -> None:
     """Runs, or resumes, the training that a config describes.
 
     Args:
       config: A locked `ConfigDict`, see `configs/default.py`.
       workdir: Where the run keeps everything; a checkpoint there is resumed.
+      cluster: The other processes, where jax does not find them by itself.
 
     Raises:
       UserError: Anything that the user can put right, before compilation where it is
@@ -47,8 +52,9 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
     workdir = pathlib.Path(workdir)
     config_check.check(config)
     source = sources.make_source(config)
-    distributed.initialize()
+    distributed.initialize(cluster)
     num_processes, process = jax.process_count(), jax.process_index()
+    config_check.check_cluster(config, num_processes, jax.device_count())
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
     config_check.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)

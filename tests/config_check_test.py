@@ -64,6 +64,8 @@ BAD = [
     ("optim.warmup_steps", -1, "must not be negative"),
     ("optim.layerwise_decay", 0.0, "above 0"),
     ("mesh.replica", 0, "above 0"),
+    ("mesh.processes", -1, "must not be negative"),
+    ("mesh.devices", -1, "must not be negative"),
     ("init.which", "ema", "choose one of teacher, student"),
     ("init.which", "student", "--config.init.from="),
     ("init.heads", "old", "fresh, loaded"),
@@ -265,6 +267,16 @@ def test_replicas_divide_the_devices():
         config_check.check_devices(changed(("mesh.replica", 3)), 8)
 
 
+def test_as_many_as_expected_must_come():
+    config_check.check_cluster(default.get_config(), 3, 12)
+    expected = changed(("mesh.processes", 4), ("mesh.devices", 16))
+    config_check.check_cluster(expected, 4, 16)
+    with pytest.raises(errors.UserError, match="mesh.devices = 16, .* there are 12: "):
+        config_check.check_cluster(expected, 4, 12)
+    with pytest.raises(errors.UserError, match="found no cluster .* --coordinator"):
+        config_check.check_cluster(expected, 1, 4)
+
+
 # --- resume ---------------------------------------------------------------------
 
 
@@ -291,6 +303,8 @@ def test_resume_of_the_same_config(tmp_path):
         ("model.attention", "xla"),
         ("model.scan_unroll", 4),
         ("mesh.replica", 2),
+        ("mesh.processes", 2),
+        ("mesh.devices", 8),
         ("checkpoint.every", 5),
         ("log.every", 1),
         ("log.tensorboard", False),

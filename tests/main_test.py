@@ -153,3 +153,21 @@ def test_missing_folder_of_the_evaluation(trainer, tmp_path, workdir):
 def test_tfds_without_a_name(trainer, workdir):
     error = refused(trainer, DEBUG, workdir, "--config.data.source=tfds")
     assert "--config.data.tfds_name" in error
+
+
+def test_fewer_processes_and_devices_than_expected(trainer, workdir):
+    error = refused(
+        trainer,
+        DEBUG,
+        workdir,
+        "--config.mesh.processes=2",
+        "--config.mesh.devices=16",
+    )
+    assert "mesh.processes = 2, but there are 1" in error
+    assert "mesh.devices = 16, but there are 1" in error
+    assert "--coordinator" in error
+
+
+def test_one_flag_of_several_processes(trainer, workdir):
+    error = refused(trainer, DEBUG, workdir, "--num_processes=2")
+    assert "--coordinator and --process_id missing" in error

@@ -1,0 +1,110 @@
+# Shell functions of the launchers; source it, do not run it.
+# shellcheck shell=bash
+
+# In bash 5.2 an & in what replaces a text would be the text.
+shopt -u patsub_replacement 2>/dev/null || true
+
+LAUNCH=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+REPOSITORY=$(dirname -- "$LAUNCH")
+
+# The first comment of a script, below its #! line, is its help.
+usage() {
+  sed -n '2,/^[^#]/{/^#/!q;/^#SBATCH/d;s/^# \{0,1\}//;p}' "$1"
+}
+
+fail() { # MESSAGE: the launcher was called wrongly
+  echo "error: $1" >&2
+  exit 2
+}
+
+say() {
+  echo "$(basename -- "$0"): $*" >&2
+}
+
+# Sets the variable $1 to $3, the value of option $2.
+set_option() {
+  [[ -n ${3-} && ${3-} != --* ]] || fail "$2 needs a value: see --help"
+  printf -v "$1" %s "$3"
+}
+
+need_number() { # OPTION VALUE
+  [[ $2 =~ ^[0-9]+$ ]] || fail "$1=$2: a whole number is needed"
+}
+
+need() { # VARIABLE HOW: the variable must not be empty
+  [[ -n ${!1-} ]] || fail "$2"
+}
+
+# A command as it could be typed.
+quoted() {
+  local word line=
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+      line+=" $word"
+    else
+      line+=" '${word//\'/\'\\\'\'}'"
+    fi
+  done
+  printf '%s\n' "${line# }"
+}
+
+# Runs a command, or prints it where --dry-run was given.
+DRY_RUN=
+run() {
+  if [[ $DRY_RUN ]]; then
+    quoted "$@"
+  else
+    "$@"
+  fi
+}
+
+# Whether the same command may do better than one that ended with this exit code: it
+# saved and asks for it (42), or a signal or a lost machine ended it; not Ctrl-C (130).
+worth_a_restart() {
+  (($1 == 42 || ($1 >= 128 && $1 <= 255 && $1 != 130)))
+}
+
+# The variables of a flag profile as lines NAME=VALUE; nothing without a name. A name
+# that stands in several lines of the file is a list of flags.
+profile() { # PROFILE
+  [[ -n $1 ]] || return 0
+  local file=$LAUNCH/flags/$1.env
+  if [[ ! -f $file ]]; then
+    local known
+    known=$(cd -- "$LAUNCH/flags" && printf ', %s' *.env)
+    known=${known//.env/}
+    fail "--flags $1: there is no such profile: use one of ${known#, }"
+  fi
+  awk -F= '
+    /^[A-Z]/ {
+      name = $1; value = substr($0, length(name) + 2)
+      if (name in all) { all[name] = all[name] " " value }
+      else { all[name] = value; names[++count] = name }
+    }
+    END { for (i = 1; i <= count; i++) print names[i] "=" all[names[i]] }
+  ' "$file"
+}
+
+# Puts a flag profile into the environment. What is there already comes last and wins.
+apply_profile() { # PROFILE
+  local lines line name value
+  lines=$(profile "$1") || exit
+  while IFS= read -r line; do
+    [[ -n $line ]] || continue
+    name=${line%%=*} value=${line#*=}
+    case $name in
+      XLA_FLAGS | LIBTPU_INIT_ARGS) value+=${!name:+ ${!name}} ;;
+      *) value=${!name:-$value} ;;
+    esac
+    export "$name=$value"
+    say "--flags $1: $name=$value"
+  done <<<"$lines"
+}
+
+# The Python of the project: $PYTHON, or of the environment that `make` sets up.
+find_python() {
+  if [[ -z ${PYTHON-} ]]; then
+    PYTHON=$REPOSITORY/.venv/bin/python
+    [[ -x $PYTHON ]] || PYTHON=python3
+  fi
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Trains on the GPUs of one machine.
+#
+#   launch/gpu.sh [OPTIONS] -- --config=configs/vits.py --workdir=DIR ...
+#
+# One process for each GPU that nvidia-smi lists, supervised by launch/local.sh, whose
+# other options are taken too. Loader workers are per process: --config.data.workers.
+#
+#   --count N        so many GPUs instead of all
+#   --flags NAME     a profile of launch/flags (default: none)
+#   --dry-run        print the commands
+#   --help           this
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+count='' own=()
+while (($#)); do
+  case $1 in
+    --help | -h) usage "${BASH_SOURCE[0]}"; exit ;;
+    --count) set_option count "$1" "${2-}"; shift ;;
+    --) break ;;
+    *) own+=("$1") ;;
+  esac
+  shift
+done
+if [[ -z $count ]]; then
+  command -v nvidia-smi >/dev/null || fail "there is no nvidia-smi here: give --count N"
+  count=$(nvidia-smi --list-gpus | grep -c ^GPU) || fail "nvidia-smi lists no GPU"
+fi
+exec "$LAUNCH/local.sh" "$count" --gpus "${own[@]}" "$@"

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# One task of launch/slurm.sbatch: runs a command and passes SIGTERM on to it.
+#
+#   launch/slurm_task.sh VERDICT COMMAND...
+#
+# srun's exit code is the largest of its tasks, of which it kills the rest when one
+# fails. So an exit code that no restart can help (2, 3) is written to the file VERDICT.
+#
+#   --dry-run        print the command
+#   --help           this
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+if [[ ${1-} == --help ]]; then usage "${BASH_SOURCE[0]}"; exit; fi
+if [[ ${1-} == --dry-run ]]; then DRY_RUN=1; shift; fi
+(($# > 1)) || fail "a file and a command are needed: see --help"
+verdict=$1
+shift
+if [[ $DRY_RUN ]]; then run "$@"; exit; fi
+
+# SLURM may signal this shell alone, or it and its child.
+"$@" &
+child=$!
+trap 'kill -TERM "$child" 2>/dev/null || true' TERM
+while true; do
+  code=0
+  wait "$child" || code=$?
+  # A signal also ends `wait`, while the child runs or after its end; 127: no news.
+  if ((code == 143)) && kill -0 "$child" 2>/dev/null; then continue; fi
+  break
+done
+if ((code == 143)); then
+  late=0
+  wait "$child" 2>/dev/null || late=$?
+  if ((late != 127)); then code=$late; fi
+fi
+case $code in
+  2 | 3) echo "$code" >"$verdict" ;;
+esac
+exit "$code"

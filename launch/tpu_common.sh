@@ -1,0 +1,183 @@
+# What launch/tpu_mig.sh and launch/tpu_vm.sh share; source it after common.sh.
+# shellcheck shell=bash disable=SC2034 # some variables are of those alone
+#
+# They define, for the slice $name:
+#   create, delete, describe
+#   state             prints READY (all hosts are there), NONE (nothing was created),
+#                     GONE (they will not come back), or a word for what is awaited
+#   find_hosts        sets `hosts`, a name for each
+#   on_host I CMD     runs a command on host I by ssh; I may be "all"
+#   copy_to_all FILE  to the home folder of every host
+#   cluster_flags I   prints what process I must be told, "" where jax finds it
+
+FOLDER=dinov2_jax # of the home folder of each host
+name=${TPU_NAME-} zone=${TPU_ZONE-} project=${CLOUDSDK_CORE_PROJECT-} spot='' flags=''
+restarts=50 poll=60 python=python3.11 verb='' arguments=() hosts=()
+
+# Sets the variables of the options, of which some are the script's own, `verb`, and
+# `arguments`, what comes after --.
+parse() { # "--OPTION ..." ARGS...
+  local own=" --name --zone --project --flags --restarts --poll --python $1 "
+  shift
+  while (($#)); do
+    case $1 in
+      --help | -h) usage "$0"; exit ;;
+      --dry-run) DRY_RUN=1 ;;
+      --spot) spot=1 ;;
+      --) arguments=("${@:2}"); break ;;
+      --*)
+        [[ $own == *" $1 "* ]] || fail "unknown option $1: see --help"
+        set_option "${1#--}" "$1" "${2-}"
+        shift
+        ;;
+      *)
+        [[ -z $verb ]] || fail "unknown argument $1: those of the run come after --"
+        verb=$1
+        ;;
+    esac
+    shift
+  done
+  need verb "what is to be done? see --help"
+  need name "--name or TPU_NAME is missing: see --help"
+  need zone "--zone or TPU_ZONE is missing: see --help"
+  need_number --restarts "$restarts"
+  need_number --poll "$poll"
+  profile "$flags" >/dev/null
+  where=(--zone="$zone")
+  if [[ $project ]]; then where+=(--project="$project"); fi
+}
+
+# Runs a command for what it prints. A dry run says it, and takes the answer $1 for it.
+ask() { # ANSWER COMMAND...
+  if [[ $DRY_RUN ]]; then
+    quoted "${@:2}" >&2
+    printf '%s\n' "$1"
+  else
+    "${@:2}"
+  fi
+}
+
+host_command() { # VERB ARGS...: tpu_host.sh on a host, as ssh takes it
+  quoted "$FOLDER/launch/tpu_host.sh" "$@"
+}
+
+wait_until_ready() {
+  local now before=
+  while true; do
+    now=$(state)
+    case $now in
+      READY) break ;;
+      NONE | GONE) fail "there is no $name: it was taken away, or never created" ;;
+    esac
+    if [[ $now != "$before" ]]; then say "$name: $now"; fi
+    before=$now
+    sleep "$poll"
+  done
+  find_hosts
+}
+
+# Every file that git has, as it is in the work tree.
+install() {
+  local archive=$FOLDER.tar.gz folder
+  folder=$(mktemp -d)
+  if [[ ! $DRY_RUN ]]; then
+    git -C "$REPOSITORY" ls-files -z |
+      tar -C "$REPOSITORY" --null --files-from=- -czf "$folder/$archive"
+  fi
+  (cd -- "$folder" && copy_to_all "$archive") || return
+  rm -r -- "$folder"
+  on_host all "mkdir -p $FOLDER && tar -xzf $archive -C $FOLDER && $(
+    host_command install "$python"
+  )"
+}
+
+start() {
+  local i extra tell=() all=("${arguments[@]}" "--config.mesh.processes=${#hosts[@]}")
+  extra=$(cluster_flags 0)
+  if [[ -z $extra ]]; then
+    on_host all "$(host_command start "$flags" "${all[@]}")"
+    return
+  fi
+  for i in "${!hosts[@]}"; do
+    read -ra tell <<<"$(cluster_flags "$i")"
+    on_host "$i" "$(host_command start "$flags" "${all[@]}" "${tell[@]}")" ||
+      return
+  done
+}
+
+# Waits for the training; returns its exit code, 255 where hosts were lost.
+wait_for_end() {
+  local answers code failures=0
+  if [[ $DRY_RUN ]]; then
+    on_host all "$(host_command status)"
+    return
+  fi
+  while true; do
+    sleep "$poll"
+    if answers=$(on_host all "$(host_command status)"); then
+      failures=0
+    else
+      failures=$((failures + 1)) # the network of this machine, or the hosts
+      if ((failures >= 3)) && [[ $(state) != READY ]]; then return 255; fi
+      continue
+    fi
+    code=$(verdict "$answers")
+    case $code in
+      running) continue ;;
+      0) return 0 ;;
+      *)
+        say "a host ended with exit code $code: ending the others"
+        on_host all "$(host_command stop)" || true
+        return "$code"
+        ;;
+    esac
+  done
+}
+
+# Of all hosts: "running"; 0 when all ended well; else what no restart can help, or the
+# largest exit code.
+verdict() { # LINES
+  awk '
+    $1 == "running" { running = 1 }
+    $1 == "ended" && $2 > 0 {
+      if ($2 == 2 || $2 == 3) final = $2
+      if ($2 > worst) worst = $2
+    }
+    $1 == "idle" { worst = worst ? worst : 255 }
+    END { print final ? final : worst ? worst : running ? "running" : 0 }
+  ' <<<"$1"
+}
+
+watch() {
+  local attempt code now
+  for ((attempt = 0; ; attempt++)); do
+    now=$(state)
+    if [[ $now == GONE ]]; then delete; fi
+    if [[ $now == GONE || $now == NONE ]]; then create; fi
+    wait_until_ready
+    code=0
+    # A host may be taken away at any moment of these.
+    { install && start; } || code=255
+    if ((code == 0)); then wait_for_end || code=$?; fi
+    if ! worth_a_restart "$code"; then return "$code"; fi
+    if ((attempt == restarts)); then
+      say "exit code $code after $restarts restarts: giving up"
+      return "$code"
+    fi
+    say "exit code $code: restart $((attempt + 1)) of at most $restarts"
+  done
+}
+
+do_verb() {
+  case $verb in
+    create) create; wait_until_ready ;;
+    install) find_hosts; install ;;
+    run) find_hosts; start; wait_for_end ;;
+    watch | resume) watch ;;
+    logs) find_hosts; on_host 0 "$(host_command logs)" ;;
+    stop) find_hosts; on_host all "$(host_command stop)" ;;
+    status) describe; find_hosts; on_host all "$(host_command status)" ;;
+    delete) delete ;;
+    *) fail "unknown verb $verb: see --help" ;;
+  esac
+}

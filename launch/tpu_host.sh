@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Runs on a TPU host, called by launch/tpu_mig.sh and launch/tpu_vm.sh over ssh.
+#
+#   launch/tpu_host.sh install PYTHON                 sets .venv up with jax[tpu]
+#   launch/tpu_host.sh start PROFILE ARGS...          trains; goes on when ssh ends
+#   launch/tpu_host.sh status                         running, ended CODE, or idle
+#   launch/tpu_host.sh stop                           kills the training
+#   launch/tpu_host.sh logs                           follows the log
+#
+# PROFILE is one of launch/flags or "". The log is run/log beside this repository's files.
+#
+#   --dry-run        print the commands
+#   --help           this
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+if [[ ${1-} == --dry-run ]]; then DRY_RUN=1; shift; fi
+verb=${1---help}
+shift || true
+cd -- "$REPOSITORY"
+
+install() { # PYTHON
+  local jax
+  jax=$(sed -n 's/^jax==//p' requirements.txt)
+  run "$1" -m venv .venv
+  run .venv/bin/python -m pip install -q -r requirements.txt "jax[tpu]==$jax"
+}
+
+# The training, of which `start` is the parent only as long as it takes.
+attend() {
+  local code=0
+  "$@" || code=$?
+  echo "$code" >run/exit.new
+  mv run/exit.new run/exit
+}
+
+start() { # PROFILE ARGS...
+  apply_profile "$1"
+  find_python
+  local command=("$PYTHON" -m dinov2_jax.main "${@:2}")
+  if [[ $DRY_RUN ]]; then run "${command[@]}"; return; fi
+  stop
+  mkdir -p run
+  rm -f run/exit
+  set -m # a process group, for `stop` to end with its loader workers
+  nohup bash -c "$(declare -f attend); attend \"\$@\"" attend "${command[@]}" \
+    </dev/null >>run/log 2>&1 &
+  echo $! >run/pid
+  set +m
+}
+
+running() {
+  [[ -f run/pid ]] && kill -0 -- "-$(cat run/pid)" 2>/dev/null
+}
+
+status() {
+  if [[ -f run/exit ]]; then
+    echo "ended $(cat run/exit)"
+  elif running; then
+    echo running
+  elif [[ -f run/pid ]]; then
+    echo "ended 137" # no one was left to write it down
+  else
+    echo idle
+  fi
+}
+
+stop() {
+  if running; then run kill -KILL -- "-$(cat run/pid)"; fi
+  if [[ ! $DRY_RUN ]]; then rm -f run/pid; fi
+}
+
+case $verb in
+  --help | -h) usage "${BASH_SOURCE[0]}" ;;
+  install | start | status | stop) "$verb" "$@" ;;
+  logs) run tail -n 100 -F run/log ;;
+  *) fail "unknown verb $verb: see --help" ;;
+esac

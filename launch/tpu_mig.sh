@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice (v5p, v6e, TPU7x) of a Compute Engine managed instance group.
+#
+#   launch/tpu_mig.sh VERB --name N --zone Z [OPTIONS] [-- --config=... --workdir=...]
+#
+#   create   makes a workload policy, an instance template and a group, all named N, and
+#            waits for its hosts (--machine ct6e-standard-4t --topology 4x4 --size 4)
+#   install  copies this repository to every host and sets it up with jax[tpu]
+#   run      trains on every host and waits for the end
+#   watch    all of that; again when hosts were lost, which the group replaces, or the
+#            run ended with exit code 42 or by a signal. The same as `resume`
+#   logs     follows the log of the first host
+#   status, stop, delete
+#
+#   --name, --zone   TPU_NAME and TPU_ZONE do too
+#   --project P      else CLOUDSDK_CORE_PROJECT; create needs it
+#   --machine M      machine type of a host
+#   --topology T     chips along the axes
+#   --size S         hosts: the chips of the topology by those of a machine
+#   --image F        image family of the project ubuntu-os-accelerator-images
+#   --spot           cheaper, and may be taken away
+#   --python P       of the hosts, 3.11 or newer (default: python3.11)
+#   --flags NAME     a profile of launch/flags (default: none)
+#   --restarts COUNT of watch (default: 50)
+#   --poll SECONDS   between looks (default: 60)
+#   --dry-run        print the commands
+#   --help           this
+#
+# --workdir must be seen by all hosts, such as gs://BUCKET/RUN mounted by gcsfuse.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+source "$LAUNCH/tpu_common.sh"
+
+machine=${TPU_MACHINE-} topology=${TPU_TOPOLOGY-} size=${TPU_SIZE-}
+image=${TPU_IMAGE-}
+parse "--machine --topology --size --image" "$@"
+region=${zone%-*}
+port=8476 # of the first process
+addresses=()
+
+create() {
+  need project "--project or CLOUDSDK_CORE_PROJECT is missing"
+  need machine "--machine or TPU_MACHINE is missing, for example ct6e-standard-4t"
+  need topology "--topology or TPU_TOPOLOGY is missing, for example 4x4"
+  need size "--size or TPU_SIZE is missing: the number of hosts"
+  need image "--image or TPU_IMAGE is missing: an image family, see --help"
+  need_number --size "$size"
+  local spot_options=()
+  if [[ $spot ]]; then
+    spot_options=(--provisioning-model=SPOT --instance-termination-action=DELETE)
+  fi
+  run gcloud compute resource-policies create workload-policy "$name" \
+    --project="$project" --region="$region" --type=HIGH_THROUGHPUT \
+    --accelerator-topology="$topology"
+  run gcloud compute instance-templates create "$name" --project="$project" \
+    --machine-type="$machine" --image-project=ubuntu-os-accelerator-images \
+    --image-family="$image" --maintenance-policy=TERMINATE \
+    --scopes=cloud-platform "${spot_options[@]}"
+  run gcloud compute instance-groups managed create "$name" "${where[@]}" \
+    --template="$name" --size="$size" --target-size-policy-mode=bulk \
+    --workload-policy="projects/$project/regions/$region/resourcePolicies/$name"
+}
+
+describe() {
+  run gcloud compute instance-groups managed describe "$name" "${where[@]}"
+}
+
+delete() {
+  run gcloud compute instance-groups managed delete "$name" "${where[@]}" --quiet
+  run gcloud compute instance-templates delete "$name" "${where[@]:1}" --quiet
+  run gcloud compute resource-policies delete "$name" --region="$region" \
+    "${where[@]:1}" --quiet
+}
+
+# "NAME ADDRESS" of each host that runs.
+list() {
+  ask "$name-0000 10.0.0.1
+$name-0001 10.0.0.2" gcloud compute instances list "${where[@]:1}" \
+    --zones="$zone" --filter="name~^$name-[a-z0-9]{4}\$ AND status=RUNNING" \
+    --sort-by=name --format="value[separator=' '](name,networkInterfaces[0].networkIP)"
+}
+
+wanted() {
+  ask 2 gcloud compute instance-groups managed describe "$name" "${where[@]}" \
+    --format="value(targetSize)"
+}
+
+state() {
+  local target there
+  target=$(wanted) || target=''
+  if [[ -z $target ]]; then echo NONE; return; fi
+  there=$(list | grep -c .) || true
+  if ((there == target)); then echo READY; else echo "$there of $target hosts"; fi
+}
+
+find_hosts() {
+  local lines
+  lines=$(list)
+  if [[ -z $lines ]]; then
+    say "no host of $name is running"
+    return 1
+  fi
+  mapfile -t hosts < <(cut -d' ' -f1 <<<"$lines")
+  mapfile -t addresses < <(cut -d' ' -f2 <<<"$lines")
+}
+
+on_host() { # I COMMAND
+  local i children=() failed=0
+  if [[ $1 != all ]]; then
+    run gcloud compute ssh "${hosts[$1]}" "${where[@]}" --command="$2"
+    return
+  fi
+  for i in "${!hosts[@]}"; do
+    if [[ $DRY_RUN ]]; then
+      on_host "$i" "$2"
+    else
+      on_host "$i" "$2" &
+      children+=($!)
+    fi
+  done
+  for i in "${children[@]}"; do wait "$i" || failed=1; done
+  return "$failed"
+}
+
+copy_to_all() { # FILE
+  local host
+  for host in "${hosts[@]}"; do
+    run gcloud compute scp "$1" "$host:$1" "${where[@]}"
+  done
+}
+
+# Whether jax would find the slice by itself is not known: it is told.
+cluster_flags() { # I
+  echo "--coordinator=${addresses[0]}:$port --num_processes=${#hosts[@]} --process_id=$1"
+}
+
+do_verb

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice (v4, v5e) that a queued resource provides.
+#
+#   launch/tpu_vm.sh VERB --name N --zone Z [OPTIONS] [-- --config=... --workdir=...]
+#
+#   create   asks for the slice (--type v5litepod-64) and waits until it is there
+#   install  copies this repository to every host and sets it up with jax[tpu]
+#   run      trains on every host and waits for the end
+#   watch    all of that; again when the slice was taken away or the run ended with
+#            exit code 42 or by a signal. The same as `resume`
+#   logs     follows the log of the first host
+#   status, stop, delete
+#
+#   --name, --zone   TPU_NAME and TPU_ZONE do too
+#   --project P      else gcloud's own
+#   --type T         accelerator type
+#   --version V      of the runtime (default: v2-alpha-tpuv5-lite, for v5e)
+#   --spot           cheaper, and may be taken away
+#   --python P       of the hosts, 3.11 or newer (default: python3.11)
+#   --flags NAME     a profile of launch/flags (default: none)
+#   --restarts COUNT of watch (default: 50)
+#   --poll SECONDS   between looks (default: 60)
+#   --dry-run        print the commands
+#   --help           this
+#
+# --workdir must be seen by all hosts, such as gs://BUCKET/RUN mounted by gcsfuse.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+source "$LAUNCH/tpu_common.sh"
+
+type=${TPU_TYPE-} version=v2-alpha-tpuv5-lite
+parse "--type --version" "$@"
+
+create() {
+  need type "--type or TPU_TYPE is missing, for example v5litepod-64"
+  run gcloud compute tpus queued-resources create "$name" "${where[@]}" \
+    --node-id="$name" --accelerator-type="$type" --runtime-version="$version" \
+    ${spot:+--spot}
+}
+
+describe() {
+  run gcloud compute tpus queued-resources describe "$name" "${where[@]}"
+}
+
+delete() {
+  run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+}
+
+state() {
+  local now
+  now=$(ask ACTIVE gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
+    --format="value(state.state)") || now=NONE
+  case $now in
+    ACTIVE) echo READY ;;
+    FAILED | SUSPENDING | SUSPENDED) echo GONE ;;
+    *) echo "$now" ;;
+  esac
+}
+
+find_hosts() {
+  local count
+  count=$(ask 2 gcloud compute tpus tpu-vm describe "$name" "${where[@]}" \
+    --format="value(networkEndpoints.len())")
+  need_number "the number of hosts" "$count"
+  mapfile -t hosts < <(seq 0 $((count - 1)))
+}
+
+on_host() { # I COMMAND
+  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"
+}
+
+copy_to_all() { # FILE
+  run gcloud compute tpus tpu-vm scp "$1" "$name:$1" "${where[@]}" --worker=all
+}
+
+cluster_flags() { # I: jax reads the metadata of the slice
+  :
+}
+
+do_verb

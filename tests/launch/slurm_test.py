@@ -1,0 +1,121 @@
+"""launch/slurm.sbatch with stand-ins for sbatch, srun and scontrol."""
+
+import os
+import signal
+import subprocess
+import time
+
+import commands
+import processes
+import pytest
+
+ARGUMENTS = ["--config=configs/vitl.py", "--workdir=/shared/a b"]
+
+
+@pytest.fixture
+def programs(tmp_path):
+    return commands.Programs(tmp_path, "sbatch", "srun", "scontrol")
+
+
+@pytest.fixture
+def job():
+    """What SLURM sets in a job; the number is no other test's."""
+    number = str(os.getpid())
+    yield {
+        "SLURM_JOB_ID": number,
+        "SLURM_NTASKS": "32",
+        "SLURM_CPUS_PER_TASK": "12",
+        "SLURM_SUBMIT_DIR": str(processes.ROOT),
+    }
+    (processes.ROOT / f".slurm-{number}.verdict").unlink(missing_ok=True)
+
+
+def test_submits_itself(programs):
+    options = ["--nodes", "4", "--sbatch", "--partition=x", "--flags", "gpu"]
+    finished = programs.run("slurm.sbatch", *options, "--", *ARGUMENTS)
+    assert finished.returncode == 0, finished.stderr
+    assert programs.calls() == [
+        "sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 "
+        "--partition=x launch/slurm.sbatch --restarts 50 --flags gpu -- "
+        "--config=configs/vitl.py [--workdir=/shared/a b]"
+    ]
+
+
+def test_dry_runs(programs, job):
+    text = ""
+    for options in (["--gpus", "0"], ["--nodes", "2", "--sbatch", "--time=1-0"]):
+        finished = programs.run("slurm.sbatch", *options, "--dry-run", "--", *ARGUMENTS)
+        assert finished.returncode == 0, finished.stderr
+        text += finished.stdout
+    job["SLURM_JOB_ID"] = "5"
+    finished = programs.run(
+        "slurm.sbatch", "--dry-run", "--flags", "gpu-fsdp", "--", *ARGUMENTS, **job
+    )
+    commands.assert_as_recorded(text + finished.stdout + finished.stderr, "slurm")
+    assert programs.calls() == []
+
+
+@pytest.mark.parametrize("code", [42, 134, 137, 143, 255])
+def test_requeue(programs, job, code):
+    programs.answer("srun", str(code))
+    finished = programs.run("slurm.sbatch", "--", *ARGUMENTS, **job)
+    assert finished.returncode == 0, finished.stderr
+    number = job["SLURM_JOB_ID"]
+    assert programs.calls() == [
+        "srun --kill-on-bad-exit=1 --cpus-per-task=12 launch/slurm_task.sh "
+        f"ROOT/.slurm-{number}.verdict python -m dinov2_jax.main "
+        "--config=configs/vitl.py [--workdir=/shared/a b] --config.mesh.processes=32",
+        f"scontrol requeue {number}",
+    ]
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 130])
+def test_no_requeue(programs, job, code):
+    programs.answer("srun", str(code))
+    finished = programs.run("slurm.sbatch", "--", *ARGUMENTS, **job)
+    assert finished.returncode == code
+    assert len(programs.calls()) == 1
+
+
+def test_requeues_end(programs, job):
+    programs.answer("srun", "42")
+    finished = programs.run(
+        "slurm.sbatch", "--restarts", "3", "--", SLURM_RESTART_COUNT="3", **job
+    )
+    assert finished.returncode == 42
+    assert len(programs.calls()) == 1
+    assert "giving up" in finished.stderr
+
+
+def test_bad_input_of_one_task_among_killed_ones(programs, job, tmp_path):
+    """srun says 137, of the tasks that it killed."""
+    verdict = processes.ROOT / f".slurm-{job['SLURM_JOB_ID']}.verdict"
+    (tmp_path / "srun").write_text(f"#!/bin/sh\necho 2 >{verdict}\nexit 137\n")
+    finished = programs.run("slurm.sbatch", "--", *ARGUMENTS, **job)
+    assert finished.returncode == 2
+    assert programs.calls() == []
+    assert not verdict.exists()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 42])
+def test_task_leaves_what_no_restart_can_help(tmp_path, code):
+    verdict = tmp_path / "verdict"
+    command = ["bash", "-c", f"exit {code}"]
+    task = [commands.LAUNCH / "slurm_task.sh", verdict, *command]
+    assert subprocess.run(task).returncode == code
+    assert verdict.exists() == (code in (2, 3))
+
+
+def test_task_passes_sigterm_on(tmp_path):
+    """To a command that takes a while to end, and whose exit code counts."""
+    command = (
+        f"trap 'sleep 0.3; exit 42' TERM; touch {tmp_path}/up; "
+        "while true; do sleep 0.05; done"
+    )
+    task = subprocess.Popen(
+        [commands.LAUNCH / "slurm_task.sh", tmp_path / "verdict", "bash", "-c", command]
+    )
+    while not (tmp_path / "up").exists():
+        time.sleep(0.01)
+    task.send_signal(signal.SIGTERM)
+    assert task.wait(timeout=10) == 42
