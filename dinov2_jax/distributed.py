@@ -4,13 +4,16 @@ import dataclasses
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from typing import NoReturn
 
 from dinov2_jax import errors
 
 _JOIN_TIMEOUT = 300  # seconds for all processes to start, as jax has it
 # With which all processes leave at once, and wait for each other.
+_asked_to_end = threading.Event()
 _TOGETHER = (0, errors.NON_FINITE, errors.REQUEUE)
 
 
@@ -94,8 +97,26 @@ def initialize(cluster: Cluster | None = None) -> None:
             "all of them started, and that process 0 can be reached from every host",
             exit_code=errors.CRASHED,
         ) from error
+    if not joined():
+        signal.signal(signal.SIGTERM, lambda *_: _asked_to_end.set())
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)
+
+
+def preempted(step: int) -> bool:
+    """Whether to save and leave after a step: the same answer in every process.
+
+    On SIGTERM, or the notice of a TPU that is taken away. Processes of a cluster agree
+    on a step through jax, which then listens to the signal itself.
+
+    Args:
+      step: Finished steps; asked after each.
+    """
+    if joined():
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+    return _asked_to_end.is_set()
 
 
 def name() -> str:

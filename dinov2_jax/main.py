@@ -58,7 +58,8 @@ def _train(argv: list[str]) -> int:
 
         train.train(config, workdir, cluster)
     except errors.UserError as error:
-        print(f"error: {distributed.name()}{error}", file=sys.stderr)
+        kind = "" if error.exit_code == errors.REQUEUE else "error: "
+        print(f"{kind}{distributed.name()}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: the same command resumes the run", file=sys.stderr)

@@ -184,9 +184,12 @@ class Run:
                 if pending is not None:
                     self._finish(*pending, clock)
                 pending = (step + 1, step_metrics, scalars)
-                if self._due(step + 1):
+                preempted = distributed.preempted(step + 1) and step + 1 < total
+                if preempted or self._due(step + 1):
                     self._finish(*pending, clock)
                     pending = None
+                    if preempted:
+                        self._save_and_leave(step + 1)
                     self._evaluate_and_save(step + 1)
                     clock.restart()
         self.checkpoints.close()
@@ -283,6 +286,18 @@ class Run:
         if last or (due and not self.skipped_in_a_row):
             self.writer.sync()  # no checkpoint without the rows before it
             self.checkpoints.save(step, self.state)
+
+    def _save_and_leave(self, step: int) -> None:
+        saved = "it is skipping steps, so the last checkpoint stands"
+        if not self.skipped_in_a_row:
+            self.writer.sync()
+            self.checkpoints.save(step, self.state)
+            self.checkpoints.close()  # raises if it failed
+            saved = f"saved step {step}"
+        raise errors.UserError(
+            f"asked to end: {saved}; the same command goes on",
+            exit_code=errors.REQUEUE,
+        )
 
     def _evaluate(self, step: int) -> Any:
         """Measures, writes and says the k-NN of the teacher's backbone; returns it."""

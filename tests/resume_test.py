@@ -126,6 +126,30 @@ def assert_close_losses(workdir, other):
             assert row[name] == pytest.approx(value, rel=1e-5), (name, row["step"])
 
 
+@pytest.mark.parametrize("seconds_later", [0.0, 0.05])
+def test_asked_to_end_it_saves_and_asks_to_be_started_again(
+    seconds_later, uninterrupted, trainer, tmp_path
+):
+    expected, _ = uninterrupted
+    workdir = tmp_path / "run"
+    flags = [*DEBUG, f"--workdir={workdir}"]
+    process = trainer.start(*flags)
+    while processes.steps_logged(workdir) < 5 and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(seconds_later)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 42, output
+    saved = processes.saved_steps(workdir)[-1]
+    assert output.splitlines()[-1] == (
+        f"asked to end: saved step {saved}; the same command goes on"
+    )
+    assert processes.steps_logged(workdir) == saved >= 5  # nothing is lost
+    finished = trainer.run(*flags)
+    assert finished.code == 0 and f"resumed from step {saved}" in finished.output
+    assert_same_run(workdir, expected)
+
+
 def test_interrupted_from_the_keyboard(uninterrupted, trainer, tmp_path):
     expected, _ = uninterrupted
     workdir = tmp_path / "run"
