@@ -23,7 +23,7 @@
 #   --dry-run        print the commands
 #   --help           this
 #
-# --workdir must be seen by all hosts, such as gs://BUCKET/RUN mounted by gcsfuse.
+# --workdir must be a folder that all hosts see, such as of a bucket that gcsfuse mounts.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 source "$LAUNCH/tpu_common.sh"

@@ -165,6 +165,7 @@ def flags(tmp_path_factory):
         "--config.data.source=folder",
         f"--config.data.path={images}",
         "--config.data.workers=0",
+        "--config.data.augmentation=host",  # less to compile
         "--config.model.depth=1",
         "--config.train.batch_size=8",
         f"--config.train.steps={STEPS}",
@@ -279,16 +280,33 @@ def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
     assert_same_losses(workdir, alone)
 
 
-def test_one_process_fails_and_none_waits(flags, environment, tmp_path):
-    """Bad input of one host: its line and exit code 2, in seconds."""
-    output = subprocess.run(
-        [LOCAL, "2", "--", *flags, f"--workdir={tmp_path}", "--config.mesh.devices=3"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert output.returncode == 2
-    assert "error: mesh.devices = 3, but there are 2: " in output.stderr
-    assert "compiled" not in output.stderr
-    assert "Traceback" not in output.stderr
+def test_a_process_that_fails_alone_does_not_wait(flags, environment, tmp_path):
+    """jax would have it wait five minutes for the other, which waits for it."""
+    port = 30000 + os.getpid() % 20000
+    tasks = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "dinov2_jax.main", *flags),
+                *(f"--workdir={tmp_path}", f"--coordinator=localhost:{port}"),
+                *("--num_processes=2", f"--process_id={process}"),
+                f"--config.mesh.devices={2 + process}",
+            ],
+            cwd=processes.ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        output, _ = tasks[1].communicate(timeout=100)
+        time.sleep(1)
+        assert tasks[0].poll() is None  # which is on its own from here
+    finally:
+        for task in tasks:
+            task.kill()
+            task.wait()
+    assert tasks[1].returncode == 2, output
+    (error,) = [x for x in output.splitlines() if not x.startswith("[Gloo]")]
+    assert error.startswith("error: process 1: mesh.devices = 3, but there are 2: ")
