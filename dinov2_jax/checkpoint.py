@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dinov2_jax import errors, manifest
+from dinov2_jax import checksums, errors
 
 
 class Checkpointer:
@@ -66,7 +66,7 @@ class Checkpointer:
             time.sleep(0.02)
         folder = self.path / str(step)
         if folder.is_dir():  # else it failed, which the next call raises
-            manifest.write(folder)
+            checksums.write(folder)
 
     def _finish_sealing(self) -> None:
         self._manager.wait_until_finished()
@@ -139,7 +139,7 @@ def _set_aside_damaged(path: pathlib.Path) -> list[str]:
     steps = [p for p in path.iterdir() if p.name.isdecimal() and p.is_dir()]
     damaged, lines = {}, []
     for folder in sorted(steps, key=lambda p: -int(p.name)):
-        if not manifest.is_sealed(folder):
+        if not checksums.is_sealed(folder):
             # Killed within the moment between the save and its seal, or written by an
             # earlier version; what orbax calls unfinished is no checkpoint.
             if ocp.utils.is_checkpoint_finalized(folder) and any(folder.iterdir()):
@@ -147,7 +147,7 @@ def _set_aside_damaged(path: pathlib.Path) -> list[str]:
                 break
             damaged[folder] = "was not finished"
             continue
-        problem = manifest.problem(folder)
+        problem = checksums.problem(folder)
         if problem is None:
             break
         damaged[folder] = problem
@@ -180,8 +180,8 @@ def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:
     Raises:
       UserError: The folder cannot be read or has no such branch.
     """
-    if manifest.is_sealed(folder):
-        problem = manifest.problem(folder)
+    if checksums.is_sealed(folder):
+        problem = checksums.problem(folder)
         if problem:
             raise errors.UserError(
                 f"the checkpoint {folder} is damaged ({problem}): use another step"

@@ -8,7 +8,7 @@ import numpy as np
 import processes
 import pytest
 
-from dinov2_jax import checkpoint, errors, manifest
+from dinov2_jax import checkpoint, checksums, errors
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_no_checkpoint_is_good(resumable, trainer):
 def test_a_checkpoint_without_checksums_is_trusted_aloud(
     uninterrupted, resumable, trainer
 ):
-    (resumable / "checkpoints/16" / manifest.NAME).unlink()
+    (resumable / "checkpoints/16" / checksums.NAME).unlink()
     finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
     assert finished.code == 0, finished.output
     assert "checkpoints/16 has no checksums: it is trusted" in finished.output

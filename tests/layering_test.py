@@ -31,7 +31,7 @@ FLOORS = {  # the longest prefix counts
     "losses": 0,
     "kernels": 0,
     "schedules": 0,
-    "manifest": -1,
+    "checksums": -1,
     "sharding": -1,  # where arrays live is said on every floor
     "checkpoint": 0,
     "metrics": 0,

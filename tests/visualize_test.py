@@ -113,7 +113,7 @@ def test_files_that_are_no_images(refused):
     error = refused("gone.png", "wide.png", "text.jpg", ".", *MODEL, "--out", "no")
     assert "gone.png: No such file" in error
     assert "text.jpg: not an image" in error
-    assert ".: Is a directory" in error
+    assert ".: is a folder, not a file" in error
     assert "wide.png" not in error
     assert not pathlib.Path("no").exists()
 

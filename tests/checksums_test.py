@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax import checkpoint, errors, manifest
+from dinov2_jax import checkpoint, checksums, errors
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def files(folder):
 
 
 def test_a_finished_checkpoint_is_sealed_and_good(saved):
-    assert manifest.is_sealed(saved) and manifest.problem(saved) is None
+    assert checksums.is_sealed(saved) and checksums.problem(saved) is None
     assert not list(saved.rglob("*.tmp"))
 
 
 def test_two_hundred_flipped_bits_none_silent(folder):
     rng = np.random.default_rng(0)
-    found = [path for path in files(folder) if path.name != manifest.NAME]
+    found = [path for path in files(folder) if path.name != checksums.NAME]
     sizes = np.array([path.stat().st_size for path in found])
     for trial in range(200):
         # Half of them anywhere, half in any file, however small.
@@ -47,10 +47,10 @@ def test_two_hundred_flipped_bits_none_silent(folder):
         broken = bytearray(content)
         broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
         path.write_bytes(broken)
-        problem = manifest.problem(folder)
+        problem = checksums.problem(folder)
         assert problem and str(path.relative_to(folder)) in problem, (trial, path)
         path.write_bytes(content)
-    assert manifest.problem(folder) is None
+    assert checksums.problem(folder) is None
 
 
 @pytest.mark.parametrize("cut", ["emptied", "truncated", "removed", "longer"])
@@ -67,20 +67,20 @@ def test_files_that_are_cut(folder, cut):
                     "longer": content + b"x",
                 }[cut]
             )
-        problem = manifest.problem(folder)
+        problem = checksums.problem(folder)
         assert problem and path.name in problem, path
         path.write_bytes(content)
-    assert manifest.problem(folder) is None
+    assert checksums.problem(folder) is None
 
 
 def test_a_changed_manifest(folder):
-    path = folder / manifest.NAME
+    path = folder / checksums.NAME
     content = path.read_text()
     for before, after in (('size": ', 'size": 1'), ("{", "["), ("digest", "dig")):
         path.write_text(content.replace(before, after, 1))
-        assert manifest.problem(folder) == f"{manifest.NAME} is damaged"
+        assert checksums.problem(folder) == f"{checksums.NAME} is damaged"
     path.write_text("7")
-    assert manifest.problem(folder) == f"{manifest.NAME} is damaged"
+    assert checksums.problem(folder) == f"{checksums.NAME} is damaged"
 
 
 def test_weights_of_a_damaged_checkpoint_are_refused(folder):
