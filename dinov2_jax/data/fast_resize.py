@@ -2,7 +2,9 @@
 
 The weights are Pillow's, the arithmetic is float32 instead of integers of 8 bits, and
 nothing is rounded between the two directions: a level or two of difference, in half of
-the time.
+the time. The width always comes first; Pillow takes the height first where it shrinks
+more, which at single pixels of hard edges makes some ten levels, for other overshoots
+are cut off.
 """
 
 import functools
