@@ -50,6 +50,10 @@ class Checkpointer:
         """Step of the newest finished checkpoint, None without one."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: Any) -> None:
         """Starts saving; training may go on at once. An earlier failure raises here."""
         if step == self._manager.latest_step():
@@ -67,6 +71,10 @@ class Checkpointer:
         folder = self.path / str(step)
         if folder.is_dir():  # else it failed, which the next call raises
             checksums.write(folder)
+
+    def finish(self) -> None:
+        """Waits for a save under way and raises if it failed."""
+        self._finish_sealing()
 
     def _finish_sealing(self) -> None:
         self._manager.wait_until_finished()
@@ -91,6 +99,16 @@ class Checkpointer:
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
         return lines
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves the checkpoints of later steps away, whose run is given up."""
+        if jax.process_index() == 0:
+            for later in self.steps():
+                if later > step:
+                    _move_away(self.path / str(later))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("later checkpoints are set aside")
+        self._manager.reload()
 
     def restore(self, abstract_state: Any) -> Any:
         """The newest checkpoint, laid out as `abstract_state` says.
@@ -159,12 +177,16 @@ def _set_aside_damaged(path: pathlib.Path) -> list[str]:
                 "copy, or remove them all to begin anew"
             )
     for folder, why in damaged.items():
-        away = path.with_name("damaged_checkpoints")
-        away.mkdir(exist_ok=True)
-        target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
-        folder.rename(target)
+        target = _move_away(folder)
         lines.append(f"checkpoint {folder} is damaged ({why}): moved to {target}")
     return lines
+
+
+def _move_away(folder: pathlib.Path) -> pathlib.Path:
+    away = folder.parent.with_name("damaged_checkpoints")
+    away.mkdir(exist_ok=True)
+    target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
+    return folder.rename(target)
 
 
 def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:
