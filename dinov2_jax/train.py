@@ -16,6 +16,7 @@ from dinov2_jax import (
     config_check,
     console,
     data_record,
+    disk_space,
     distributed,
     errors,
     init_weights,
@@ -58,6 +59,7 @@ def train(
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
     config_check.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)
+    lock = workdir_lib.lock(workdir) if process == 0 else None
     if checkpoint.has_checkpoint(workdir):  # without one, the run begins anew
         config_check.check_resume(config, workdir)
 
@@ -66,6 +68,8 @@ def train(
         run.loop(process, num_processes)
     finally:
         run.close()
+        if lock:
+            lock.close()
 
 
 class Run:
@@ -88,6 +92,13 @@ class Run:
         )
         set_aside = self.checkpoints.set_aside_damaged()
         self.start_step = self.checkpoints.latest_step() or 0
+        room = ""
+        if self.start_step < config.train.steps:
+            room = disk_space.check(
+                self.checkpoints.path,
+                needed=disk_space.bytes_of(abstract),
+                keep_last=config.checkpoint.keep_last,
+            )
         self.origin = ""  # of the weights, in words; "" from scratch
         if self.start_step:
             self.state = self.checkpoints.restore(abstract)
@@ -126,7 +137,7 @@ class Run:
         self.progress.message(
             console.banner(config, self.mesh, source, num_params, dtype)
         )
-        for line in (*set_aside, self.origin):
+        for line in (*set_aside, room, self.origin):
             if line:
                 self.progress.message(line)
         changed = data_record.update(
@@ -217,9 +228,13 @@ class Run:
         }
 
     def _due(self, step: int) -> bool:
-        return step == self.config.train.steps or any(
-            every and step % every == 0
-            for every in (self.config.checkpoint.every, self._evaluate_every())
+        return (
+            step == self.config.train.steps
+            or self.checkpoints.failed
+            or any(
+                every and step % every == 0
+                for every in (self.config.checkpoint.every, self._evaluate_every())
+            )
         )
 
     def _evaluate_every(self) -> int:
@@ -281,18 +296,23 @@ class Run:
                 self.evaluator.picture(
                     backbone, self.config.seed, self.workdir / "pca.png"
                 )
-        due = step % self.config.checkpoint.every == 0
+        due = step % self.config.checkpoint.every == 0 or self.checkpoints.failed
         # Weights that give no finite loss are not the ones to go back to.
         if last or (due and not self.skipped_in_a_row):
-            self.writer.sync()  # no checkpoint without the rows before it
-            self.checkpoints.save(step, self.state)
+            every = self.config.checkpoint.every
+            next_save = min(step - step % every + every, self.config.train.steps)
+            self._save(step, None if last else next_save)
+
+    def _save(self, step: int, next_save: int | None) -> None:
+        self.writer.sync()  # no checkpoint without the rows before it
+        failure = self.checkpoints.save(step, self.state, next_save=next_save)
+        if failure:
+            self.progress.message(failure)
 
     def _save_and_leave(self, step: int) -> None:
         saved = "it is skipping steps, so the last checkpoint stands"
         if not self.skipped_in_a_row:
-            self.writer.sync()
-            self.checkpoints.save(step, self.state)
-            self.checkpoints.close()  # raises if it failed
+            self._save(step, next_save=None)
             saved = f"saved step {step}"
         raise errors.UserError(
             f"asked to end: {saved}; the same command goes on",
