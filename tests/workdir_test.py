@@ -13,8 +13,9 @@ from dinov2_jax import errors, workdir
 
 
 def hold(folder, held):
-    held.put(workdir.lock(folder) and os.getpid())
-    time.sleep(100)
+    with workdir.lock(folder):
+        held.put(os.getpid())
+        time.sleep(100)
 
 
 def test_the_second_is_refused_until_the_first_is_gone(tmp_path):
