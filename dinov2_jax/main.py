@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from configs import default
 from dinov2_jax import config_check, distributed, errors, host_memory
-from dinov2_jax.data import workers
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; override fields with --config.train.steps=10."
@@ -42,8 +41,6 @@ def main(argv: list[str]) -> None:
             raise
         traceback.print_exc()
         code = errors.CRASHED
-    # Here, where an error no longer holds the frames of the loop and their batches.
-    workers.release_shared_memory()
     distributed.leave(code)
 
 
