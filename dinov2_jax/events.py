@@ -9,6 +9,7 @@ Unlike metrics.jsonl it is never cut: what a killed run or a rollback threw away
     skip      terms that were not finite, lr
     rollback  to, why
     save      (begun)
+    save failed  how
     evaluate  accuracies
     recompiled  (what had been compiled before)
     profile   path
@@ -21,9 +22,11 @@ import json
 import pathlib
 from typing import Any
 
+from dinov2_jax import record_file
+
 
 class Events:
-    """Appends events; a disk that is full loses events, not the run.
+    """Appends events.
 
     Args:
       workdir: Of the run.
@@ -31,30 +34,32 @@ class Events:
     """
 
     def __init__(self, workdir: pathlib.Path, *, enabled: bool = True):
-        self._path = workdir / "events.jsonl" if enabled else None
-        # After half a line, of this process or of one that was killed.
-        self._torn = True
+        self._file = None
+        if enabled:
+            path = _path(workdir)
+            torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+            self._file = record_file.RecordFile(path)
+            if torn:  # by a kill
+                self._file.append(b"\n")
 
     def add(self, event: str, **fields: Any) -> None:
         """Writes one event."""
-        if self._path is None:
+        if self._file is None:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event} | fields) + "\n"
-        try:
-            with open(self._path, "ab", buffering=0) as file:
-                if self._torn and file.tell():
-                    line = "\n" + line
-                written = file.write(line.encode())
-                self._torn = written != len(line.encode())
-        except OSError:
-            self._torn = True
+        line = json.dumps({"time": now, "event": event} | fields)
+        self._file.append(line.encode() + b"\n")
+
+    def close(self) -> None:
+        """`add` may not be called any more."""
+        if self._file is not None:
+            self._file.close()
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """All whole events of a run, oldest first; [] where there are none."""
     try:
-        lines = (workdir / "events.jsonl").read_bytes().split(b"\n")
+        lines = _path(workdir).read_bytes().split(b"\n")
     except OSError:
         return []
     events = []
@@ -64,6 +69,10 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
             event["time"] = datetime.datetime.fromisoformat(event["time"])
             event["event"]
         except (ValueError, KeyError, TypeError):
-            continue  # blank, or cut by a kill or a full disk
+            continue  # blank, or cut by a kill
         events.append(event)
     return events
+
+
+def _path(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir / "events.jsonl"

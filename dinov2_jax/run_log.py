@@ -140,6 +140,11 @@ class RunLog:
         self.events.add("evaluate", step=step, accuracies=dict(accuracies))
         self.message(console.describe_knn(step, accuracies))
 
+    def save_failed(self, step: int, how: str) -> None:
+        """A save failed, and training goes on."""
+        self.events.add("save failed", step=step, how=how)
+        self.message(how)
+
     def profiled(self, step: int, path: str) -> None:
         """A trace was written."""
         self.events.add("profile", step=step, path=path)
@@ -178,6 +183,7 @@ class RunLog:
                 reason=reason,
                 seconds=self._seconds(),
             )
+        self.events.close()
         self.compilations.close()
         self._writer.close()
         self._progress.close()

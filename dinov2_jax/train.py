@@ -15,6 +15,7 @@ from dinov2_jax import (
     config_check,
     console,
     data_record,
+    disk_space,
     distributed,
     errors,
     init_weights,
@@ -65,6 +66,7 @@ def train(
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
     config_check.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)
+    lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
     if checkpoint.has_checkpoint(workdir):  # without one, the run begins anew
         config_check.check_resume(config, workdir)
 
@@ -78,6 +80,8 @@ def train(
         raise
     finally:
         run.close(error)
+        if lock:
+            lock.close()
 
 
 class Run:
@@ -111,6 +115,13 @@ class Run:
             keep_every=config.checkpoint.keep_every,
         )
         lines = self._restore()
+        if self.start_step < config.train.steps:
+            room = disk_space.check(
+                self.checkpoints.path,
+                needed=disk_space.bytes_of(self.abstract),
+                keep_last=config.checkpoint.keep_last,
+            )
+            lines += [room] if room else []
         leads = jax.process_index() == 0
         if another:  # and without a checkpoint: the folder's run begins anew
             self.rollbacks.forget(write=leads)
@@ -305,9 +316,13 @@ class Run:
         }
 
     def _due(self, step: int) -> bool:
-        return step == self.config.train.steps or any(
-            every and step % every == 0
-            for every in (self.config.checkpoint.every, self._evaluate_every())
+        return (
+            step == self.config.train.steps
+            or self.checkpoints.failed
+            or any(
+                every and step % every == 0
+                for every in (self.config.checkpoint.every, self._evaluate_every())
+            )
         )
 
     def _evaluate_every(self) -> int:
@@ -322,22 +337,26 @@ class Run:
                 self.evaluator.picture(
                     backbone, self.config.seed, self.workdir / "pca.png"
                 )
-        due = step % self.config.checkpoint.every == 0
+        due = step % self.config.checkpoint.every == 0 or self.checkpoints.failed
         # Weights that give no sane loss are not the ones to go back to.
         if last or (due and not self.guard.in_a_row):
-            self._save(step)
+            every = self.config.checkpoint.every
+            next_save = min(step - step % every + every, self.config.train.steps)
+            self._save(step, None if last else next_save)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, next_save: int | None) -> None:
         with self.account.during("save"):
             self.log.sync()  # no checkpoint without the rows before it
-            self.checkpoints.save(step, self.state)
-        self.log.events.add("save", step=step)
+            failure = self.checkpoints.save(step, self.state, next_save=next_save)
+        if failure:
+            self.log.save_failed(step, failure)
+        else:
+            self.log.events.add("save", step=step)
 
     def _save_and_leave(self, step: int) -> None:
         saved = "the loss is not sane, so the last checkpoint stands"
         if not self.guard.in_a_row:
-            self._save(step)
-            self.checkpoints.close()  # raises if it failed
+            self._save(step, next_save=None)
             saved = f"saved step {step}"
         raise errors.UserError(
             f"asked to end: {saved}; the same command goes on",

@@ -46,8 +46,9 @@ class Finished:
 class Trainer:
     """Runs the training program; every process shares one cache of compilations."""
 
-    def __init__(self, cache: pathlib.Path):
-        self.environment = os.environ | {
+    def __init__(self, cache: pathlib.Path, **environment: str):
+        self.environment = os.environ | environment
+        self.environment |= {
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
