@@ -53,7 +53,7 @@ def train(
     config_check.check(config)
     source = sources.make_source(config)
     distributed.initialize(cluster)
-    num_processes, process = jax.process_count(), jax.process_index()
+    num_processes = jax.process_count()
     config_check.check_cluster(config, num_processes, jax.device_count())
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
     config_check.check_devices(config, jax.device_count())
@@ -63,7 +63,7 @@ def train(
 
     run = Run(config, workdir, source)
     try:
-        run.loop(process, num_processes)
+        run.loop(sharding.process_rank(run.mesh), num_processes)
     finally:
         run.close()
 
@@ -73,7 +73,7 @@ class Run:
 
     def __init__(self, config: Any, workdir: pathlib.Path, source: sources.Source):
         self.config, self.workdir, self.source = config, workdir, source
-        self.mesh = sharding.make_mesh(config.mesh.replica)
+        self.mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp)
         dtype = compute_dtype(config)
         self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, dtype)
         self.evaluator = evaluator.make_evaluator(config, self.meta_arch, self.mesh)
