@@ -166,6 +166,8 @@ def get_config() -> config_dict.ConfigDict:
     # What the run must have, or it does not start; 0: whatever there is.
     c.mesh.processes = 0
     c.mesh.devices = 0
+    # Seconds without a sign of life from one process, after which all others end.
+    c.mesh.heartbeat_timeout = 30
 
     c.checkpoint = config_dict.ConfigDict()
     c.checkpoint.every = 3750  # steps; reference: 3 epochs

@@ -51,7 +51,7 @@ _POSITIVE = (
     "train.max_nonfinite_steps dino.head_n_prototypes dino.head_bottleneck_dim "
     "dino.head_nlayers dino.head_hidden_dim ibot.head_n_prototypes "
     "ibot.head_bottleneck_dim ibot.head_nlayers ibot.head_hidden_dim "
-    "checkpoint.every checkpoint.keep_last log.every data.max_pixels "
+    "mesh.heartbeat_timeout checkpoint.every checkpoint.keep_last log.every data.max_pixels "
     "teacher.warmup_teacher_temp teacher.teacher_temp evaluation.batch_size "
     "evaluation.image_size evaluation.resize_size evaluation.picture_size "
     "evaluation.knn_temperature "

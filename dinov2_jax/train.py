@@ -52,7 +52,7 @@ def train(
     workdir = pathlib.Path(workdir)
     config_check.check(config)
     source = sources.make_source(config)
-    distributed.initialize(cluster)
+    distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     num_processes = jax.process_count()
     config_check.check_cluster(config, num_processes, jax.device_count())
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
