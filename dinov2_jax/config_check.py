@@ -51,11 +51,11 @@ _POSITIVE = (
     "train.max_nonfinite_steps dino.head_n_prototypes dino.head_bottleneck_dim "
     "dino.head_nlayers dino.head_hidden_dim ibot.head_n_prototypes "
     "ibot.head_bottleneck_dim ibot.head_nlayers ibot.head_hidden_dim "
-    "mesh.heartbeat_timeout checkpoint.every checkpoint.keep_last log.every data.max_pixels "
-    "teacher.warmup_teacher_temp teacher.teacher_temp evaluation.batch_size "
-    "evaluation.image_size evaluation.resize_size evaluation.picture_size "
-    "evaluation.knn_temperature "
-    "optim.base_lr optim.layerwise_decay model.ffn_ratio"
+    "mesh.heartbeat_timeout checkpoint.every checkpoint.keep_last log.every "
+    "data.max_pixels teacher.warmup_teacher_temp teacher.teacher_temp "
+    "evaluation.batch_size evaluation.image_size evaluation.resize_size "
+    "evaluation.picture_size evaluation.knn_temperature optim.base_lr "
+    "optim.layerwise_decay model.ffn_ratio"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout crops.local_crops_number "
