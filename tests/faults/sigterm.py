@@ -14,8 +14,8 @@ def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) ->
 
     Returns:
       Times that a run was asked to end and left with exit code 42; those where it was
-      asked twice; damaged checkpoints
-      that the next start found; runs that ended as the uninterrupted one.
+      asked twice; damaged checkpoints that the next start found; runs that ended as the
+      uninterrupted one.
     """
     terminated = twice = found = ended = 0
     while terminated < count:
