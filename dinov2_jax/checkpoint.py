@@ -73,6 +73,10 @@ class Checkpointer:
         """Step of the newest finished checkpoint, None without one."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: Any, *, next_save: int | None = None) -> str:
         """Starts saving; training may go on at once.
 
@@ -148,6 +152,11 @@ class Checkpointer:
             self._seal_error = error
             self.failed = True
 
+    def finish(self) -> None:
+        """Waits for a save under way; one that failed is removed."""
+        if self._finish():
+            self._clear()
+
     def _finish(self) -> str:
         """Waits for the save under way; returns the reason if it failed."""
         saved = self._sealing is not None
@@ -196,6 +205,16 @@ class Checkpointer:
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
         return lines
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves the checkpoints of later steps away, whose run is given up."""
+        if jax.process_index() == 0:
+            for later in self.steps():
+                if later > step:
+                    _move_away(self.path / str(later))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("later checkpoints are set aside")
+        self._manager.reload()
 
     def restore(self, abstract_state: Any) -> Any:
         """The newest checkpoint, laid out as `abstract_state` says.
@@ -302,12 +321,16 @@ def _set_aside_damaged(path: pathlib.Path) -> list[str]:
                 "copy, or remove them all to begin anew"
             )
     for folder, why in damaged.items():
-        away = path.with_name("damaged_checkpoints")
-        away.mkdir(exist_ok=True)
-        target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
-        folder.rename(target)
+        target = _move_away(folder)
         lines.append(f"checkpoint {folder} is damaged ({why}): moved to {target}")
     return lines
+
+
+def _move_away(folder: pathlib.Path) -> pathlib.Path:
+    away = folder.parent.with_name("damaged_checkpoints")
+    away.mkdir(exist_ok=True)
+    target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
+    return folder.rename(target)
 
 
 def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:

@@ -23,6 +23,9 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "The run's folder; a checkpoint there is resumed. Default: runs/<config name>.",
 )
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "FIRST:LAST steps to trace into WORKDIR/profile."
+)
 # For several processes where jax finds no cluster by itself.
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT at which process 0 listens, the same for all."
@@ -51,9 +54,10 @@ def _train(argv: list[str]) -> int:
         cluster = distributed.make_cluster(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
+        profile = _steps_to_profile(_PROFILE.value)
         from dinov2_jax import train  # imports jax: after the flags are known good
 
-        train.train(config, workdir, cluster)
+        train.train(config, workdir, cluster, profile)
     except errors.UserError as error:
         kind = "" if error.exit_code == errors.REQUEUE else "error: "
         print(f"{kind}{distributed.name()}{error}", file=sys.stderr)
@@ -77,6 +81,17 @@ def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
         )
     _CONFIG.value.items()  # raises here if the file does not load
     return _CONFIG.value, pathlib.Path(_WORKDIR.value or f"runs/{path.stem}")
+
+
+def _steps_to_profile(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise errors.UserError(
+            f"--profile={text}: write FIRST:LAST, steps counted from 1, such as 10:14"
+        )
+    return int(match[1]), int(match[2])
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, rates.
+"""What a run measures, written down: metrics.jsonl and TensorBoard events.
 
 `metrics.jsonl` holds one JSON object per logged step. Floats are written so that they
 read back to the same bits, so two runs can be compared for equality by their files.
@@ -147,39 +147,3 @@ class _EventFile:
         length = struct.pack("<Q", len(data))
         checksums = (struct.pack("<I", self._checksum(x)) for x in (length, data))
         self._file.append(length + next(checksums) + data + next(checksums))
-
-
-class Clock:
-    """Rates since the last logged step; evaluation and saving do not count."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self.restart()
-
-    def restart(self) -> None:
-        """Begins a new interval now."""
-        self._start, self._waited, self._steps = time.monotonic(), 0.0, 0
-
-    def waiting_for_data(self) -> "Clock":
-        """Context manager around the wait for a batch."""
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.monotonic()
-
-    def __exit__(self, *_) -> None:
-        self._waited += time.monotonic() - self._entered
-
-    def step_done(self) -> None:
-        """Counts a step."""
-        self._steps += 1
-
-    def rates(self) -> dict[str, float]:
-        """`images_per_second` and `data_wait` (share of time) of the interval."""
-        seconds = time.monotonic() - self._start
-        rates = {
-            "images_per_second": self._steps * self._batch_size / seconds,
-            "data_wait": self._waited / seconds,
-        }
-        self.restart()
-        return rates

@@ -153,9 +153,9 @@ def branch(source: pathlib.Path, target: pathlib.Path, step: int) -> None:
     for later in saved_steps(target):
         if later > step:
             shutil.rmtree(target / "checkpoints" / str(later))
-    kept = [row for row in rows(target) if row["step"] <= step]
-    text = "".join(json.dumps(row) + "\n" for row in kept)
-    (target / "metrics.jsonl").write_text(text)
+    lines = (target / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    (target / "metrics.jsonl").write_text("".join(kept))
     (target / "pca.png").unlink(missing_ok=True)
 
 

@@ -34,6 +34,7 @@ def make_loader(
     num_steps: int,
     process_index: int = 0,
     process_count: int = 1,
+    skips: tuple[tuple[int, int], ...] = (),
 ) -> "Loader":
     """Returns an iterator over the batches of consecutive steps; work starts at once.
 
@@ -44,12 +45,17 @@ def make_loader(
       num_steps: how many batches to give, from the first step on.
       process_index: this process.
       process_count: all processes.
+      skips: of `rollback.Rollbacks`.
 
     Raises:
       UserError: see `batch_builder.make_batch_builder`.
     """
     builder = batch_builder.make_batch_builder(
-        config, source, process_index=process_index, process_count=process_count
+        config,
+        source,
+        process_index=process_index,
+        process_count=process_count,
+        skips=skips,
     )
     spec = batch_spec.batch_spec(config).values()
     num_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in spec)

@@ -45,6 +45,7 @@ def initialise(index: int, count: int) -> None:
     # needs a few more batches for that, and then closes the loader.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logging.getLogger("absl").setLevel(logging.ERROR)
     # Not PR_SET_PDEATHSIG: it fires when the thread ends that started the process.
     parent = os.getppid()
