@@ -165,10 +165,16 @@ def get_config() -> config_dict.ConfigDict:
     c.optim.adamw_beta2 = 0.999
 
     c.mesh = config_dict.ConfigDict()
-    c.mesh.replica = 1  # copies of the model (HSDP); fsdp = devices / replica
+    # Copies of the state (HSDP), and devices that share one; 0: what the other leaves.
+    # Both 0: a copy for each TPU slice or NVLink domain, whose gathers stay on its fast
+    # links; fsdp is then its size.
+    c.mesh.replica = 0
+    c.mesh.fsdp = 0
     # What the run must have, or it does not start; 0: whatever there is.
     c.mesh.processes = 0
     c.mesh.devices = 0
+    # Seconds without a sign of life from one process, after which all others end.
+    c.mesh.heartbeat_timeout = 30
 
     c.checkpoint = config_dict.ConfigDict()
     c.checkpoint.every = 3750  # steps; reference: 3 epochs

@@ -52,12 +52,12 @@ _POSITIVE = (
     "model.scan_unroll train.batch_size train.group_size train.steps "
     "train.max_nonfinite_steps dino.head_n_prototypes dino.head_bottleneck_dim "
     "dino.head_nlayers dino.head_hidden_dim ibot.head_n_prototypes "
-    "ibot.head_bottleneck_dim ibot.head_nlayers ibot.head_hidden_dim mesh.replica "
-    "checkpoint.every checkpoint.keep_last log.every data.max_pixels "
-    "teacher.warmup_teacher_temp teacher.teacher_temp evaluation.batch_size "
-    "evaluation.image_size evaluation.resize_size evaluation.picture_size "
-    "evaluation.knn_temperature "
-    "optim.base_lr optim.layerwise_decay model.ffn_ratio"
+    "ibot.head_bottleneck_dim ibot.head_nlayers ibot.head_hidden_dim "
+    "mesh.heartbeat_timeout checkpoint.every checkpoint.keep_last log.every "
+    "data.max_pixels teacher.warmup_teacher_temp teacher.teacher_temp "
+    "evaluation.batch_size evaluation.image_size evaluation.resize_size "
+    "evaluation.picture_size evaluation.knn_temperature optim.base_lr "
+    "optim.layerwise_decay model.ffn_ratio"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
@@ -68,7 +68,8 @@ _NOT_NEGATIVE = (
     "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "
     "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
     "teacher.warmup_teacher_temp_steps checkpoint.keep_every evaluation.every seed "
-    "evaluation.max_images init.heads_only_steps mesh.processes mesh.devices"
+    "evaluation.max_images init.heads_only_steps mesh.replica "
+    "mesh.fsdp mesh.processes mesh.devices"
 ).split()
 _SHARES = (
     "data.max_bad_share model.drop_path_rate ibot.mask_sample_probability "
@@ -296,13 +297,20 @@ def check_cluster(config: Any, num_processes: int, num_devices: int) -> None:
 
 
 def check_devices(config: Any, num_devices: int) -> None:
-    """Raises a `UserError` unless the devices divide the groups of a batch."""
-    replica = config.mesh.replica
-    if num_devices % replica:
+    """Raises a `UserError` unless the devices fill the mesh and divide the groups."""
+    replica, fsdp = config.mesh.replica, config.mesh.fsdp
+    if replica and fsdp and replica * fsdp != num_devices:
         raise errors.UserError(
-            f"mesh.replica = {replica} does not divide the {num_devices} devices: "
-            "use one of their divisors"
+            f"mesh.replica = {replica} times mesh.fsdp = {fsdp} are {replica * fsdp}, "
+            f"but there are {num_devices} devices: leave one of them 0, which is "
+            "whatever the other leaves"
         )
+    for name, size in (("replica", replica), ("fsdp", fsdp)):
+        if size and num_devices % size:
+            raise errors.UserError(
+                f"mesh.{name} = {size} does not divide the {num_devices} devices: "
+                "use one of their divisors"
+            )
     batch, group = config.train.batch_size, config.train.group_size
     groups = batch // group
     if groups % num_devices:

@@ -66,12 +66,14 @@ def make_cluster(
     return Cluster(coordinator, num_processes, process_id)
 
 
-def initialize(cluster: Cluster | None = None) -> None:
+def initialize(cluster: Cluster | None = None, *, heartbeat_timeout: int = 30) -> None:
     """Joins the other processes, before a device is touched; only the first one logs.
 
     Args:
       cluster: From the flags. None: jax finds Cloud TPU pods, SLURM, Kubernetes and
         Open MPI by themselves; elsewhere the process stays alone.
+      heartbeat_timeout: Seconds without a sign of life from one process, after which
+        all others end.
 
     Raises:
       UserError: The other processes did not come.
@@ -86,7 +88,11 @@ def initialize(cluster: Cluster | None = None) -> None:
         arguments["coordinator_address"] = arguments.pop("coordinator")
         arguments["cluster_detection_method"] = "deactivate"
     try:
-        jax.distributed.initialize(initialization_timeout=_JOIN_TIMEOUT, **arguments)
+        jax.distributed.initialize(
+            initialization_timeout=_JOIN_TIMEOUT,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            **arguments,
+        )
     except ValueError as error:
         if "coordinator_address" not in str(error):  # what no cluster reads like
             raise

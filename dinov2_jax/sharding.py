@@ -5,6 +5,7 @@ state over `fsdp` (the reference's FSDP); batches are sharded over both axes on 
 leading group axis. The model code only ever calls `constrain_batch` and `gather`.
 """
 
+import collections
 import functools
 import math
 from collections.abc import Callable
@@ -19,15 +20,41 @@ MIN_SHARDED_SIZE = 2048  # elements; smaller arrays are replicated
 _TILE_ROWS = 16  # of a bfloat16 array on TPUs; parts of a tile cannot be gathered
 
 
-def make_mesh(replica: int = 1, devices: Any = None) -> Mesh:
-    """Mesh ("replica", "fsdp") over `devices` (default: all of them)."""
+def make_mesh(replica: int = 0, fsdp: int = 0, devices: Any = None) -> Mesh:
+    """Mesh ("replica", "fsdp"), devices on fast links side by side.
+
+    Args:
+      replica: Copies of the state. 0: what `fsdp` leaves; where that is 0 too, one for
+        each slice (a TPU slice; GPUs joined by NVLink, which are a node's).
+      fsdp: Devices that share one copy; 0: what `replica` leaves.
+      devices: Default: all of them.
+    """
     devices = jax.devices() if devices is None else devices
-    shape = (replica, len(devices) // replica)
+    devices = sorted(devices, key=lambda d: (_slice(d), d.process_index))
+    if not fsdp:
+        fsdp = len(devices) // (replica or _num_slices(devices))
     return Mesh(
-        np.asarray(devices).reshape(shape),
+        np.asarray(devices).reshape(replica or -1, fsdp),
         ("replica", "fsdp"),
         axis_types=(AxisType.Auto,) * 2,
     )
+
+
+def _slice(device: Any) -> int:
+    """Which of the groups that fast links join; not every platform has them."""
+    return getattr(device, "slice_index", 0)
+
+
+def _num_slices(devices: list[Any]) -> int:
+    """Slices that can each hold a copy: alike, and of several devices."""
+    sizes = collections.Counter(map(_slice, devices)).values()
+    return len(sizes) if len(set(sizes)) == 1 and max(sizes) > 1 else 1
+
+
+def process_rank(mesh: Mesh) -> int:
+    """Of this process among those of the mesh: whose rows of a batch come first."""
+    order = dict.fromkeys(device.process_index for device in mesh.devices.flat)
+    return list(order).index(jax.process_index())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

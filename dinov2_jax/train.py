@@ -60,7 +60,7 @@ def train(
     workdir = pathlib.Path(workdir)
     config_check.check(config)
     source = sources.make_source(config)
-    distributed.initialize(cluster)
+    distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     num_processes = jax.process_count()
     config_check.check_cluster(config, num_processes, jax.device_count())
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
@@ -96,7 +96,7 @@ class Run:
     ):
         self.config, self.workdir, self.source = config, workdir, source
         self.account = account
-        self.mesh = sharding.make_mesh(config.mesh.replica)
+        self.mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp)
         dtype = compute_dtype(config)
         self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, dtype)
         self.evaluator = evaluator.make_evaluator(config, self.meta_arch, self.mesh)
@@ -206,7 +206,7 @@ class Run:
             self.source,
             start_step=self.start_step,
             num_steps=self.config.train.steps - self.start_step,
-            process_index=jax.process_index(),
+            process_index=sharding.process_rank(self.mesh),
             process_count=jax.process_count(),
             skips=self.rollbacks.skips(),
         )

@@ -63,7 +63,9 @@ BAD = [
     ("optim.weight_decay", float("inf"), "finite"),
     ("optim.warmup_steps", -1, "must not be negative"),
     ("optim.layerwise_decay", 0.0, "above 0"),
-    ("mesh.replica", 0, "above 0"),
+    ("mesh.replica", -1, "must not be negative"),
+    ("mesh.fsdp", -1, "must not be negative"),
+    ("mesh.heartbeat_timeout", 0, "above 0"),
     ("mesh.processes", -1, "must not be negative"),
     ("mesh.devices", -1, "must not be negative"),
     ("init.which", "ema", "choose one of teacher, student"),
@@ -267,6 +269,16 @@ def test_replicas_divide_the_devices():
         config_check.check_devices(changed(("mesh.replica", 3)), 8)
 
 
+def test_the_mesh_has_as_many_places_as_there_are_devices():
+    config_check.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 4)), 8)
+    config_check.check_devices(changed(("mesh.fsdp", 4)), 8)
+    with pytest.raises(errors.UserError, match="mesh.fsdp = 3 .* 8 devices"):
+        config_check.check_devices(changed(("mesh.fsdp", 3)), 8)
+    words = "replica = 2 times mesh.fsdp = 2 are 4, but there are 8 devices: "
+    with pytest.raises(errors.UserError, match=words):
+        config_check.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 2)), 8)
+
+
 def test_as_many_as_expected_must_come():
     config_check.check_cluster(default.get_config(), 3, 12)
     expected = changed(("mesh.processes", 4), ("mesh.devices", 16))
@@ -303,8 +315,10 @@ def test_resume_of_the_same_config(tmp_path):
         ("model.attention", "xla"),
         ("model.scan_unroll", 4),
         ("mesh.replica", 2),
+        ("mesh.fsdp", 2),
         ("mesh.processes", 2),
         ("mesh.devices", 8),
+        ("mesh.heartbeat_timeout", 60),
         ("checkpoint.every", 5),
         ("log.every", 1),
         ("log.tensorboard", False),

@@ -108,8 +108,8 @@ def steps_logged(workdir: pathlib.Path) -> int:
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
     """Steps of the finished checkpoints, ascending."""
-    folder = workdir / "checkpoints"
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    folders = (workdir / "checkpoints").glob("*")
+    return sorted(int(p.name) for p in folders if p.name.isdigit())
 
 
 def unfinished_saves(workdir: pathlib.Path) -> list[pathlib.Path]:

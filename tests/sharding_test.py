@@ -1,5 +1,6 @@
 """Where arrays live: the rule by shape, on meshes that need no devices."""
 
+import dataclasses
 import math
 
 import jax
@@ -122,6 +123,50 @@ def test_a_mesh_of_the_devices_at_hand():
     assert made.size == len(jax.devices()) and made.shape["replica"] == 1
     assert sharding.batch_sharding(made).spec == PartitionSpec(("replica", "fsdp"))
     assert sharding.replicated(made).is_fully_replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As much of a device as a mesh looks at."""
+
+    id: int
+    process_index: int = 0
+    slice_index: int = 0
+
+
+def shapes_and_slices(devices, **sizes):
+    """The shape, and the slices that each group of `fsdp` lies in."""
+    made = sharding.make_mesh(devices=devices, **sizes)
+    rows = made.devices
+    return rows.shape, [sorted({d.slice_index for d in row}) for row in rows]
+
+
+def test_a_copy_of_the_state_for_each_slice():
+    # As a scheduler that deals processes out in turn numbers them.
+    devices = [Device(i, i // 2, i // 2 % 2) for i in range(8)]
+    assert shapes_and_slices(devices) == ((2, 4), [[0], [1]])
+    assert shapes_and_slices(devices, fsdp=2) == ((4, 2), [[0], [0], [1], [1]])
+    assert shapes_and_slices(devices, replica=4) == ((4, 2), [[0], [0], [1], [1]])
+    assert shapes_and_slices(devices, replica=1) == ((1, 8), [[0, 1]])
+    assert shapes_and_slices(devices, replica=2, fsdp=4) == ((2, 4), [[0], [1]])
+    ids = [d.id for d in sharding.make_mesh(devices=devices).devices.flat]
+    assert ids == [0, 1, 4, 5, 2, 3, 6, 7]  # those of a process stay together
+    with pytest.raises(ValueError):
+        sharding.make_mesh(3, 2, devices)
+
+
+def test_one_copy_where_slices_could_not_hold_one():
+    single = [Device(i, i, i) for i in range(4)]
+    assert shapes_and_slices(single) == ((1, 4), [[0, 1, 2, 3]])
+    unlike = [Device(i, i // 2, i // 4) for i in range(6)]
+    assert shapes_and_slices(unlike) == ((1, 6), [[0, 1]])
+
+
+def test_the_rank_of_a_process_is_its_place_in_the_mesh():
+    """Its rows of a batch are those, whatever number it has."""
+    assert sharding.process_rank(sharding.make_mesh()) == 0
+    devices = [Device(0, 2, 0), Device(1, 0, 1), Device(2, 1, 0), Device(3, 3, 1)]
+    assert sharding.process_rank(sharding.make_mesh(devices=devices)) == 2
 
 
 def test_the_batch_is_constrained_only_under_a_mesh_that_divides_it():

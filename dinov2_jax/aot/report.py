@@ -53,7 +53,7 @@ def make_report(
             "remat": config.model.remat,
             "batch_size": config.train.batch_size,
             "group_size": config.train.group_size,
-            "replica": config.mesh.replica,
+            "replica": program.replica,
             "images_per_device": config.train.batch_size / machine.num_devices,
             "parameters": sum(math.prod(shape) for shape, _ in program.weights),
         },

@@ -76,6 +76,7 @@ class Program:
       module: The optimised program; None where it does not fit.
       quick: Whether it was compiled so that its cycles mean nothing.
       weights: (shape, stacked?) of every parameter.
+      replica: Copies of the state.
     """
 
     memory: Memory
@@ -84,6 +85,7 @@ class Program:
     module: hlo.Module | None
     quick: bool
     weights: list[tuple[tuple[int, ...], bool]]
+    replica: int
 
 
 def compile_step(
@@ -105,7 +107,9 @@ def compile_step(
     Raises:
       UserError: The compiler does not know the machine.
     """
-    mesh = sharding.make_mesh(config.mesh.replica, machines.devices(machine))
+    mesh = sharding.make_mesh(
+        config.mesh.replica, config.mesh.fsdp, machines.devices(machine)
+    )
     dtype = jnp.bfloat16
     if config.model.dtype != "auto":
         dtype = jnp.dtype(config.model.dtype)
@@ -113,7 +117,8 @@ def compile_step(
 
     def program(memory, module):
         seconds = time.monotonic() - start, time.process_time() - cpu_start
-        return Program(memory, *seconds, module, quick, weights)
+        replica = mesh.shape["replica"]
+        return Program(memory, *seconds, module, quick, weights, replica)
 
     lowered, weights = lower(config, mesh, dtype)
     limit = machine.chip.hbm_bytes

@@ -9,7 +9,7 @@ LIMIT = 16e9
 
 
 def program(needed):
-    return step.Program(step.Memory(LIMIT, needed), 1.0, 1.0, None, True, [])
+    return step.Program(step.Memory(LIMIT, needed), 1.0, 1.0, None, True, [], 1)
 
 
 def config(**train):

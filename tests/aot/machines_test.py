@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import programs
 import pytest
 
 from dinov2_jax import errors
@@ -62,3 +63,26 @@ def test_no_jax_before_the_environment_is_set():
         "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TWO_SLICES = """
+from dinov2_jax import sharding
+from dinov2_jax.aot import machines
+
+machines.prepare(machines.parse("v5e:2x2"))
+from jax.experimental import topologies
+
+found = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:2x2", num_slices=2
+)
+mesh = sharding.make_mesh(devices=found.devices[::-1])
+print([[device.slice_index for device in row] for row in mesh.devices])
+"""
+
+
+@programs.needs_libtpu
+def test_two_slices_hold_a_copy_of_the_state_each():
+    run = subprocess.run(
+        [sys.executable, "-c", TWO_SLICES], capture_output=True, text=True
+    )
+    assert run.stdout == "[[0, 0, 0, 0], [1, 1, 1, 1]]\n", run.stderr

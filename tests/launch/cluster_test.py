@@ -1,0 +1,297 @@
+"""Real processes train one model over gloo: they move, end and are lost."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import processes
+import pytest
+from PIL import Image
+
+LOCAL = processes.ROOT / "launch/local.sh"
+PROGRAM = pathlib.Path(__file__).with_name("shared_compilations.py")
+STEPS = 14
+HEARTBEAT = 8  # seconds
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """A run of seconds: no evaluation, for the images have no labels."""
+    images = tmp_path_factory.mktemp("images")
+    draw = np.random.default_rng(0)
+    for i in range(64):
+        pixels = draw.integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(images / f"{i}.png")
+    return [
+        "--config=configs/debug.py",
+        "--config.data.source=folder",
+        f"--config.data.path={images}",
+        "--config.data.workers=0",
+        "--config.data.augmentation=host",  # less to compile
+        "--config.model.depth=1",
+        "--config.train.batch_size=8",
+        "--config.train.group_size=2",
+        f"--config.train.steps={STEPS}",
+        "--config.checkpoint.every=2",
+        "--config.checkpoint.keep_last=100",
+        "--config.log.tensorboard=False",
+        f"--config.mesh.heartbeat_timeout={HEARTBEAT}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def environment(shared_folder, tmp_path_factory):
+    python = tmp_path_factory.mktemp("bin") / "python"  # -m dinov2_jax.main FLAGS
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {PROGRAM} "$@"\n')
+    python.chmod(0o755)
+    return os.environ | {
+        "PYTHON": str(python),
+        "PYTHONPATH": str(processes.ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
+        "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "cluster_compilations"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
+        "JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS": "200000",
+    }
+
+
+class Cluster:
+    """The processes of one start, which nobody supervises.
+
+    Args:
+      number: Of processes; one is a run alone.
+      more: Of each process, what the others do not have: {1: ["--flag"]}.
+    """
+
+    def __init__(self, number, flags, environment, workdir, more=()):
+        port = 20000 + (os.getpid() * 7 + int(time.time())) % 20000
+        self.processes, self._outputs = [], []
+        for i in range(number):
+            cluster = [
+                f"--coordinator=localhost:{port}",
+                f"--num_processes={number}",
+                f"--process_id={i}",
+            ]
+            self._outputs.append(workdir.with_name(f"{workdir.name}-output-{i}"))
+            with open(self._outputs[-1], "w") as output:
+                self.processes.append(
+                    subprocess.Popen(
+                        [
+                            *(environment["PYTHON"], "-m", "dinov2_jax.main", *flags),
+                            f"--workdir={workdir}",
+                            *(cluster if number > 1 else ()),
+                            *dict(more).get(i, ()),
+                        ],
+                        cwd=processes.ROOT,
+                        env=environment,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def output(self, process: int) -> str:
+        return self._outputs[process].read_text()
+
+    def wait_for_a_step(self) -> None:
+        """Until this start has logged one."""
+        deadline = time.monotonic() + 200
+        while not re.search(r"^step \d+/", self.output(0), re.MULTILINE):
+            assert time.monotonic() < deadline, self.output(0)
+            assert self.processes[0].poll() is None, self.output(0)
+            time.sleep(0.001)
+
+    def codes(self) -> list[int]:
+        """Exit codes, when all have ended."""
+        return [process.wait(timeout=200) for process in self.processes]
+
+
+@pytest.fixture
+def start(flags, environment, tmp_path):
+    """Starts N processes of the test's run."""
+    return lambda number, **more: Cluster(
+        number, flags, environment, tmp_path / "run", **more
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(flags, environment, tmp_path_factory):
+    """Rows of metrics.jsonl of one process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    with Cluster(1, flags, environment, workdir) as cluster:
+        assert cluster.codes() == [0], cluster.output(0)
+    return processes.rows(workdir)
+
+
+def assert_same_losses(workdir, alone):
+    """Each step once, with the losses of one process."""
+    rows = processes.rows(workdir)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row, expected in zip(rows, alone, strict=True):
+        names = [name for name in expected if name.startswith("loss/")]
+        assert len(names) == 5
+        for name in names:
+            assert row[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def assert_saved_in_parts(workdir, step, number):
+    """Each of the processes wrote its part of the weights."""
+    folder = workdir / f"checkpoints/{step}/default"
+    parts = {path.name for path in folder.glob("ocdbt.process_*")}
+    assert parts == {f"ocdbt.process_{i}" for i in range(number)}
+    sharding = json.loads((folder / "_sharding").read_text())
+    specs = [json.loads(text)["partition_spec"] for text in sharding.values()]
+    # The matrices of student, teacher and both moments.
+    assert sum("fsdp" in spec for spec in specs) == 4 * 9
+
+
+def test_a_run_moves_between_numbers_of_processes(start, alone, tmp_path):
+    """From four to two to one to two; SIGTERM, sent to one of them, ends each start."""
+    workdir = tmp_path / "run"
+    for number in (4, 2, 1):
+        before = processes.saved_steps(workdir)
+        with start(number) as cluster:
+            cluster.wait_for_a_step()
+            cluster.processes[-1].send_signal(signal.SIGTERM)
+            assert cluster.codes() == [42] * number, cluster.output(0)
+            mesh = f"{number} cpu, mesh replica 1 x fsdp {number}"
+            assert mesh in cluster.output(0)
+            # All stopped at one step, which is saved, once.
+            step = max(processes.saved_steps(workdir))
+            end = f"asked to end: saved step {step}; the same command goes on"
+            assert cluster.output(0).splitlines()[-1] == end
+            for i in range(1, number):
+                assert f"process {i}: {end}\n" in cluster.output(i)
+        due = range(2, step, 2)
+        assert set(processes.saved_steps(workdir)) == {*before, *due, step}
+        assert processes.steps_logged(workdir) == step
+        if number > 1:
+            assert_saved_in_parts(workdir, step, number)
+    with start(2) as cluster:
+        assert cluster.codes() == [0, 0], cluster.output(0)
+        assert f"resumed from step {step}" in cluster.output(0)
+    assert_same_losses(workdir, alone)
+
+
+def pid_of(process: int, workdir: pathlib.Path) -> int | None:
+    """Of a training process of a run."""
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text().split("\0")
+        except OSError:
+            continue
+        if f"--process_id={process}" in words and f"--workdir={workdir}" in words:
+            return int(path.parent.name)
+    return None
+
+
+def test_the_launcher_starts_again_whatever_ended_one(
+    flags, environment, alone, tmp_path
+):
+    """A process asked to end, then each of the two lost: the losses of one process."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    with open(log, "w") as output:
+        launcher = subprocess.Popen(
+            [LOCAL, "2", "--restarts", "3", "--", *flags, f"--workdir={workdir}"],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    events = [(1, signal.SIGTERM), (0, signal.SIGKILL), (1, signal.SIGKILL)]
+    try:
+        for attempt, (process, number) in enumerate(events, start=1):
+            while launcher.poll() is None:
+                starts = log.read_text().split("compiled the step")[1:]
+                if len(starts) == attempt and "\nstep " in starts[-1]:
+                    os.kill(pid_of(process, workdir), number)
+                    break
+                time.sleep(0.005)
+        launcher.wait(timeout=200)
+    finally:
+        launcher.kill()
+    said = log.read_text()
+    assert launcher.returncode == 0, said
+    assert re.findall(r"exit code (\d+): restart (\d)", said) == [
+        *[("42", "1"), ("137", "2"), ("137", "3")]
+    ]
+    assert len(re.findall("asked to end: saved step", said)) == 2
+    assert len(re.findall("resumed from step", said)) == 3
+    assert said.count("parameters ") == 4  # one process says it, at each start
+    assert_same_losses(workdir, alone)
+    assert pid_of(0, workdir) is None
+
+
+@pytest.mark.parametrize(
+    "lost, how, seconds",
+    [
+        (0, signal.SIGKILL, 5),  # its connections close
+        (1, signal.SIGKILL, 5),
+        (1, signal.SIGSTOP, HEARTBEAT + 5),  # as a host that hangs: they do not
+    ],
+)
+def test_a_process_that_loses_another_ends(start, lost, how, seconds):
+    with start(2) as cluster:
+        cluster.wait_for_a_step()
+        begin = time.monotonic()
+        cluster.processes[lost].send_signal(how)
+        code = cluster.processes[1 - lost].wait(timeout=100)
+        assert code not in (0, 2, 3, 42), cluster.output(1 - lost)
+        assert time.monotonic() - begin < seconds
+
+
+def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
+    workdir = tmp_path / "run"
+    job = {
+        "SLURM_JOB_ID": str(os.getpid()),  # jax derives the port from it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    tasks = [
+        subprocess.Popen(
+            [
+                *(environment["PYTHON"], "-m", "dinov2_jax.main", *flags),
+                *(f"--workdir={workdir}", "--config.mesh.devices=2"),
+            ],
+            cwd=processes.ROOT,
+            env=environment
+            | job
+            | {"SLURM_PROCID": str(process), "SLURM_LOCALID": str(process)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    outputs = [task.communicate(timeout=200)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert "parameters " in outputs[0]
+    # What a C++ library says of itself cannot be silenced.
+    said = [x for x in outputs[1].splitlines() if not x.startswith("[Gloo]")]
+    assert said == []
+    assert_same_losses(workdir, alone)
+
+
+def test_a_process_that_fails_alone_does_not_wait(start):
+    """jax would have it wait five minutes for the other, which waits for it."""
+    devices = {i: [f"--config.mesh.devices={2 + i}"] for i in range(2)}
+    with start(2, more=devices) as cluster:
+        assert cluster.processes[1].wait(timeout=100) == 2
+        time.sleep(1)
+        assert cluster.processes[0].poll() is None  # which is on its own from here
+        lines = cluster.output(1).splitlines()
+    (error,) = [x for x in lines if not x.startswith("[Gloo]")]
+    assert error.startswith("error: process 1: mesh.devices = 3, but there are 2: ")
