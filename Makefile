@@ -1,12 +1,12 @@
-# make quickstart | test | fuzz | bench | bench-gpu | clean. Needs make and Python 3.11
-# or newer, which may be named: make PYTHON=/path/to/python3.11 quickstart
+# make quickstart | test | fuzz | faults | bench | bench-gpu | clean. Needs make and
+# Python 3.11 or newer, which may be named: make PYTHON=/path/to/python3.11 quickstart
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: quickstart test fuzz bench bench-gpu clean
+.PHONY: quickstart test fuzz faults bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/runtime.stamp
@@ -21,6 +21,10 @@ test: $(VENV)/test.stamp
 # Ten thousand damaged image files: decoded or refused, in time and within memory.
 fuzz: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m tests.data.fuzz_images
+
+# Half an hour of kills, full disks and damaged files; the table goes to docs/faults.md.
+faults: $(VENV)/test.stamp
+	@$(VENV)/bin/python -m tests.faults.campaign --write
 
 bench: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m benchmarks step attention prototypes input compile

@@ -135,7 +135,14 @@ def get_config() -> config_dict.ConfigDict:
     c.train.group_size = 64
     c.train.steps = 125_000  # reference: 100 epochs x 1250
     c.train.centering = "centering"  # centering | sinkhorn_knopp
-    c.train.max_nonfinite_steps = 5  # skipped steps in a row before the run stops
+    # Steps in a row whose loss is not finite (they are skipped), or half as much again
+    # as at the start, before the run goes back to its last checkpoint and leaves out
+    # the batches since; and how often it may, before it stops.
+    c.train.max_nonfinite_steps = 5
+    c.train.max_rollbacks = 3
+    # Seconds in which nothing is finished before the process ends with all stacks, to
+    # be started again (compilation and evaluation get four times as long); 0: never.
+    c.train.hang_timeout = 1800.0
 
     c.teacher = config_dict.ConfigDict()
     c.teacher.momentum_teacher = 0.992

@@ -2,10 +2,14 @@
 
 import contextlib
 import logging
+import os
 import pathlib
+import re
+import shutil
 import sys
 import threading
 import time
+import warnings
 from typing import Any
 
 import jax
@@ -14,7 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dinov2_jax import checksums, errors
+from dinov2_jax import checksums, disk_space, errors
+
+_MAX_FAILED = 3  # saves in a row
 
 
 class Checkpointer:
@@ -27,52 +33,160 @@ class Checkpointer:
       workdir: The run's folder.
       keep_last: Newest checkpoints to keep.
       keep_every: Keep also each multiple of this step; 0 for none.
+
+    Attributes:
+      path: The folder of the checkpoints.
+      failed: Whether the save under way is known to have failed.
     """
 
     def __init__(
         self, workdir: str | pathlib.Path, *, keep_last: int = 3, keep_every: int = 0
     ):
         self.path = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+            # Else threads would wait five minutes for a folder that cannot be made.
+            async_options=ocp.options.AsyncOptions(
+                create_directories_asynchronously=False
+            ),
+        )
         self._sealing: threading.Thread | None = None
+        self._seal_error: Exception | None = None
+        self._step: int | None = None  # of the last save
+        self._failed_in_a_row = 0
+        self.failed = False
         logging.getLogger("absl").setLevel(logging.WARNING)
+        _hush_threads()
+        self._manager = self._make_manager()
+
+    def _make_manager(self) -> ocp.CheckpointManager:
         with _quiet():
-            self._manager = ocp.CheckpointManager(
+            return ocp.CheckpointManager(
                 self.path,
                 item_handlers=ocp.StandardCheckpointHandler(),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep_last,
-                    keep_period=keep_every or None,
-                    cleanup_tmp_directories=True,
-                ),
+                options=self._options,
             )
 
     def latest_step(self) -> int | None:
         """Step of the newest finished checkpoint, None without one."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts saving; training may go on at once. An earlier failure raises here."""
-        if step == self._manager.latest_step():
-            return
-        self._finish_sealing()
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, *, next_save: int | None = None) -> str:
+        """Starts saving; training may go on at once.
+
+        Where this save or the one before fails, what it left is removed, and `step` is
+        saved once more at once and waited for. Whoever sees `failed` need not wait for
+        the next save to find out.
+
+        Args:
+          step: Finished steps.
+          state: Of them.
+          next_save: Step of the next save. None: there is none, and this one is
+            waited for.
+
+        Returns:
+          A line for the user about a save that failed, else "".
+
+        Raises:
+          UserError: It failed again, and there is no next save, it is the third in a
+            row, or there are other processes, which cannot try again.
+        """
+        failed, reason = self._step, self._finish()
+        if not reason:
+            failed, reason = step, self._start(step, state)
+        if not reason and next_save is None:
+            reason = self._finish()
+        if not reason:
+            return ""
+        line = f"cannot save step {failed} ({reason})"
+        if jax.process_count() == 1:
+            self._clear()
+            if not (self._start(step, state) or self._finish()):
+                return f"{line}: saved step {step} at the second attempt"
+            self._clear()
+        self._failed_in_a_row += 1
+        room = disk_space.needed_and_free(self.path, disk_space.bytes_of(state))
+        line = f"{line}: {room}; the last good checkpoint is {self._last_good()}"
+        if (
+            next_save is None
+            or self._failed_in_a_row == _MAX_FAILED
+            or jax.process_count() > 1
+        ):
+            raise errors.UserError(
+                f"{line}. Make room; the same command goes on from there",
+                exit_code=errors.CRASHED,
+            )
+        return (
+            f"{line}; training goes on, the next save is at step {next_save} "
+            f"({self._failed_in_a_row} of at most {_MAX_FAILED} failed in a row)"
+        )
+
+    def _start(self, step: int, state: Any) -> str:
+        """Begins a save; returns the reason where that fails."""
+        self._step = step
+        try:
+            if step != self._manager.latest_step():
+                self._manager.save(step, args=ocp.args.StandardSave(state))
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            return _reason(error)
         if jax.process_index() == 0:
             self._sealing = threading.Thread(target=self._seal, args=(step,))
             self._sealing.start()
+        return ""
 
     def _seal(self, step: int) -> None:
         """Waits for a save to be finished by orbax, and seals it."""
         while self._manager.is_saving_in_progress():
             time.sleep(0.02)
         folder = self.path / str(step)
-        if folder.is_dir():  # else it failed, which the next call raises
-            checksums.write(folder)
+        try:
+            if not checksums.is_sealed(folder):
+                checksums.write(folder)
+        except OSError as error:  # no folder: the save failed, which `_finish` finds
+            self._seal_error = error
+            self.failed = True
 
-    def _finish_sealing(self) -> None:
-        self._manager.wait_until_finished()
+    def finish(self) -> None:
+        """Waits for a save under way; one that failed is removed."""
+        if self._finish():
+            self._clear()
+
+    def _finish(self) -> str:
+        """Waits for the save under way; returns the reason if it failed."""
+        saved = self._sealing is not None
+        error = None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as raised:  # orbax and tensorstore raise many kinds
+            error = raised
         if self._sealing is not None:
             self._sealing.join()
             self._sealing = None
+        error = error or self._seal_error
+        self._seal_error, self.failed = None, False
+        if error is not None:
+            return _reason(error)
+        if saved:
+            self._failed_in_a_row = 0
+        return ""
+
+    def _clear(self) -> None:
+        """Removes what a failed save left; a new manager, for the old one counts it."""
+        with contextlib.suppress(Exception), _quiet():
+            self._manager.close()
+        for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._manager = self._make_manager()
+
+    def _last_good(self) -> str:
+        step = self.latest_step()
+        return "none" if step is None else str(self.path / str(step))
 
     def set_aside_damaged(self) -> list[str]:
         """Moves damaged checkpoints away, from the newest on to the first good one.
@@ -91,6 +205,16 @@ class Checkpointer:
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
         return lines
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves the checkpoints of later steps away, whose run is given up."""
+        if jax.process_index() == 0:
+            for later in self.steps():
+                if later > step:
+                    _move_away(self.path / str(later))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("later checkpoints are set aside")
+        self._manager.reload()
 
     def restore(self, abstract_state: Any) -> Any:
         """The newest checkpoint, laid out as `abstract_state` says.
@@ -130,9 +254,47 @@ class Checkpointer:
         )
 
     def close(self) -> None:
-        """Waits for a save under way and raises if it failed."""
-        self._finish_sealing()
-        self._manager.close()
+        """Waits for a save under way.
+
+        Raises:
+          UserError: It failed.
+        """
+        reason = self._finish()
+        with contextlib.suppress(Exception):  # which it raises a second time
+            self._manager.close()
+        if reason:
+            raise errors.UserError(
+                f"cannot save step {self._step} ({reason}); the last good checkpoint "
+                f"is {self._last_good()}",
+                exit_code=errors.CRASHED,
+            )
+
+
+def _reason(error: Exception) -> str:
+    """Why a save failed, in the words of the system where they are known."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore says it
+    if code:
+        return os.strerror(int(code[1]))
+    return " ".join(str(error).split())[:200]
+
+
+def _hush_threads() -> None:
+    """Keeps from the console what orbax's threads say of a failure that is raised."""
+    logging.getLogger("absl").addFilter(_is_not_of_orbax)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _unraisable
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _unraisable(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _set_aside_damaged(path: pathlib.Path) -> list[str]:
@@ -159,12 +321,16 @@ def _set_aside_damaged(path: pathlib.Path) -> list[str]:
                 "copy, or remove them all to begin anew"
             )
     for folder, why in damaged.items():
-        away = path.with_name("damaged_checkpoints")
-        away.mkdir(exist_ok=True)
-        target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
-        folder.rename(target)
+        target = _move_away(folder)
         lines.append(f"checkpoint {folder} is damaged ({why}): moved to {target}")
     return lines
+
+
+def _move_away(folder: pathlib.Path) -> pathlib.Path:
+    away = folder.parent.with_name("damaged_checkpoints")
+    away.mkdir(exist_ok=True)
+    target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
+    return folder.rename(target)
 
 
 def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:

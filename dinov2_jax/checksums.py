@@ -25,11 +25,14 @@ def write(folder: pathlib.Path) -> None:
     }
     content = json.dumps({"digest": _digest_of(files), "files": files}, indent=1)
     temporary = folder / f"{NAME}.tmp"
-    with open(temporary, "w") as file:
-        file.write(content + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
+    try:
+        with open(temporary, "w") as file:
+            file.write(content + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def is_sealed(folder: pathlib.Path) -> bool:

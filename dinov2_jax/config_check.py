@@ -12,6 +12,8 @@ from dinov2_jax.data import recipe
 HARMLESS = (
     "train.steps",
     "train.max_nonfinite_steps",
+    "train.max_rollbacks",
+    "train.hang_timeout",
     "data.workers",
     "data.prefetch",
     "data.timeout",
@@ -58,7 +60,8 @@ _POSITIVE = (
     "optim.layerwise_decay model.ffn_ratio"
 ).split()
 _NOT_NEGATIVE = (
-    "data.workers data.prefetch data.timeout crops.local_crops_number "
+    "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
+    "crops.local_crops_number "
     "model.num_register_tokens "
     "model.layerscale model.interpolate_offset dino.loss_weight "
     "dino.koleo_loss_weight ibot.loss_weight "
@@ -340,9 +343,23 @@ def check_resume(config: Any, workdir: pathlib.Path) -> None:
     Raises:
       UserError: Fields outside `HARMLESS` differ from WORKDIR/config.json.
     """
+    fields = differing(config, workdir)
+    if fields:
+        raise errors.UserError(
+            f"the run in {workdir} was started with another config "
+            f"({'; '.join(fields)}): undo the change or choose another --workdir"
+        )
+
+
+def differing(config: Any, workdir: pathlib.Path) -> list[str]:
+    """Fields outside `HARMLESS` that differ from WORKDIR/config.json, if it is there.
+
+    Raises:
+      UserError: The file is damaged.
+    """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        return
+        return []
     try:
         before = _ADDED | flatten(json.loads(path.read_text()))
     except ValueError as error:
@@ -350,15 +367,10 @@ def check_resume(config: Any, workdir: pathlib.Path) -> None:
             f"{path} is not valid JSON ({error}): restore it or use another --workdir"
         ) from error
     now = flatten(json.loads(config.to_json_best_effort()))
-    differing = [
+    return [
         f"{name}: {before.get(name, 'not set')!r} -> {now.get(name, 'not set')!r}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
         and not name.startswith(HARMLESS)
         and not (name == "data.source" and _same_kind(before, now))
     ]
-    if differing:
-        raise errors.UserError(
-            f"the run in {workdir} was started with another config "
-            f"({'; '.join(differing)}): undo the change or choose another --workdir"
-        )

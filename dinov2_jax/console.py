@@ -10,17 +10,8 @@ from typing import Any, TextIO
 import jax.numpy as jnp
 import tqdm
 
-from dinov2_jax import schedules
+from dinov2_jax import schedules, time_account
 from dinov2_jax.data import sources
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as H:MM:SS or MM:SS."""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02}"
-    )
 
 
 class Progress:
@@ -77,7 +68,7 @@ class Progress:
         eta = "--:--"
         if step > first_step:
             seconds_per_step = (now - first_time) / (step - first_step)
-            eta = _duration(seconds_per_step * (self._total - step))
+            eta = time_account.duration(seconds_per_step * (self._total - step))
         text = (
             f"loss {loss:.4f}  {images_per_second:.1f} images/s  "
             f"data wait {data_wait:.0%}  ETA {eta}"

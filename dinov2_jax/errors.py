@@ -4,6 +4,7 @@ BAD_INPUT = 2  # config, data or weights: do not retry
 CRASHED = 1  # of machines, not of input: the same command may do
 NON_FINITE = 3  # stopped on non-finite values: do not retry
 REQUEUE = 42  # saved, and asks to be started again
+HUNG = 134  # nothing was finished for too long; as a process that aborts
 INTERRUPTED = 130  # by Ctrl-C, as shells number it
 
 

@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from configs import default
 from dinov2_jax import config_check, distributed, errors, host_memory
-from dinov2_jax.data import workers
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; override fields with --config.train.steps=10."
@@ -23,6 +22,9 @@ _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "The run's folder; a checkpoint there is resumed. Default: runs/<config name>.",
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "FIRST:LAST steps to trace into WORKDIR/profile."
 )
 # For several processes where jax finds no cluster by itself.
 _COORDINATOR = flags.DEFINE_string(
@@ -42,8 +44,6 @@ def main(argv: list[str]) -> None:
             raise
         traceback.print_exc()
         code = errors.CRASHED
-    # Here, where an error no longer holds the frames of the loop and their batches.
-    workers.release_shared_memory()
     distributed.leave(code)
 
 
@@ -54,9 +54,10 @@ def _train(argv: list[str]) -> int:
         cluster = distributed.make_cluster(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
+        profile = _steps_to_profile(_PROFILE.value)
         from dinov2_jax import train  # imports jax: after the flags are known good
 
-        train.train(config, workdir, cluster)
+        train.train(config, workdir, cluster, profile)
     except errors.UserError as error:
         kind = "" if error.exit_code == errors.REQUEUE else "error: "
         print(f"{kind}{distributed.name()}{error}", file=sys.stderr)
@@ -80,6 +81,17 @@ def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
         )
     _CONFIG.value.items()  # raises here if the file does not load
     return _CONFIG.value, pathlib.Path(_WORKDIR.value or f"runs/{path.stem}")
+
+
+def _steps_to_profile(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise errors.UserError(
+            f"--profile={text}: write FIRST:LAST, steps counted from 1, such as 10:14"
+        )
+    return int(match[1]), int(match[2])
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, rates.
+"""What a run measures, written down: metrics.jsonl and TensorBoard events.
 
 `metrics.jsonl` holds one JSON object per logged step. Floats are written so that they
 read back to the same bits, so two runs can be compared for equality by their files.
@@ -8,11 +8,15 @@ JSON has no non-finite numbers: they are written as Python's NaN and Infinity, w
 
 import json
 import os
+import socket
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from dinov2_jax import record_file
 
 
 def _plain(value):
@@ -71,16 +75,9 @@ class MetricsWriter:
                 temporary = self.path.with_suffix(".jsonl.tmp")
                 temporary.write_bytes(kept)
                 temporary.replace(self.path)
-        # Unbuffered and in append mode, so that each row is a single write.
-        self._file = open(self.path, "ab", buffering=0)
+        self._file = record_file.RecordFile(self.path)
         if tensorboard:
-            import tensorboardX  # half a second, and not everyone wants it
-
-            self._tensorboard = tensorboardX.SummaryWriter(
-                str(folder / "tensorboard"),
-                purge_step=resume_step + 1 if resume_step else 0,
-                filename_suffix=f".from_step_{resume_step}",
-            )
+            self._tensorboard = _EventFile(folder / "tensorboard", resume_step)
 
     def write(self, step: int, metrics: Mapping[str, object]) -> None:
         """Writes one row.
@@ -94,18 +91,15 @@ class MetricsWriter:
             return
         row = {"step": int(step)}
         row |= {name: _plain(value) for name, value in metrics.items()}
-        self._file.write(json.dumps(row).encode() + b"\n")
-        if self._tensorboard is None:
-            return
-        for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self._tensorboard.add_scalar(name, value, step)
-        self._tensorboard.flush()
+        self._file.append(json.dumps(row).encode() + b"\n")
+        if self._tensorboard is not None:
+            del row["step"]
+            self._tensorboard.write(step, row)
 
     def sync(self) -> None:
-        """Returns once all rows are on the disk."""
+        """Returns once all rows are on the disk, or cannot be."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            self._file.sync()
 
     def close(self) -> None:
         """Closes the files; `write` may not be called any more."""
@@ -115,37 +109,41 @@ class MetricsWriter:
             self._tensorboard.close()
 
 
-class Clock:
-    """Rates since the last logged step; evaluation and saving do not count."""
+class _EventFile:
+    """Scalars for TensorBoard.
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self.restart()
+    Not by tensorboardX's own writer: its thread ends where the disk is full, and a run
+    would wait for it for ever.
+    """
 
-    def restart(self) -> None:
-        """Begins a new interval now."""
-        self._start, self._waited, self._steps = time.monotonic(), 0.0, 0
+    def __init__(self, folder: Path, resume_step: int):
+        from tensorboardX import record_writer  # a while, and not everyone wants it
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-    def waiting_for_data(self) -> "Clock":
-        """Context manager around the wait for a batch."""
-        return self
+        self._checksum = record_writer.masked_crc32c
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder.mkdir(exist_ok=True)
+        now = int(time.time())
+        name = f"events.out.tfevents.{now}.{socket.gethostname()}"
+        self._file = record_file.RecordFile(folder / f"{name}.from_step_{resume_step}")
+        self._append(file_version="brain.Event:2")
+        # What an earlier process wrote from this step on does not count.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._append(step=resume_step + 1 if resume_step else 0, session_log=start)
 
-    def __enter__(self) -> None:
-        self._entered = time.monotonic()
+    def write(self, step: int, values: Mapping[str, object]) -> None:
+        scalars = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, (int, float))
+        ]
+        self._append(step=step, summary=self._summary(value=scalars))
 
-    def __exit__(self, *_) -> None:
-        self._waited += time.monotonic() - self._entered
+    def close(self) -> None:
+        self._file.close()
 
-    def step_done(self) -> None:
-        """Counts a step."""
-        self._steps += 1
-
-    def rates(self) -> dict[str, float]:
-        """`images_per_second` and `data_wait` (share of time) of the interval."""
-        seconds = time.monotonic() - self._start
-        rates = {
-            "images_per_second": self._steps * self._batch_size / seconds,
-            "data_wait": self._waited / seconds,
-        }
-        self.restart()
-        return rates
+    def _append(self, **fields) -> None:
+        data = self._event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checksums = (struct.pack("<I", self._checksum(x)) for x in (length, data))
+        self._file.append(length + next(checksums) + data + next(checksums))

@@ -1,7 +1,9 @@
-"""Words for a run that is not learning, or that waits for its images."""
+"""Words for a run that is not learning, waits for its images, or compiles again."""
 
 import math
 from collections.abc import Mapping
+
+import jax
 
 _NEAR = 0.01  # relative distance that counts as the uniform value
 
@@ -78,3 +80,29 @@ class DataWaitMonitor:
             f"step {step}: the devices wait for data {data_wait:.0%} of the time: "
             f"{fix}; python -m dinov2_jax.data bench PATH finds the bottleneck"
         )
+
+
+class CompilationMonitor:
+    """Notices that something is compiled where everything has been."""
+
+    def __init__(self):
+        self._count, self._expected = 0, True
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **_) -> None:
+        del seconds
+        self._count += event == "/jax/core/compile/backend_compile_duration"
+
+    def expect(self) -> None:
+        """What was compiled up to the next step was to be expected."""
+        self._expected = True
+
+    def happened(self) -> bool:
+        """Whether anything was compiled since the last step, unexpectedly."""
+        happened = self._count > 0 and not self._expected
+        self._count, self._expected = 0, False
+        return happened
+
+    def close(self) -> None:
+        """Listens no more."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)

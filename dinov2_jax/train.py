@@ -1,7 +1,6 @@
 """The loop: build, restore, step, log, evaluate, save."""
 
 import logging
-import os
 import pathlib
 import time
 from typing import Any
@@ -16,27 +15,34 @@ from dinov2_jax import (
     config_check,
     console,
     data_record,
+    disk_space,
     distributed,
     errors,
     init_weights,
-    metrics,
-    monitor,
     optimizer,
+    profiling,
+    rollback,
+    run_log,
     schedules,
     sharding,
     ssl_meta_arch,
+    time_account,
     train_state,
     train_step,
+    watchdog,
 )
 from dinov2_jax import workdir as workdir_lib
-from dinov2_jax.data import batch_builder, batch_spec, loader, sources
+from dinov2_jax.data import batch_builder, batch_spec, loader, sources, wording
 from dinov2_jax.eval import evaluator
+
+_LONG = 4.0  # times `train.hang_timeout` for a compilation or an evaluation
 
 
 def train(
     config: Any,
     workdir: str | pathlib.Path,
     cluster: distributed.Cluster | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> None:
     """Runs, or resumes, the training that a config describes.
 
@@ -44,11 +50,13 @@ def train(
       config: A locked `ConfigDict`, see `configs/default.py`.
       workdir: Where the run keeps everything; a checkpoint there is resumed.
       cluster: The other processes, where jax does not find them by itself.
+      profile: First and last step to trace.
 
     Raises:
       UserError: Anything that the user can put right, before compilation where it is
         known by then.
     """
+    account = time_account.TimeAccount("start")
     workdir = pathlib.Path(workdir)
     config_check.check(config)
     source = sources.make_source(config)
@@ -58,21 +66,36 @@ def train(
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
     config_check.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)
+    lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
     if checkpoint.has_checkpoint(workdir):  # without one, the run begins anew
         config_check.check_resume(config, workdir)
 
-    run = Run(config, workdir, source)
+    run = Run(config, workdir, source, account)
+    profiler = profiling.Profiler(workdir, steps=profile, process=jax.process_index())
+    error = None
     try:
-        run.loop(sharding.process_rank(run.mesh), num_processes)
+        run.loop(profiler)
+    except BaseException as raised:
+        error = raised
+        raise
     finally:
-        run.close()
+        run.close(error)
+        if lock:
+            lock.close()
 
 
 class Run:
     """One process's part of a run, from its start or its newest checkpoint."""
 
-    def __init__(self, config: Any, workdir: pathlib.Path, source: sources.Source):
+    def __init__(
+        self,
+        config: Any,
+        workdir: pathlib.Path,
+        source: sources.Source,
+        account: time_account.TimeAccount,
+    ):
         self.config, self.workdir, self.source = config, workdir, source
+        self.account = account
         self.mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp)
         dtype = compute_dtype(config)
         self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, dtype)
@@ -80,120 +103,190 @@ class Run:
         shapes = jax.eval_shape(self.meta_arch.init, jax.random.key(0))
         self.tx = optimizer.make_optimizer(config, shapes)
         self.schedules = schedules.make_schedules(config)
-        abstract = train_state.abstract_state(self.meta_arch, self.tx, self.mesh)
+        self.abstract = train_state.abstract_state(self.meta_arch, self.tx, self.mesh)
+        self.guard = rollback.LossGuard(
+            rollback.uniform_loss(config), config.train.max_nonfinite_steps
+        )
+        self.rollbacks = rollback.Rollbacks(workdir)
+        another = config_check.differing(config, workdir)
         self.checkpoints = checkpoint.Checkpointer(
             workdir,
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
         )
-        set_aside = self.checkpoints.set_aside_damaged()
-        self.start_step = self.checkpoints.latest_step() or 0
-        self.origin = ""  # of the weights, in words; "" from scratch
-        if self.start_step:
-            self.state = self.checkpoints.restore(abstract)
-            self.origin = f"resumed from step {self.start_step}"
-        else:
-            self.state = self._first_state()
-        self.step_fn = train_step.make_train_step(
-            self.meta_arch, self.tx, abstract, self.mesh, seed=config.seed
-        )
+        lines = self._restore()
+        if self.start_step < config.train.steps:
+            room = disk_space.check(
+                self.checkpoints.path,
+                needed=disk_space.bytes_of(self.abstract),
+                keep_last=config.checkpoint.keep_last,
+            )
+            lines += [room] if room else []
         leads = jax.process_index() == 0
+        if another:  # and without a checkpoint: the folder's run begins anew
+            self.rollbacks.forget(write=leads)
         if leads:
             workdir_lib.write_config(config, workdir)
-        self.writer = metrics.MetricsWriter(
+        self.step_fn = train_step.make_train_step(
+            self.meta_arch, self.tx, self.abstract, self.mesh, seed=config.seed
+        )
+        self.log = run_log.RunLog(config, workdir, self.start_step, account)
+        self.watchdog = watchdog.Watchdog(
+            config.train.hang_timeout,
             workdir,
-            tensorboard=config.log.tensorboard,
-            resume_step=self.start_step,
-            enabled=leads,
-        )
-        self.progress = console.Progress(
-            config.train.steps, self.start_step, enabled=leads
-        )
-        self.monitor = monitor.UniformLossMonitor(
-            config.dino.head_n_prototypes,
-            loss_weight=config.dino.loss_weight,
-            patience_steps=max(2 * config.optim.warmup_steps, 1000),
-        )
-        self.data_wait = monitor.DataWaitMonitor(
-            workers=config.data.workers,
-            cores=os.cpu_count() or 1,
-            augmentation=config.data.augmentation,
+            process=jax.process_index(),
+            report=lambda doing, path: self.log.events.add(
+                "hang", doing=doing, path=path
+            ),
         )
         self.bad_images = bad_images.BadImages(
             workdir, source, config.data.max_bad_share
         )
         num_params = sum(x.size for x in jax.tree.leaves(shapes))
-        self.progress.message(
-            console.banner(config, self.mesh, source, num_params, dtype)
-        )
-        for line in (*set_aside, self.origin):
-            if line:
-                self.progress.message(line)
+        self.log.message(console.banner(config, self.mesh, source, num_params, dtype))
         changed = data_record.update(
             source, workdir, resumed=self.start_step > 0, write=leads
         )
-        if changed:
-            self.progress.message(changed)
+        for line in [*lines, changed] if changed else lines:
+            self.log.message(line)
 
-    def _first_state(self) -> train_state.TrainState:
-        """Step 0: fresh weights, or those that `config.init` names."""
+    def _restore(self) -> list[str]:
+        """Sets the state and its step: the newest good checkpoint, or the first state.
+
+        Returns:
+          What there is to say about it.
+        """
+        lines = self.checkpoints.set_aside_damaged()
+        self.start_step = self.checkpoints.latest_step() or 0
+        if self.start_step:
+            with self.account.during("restore"):
+                self.state = self.checkpoints.restore(self.abstract)
+            return [*lines, f"resumed from step {self.start_step}"]
+        # Fresh weights, or those that `config.init` names.
         weights = init_weights.read(self.config, self.meta_arch)
-        if weights:
-            self.origin = weights.description
-        return train_state.make_state(
+        self.state = train_state.make_state(
             self.config.seed,
             self.meta_arch,
             self.tx,
             self.mesh,
             weights and weights.params,
         )
+        return [*lines, weights.description] if weights else lines
 
-    def loop(self, process: int, num_processes: int) -> None:
-        """All remaining steps; reads the metrics of a step after the next one began."""
-        config, total = self.config, self.config.train.steps
-        if self.start_step >= total:
+    def loop(self, profiler: profiling.Profiler) -> None:
+        """All remaining steps, going back where the loss blows up."""
+        if self.start_step >= self.config.train.steps:
             logging.info(
                 "nothing to do: step %d of %d is done; raise --config.train.steps to "
                 "go on, or choose another --workdir",
                 self.start_step,
-                total,
+                self.config.train.steps,
             )
             return
-        batches = loader.make_loader(
-            config,
+        self.log.start()
+        step_fn = None
+        with jax.set_mesh(self.mesh):
+            while True:
+                # The workers load while the step is compiled.
+                with self._batches() as batches:
+                    step_fn = step_fn or self._compile()
+                    try:
+                        self._steps(step_fn, batches, profiler)
+                        break
+                    except rollback.BlownUp as caught:
+                        blown_up = caught
+                self._roll_back(blown_up)
+        with self.watchdog.during("the last save", times=1):
+            self.checkpoints.close()
+        self.log.message(console.where_to_look(self.workdir))
+
+    def _batches(self) -> loader.Loader:
+        return loader.make_loader(
+            self.config,
             self.source,
             start_step=self.start_step,
-            num_steps=total - self.start_step,
-            process_index=process,
-            process_count=num_processes,
+            num_steps=self.config.train.steps - self.start_step,
+            process_index=sharding.process_rank(self.mesh),
+            process_count=jax.process_count(),
+            skips=self.rollbacks.skips(),
         )
-        with batches, jax.set_mesh(self.mesh):
-            step_fn = self._compile()
-            if self.evaluator and self.origin and not self.start_step:
-                self._evaluate(0)  # what adaptation must not lose
-            clock = metrics.Clock(config.train.batch_size)
-            pending = None
-            for step in range(self.start_step, total):
-                with clock.waiting_for_data():
-                    batch = next(batches)
-                self.bad_images.add(batch.pop("bad_images"))
-                scalars = self.schedules(step)
-                self.state, step_metrics = step_fn(
-                    self.state, self._place(batch), _float32(scalars)
-                )
-                if pending is not None:
-                    self._finish(*pending, clock)
-                pending = (step + 1, step_metrics, scalars)
-                preempted = distributed.preempted(step + 1) and step + 1 < total
-                if preempted or self._due(step + 1):
-                    self._finish(*pending, clock)
-                    pending = None
-                    if preempted:
-                        self._save_and_leave(step + 1)
-                    self._evaluate_and_save(step + 1)
-                    clock.restart()
-        self.checkpoints.close()
-        self.progress.message(console.where_to_look(self.workdir))
+
+    def _steps(self, step_fn, batches, profiler) -> None:
+        """Steps up to the last; reads a step's metrics after the next one began."""
+        total = self.config.train.steps
+        if self.evaluator and self.config.init["from"] and not self.start_step:
+            self._evaluate(0)  # what adaptation must not lose
+        self.account.begin(time_account.STEP)
+        self.log.rates.restart()
+        self.log.compilations.expect()
+        pending = None
+        for step in range(self.start_step, total):
+            self.watchdog.begin(f"step {step + 1}")
+            traced = profiler.before_step(step + 1)
+            if traced:
+                self.log.profiled(step, traced)
+            with self.account.during(time_account.DATA_WAIT):
+                batch = next(batches)
+            self.bad_images.add(batch.pop("bad_images"))
+            scalars = self.schedules(step)
+            self.state, step_metrics = step_fn(
+                self.state, self._place(batch), _float32(scalars)
+            )
+            if pending is not None:
+                self._finish(*pending)
+            pending = (step + 1, step_metrics, scalars)
+            preempted = distributed.preempted(step + 1) and step + 1 < total
+            if preempted or self._due(step + 1):
+                self._finish(*pending)
+                pending = None
+                if preempted:
+                    self._save_and_leave(step + 1)
+                self._evaluate_and_save(step + 1)
+                self.log.rates.restart()
+                self.log.compilations.expect()
+        traced = profiler.close()
+        if traced:
+            self.log.profiled(total, traced)
+
+    def _finish(self, step, step_metrics, scalars) -> None:
+        """Reads, logs and judges the metrics of a step."""
+        values = {k: np.asarray(v).item() for k, v in step_metrics.items()}
+        self.log.step(step, values, scalars)
+        self.guard.check(step, values)
+
+    def _roll_back(self, blown_up: rollback.BlownUp) -> None:
+        """Goes back to a checkpoint; stops the run where that was done too often.
+
+        Raises:
+          UserError: The latter.
+        """
+        self.checkpoints.finish()
+        saved = self.checkpoints.steps()
+        lr = self.schedules(blown_up.step - 1)["lr"]
+        if len(self.rollbacks) >= self.config.train.max_rollbacks:
+            good = self.checkpoints.path / str(saved[-1]) if saved else "none yet"
+            count = wording.counted(len(self.rollbacks), "rollback")
+            raise errors.UserError(
+                f"stopped at step {blown_up.step}: the loss blew up ({blown_up.why}; "
+                f"lr {lr:.3g}) after {count}; last good checkpoint: {good}. Try, "
+                "in another --workdir, a lower --config.optim.base_lr, a longer "
+                "--config.optim.warmup_steps, --config.optim.adamw_beta2=0.99, or a "
+                "lower --config.model.drop_path_rate",
+                exit_code=errors.NON_FINITE,
+            )
+        to = self.rollbacks.target(saved)
+        with self.account.during("roll back"):
+            self.checkpoints.set_aside_after(to)
+            self.state = None  # its memory is needed
+            lines = self._restore()
+            self.rollbacks.add(
+                rollback.Rollback(failed=blown_up.step, to=self.start_step),
+                write=jax.process_index() == 0,
+            )
+        self.guard.in_a_row = 0
+        self.log.rolled_back(blown_up.step, self.start_step, blown_up.why)
+        for line in lines:
+            self.log.message(line)
 
     def _compile(self) -> Any:
         """Compiles the step ahead of its first use, once."""
@@ -203,9 +296,15 @@ class Run:
             for name, (shape, dtype) in batch_spec.batch_spec(self.config).items()
         }
         start = time.monotonic()
-        lowered = self.step_fn.lower(self.state, batch, _float32(self.schedules(0)))
-        compiled = lowered.compile()
-        logging.info("compiled the step in %.1f s", time.monotonic() - start)
+        scalars = _float32(self.schedules(0))
+        with (
+            self.account.during("compile"),
+            self.watchdog.during("the compilation of the step", _LONG),
+        ):
+            compiled = self.step_fn.lower(self.state, batch, scalars).compile()
+        seconds = time.monotonic() - start
+        logging.info("compiled the step in %.1f s", seconds)
+        self.log.events.add("compiled", seconds=round(seconds, 1))
         return compiled
 
     def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -217,60 +316,17 @@ class Run:
         }
 
     def _due(self, step: int) -> bool:
-        return step == self.config.train.steps or any(
-            every and step % every == 0
-            for every in (self.config.checkpoint.every, self._evaluate_every())
+        return (
+            step == self.config.train.steps
+            or self.checkpoints.failed
+            or any(
+                every and step % every == 0
+                for every in (self.config.checkpoint.every, self._evaluate_every())
+            )
         )
 
     def _evaluate_every(self) -> int:
         return self.config.evaluation.every if self.evaluator else 0
-
-    def _finish(self, step, step_metrics, scalars, clock) -> None:
-        """Reads, checks and logs the metrics of a step."""
-        values = {k: np.asarray(v).item() for k, v in step_metrics.items()}
-        clock.step_done()
-        self.skipped_in_a_row = int(values["skipped_in_a_row"])
-        if self.skipped_in_a_row:
-            self._report_skip(step, values, scalars)
-        if step % self.config.log.every and step != self.config.train.steps:
-            return
-        row = values | scalars | clock.rates()
-        self.writer.write(step, row)
-        self.progress.update(
-            step,
-            loss=row["loss/total"],
-            images_per_second=row["images_per_second"],
-            data_wait=row["data_wait"],
-        )
-        for warning in (
-            self.monitor.message(step, row),
-            self.data_wait.message(step, row["data_wait"]),
-        ):
-            if warning:
-                self.progress.message(warning)
-
-    def _report_skip(self, step, values, scalars) -> None:
-        """Names the non-finite terms of a skipped step; stops after too many."""
-        terms = [
-            f"{name} = {value}" for name, value in values.items() if value - value != 0
-        ]
-        in_a_row = self.skipped_in_a_row
-        self.progress.message(
-            f"step {step}: skipped, not finite: {', '.join(terms)}; weights untouched "
-            f"({in_a_row} in a row, {int(values['skipped'])} in all)"
-        )
-        if in_a_row < self.config.train.max_nonfinite_steps:
-            return
-        last = self.checkpoints.latest_step()
-        good = self.checkpoints.path / str(last) if last else "none yet"
-        raise errors.UserError(
-            f"stopped at step {step}: {in_a_row} steps in a row were not finite "
-            f"({', '.join(terms)}; lr {scalars['lr']:.3g}); last good checkpoint: "
-            f"{good}. Try, in another --workdir, a lower --config.optim.base_lr, a "
-            "longer --config.optim.warmup_steps, --config.optim.adamw_beta2=0.99, or a "
-            "lower --config.model.drop_path_rate",
-            exit_code=errors.NON_FINITE,
-        )
 
     def _evaluate_and_save(self, step: int) -> None:
         last = step == self.config.train.steps
@@ -281,18 +337,26 @@ class Run:
                 self.evaluator.picture(
                     backbone, self.config.seed, self.workdir / "pca.png"
                 )
-        due = step % self.config.checkpoint.every == 0
-        # Weights that give no finite loss are not the ones to go back to.
-        if last or (due and not self.skipped_in_a_row):
-            self.writer.sync()  # no checkpoint without the rows before it
-            self.checkpoints.save(step, self.state)
+        due = step % self.config.checkpoint.every == 0 or self.checkpoints.failed
+        # Weights that give no sane loss are not the ones to go back to.
+        if last or (due and not self.guard.in_a_row):
+            every = self.config.checkpoint.every
+            next_save = min(step - step % every + every, self.config.train.steps)
+            self._save(step, None if last else next_save)
+
+    def _save(self, step: int, next_save: int | None) -> None:
+        with self.account.during("save"):
+            self.log.sync()  # no checkpoint without the rows before it
+            failure = self.checkpoints.save(step, self.state, next_save=next_save)
+        if failure:
+            self.log.save_failed(step, failure)
+        else:
+            self.log.events.add("save", step=step)
 
     def _save_and_leave(self, step: int) -> None:
-        saved = "it is skipping steps, so the last checkpoint stands"
-        if not self.skipped_in_a_row:
-            self.writer.sync()
-            self.checkpoints.save(step, self.state)
-            self.checkpoints.close()  # raises if it failed
+        saved = "the loss is not sane, so the last checkpoint stands"
+        if not self.guard.in_a_row:
+            self._save(step, next_save=None)
             saved = f"saved step {step}"
         raise errors.UserError(
             f"asked to end: {saved}; the same command goes on",
@@ -302,16 +366,21 @@ class Run:
     def _evaluate(self, step: int) -> Any:
         """Measures, writes and says the k-NN of the teacher's backbone; returns it."""
         backbone = self.state.teacher_params["backbone"]
-        accuracies = self.evaluator.evaluate(backbone, self.config.seed)
-        self.writer.write(step, accuracies)
-        self.progress.message(console.describe_knn(step, accuracies))
+        with (
+            self.account.during("evaluate"),
+            self.watchdog.during(f"the evaluation after step {step}", _LONG),
+        ):
+            accuracies = self.evaluator.evaluate(backbone, self.config.seed)
+        self.log.evaluated(step, accuracies)
         return backbone
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None) -> None:
         """Ends what writes; a save under way is finished."""
-        self.checkpoints.close()
-        self.writer.close()
-        self.progress.close()
+        try:
+            self.checkpoints.close()
+        finally:
+            self.watchdog.close()
+            self.log.end(error)
         if self.bad_images.count:
             logging.info("%s", self.bad_images.summary())
 

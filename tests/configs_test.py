@@ -131,6 +131,8 @@ def test_equals_the_reference(name):
         "model.remat",
         "model.scan_unroll",
         "train.max_nonfinite_steps",
+        "train.max_rollbacks",
+        "train.hang_timeout",
     )
     own += ("crops.policy", *(f"crops.{field}" for field in recipe.FIELDS))
     assert {f for f in flat if not f.startswith(own)} <= set(EXPECTED[name])

@@ -2,8 +2,6 @@
 
 import io
 
-import pytest
-
 from dinov2_jax import console
 
 
@@ -39,10 +37,3 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     assert last.startswith(text) and "#" in last  # StringIO: ASCII
     assert len(last.rstrip("\n")) == 99
     assert "saved\n" in shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")]
-)
-def test_durations(seconds, text):
-    assert console._duration(seconds) == text

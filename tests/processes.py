@@ -46,8 +46,9 @@ class Finished:
 class Trainer:
     """Runs the training program; every process shares one cache of compilations."""
 
-    def __init__(self, cache: pathlib.Path):
-        self._environment = os.environ | {
+    def __init__(self, cache: pathlib.Path, **environment: str):
+        self.environment = os.environ | environment
+        self.environment |= {
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -61,7 +62,7 @@ class Trainer:
         return subprocess.Popen(
             [sys.executable, "-m", "dinov2_jax.main", *flags],
             cwd=ROOT,
-            env=self._environment | environment,
+            env=self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -152,9 +153,9 @@ def branch(source: pathlib.Path, target: pathlib.Path, step: int) -> None:
     for later in saved_steps(target):
         if later > step:
             shutil.rmtree(target / "checkpoints" / str(later))
-    kept = [row for row in rows(target) if row["step"] <= step]
-    text = "".join(json.dumps(row) + "\n" for row in kept)
-    (target / "metrics.jsonl").write_text(text)
+    lines = (target / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    (target / "metrics.jsonl").write_text("".join(kept))
     (target / "pca.png").unlink(missing_ok=True)
 
 

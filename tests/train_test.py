@@ -120,12 +120,15 @@ def test_not_finite(uninterrupted, trainer, tmp_path):
         "--config.optim.base_lr=1e30",
         "--config.checkpoint.every=1",
         "--config.train.max_nonfinite_steps=3",
+        "--config.train.max_rollbacks=1",
     )
     assert finished.code == 3, finished.output
     assert "step 3: skipped, not finite: " in finished.output
     assert "weights untouched (1 in a row, 1 in all)" in finished.output
+    assert "back to the checkpoint of step 2, leaving out the 3 b" in finished.output
     error = finished.error
-    assert "stopped at step 5: 3 steps in a row were not finite" in error
+    assert "stopped at step 5: the loss blew up (" in error
+    assert "after 1 rollback;" in error
     assert "loss/total = nan" in error and "lr 1.77e+29" in error
     assert f"last good checkpoint: {tmp_path / 'checkpoints/2'}." in error
     assert "--config.optim.base_lr" in error
@@ -136,7 +139,7 @@ def test_not_finite(uninterrupted, trainer, tmp_path):
         for name, value in processes.load(tmp_path, step).items():
             assert np.isfinite(value).all(), name
     rows = processes.rows(tmp_path)
-    assert [row["skipped_in_a_row"] for row in rows] == [0, 0, 1, 2]
+    assert [row["skipped_in_a_row"] for row in rows] == [0, 0, 1, 2, 3]
     # The remedy is another config, which the same folder takes only from the start.
     again = trainer.run(*processes.DEBUG, f"--workdir={tmp_path}")
     assert again.code == 2 and "optim.base_lr: 1e+30 -> 0.002" in again.error

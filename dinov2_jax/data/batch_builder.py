@@ -18,7 +18,8 @@ place n * G * B + g * B + i in the run; every pass over the data is a permutatio
 that depends on (seed, pass); crops and keys depend on (seed, pass, image), masks on
 (seed, number of the group in the run). In a mixture, where an image may come several
 times in a pass, the place in the pass (see `mixture`) stands for the image. Neither the
-number of workers nor a restart enters.
+number of workers nor a restart enters. After a rollback (see `rollback`), n counts the
+batches that are left out too.
 Of P processes, process p builds the groups from p * G / P up to (p + 1) * G / P.
 
 An unreadable image is replaced by another one, drawn from (seed, pass, offset,
@@ -59,6 +60,7 @@ class BatchBuilder:
       mask_ratio_min_max: least and greatest masked share of such a crop.
       process_index: p.
       process_count: P, a divisor of G.
+      skips: (step, batches that are left out from this step on) of each rollback.
       activity: where to note which image is at hand.
     """
 
@@ -72,6 +74,7 @@ class BatchBuilder:
     mask_ratio_min_max: tuple[float, float]
     process_index: int = 0
     process_count: int = 1
+    skips: tuple[tuple[int, int], ...] = ()
     activity: activity_lib.Activity | None = None
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
@@ -79,10 +82,9 @@ class BatchBuilder:
         num_groups = self.batch_size // self.group_size
         local = num_groups // self.process_count
         first = self.process_index * local
+        step = int(step) + sum(left_out for at, left_out in self.skips if at <= step)
         bad: list[tuple[int, str, str]] = []
-        groups = [
-            self._group(int(step) * num_groups + first + g, bad) for g in range(local)
-        ]
+        groups = [self._group(step * num_groups + first + g, bad) for g in range(local)]
         batch = {
             name: np.stack([group[name] for group in groups]) for name in groups[0]
         }
@@ -182,7 +184,12 @@ def _crop_major(images_crops: list[np.ndarray]) -> np.ndarray:
 
 
 def make_batch_builder(
-    config, source, *, process_index: int = 0, process_count: int = 1
+    config,
+    source,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    skips: tuple[tuple[int, int], ...] = (),
 ) -> BatchBuilder:
     """Returns the builder of the batches of a configuration.
 
@@ -226,4 +233,5 @@ def make_batch_builder(
         mask_ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
         process_index=process_index,
         process_count=process_count,
+        skips=skips,
     )

@@ -345,7 +345,6 @@ def _loader(source, sizes: Sizes, count: int, rounds: int) -> list[float]:
             for _ in range(turn):
                 next(batches)
             rates.append(turn * batch / (time.perf_counter() - start))
-    workers.release_shared_memory()
     return rates
 
 

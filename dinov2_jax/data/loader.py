@@ -9,8 +9,6 @@ import dataclasses
 import multiprocessing
 import os
 import queue
-import shutil
-import tempfile
 import threading
 import time
 import weakref
@@ -22,7 +20,7 @@ from absl import flags
 
 from dinov2_jax import errors
 from dinov2_jax.data import activity as activity_lib
-from dinov2_jax.data import batch_builder, batch_spec
+from dinov2_jax.data import batch_builder, batch_spec, shared_batches
 from dinov2_jax.data import workers as workers_lib
 
 _LOOK_EVERY = 1.0  # seconds between looks at the workers while a batch is awaited
@@ -36,6 +34,7 @@ def make_loader(
     num_steps: int,
     process_index: int = 0,
     process_count: int = 1,
+    skips: tuple[tuple[int, int], ...] = (),
 ) -> "Loader":
     """Returns an iterator over the batches of consecutive steps; work starts at once.
 
@@ -46,12 +45,17 @@ def make_loader(
       num_steps: how many batches to give, from the first step on.
       process_index: this process.
       process_count: all processes.
+      skips: of `rollback.Rollbacks`.
 
     Raises:
       UserError: see `batch_builder.make_batch_builder`.
     """
     builder = batch_builder.make_batch_builder(
-        config, source, process_index=process_index, process_count=process_count
+        config,
+        source,
+        process_index=process_index,
+        process_count=process_count,
+        skips=skips,
     )
     spec = batch_spec.batch_spec(config).values()
     num_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in spec)
@@ -86,22 +90,21 @@ class Loader:
         workers = min(workers, num_steps)
         prefetch = max(prefetch, 1)
         self._timeout = timeout
-        folder = tempfile.mkdtemp(prefix="dinov2_jax_loader_")
-        self._activity = activity_lib.Activity(folder)
+        folder = shared_batches.Folder()
+        self._activity = activity_lib.Activity(folder.path)
         builder = dataclasses.replace(builder, activity=self._activity)
         steps = grain.MapDataset.range(start_step, start_step + num_steps)
-        dataset = steps.map(builder).to_iter_dataset(
+        dataset = steps.map(builder)
+        # Grain keeps `prefetch` batches on both sides of a worker's queue. Where shared
+        # memory is short (64 MB in many containers), they go through a pipe.
+        if workers and folder.free() > workers * 2 * (prefetch + 1) * batch_bytes:
+            dataset = dataset.map(shared_batches.Packer(folder.path))
+        dataset = dataset.to_iter_dataset(
             grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         )
         if workers:
-            # Small arrays are cheaper to copy; all are, where shared memory is short
-            # (64 MB in many containers) and writing to it would kill the worker.
-            # Grain keeps `prefetch` batches on both sides of a worker's queue.
-            needed = workers * 2 * (prefetch + 1) * batch_bytes
-            plenty = workers_lib.shared_memory_free() > needed
-            options = grain.experimental.DatasetOptions(
-                min_shm_size=4096 if plenty else 2**62
-            )
+            # Not grain's own shared memory; see `shared_batches`.
+            options = grain.experimental.DatasetOptions(min_shm_size=2**62)
             dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(
@@ -216,13 +219,15 @@ class Loader:
 def _answer(iterator, asked, answers) -> None:
     while asked.get():
         try:
-            answers.put((next(iterator), None))
+            answers.put((shared_batches.unpack(next(iterator)), None))
         except BaseException as error:  # for the one who asked, whatever it is
             answers.put((None, error))
 
 
-def _close(iterators: list, asked: queue.SimpleQueue, folder: str) -> None:
+def _close(
+    iterators: list, asked: queue.SimpleQueue, folder: shared_batches.Folder
+) -> None:
     asked.put(False)
     while iterators:
         iterators.pop().close()
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.remove()

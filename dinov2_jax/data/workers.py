@@ -5,12 +5,9 @@ outlive it.
 """
 
 import contextlib
-import gc
 import logging
 import os
-import shutil
 import signal
-import sys
 import threading
 import time
 
@@ -48,6 +45,7 @@ def initialise(index: int, count: int) -> None:
     # needs a few more batches for that, and then closes the loader.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logging.getLogger("absl").setLevel(logging.ERROR)
     # Not PR_SET_PDEATHSIG: it fires when the thread ends that started the process.
     parent = os.getppid()
@@ -58,32 +56,3 @@ def initialise(index: int, count: int) -> None:
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def shared_memory_free() -> int:
-    """Returns the free bytes of shared memory; plenty where it is no file system."""
-    try:
-        return shutil.disk_usage("/dev/shm").free
-    except OSError:
-        return 2**62
-
-
-def release_shared_memory() -> None:
-    """Frees what dropped batches still hold; to be called before the process ends.
-
-    Otherwise Python's resource tracker warns of leaked objects and frees them itself.
-    """
-    memory = sys.modules.get("grain.multiprocessing")
-    if memory is None:
-        return  # nothing was loaded
-    gc.collect()  # jax lets go of host arrays then
-    # Grain frees them in a thread, which an exiting interpreter does not wait for.
-    pool = getattr(memory.SharedMemoryArray, "_del_thread_pool", None)
-    if pool is not None:
-        pool.apply(int)  # comes back after all that was asked before
-    # What a thread still holds, such as a batch in transfer: the name is given up now,
-    # the pages go with the process.
-    for held in gc.get_objects():
-        if type(held) is memory.SharedMemoryArray and held._unlink_on_del:
-            held._unlink_on_del = False
-            held.shm.unlink()

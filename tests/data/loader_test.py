@@ -21,7 +21,6 @@ from dinov2_jax.data import (
     loader,
     masking,
     sources,
-    workers,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -243,8 +242,7 @@ def test_folder_of_horrors(tmp_path):
     assert reported == want and len(want) == 4 and len(source) == 14
 
 
-def test_bad_images_come_through_workers(monkeypatch):
-    monkeypatch.setattr(workers, "shared_memory_free", lambda: 0)  # and without it
+def test_bad_images_come_through_workers():
     config = small_config(data__workers=1)
     batches = take(config, Flat(8, bad=(5,)), 0, 2)
     assert type(batches[0]["global_crops"]) is np.ndarray
@@ -337,35 +335,3 @@ def test_a_script_under_absl(tmp_path, killed):
     while time.time() < deadline and any(map(alive, pids)):
         time.sleep(0.1)
     assert not any(map(alive, pids))
-
-
-KEEPER = """
-import sys, threading, time
-from absl import app
-sys.path.insert(0, {root!r})
-sys.path.insert(0, {tests!r})
-import loader_test
-from dinov2_jax.data import loader, workers
-
-def main(argv):
-    config = loader_test.small_config(data__workers=1)
-    source = loader_test.Noise(9)
-    with loader.make_loader(config, source, start_step=0, num_steps=5) as batches:
-        kept = next(batches)
-    assert type(kept["global_crops"]).__name__ == "SharedMemoryArray"
-    hold = lambda batch: time.sleep(60)
-    threading.Thread(target=hold, args=(kept,), daemon=True).start()
-    del kept
-    workers.release_shared_memory()
-
-if __name__ == "__main__":
-    app.run(main)
-"""
-
-
-def test_a_batch_held_to_the_end_leaks_nothing(tmp_path):
-    script = tmp_path / "script.py"
-    tests = str(pathlib.Path(__file__).parent)
-    script.write_text(KEEPER.format(root=str(ROOT), tests=tests))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from configs import default
 from dinov2_jax.data import activity as activity_lib
-from dinov2_jax.data import batch_builder, loader, sources, workers
+from dinov2_jax.data import batch_builder, loader, sources
 
 IMAGES = 24
 BATCH, GROUP, LOCALS = 8, 2, 3
@@ -40,12 +40,6 @@ def encoded(number):
 def shown(crops):
     """The number of the image that crops [..., S, S, 3] show."""
     return int(np.median(crops[..., 0])) // 10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_leaks():
-    yield
-    workers.release_shared_memory()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,123 @@
+"""The way of a batch from a worker process to the trainer: a file in shared memory.
+
+A loader has a folder of its own, locked while it lives; what a killed one left is
+removed by the next. Python's shared memory objects, which grain uses, are registered
+with a process that warns of each one a race has left at the end.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import mmap
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+
+_MEMORY = pathlib.Path("/dev/shm")
+_PREFIX = "dinov2_jax_loader_"
+_SMALL = 4096  # bytes; below, an array goes through the pipe
+_ALIGNED = 64  # bytes, as jax likes its host arrays
+
+
+class Folder:
+    """A folder that goes with this object, or with the next loader after a crash."""
+
+    def __init__(self):
+        self.in_memory = os.access(_MEMORY, os.W_OK)
+        parent = _MEMORY if self.in_memory else pathlib.Path(tempfile.gettempdir())
+        _remove_stale(parent)
+        while True:
+            self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+            with contextlib.suppress(FileNotFoundError):  # taken for a stale one
+                self._lock = os.open(self.path, os.O_RDONLY)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                if os.path.isdir(self.path):
+                    return
+                os.close(self._lock)
+
+    def free(self) -> int:
+        """Bytes of shared memory that are free; 0 where there is none."""
+        return shutil.disk_usage(self.path).free if self.in_memory else 0
+
+    def remove(self) -> None:
+        """Removes it with all batches that nobody has opened. May be called twice."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _remove_stale(parent: pathlib.Path) -> None:
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # of another user, or just gone
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parcel:
+    """A batch whose large arrays lie in a file.
+
+    Attributes:
+      path: Of the file.
+      arrays: Name, dtype, shape and offset in bytes of each array there.
+      rest: The other entries of the batch.
+    """
+
+    path: str
+    arrays: tuple[tuple[str, np.dtype, tuple[int, ...], int], ...]
+    rest: dict[str, Any]
+
+
+class Packer:
+    """Puts batches into the files of a folder, in the process that made them."""
+
+    def __init__(self, folder: str):
+        self._folder = folder
+        self._numbers = itertools.count()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Parcel | dict[str, np.ndarray]:
+        """A parcel; the batch itself if it is small or shared memory is full."""
+        arrays, offset = [], 0
+        for name, array in batch.items():
+            if array.nbytes >= _SMALL and not array.dtype.hasobject:
+                arrays.append((name, array.dtype, array.shape, offset))
+                offset += -(-array.nbytes // _ALIGNED) * _ALIGNED
+        if not arrays:
+            return batch
+        path = os.path.join(self._folder, f"batch{os.getpid()}-{next(self._numbers)}")
+        try:
+            with open(path, "xb") as file:
+                for name, _, _, offset in arrays:
+                    file.seek(offset)
+                    file.write(np.ascontiguousarray(batch[name]).data)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            return batch
+        packed = {name for name, *_ in arrays}
+        rest = {name: value for name, value in batch.items() if name not in packed}
+        return Parcel(path, tuple(arrays), rest)
+
+
+def unpack(parcel: Parcel | dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch; its arrays keep the memory, which has no name any more."""
+    if not isinstance(parcel, Parcel):
+        return parcel
+    with open(parcel.path, "r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    os.unlink(parcel.path)
+    batch = dict(parcel.rest)
+    for name, dtype, shape, offset in parcel.arrays:
+        count = int(np.prod(shape))
+        batch[name] = np.frombuffer(memory, dtype, count, offset).reshape(shape)
+    return batch

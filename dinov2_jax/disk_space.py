@@ -1,0 +1,55 @@
+"""Whether the disk of a run has room for its checkpoints, and how to say so."""
+
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+
+from dinov2_jax import errors
+
+
+def bytes_of(state: Any) -> int:
+    """What a tree of arrays, or of their shapes, takes at most on a disk."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def needed_and_free(path: pathlib.Path, needed: int) -> str:
+    """Both in words."""
+    free = shutil.disk_usage(path).free
+    return f"{_words(needed)} needed, {_words(free)} free at {path}"
+
+
+def check(path: pathlib.Path, *, needed: int, keep_last: int) -> str:
+    """Looks at the disk before a run begins.
+
+    Args:
+      path: The folder of the checkpoints.
+      needed: Bytes of one checkpoint.
+      keep_last: How many are kept; one more is there while it is written.
+
+    Returns:
+      A warning where not all will fit, else "".
+
+    Raises:
+      UserError: Not even one fits.
+    """
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise errors.UserError(
+            f"no room for one checkpoint: {needed_and_free(path, needed)}; free some "
+            "or choose another --workdir"
+        )
+    there = sum(p.name.isdecimal() for p in path.iterdir())
+    missing = max(keep_last + 1 - there, 1)
+    if free >= missing * needed:
+        return ""
+    return (
+        f"the disk will be full before {keep_last} checkpoints are kept: "
+        f"{needed_and_free(path, missing * needed)}; free some, or lower "
+        f"--config.checkpoint.keep_last={keep_last}"
+    )
+
+
+def _words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

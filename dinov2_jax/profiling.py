@@ -1,0 +1,85 @@
+"""Traces of steps and an account of memory, on demand, in WORKDIR/profile."""
+
+import pathlib
+import resource
+import signal
+
+import jax
+
+_STEPS_ON_SIGNAL = 5
+
+
+class Profiler:
+    """Watches for SIGUSR1, and for the steps that were asked for.
+
+    Args:
+      workdir: Of the run.
+      steps: (first, last) of the steps to trace, None for none.
+      process: Of this process, whose signal it is; each profiles itself.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, *, steps: tuple[int, int] | None, process: int
+    ):
+        self._workdir, self._process = workdir, process
+        self._first, self._last = steps or (0, -1)
+        self._folder: pathlib.Path | None = None
+        self._asked = False
+        signal.signal(signal.SIGUSR1, self._ask)
+
+    def _ask(self, *_) -> None:
+        self._asked = True
+
+    def before_step(self, step: int) -> str | None:
+        """Begins or ends a trace, as it is time; what was written, when it ends.
+
+        Args:
+          step: That comes next, counted from 1.
+        """
+        if self._asked and self._folder is None:
+            self._first, self._last = step, step + _STEPS_ON_SIGNAL - 1
+        self._asked = False
+        written = None
+        if self._folder is not None and step > self._last:
+            written = self.close()
+        if step == self._first <= self._last:
+            name = f"step-{step}" + f"-process-{self._process}" * bool(self._process)
+            self._folder = self._workdir / "profile" / name
+            jax.profiler.start_trace(self._folder)
+        return written
+
+    def close(self) -> str | None:
+        """Ends a trace under way; what was written, None without one."""
+        if self._folder is None:
+            return None
+        folder, self._folder = self._folder, None
+        jax.profiler.stop_trace()
+        jax.profiler.save_device_memory_profile(str(folder / "memory.prof"))
+        (folder / "memory.txt").write_text(memory())
+        return str(folder)
+
+
+def memory() -> str:
+    """What this process holds, on the host and on each of its devices, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = [f"host          {host_bytes() / 1e9:8.3f} GB, at most {peak / 1e9:.3f}"]
+    arrays = sum(x.nbytes for x in jax.live_arrays())
+    lines.append(f"jax arrays    {arrays / 1e9:8.3f} GB over all devices")
+    for device in jax.local_devices():
+        stats = device.memory_stats() or {}
+        if "bytes_in_use" in stats:
+            lines.append(
+                f"{device!s:13} {stats['bytes_in_use'] / 1e9:8.3f} GB, at most "
+                f"{stats['peak_bytes_in_use'] / 1e9:.3f} of "
+                f"{stats.get('bytes_limit', 0) / 1e9:.3f}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def host_bytes() -> int:
+    """Resident memory of this process now; 0 where /proc does not tell."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()

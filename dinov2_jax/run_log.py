@@ -1,0 +1,189 @@
+"""What a run says of itself: on the console, in metrics.jsonl and in events.jsonl."""
+
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from dinov2_jax import (
+    console,
+    errors,
+    events,
+    metrics,
+    monitor,
+    rollback,
+    time_account,
+)
+
+_PROGRESS_EVERY = 60.0  # seconds between events that say how far it is
+
+
+class RunLog:
+    """Tells of one process's part of a run; only the first of several is heard.
+
+    Args:
+      config: Of the run.
+      workdir: Of the run.
+      start_step: Finished steps when this process began.
+      account: Of this process's time.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        workdir: pathlib.Path,
+        start_step: int,
+        account: time_account.TimeAccount,
+    ):
+        self._config, self._workdir, self._account = config, workdir, account
+        self._leads = jax.process_index() == 0
+        self.events = events.Events(workdir, enabled=self._leads)
+        self._told = time.monotonic()
+        self._step = start_step
+        self._writer = self._make_writer(start_step)
+        self._progress = console.Progress(
+            config.train.steps, start_step, enabled=self._leads
+        )
+        self.message = self._progress.message
+        self.rates = time_account.Rates(account, config.train.batch_size)
+        self._uniform_loss = monitor.UniformLossMonitor(
+            config.dino.head_n_prototypes,
+            loss_weight=config.dino.loss_weight,
+            patience_steps=max(2 * config.optim.warmup_steps, 1000),
+        )
+        self._data_wait = monitor.DataWaitMonitor(
+            workers=config.data.workers,
+            cores=os.cpu_count() or 1,
+            augmentation=config.data.augmentation,
+        )
+        self.compilations = monitor.CompilationMonitor()
+        self._started = False
+
+    def _make_writer(self, step: int) -> metrics.MetricsWriter:
+        return metrics.MetricsWriter(
+            self._workdir,
+            tensorboard=self._config.log.tensorboard,
+            resume_step=step,
+            enabled=self._leads,
+        )
+
+    def start(self) -> None:
+        """The process begins, or goes on, with training."""
+        self._started = True
+        device = jax.devices()[0]
+        self.events.add(
+            "start",
+            step=self._step,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            processes=jax.process_count(),
+            devices=jax.device_count(),
+            device=device.device_kind,
+            jax=jax.__version__,
+            seconds=self._seconds(),
+        )
+
+    def step(self, step: int, values: Mapping[str, float], scalars: Mapping) -> None:
+        """A step is finished.
+
+        Args:
+          step: Finished steps.
+          values: Its metrics.
+          scalars: Its schedules.
+        """
+        self._step = step
+        self.rates.step_done()
+        if values["skipped_in_a_row"]:
+            self._skipped(step, values, scalars)
+        if self.compilations.happened():
+            self.events.add("recompiled", step=step)
+            self.message(f"step {step}: something was compiled that had been before")
+        if time.monotonic() - self._told > _PROGRESS_EVERY:
+            self._told = time.monotonic()
+            self.events.add("progress", step=step, seconds=self._seconds())
+        if step % self._config.log.every and step != self._config.train.steps:
+            return
+        row = dict(values) | scalars | self.rates.take()
+        self._writer.write(step, row)
+        self._progress.update(
+            step,
+            loss=row["loss/total"],
+            images_per_second=row["images_per_second"],
+            data_wait=row["data_wait"],
+        )
+        for warning in (
+            self._uniform_loss.message(step, row),
+            self._data_wait.message(step, row["data_wait"]),
+        ):
+            if warning:
+                self.message(warning)
+
+    def _skipped(self, step, values, scalars) -> None:
+        terms = ", ".join(rollback.not_finite(values))
+        self.events.add("skip", step=step, terms=terms, lr=scalars["lr"])
+        self.message(
+            f"step {step}: skipped, not finite: {terms}; weights untouched "
+            f"({int(values['skipped_in_a_row'])} in a row, {int(values['skipped'])} in "
+            "all)"
+        )
+
+    def _seconds(self) -> dict[str, float]:
+        return {what: round(s, 3) for what, s in self._account.seconds().items()}
+
+    def evaluated(self, step: int, accuracies: Mapping[str, float]) -> None:
+        """The k-NN of the teacher was measured."""
+        self._writer.write(step, accuracies)
+        self.events.add("evaluate", step=step, accuracies=dict(accuracies))
+        self.message(console.describe_knn(step, accuracies))
+
+    def save_failed(self, step: int, how: str) -> None:
+        """A save failed, and training goes on."""
+        self.events.add("save failed", step=step, how=how)
+        self.message(how)
+
+    def profiled(self, step: int, path: str) -> None:
+        """A trace was written."""
+        self.events.add("profile", step=step, path=path)
+        self.message(f"step {step}: wrote a trace of steps and of memory to {path}")
+
+    def sync(self) -> None:
+        """Returns once all rows of metrics are on the disk."""
+        self._writer.sync()
+
+    def rolled_back(self, failed: int, to: int, why: str) -> None:
+        """The run goes back; the rows of metrics since are dropped."""
+        self.events.add("rollback", step=failed, to=to, why=why)
+        where = f"the checkpoint of step {to}" if to else "the start"
+        self.message(
+            f"step {failed}: the loss blew up ({why}): back to {where}, leaving out "
+            f"the {failed - to} batches since"
+        )
+        self._writer.close()
+        self._writer = self._make_writer(to)
+        self._step = to
+
+    def end(self, error: BaseException | None) -> None:
+        """The process ends, with this error or without; closes everything."""
+        code, reason = 0, "done"
+        if error is not None:
+            code, reason = errors.CRASHED, repr(error)
+        if isinstance(error, KeyboardInterrupt):
+            code, reason = errors.INTERRUPTED, "interrupted"
+        if isinstance(error, errors.UserError):
+            code, reason = error.exit_code, str(error)
+        if self._started:
+            self.events.add(
+                "end",
+                step=self._step,
+                code=code,
+                reason=reason,
+                seconds=self._seconds(),
+            )
+        self.events.close()
+        self.compilations.close()
+        self._writer.close()
+        self._progress.close()

@@ -1,0 +1,257 @@
+"""How a run is doing, in ten lines: python -m dinov2_jax.status WORKDIR.
+
+Reads what the run writes, from anywhere its folder can be seen; touches no device.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+from dinov2_jax import errors, events, goodput, time_account
+
+_SILENT = 300.0  # seconds without a word after which a run may be dead
+_BACK = 1000  # steps between the two losses that are shown
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the status of the runs that the command line names; an exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dinov2_jax.status", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("workdir", nargs="+", type=pathlib.Path)
+    reports = []
+    for workdir in parser.parse_args(argv).workdir:
+        try:
+            reports.append(status(workdir, datetime.datetime.now(datetime.UTC)))
+        except errors.UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+    print("\n\n".join(reports))
+    return 0
+
+
+def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
+    """The lines about a run.
+
+    Raises:
+      UserError: There is no run in the folder.
+    """
+    log = events.read(workdir)
+    started = [n for n, event in enumerate(log) if event["event"] == "start"]
+    log = log[started[0] :] if started else []
+    try:
+        config = json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        config = None
+    if config is None or not log:
+        raise errors.UserError(
+            f"there is no run in {workdir}: name the --workdir of a training, which "
+            "has config.json and events.jsonl"
+        )
+    rows = _last_rows(workdir / "metrics.jsonl")
+    lines = {
+        "run": _run(workdir, config, log),
+        "state": _state(log, now),
+        "step": _step(config, log, rows),
+        "loss": _loss(rows),
+        "speed": _speed(rows),
+        "saved": _saved(workdir, log, now),
+        "k-NN": _accuracy(log),
+        "goodput": _goodput(log, now),
+        "trouble": _trouble(workdir, log),
+        "last": _last(log, now),
+    }
+    return "\n".join(f"{name:9} {text}" for name, text in lines.items())
+
+
+def _last_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows with losses at the end of metrics.jsonl, about `_BACK` steps of them."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 2**21))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            if "loss/total" in row:
+                rows.append(row)
+        except (ValueError, TypeError):
+            continue  # the first may be cut, the last is empty or being written
+    return rows
+
+
+def _run(workdir, config, log) -> str:
+    start = _of(log, "start")[-1]
+    hosts = f", {start['processes']} processes" if start["processes"] > 1 else ""
+    return (
+        f"{workdir}: {config['model']['arch']}, batch {config['train']['batch_size']}, "
+        f"{start['devices']} {start['device']}{hosts}"
+    )
+
+
+def _state(log, now) -> str:
+    last = log[-1]
+    if last["event"] == "end":
+        how = {
+            0: "finished",
+            errors.REQUEUE: "saved, waits to be started again",
+            errors.INTERRUPTED: "interrupted from the keyboard",
+        }.get(last["code"], f"ended with exit code {last['code']}: {last['reason']}")
+        return f"{how}, {_ago(last, now)}"
+    start = _of(log, "start")[-1]
+    where = f"process {start['pid']} on {start['host']}"
+    if last["event"] == "hang":
+        return f"hung at {last['doing']}, {_ago(last, now)}; stacks in {last['path']}"
+    silent = (now - last["time"]).total_seconds()
+    if silent > _SILENT:
+        return (
+            f"silent for {time_account.duration(silent)} ({where}): long at one thing, "
+            "or killed; if so, the same command goes on"
+        )
+    compiled = log.index(start) < len(log) - 1
+    return (
+        f"{'training' if compiled else 'starting'}, {where}, begun {_ago(start, now)}"
+    )
+
+
+def _step(config, log, rows) -> str:
+    step = max([_told(log), *(row["step"] for row in rows[-1:])])
+    total = config["train"]["steps"]
+    text = f"{step:,} of {total:,} ({step / total:.1%})"
+    if step < total and rows:
+        left = (total - step) * config["train"]["batch_size"]
+        seconds = left / _median(rows, "images_per_second")
+        text += f", {time_account.duration(seconds)} to go"
+    return text
+
+
+def _told(log) -> int:
+    """The last step that the events tell of."""
+    for event in reversed(log):
+        if event["event"] == "rollback":
+            return event["to"]
+        if "step" in event:
+            return event["step"]
+    return 0
+
+
+def _loss(rows) -> str:
+    if not rows:
+        return "none yet"
+    last = rows[-1]
+    text = f"{last['loss/total']:.4f}"
+    before = [r for r in rows if r["step"] <= last["step"] - _BACK]
+    before = before[-1] if before else rows[0]
+    if before is not last:
+        ago = last["step"] - before["step"]
+        text += f", {before['loss/total']:.4f} {ago:,} steps before"
+    return f"{text}; lr {last.get('lr', float('nan')):.3g}"
+
+
+def _speed(rows) -> str:
+    if not rows:
+        return "unknown yet"
+    return (
+        f"{_median(rows, 'images_per_second'):.4g} images/s, waiting for data "
+        f"{_median(rows, 'data_wait'):.0%} of the time"
+    )
+
+
+def _median(rows, name: str) -> float:
+    """Over what was logged last."""
+    return statistics.median(row[name] for row in rows[-100:])
+
+
+def _saved(workdir, log, now) -> str:
+    folder = workdir / "checkpoints"
+    try:
+        steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+    except OSError:
+        steps = []
+    if not steps:
+        return "nothing yet"
+    saves = {e["step"]: e for e in _of(log, "save")}
+    ago = f", {_ago(saves[steps[-1]], now)}" if steps[-1] in saves else ""
+    return f"step {steps[-1]:,}{ago}; {len(steps)} kept in {folder}"
+
+
+def _accuracy(log) -> str:
+    measured = _of(log, "evaluate")
+    if not measured:
+        return "not measured yet"
+    best = max(measured, key=lambda e: e["accuracies"]["knn/top1"])
+    last = measured[-1]
+    text = f"top-1 {last['accuracies']['knn/top1']:.1%} at step {last['step']:,}"
+    if best is not last:
+        text += f"; best {best['accuracies']['knn/top1']:.1%} at step {best['step']:,}"
+    return text
+
+
+def _goodput(log, now) -> str:
+    total, shares = goodput.goodput(log, now)
+    useful = shares.pop(time_account.STEP, 0.0)
+    rest = sorted(((s, n) for n, s in shares.items() if s >= 0.0005), reverse=True)
+    return (
+        f"{useful:.1%} of {time_account.duration(total)} in steps that count; "
+        f"{', '.join(f'{name} {share:.1%}' for share, name in rest)}"
+    )
+
+
+def _trouble(workdir, log) -> str:
+    starts, ends = _of(log, "start"), _of(log, "end")
+    hangs = _of(log, "hang")
+    unfinished = log[-1]["event"] not in ("end", "hang")
+    try:
+        bad = (workdir / "bad_images.txt").read_bytes().count(b"\n")
+    except OSError:
+        bad = 0
+    counted = {
+        "restart": len(starts) - 1,
+        "preemption": sum(e["code"] == errors.REQUEUE for e in ends),
+        "sudden end": len(starts) - len(ends) - len(hangs) - unfinished,
+        "hang": len(hangs),
+        "skipped step": len(_of(log, "skip")),
+        "rollback": len(_of(log, "rollback")),
+        "recompilation": len(_of(log, "recompiled")),
+        "unreadable image": bad,
+    }
+    said = [f"{n:,} {name}{'s' * (n != 1)}" for name, n in counted.items() if n > 0]
+    return ", ".join(said) or "none"
+
+
+def _last(log, now) -> str:
+    event = log[-1]
+    fields = {
+        "start": lambda e: f"started at step {e['step']:,}",
+        "compiled": lambda e: f"compiled the step in {e['seconds']} s",
+        "progress": lambda e: f"finished step {e['step']:,}",
+        "skip": lambda e: f"skipped step {e['step']:,}: {e['terms']}",
+        "rollback": lambda e: f"went back from step {e['step']:,} to {e['to']:,}",
+        "save": lambda e: f"saved step {e['step']:,}",
+        "evaluate": lambda e: f"evaluated step {e['step']:,}",
+        "recompiled": lambda e: f"compiled something again at step {e['step']:,}",
+        "profile": lambda e: f"wrote a trace to {e['path']}",
+        "hang": lambda e: f"hung at {e['doing']}",
+        "end": lambda e: f"ended at step {e['step']:,}: {e['reason']}",
+    }
+    said = fields.get(event["event"], lambda e: e["event"])(event)
+    return f"{event['time']:%Y-%m-%d %H:%M:%S} UTC, {_ago(event, now)}: {said}"
+
+
+def _of(log, kind: str) -> list[dict[str, Any]]:
+    return [event for event in log if event["event"] == kind]
+
+
+def _ago(event, now) -> str:
+    return f"{time_account.duration((now - event['time']).total_seconds())} ago"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

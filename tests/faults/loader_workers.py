@@ -1,0 +1,34 @@
+"""Worker processes of the data loader that are killed, as when memory runs out."""
+
+import os
+import random
+import signal
+from collections.abc import Callable
+
+from tests.faults import runs
+
+
+def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) -> dict:
+    """Kills a worker of a run at a random step.
+
+    Returns:
+      Killed workers, each of which ended its run with exit code 1 and its signal; runs
+      that ended as the uninterrupted one.
+    """
+    killed = ended = 0
+    while killed < count:
+        workdir = ours.new_folder()
+        while killed < count:
+            process = ours.start(workdir, "--config.data.workers=1")
+            if runs.wait_for_steps(process, workdir, draw.randint(1, 3)):
+                os.kill(draw.choice(runs.children(process.pid)), signal.SIGKILL)
+            output, _ = process.communicate(timeout=600)
+            if process.returncode == 0:  # the last batches were there before the kill
+                break
+            assert process.returncode == 1, output
+            assert "Traceback" not in output and "died of signal 9" in output, output
+            killed += 1
+            say(killed)
+        ours.finish(workdir)
+        ended += 1
+    return {"killed": killed, "ended": ended}

@@ -1,0 +1,47 @@
+"""Traces and memory on demand, of a run under way."""
+
+import signal
+import time
+
+import processes
+import pytest
+
+from dinov2_jax import events
+
+FLAGS = (*processes.DEBUG, "--config.checkpoint.every=100")
+
+
+def written(workdir):
+    return [(e["step"], e["path"]) for e in events.read(workdir) if "path" in e]
+
+
+def test_asked_for_before_and_under_way(uninterrupted, trainer, tmp_path):
+    """Beside them the run goes on as it would have, to the bit."""
+    process = trainer.start(*FLAGS, f"--workdir={tmp_path}", "--profile=2:3")
+    while processes.steps_logged(tmp_path) < 4 and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    (first, second) = written(tmp_path)
+    assert first == (3, str(tmp_path / "profile/step-2"))
+    assert second[0] >= 4 + 5
+    for _, path in (first, second):
+        assert f"wrote a trace of steps and of memory to {path}" in output
+        folder = tmp_path / "profile" / path.rpartition("/")[2]
+        assert list(folder.rglob("*.xplane.pb")) and list(
+            folder.rglob("*.trace.json.gz")
+        )
+        assert (folder / "memory.prof").stat().st_size > 100
+        assert "host " in (folder / "memory.txt").read_text()
+    assert len(list((tmp_path / "profile").iterdir())) == 2
+    processes.assert_same_arrays(
+        processes.load(tmp_path, 20), processes.load(uninterrupted[0], 20)
+    )
+
+
+@pytest.mark.parametrize("text", ["5", "0:3", "4:3", "a:b"])
+def test_no_steps(trainer, text, tmp_path):
+    finished = trainer.run(*FLAGS, f"--workdir={tmp_path}", f"--profile={text}")
+    assert finished.code == 2
+    assert f"--profile={text}: write FIRST:LAST" in finished.error

@@ -1,0 +1,96 @@
+"""What `python -m dinov2_jax.status` says of real runs."""
+
+import datetime
+import json
+import subprocess
+import sys
+
+import processes
+import pytest
+
+from dinov2_jax import errors, events, status
+
+
+def lines(workdir, later=0.0):
+    """{name: text}; so many seconds after the last event."""
+    now = events.read(workdir)[-1]["time"] + datetime.timedelta(seconds=later)
+    said = status.status(workdir, now).splitlines()
+    return {line.split()[0]: line[10:] for line in said}
+
+
+def test_a_finished_run(uninterrupted):
+    workdir, _ = uninterrupted
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "dinov2_jax.status", workdir],
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 10
+    assert "jax.numpy" not in done.stderr and "numpy" not in done.stderr  # quick
+    said = lines(workdir, later=3600)
+    assert said["run"] == f"{workdir}: custom, batch 32, 1 cpu"
+    assert said["state"] == "finished, 1:00:00 ago"
+    assert said["step"] == "20 of 20 (100.0%)"
+    first, *_, last = (r for r in processes.rows(workdir) if "loss/total" in r)
+    assert said["loss"] == (
+        f"{last['loss/total']:.4f}, {first['loss/total']:.4f} 19 steps before; "
+        f"lr {last['lr']:.3g}"
+    )
+    assert said["saved"].startswith("step 20, 1:00:")
+    assert said["saved"].endswith(f"; 5 kept in {workdir / 'checkpoints'}")
+    accuracy = processes.rows(workdir)[-1]["knn/top1"]
+    assert said["k-NN"] == f"top-1 {accuracy:.1%} at step 20"
+    assert "compile" in said["goodput"] and "down" not in said["goodput"]
+    assert said["trouble"] == "none"
+    assert said["last"].endswith("UTC, 1:00:00 ago: ended at step 20: done")
+
+
+@pytest.fixture
+def killed(uninterrupted, tmp_path):
+    """A run without its end, its last step or its last checkpoint."""
+    workdir = tmp_path / "run"
+    processes.branch(uninterrupted[0], workdir, step=16)
+    log = (workdir / "events.jsonl").read_text().splitlines()
+    kept = [x for x in log if json.loads(x).get("step", 0) <= 16]
+    (workdir / "events.jsonl").write_text("\n".join(kept) + "\n")
+    return workdir
+
+
+def test_a_run_under_way_and_a_silent_one(killed):
+    said = lines(killed, later=10)
+    start = events.read(killed)[0]
+    who = f"process {start['pid']} on {start['host']}"
+    assert said["state"].startswith(f"training, {who}, begun ")
+    assert said["step"].startswith("16 of 20 (80.0%), ")
+    assert said["step"].endswith(" to go")
+    assert said["last"].endswith("0:10 ago: saved step 16")
+    assert lines(killed, later=1000)["state"].startswith(f"silent for 16:40 ({who}):")
+
+
+def test_trouble(killed):
+    log = events.Events(killed)
+    start = {"host": "b", "pid": 7, "processes": 4, "devices": 8, "device": "H100"}
+    (killed / "bad_images.txt").write_text("a\twhy\nb\twhy\n")
+    log.add("start", step=16, seconds={"start": 1.0}, **start)
+    log.add("skip", step=17, terms="loss/total = nan", lr=1.0)
+    log.add("rollback", step=18, to=12, why="loss/total = nan")
+    log.add("end", step=13, code=errors.REQUEUE, reason="saved", seconds={"step": 2.0})
+    log.add("start", step=13, seconds={"start": 1.0}, **start)
+    said = lines(killed)
+    assert said["run"].endswith("batch 32, 8 H100, 4 processes")
+    assert said["trouble"] == (
+        "2 restarts, 1 preemption, 1 sudden end, 1 skipped step, 1 rollback, "
+        "2 unreadable images"
+    )
+    assert "lost" in said["goodput"]
+    log.add("hang", doing="step 14", path="/stacks.txt")
+    said = lines(killed)
+    assert said["state"] == "hung at step 14, 0:00 ago; stacks in /stacks.txt"
+    assert said["trouble"].startswith("2 restarts, 1 preemption, 1 sudden end, 1 hang")
+
+
+def test_no_run(tmp_path, capsys):
+    assert status.main([str(tmp_path)]) == errors.BAD_INPUT
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: there is no run in {tmp_path}: ")

@@ -1,0 +1,62 @@
+"""Every moment is accounted for, once."""
+
+import time
+
+import pytest
+
+from dinov2_jax import time_account
+
+
+def test_parts_add_up():
+    begun = time.monotonic()
+    account = time_account.TimeAccount("start")
+    time.sleep(0.02)
+    account.begin(time_account.STEP)
+    time.sleep(0.01)
+    with account.during(time_account.DATA_WAIT):
+        time.sleep(0.03)
+        with account.during("save"):
+            time.sleep(0.01)
+    with pytest.raises(ValueError), account.during("evaluate"):
+        raise ValueError
+    time.sleep(0.01)
+    seconds = account.seconds()
+    assert sum(seconds.values()) == pytest.approx(time.monotonic() - begun, abs=0.005)
+    for name, least in {
+        "start": 0.02,
+        time_account.STEP: 0.02,
+        time_account.DATA_WAIT: 0.03,
+        "save": 0.01,
+        "evaluate": 0.0,
+    }.items():
+        assert least <= seconds[name]
+
+
+def test_rates_leave_out_what_is_no_step():
+    account = time_account.TimeAccount("start")
+    time.sleep(0.05)
+    account.begin(time_account.STEP)
+    rates = time_account.Rates(account, batch_size=10)
+    begun = time.monotonic()
+    for _ in range(2):
+        with account.during(time_account.DATA_WAIT):
+            time.sleep(0.02)
+        rates.step_done()
+    stepped = time.monotonic() - begun
+    with account.during("evaluate"):
+        time.sleep(0.1)
+    taken = rates.take()
+    assert taken["images_per_second"] == pytest.approx(20 / stepped, rel=0.05)
+    assert 0.9 < taken["data_wait"] <= 1
+    rates.step_done()
+    time.sleep(0.01)
+    taken = rates.take()
+    assert taken["images_per_second"] <= 10 / 0.01 and taken["data_wait"] == 0
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05"), (266_400, "3 d 02:00:00")],
+)
+def test_durations(seconds, text):
+    assert time_account.duration(seconds) == text

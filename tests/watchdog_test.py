@@ -1,0 +1,56 @@
+"""A process that gets nowhere ends, and says where it stood."""
+
+import subprocess
+import sys
+import time
+
+from dinov2_jax import errors
+
+SCRIPT = """
+import pathlib, sys, time
+from dinov2_jax import watchdog
+
+def report(doing, path):
+    pathlib.Path(sys.argv[1], "reported").write_text(f"{doing} {path}")
+
+dog = watchdog.Watchdog(0.5, pathlib.Path(sys.argv[1]), process=3, report=report)
+for step in range(8):
+    dog.begin(f"step {step}")
+    time.sleep(0.2)
+with dog.during("a long one", times=4):
+    time.sleep(1.2)
+if len(sys.argv) > 2:
+    dog.close()
+def the_place_where_it_hangs():
+    time.sleep(3)
+the_place_where_it_hangs()
+print("over")
+"""
+
+
+def run(*arguments):
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    return done, time.monotonic() - begun
+
+
+def test_leaves_with_all_stacks(tmp_path):
+    done, seconds = run(tmp_path)
+    assert done.returncode == errors.HUNG == 134
+    (error,) = (x for x in done.stderr.splitlines() if x.startswith("error: "))
+    assert error.startswith("error: process 3: nothing was finished for ")
+    assert "(at step 7)" in error and "--config.train.hang_timeout" in error
+    assert "the_place_where_it_hangs" in done.stderr
+    (stacks,) = tmp_path.glob("stacks-process-3-*.txt")
+    assert "the_place_where_it_hangs" in stacks.read_text() and str(stacks) in error
+    assert (tmp_path / "reported").read_text() == f"step 7 {stacks}"
+
+
+def test_closed_it_lets_be(tmp_path):
+    done, _ = run(tmp_path, "closed")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,63 @@
+"""Two runs in one folder."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+
+import processes
+import pytest
+
+from dinov2_jax import errors, workdir
+
+
+def hold(folder, held):
+    with workdir.lock(folder):
+        held.put(os.getpid())
+        time.sleep(100)
+
+
+def test_the_second_is_refused_until_the_first_is_gone(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held = context.Queue()
+    holder = context.Process(target=hold, args=(tmp_path, held))
+    holder.start()
+    try:
+        pid = held.get(timeout=60)
+        with pytest.raises(errors.UserError) as refused:
+            workdir.lock(tmp_path)
+        assert refused.value.exit_code == errors.BAD_INPUT
+        begin, end = str(refused.value).split(" since ")
+        assert begin == f"{tmp_path} is in use by pid {pid} on {socket.gethostname()}"
+        assert end.endswith(": end it or choose another --workdir")
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    with workdir.lock(tmp_path):  # the kernel let go of it
+        assert f"pid {os.getpid()} " in (tmp_path / "run.lock").read_text()
+
+
+def test_what_another_host_holds_is_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(workdir, "_PATIENCE", 1)
+    with workdir.lock(tmp_path):
+        (tmp_path / "run.lock").write_text("pid 1 on elsewhere since noon\n")
+        with pytest.raises(errors.UserError, match="pid 1 on elsewhere since noon"):
+            workdir.lock(tmp_path)
+    assert "waiting up to 1 s" in caplog.text
+
+
+def test_a_second_run_of_the_same_folder(uninterrupted, trainer, tmp_path):
+    flags = [*processes.DEBUG, f"--workdir={tmp_path / 'run'}"]
+    first = trainer.start(*flags)
+    try:
+        lock = tmp_path / "run/run.lock"
+        while not (lock.exists() and lock.stat().st_size) and first.poll() is None:
+            time.sleep(0.01)
+        second = trainer.run(*flags)
+    finally:
+        first.kill()
+        first.communicate()
+    assert second.code == 2
+    assert second.output == second.error + "\n"
+    assert f"run is in use by pid {first.pid} on " in second.error
