@@ -81,7 +81,7 @@ def steps(run: Run, folder: str, turns: int, every: int) -> dict[str, Any]:
                 count += every
                 start = time.perf_counter()
                 if saves:
-                    checkpoints.save(count, state)
+                    checkpoints.save(count, state, next_save=count + every)
                     blocked = time.perf_counter() - start
                 for _ in range(every):
                     before = metrics
@@ -124,7 +124,7 @@ def state(run: Run, folder: str, times: int) -> dict[str, Any]:
     for step in range(1, times + 1):
         made = jax.block_until_ready(run.state())
         start = time.perf_counter()
-        checkpoints.save(step, made)
+        checkpoints.save(step, made, next_save=step + 1)
         found["blocked"].append(time.perf_counter() - start)
         found["finished"].append(_finish(checkpoints, step) - start)
         del made
