@@ -5,7 +5,7 @@
   prototypes  the losses over prototypes, time and memory, beside a plain transcription
   input       images/s of the host's input pipeline (CPU)
   compile     seconds to trace, lower and compile a step, scanned and unrolled (CPU)
-  saving      what a checkpoint adds to the steps around it, and a large one's times (CPU)
+  saving      what a save adds to the steps around it, and a large state's times (CPU)
   aot         what the compiler says of steps on machines that are not here
 
 Files go to benchmarks/results/<part>[-device].json. Numbers are medians with their
