@@ -122,7 +122,7 @@ def state(run: Run, folder: str, times: int) -> dict[str, Any]:
     found |= {name: [] for name in ("blocked", "finished", "verified", "restored")}
     checkpoints = checkpoint.Checkpointer(folder, keep_last=1)
     for step in range(1, times + 1):
-        made = jax.block_until_ready(run.state())
+        made = _noise(run.state())
         start = time.perf_counter()
         checkpoints.save(step, made, next_save=step + 1)
         found["blocked"].append(time.perf_counter() - start)
@@ -140,6 +140,19 @@ def state(run: Run, folder: str, times: int) -> dict[str, Any]:
         found["restored"].append(time.perf_counter() - start)
     checkpoints.close()
     return found
+
+
+def _noise(tree: Any) -> Any:
+    """The same shapes full of noise, for moments of zero would take no room."""
+    rng = np.random.default_rng(0)
+
+    def noise(leaf):
+        if leaf.dtype != jnp.float32:
+            return leaf
+        values = rng.random(leaf.shape, np.float32)
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.block_until_ready(jax.tree.map(noise, tree))
 
 
 def _forget(folder: pathlib.Path) -> None:
