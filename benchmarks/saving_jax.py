@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import random
+import sys
 import tempfile
 import time
 from typing import Any
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--state", action="store_true", help="no steps")
     args = parser.parse_args()
     host_memory.keep_freed_memory()
+    sys.setswitchinterval(0.0005)  # as main does
     run = Run(workloads.make_config(args.config, args.batch_size, args.set))
     with tempfile.TemporaryDirectory() as folder:
         if args.state:

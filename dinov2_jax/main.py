@@ -143,4 +143,6 @@ def _log_to_stderr() -> None:
 
 if __name__ == "__main__":
     host_memory.keep_freed_memory()
+    # A thread that saves hands Python back to the loop after so many seconds, not 0.005.
+    sys.setswitchinterval(0.0005)
     app.run(main, flags_parser=parse_flags)
