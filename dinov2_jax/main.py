@@ -143,6 +143,6 @@ def _log_to_stderr() -> None:
 
 if __name__ == "__main__":
     host_memory.keep_freed_memory()
-    # A thread that saves hands Python back to the loop after so many seconds, not 0.005.
+    # After so many seconds, not 0.005, a thread that saves lets the loop go on.
     sys.setswitchinterval(0.0005)
     app.run(main, flags_parser=parse_flags)
