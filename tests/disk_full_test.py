@@ -245,7 +245,7 @@ def test_a_run_on_a_disk_that_is_full_for_a_while(uninterrupted, trainer, disk):
     finally:
         process.kill()
     assert f"({FULL}): 2.0 MB needed" in output and "training goes on" in output
-    assert "Traceback" not in output
+    assert all(line.startswith("cannot ") for line in processes.noise(output))
     assert processes.rows(workdir) == processes.rows(expected)
     assert processes.saved_steps(workdir) == [16, 20]
     processes.assert_same_arrays(

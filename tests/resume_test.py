@@ -138,6 +138,9 @@ def test_asked_to_end_it_saves_and_asks_to_be_started_again(
         time.sleep(0.001)
     time.sleep(seconds_later)
     process.send_signal(signal.SIGTERM)
+    while seconds_later and process.poll() is None:  # again and again, in the save too
+        time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 42, output
     saved = processes.saved_steps(workdir)[-1]

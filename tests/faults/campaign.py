@@ -9,6 +9,7 @@ to, bit for bit. Half an hour on two cores; --write puts the table into docs/fau
 import argparse
 import collections
 import concurrent.futures
+import logging
 import pathlib
 import random
 import re
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--write", action="store_true", help="the table into docs")
     flags = parser.parse_args()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax, where it reads back
     begin = time.monotonic()
 
     def say(text: str) -> None:
@@ -110,6 +112,7 @@ def describe(counts: dict, leftovers: int, seed: int, minutes: float) -> str:
         ("- of them inside a save", kill["inside"], "the save before serves"),
         ("- of them between a save and its seal", kill["before_seal"], "it serves"),
         ("SIGTERM", term["terminated"], "exit code 42, saved at that step"),
+        ("- of them twice, the second in the save", term["twice"], "the same"),
         ("newest checkpoint damaged, then started", term["found"], "found, fell back"),
         ("bit flipped in a checkpoint", cut["flips"], "found, fell back"),
         ("file of a checkpoint cut or emptied", cut["cuts"], "found, fell back"),

@@ -60,5 +60,6 @@ def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) ->
         shutil.rmtree(workdir / "damaged_checkpoints")
         shutil.copytree(pristine, folder)
         flips, cuts, found = flips + (not cut), cuts + cut, found + 1
-        say(found)
+        if found % 20 == 0:
+            say(found)
     return {"flips": flips, "cuts": cuts, "found": found}

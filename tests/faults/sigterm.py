@@ -2,6 +2,7 @@
 
 import random
 import signal
+import time
 from collections.abc import Callable
 
 from tests import processes
@@ -12,10 +13,11 @@ def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) ->
     """Ends runs with SIGTERM, damages the newest checkpoint, goes on.
 
     Returns:
-      Times that a run was asked to end and left with exit code 42; damaged checkpoints
-      that the next start found; runs that ended as the uninterrupted one.
+      Times that a run was asked to end and left with exit code 42; those where it was
+      asked twice; damaged checkpoints that the next start found; runs that ended as the
+      uninterrupted one.
     """
-    terminated = found = ended = 0
+    terminated = twice = found = ended = 0
     while terminated < count:
         workdir, damaged = ours.new_folder(), None
         while terminated < count or damaged:
@@ -24,6 +26,10 @@ def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) ->
             more = draw.randint(1, 3)
             if terminated < count and runs.wait_for_steps(process, workdir, more):
                 process.send_signal(signal.SIGTERM)
+                if draw.random() < 0.5:  # once more, in the save or near it
+                    time.sleep(draw.uniform(0, 0.3))
+                    process.send_signal(signal.SIGTERM)
+                    twice += 1
             output, _ = process.communicate(timeout=600)
             if damaged:
                 assert f"checkpoint {damaged} is damaged (" in output, output
@@ -46,4 +52,4 @@ def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) ->
         else:
             ours.check(workdir)
         ended += 1
-    return {"terminated": terminated, "found": found, "ended": ended}
+    return {"terminated": terminated, "twice": twice, "found": found, "ended": ended}
