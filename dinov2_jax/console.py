@@ -94,10 +94,17 @@ class Progress:
             self._bar.close()
 
 
-def banner(config: Any, mesh: Any, source: Any, num_params: int, dtype: Any) -> str:
-    """What is about to run, in words."""
+def banner(config: Any, program: Any, source: Any) -> str:
+    """What is about to run, in words.
+
+    Args:
+      config: Of the run.
+      program: `program.Program`.
+      source: `data.sources.Source`.
+    """
     batch, steps = config.train.batch_size, config.train.steps
     places = sources.places(source)
+    mesh = program.mesh
     device = mesh.devices.flat[0]
     lr = schedules.scaled_lr(config.optim.base_lr, batch)
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -109,8 +116,8 @@ def banner(config: Any, mesh: Any, source: Any, num_params: int, dtype: Any) -> 
             f"{config.train.group_size}",
             f"steps       {steps:,} = {steps * batch / places:.1f} passes",
             f"lr          {lr:.3g} = {config.optim.base_lr:.3g} x sqrt({batch} / 1024)",
-            f"parameters  {num_params / 1e6:.1f} M ({config.model.arch}, heads "
-            f"included), matmuls in {jnp.dtype(dtype).name}",
+            f"parameters  {program.num_params / 1e6:.1f} M ({config.model.arch}, heads "
+            f"included), matmuls in {jnp.dtype(program.dtype).name}",
         ]
     )
 

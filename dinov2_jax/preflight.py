@@ -26,13 +26,8 @@ from dinov2_jax import (
     distributed,
     errors,
     init_weights,
-    optimizer,
-    schedules,
+    program,
     sharding,
-    ssl_meta_arch,
-    train,
-    train_state,
-    train_step,
 )
 from dinov2_jax import workdir as workdir_lib
 from dinov2_jax.data import loader, sources, wording
@@ -132,14 +127,8 @@ class _Preflight:
         processes, devices = jax.process_count(), jax.device_count()
         config_check.check_cluster(self.config, processes, devices)
         config_check.check_devices(self.config, devices)
-        c = self.config.mesh
-        self.mesh = sharding.make_mesh(c.replica, c.fsdp)
-        dtype = train.compute_dtype(self.config)
-        self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(self.config, dtype)
-        shapes = jax.eval_shape(self.meta_arch.init, jax.random.key(0))
-        self.tx = optimizer.make_optimizer(self.config, shapes)
-        self.abstract = train_state.abstract_state(self.meta_arch, self.tx, self.mesh)
-        replica, fsdp = self.mesh.devices.shape
+        self.program = program.Program(self.config)
+        replica, fsdp = self.program.mesh.devices.shape
         return (
             f"{wording.counted(processes, 'process', 'processes')}, {devices} "
             f"{jax.devices()[0].device_kind}, mesh replica {replica} x fsdp {fsdp}"
@@ -189,7 +178,7 @@ class _Preflight:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self._file(jax.process_index()))
-        needed = disk_space.bytes_of(self.abstract)
+        needed = disk_space.bytes_of(self.program.state)
         path = self.workdir / "checkpoints"
         path = path if path.is_dir() else self.workdir
         keep = self.config.checkpoint.keep_last
@@ -219,7 +208,7 @@ class _Preflight:
 
     def data(self) -> str:
         """The first batch, of which each process builds its part as the run will."""
-        evaluator.make_evaluator(self.config, self.meta_arch, self.mesh)
+        evaluator.make_evaluator(self.config, self.program.meta_arch, self.program.mesh)
         source = sources.make_source(self.config)
         start = time.monotonic()
         batches = loader.make_loader(
@@ -227,7 +216,7 @@ class _Preflight:
             source,
             start_step=0,
             num_steps=1,
-            process_index=sharding.process_rank(self.mesh),
+            process_index=sharding.process_rank(self.program.mesh),
             process_count=jax.process_count(),
         )
         with batches:
@@ -243,31 +232,16 @@ class _Preflight:
 
     def weights(self) -> str:
         """Those that the run starts from."""
-        self.first = init_weights.read(self.config, self.meta_arch)
+        self.first = init_weights.read(self.config, self.program.meta_arch)
         return self.first.description if self.first else "from scratch"
 
     def step(self) -> str:
         """Compiled and run twice."""
-        state = train_state.make_state(
-            self.config.seed,
-            self.meta_arch,
-            self.tx,
-            self.mesh,
-            self.first and self.first.params,
-        )
-        step_fn = train_step.make_train_step(
-            self.meta_arch, self.tx, self.abstract, self.mesh, seed=self.config.seed
-        )
-        batch_sharding = sharding.batch_sharding(self.mesh)
-        batch = {
-            name: jax.make_array_from_process_local_data(batch_sharding, rows)
-            for name, rows in self.batch.items()
-        }
-        scalars = schedules.make_schedules(self.config)(0)
-        scalars = {name: np.float32(value) for name, value in scalars.items()}
-        with jax.set_mesh(self.mesh):
+        state = self.program.first_state(self.first)
+        batch, scalars = self.program.place(self.batch), self.program.scalars(0)
+        with jax.set_mesh(self.program.mesh):
             start = time.monotonic()
-            compiled = step_fn.lower(state, batch, scalars).compile()
+            compiled = self.program.compile()
             times = [time.monotonic() - start]
             for _ in range(2):
                 start = time.monotonic()
@@ -295,7 +269,7 @@ class _Preflight:
         self.state = None  # its memory is needed
         start = time.monotonic()
         checkpoints.set_aside_damaged()
-        jax.block_until_ready(checkpoints.restore(self.abstract))
+        jax.block_until_ready(checkpoints.restore(self.program.state))
         checkpoints.close()
         read = time.monotonic() - start
         return f"a checkpoint saved in {saved:.1f} s, read back in {read:.1f} s"

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import (
@@ -19,20 +18,16 @@ from dinov2_jax import (
     distributed,
     errors,
     init_weights,
-    optimizer,
     profiling,
+    program,
     rollback,
     run_log,
-    schedules,
     sharding,
-    ssl_meta_arch,
     time_account,
-    train_state,
-    train_step,
     watchdog,
 )
 from dinov2_jax import workdir as workdir_lib
-from dinov2_jax.data import batch_builder, batch_spec, loader, sources, wording
+from dinov2_jax.data import batch_builder, loader, sources, wording
 from dinov2_jax.eval import evaluator
 
 _LONG = 4.0  # times `train.hang_timeout` for a compilation or an evaluation
@@ -96,14 +91,10 @@ class Run:
     ):
         self.config, self.workdir, self.source = config, workdir, source
         self.account = account
-        self.mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp)
-        dtype = compute_dtype(config)
-        self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, dtype)
-        self.evaluator = evaluator.make_evaluator(config, self.meta_arch, self.mesh)
-        shapes = jax.eval_shape(self.meta_arch.init, jax.random.key(0))
-        self.tx = optimizer.make_optimizer(config, shapes)
-        self.schedules = schedules.make_schedules(config)
-        self.abstract = train_state.abstract_state(self.meta_arch, self.tx, self.mesh)
+        self.program = program.Program(config)
+        self.evaluator = evaluator.make_evaluator(
+            config, self.program.meta_arch, self.program.mesh
+        )
         self.guard = rollback.LossGuard(
             rollback.uniform_loss(config), config.train.max_nonfinite_steps
         )
@@ -118,7 +109,7 @@ class Run:
         if self.start_step < config.train.steps:
             room = disk_space.check(
                 self.checkpoints.path,
-                needed=disk_space.bytes_of(self.abstract),
+                needed=disk_space.bytes_of(self.program.state),
                 keep_last=config.checkpoint.keep_last,
             )
             lines += [room] if room else []
@@ -127,9 +118,6 @@ class Run:
             self.rollbacks.forget(write=leads)
         if leads:
             workdir_lib.write_config(config, workdir)
-        self.step_fn = train_step.make_train_step(
-            self.meta_arch, self.tx, self.abstract, self.mesh, seed=config.seed
-        )
         self.log = run_log.RunLog(config, workdir, self.start_step, account)
         self.watchdog = watchdog.Watchdog(
             config.train.hang_timeout,
@@ -142,8 +130,7 @@ class Run:
         self.bad_images = bad_images.BadImages(
             workdir, source, config.data.max_bad_share
         )
-        num_params = sum(x.size for x in jax.tree.leaves(shapes))
-        self.log.message(console.banner(config, self.mesh, source, num_params, dtype))
+        self.log.message(console.banner(config, self.program, source))
         changed = data_record.update(
             source, workdir, resumed=self.start_step > 0, write=leads
         )
@@ -160,17 +147,11 @@ class Run:
         self.start_step = self.checkpoints.latest_step() or 0
         if self.start_step:
             with self.account.during("restore"):
-                self.state = self.checkpoints.restore(self.abstract)
+                self.state = self.checkpoints.restore(self.program.state)
             return [*lines, f"resumed from step {self.start_step}"]
         # Fresh weights, or those that `config.init` names.
-        weights = init_weights.read(self.config, self.meta_arch)
-        self.state = train_state.make_state(
-            self.config.seed,
-            self.meta_arch,
-            self.tx,
-            self.mesh,
-            weights and weights.params,
-        )
+        weights = init_weights.read(self.config, self.program.meta_arch)
+        self.state = self.program.first_state(weights)
         return [*lines, weights.description] if weights else lines
 
     def loop(self, profiler: profiling.Profiler) -> None:
@@ -185,7 +166,7 @@ class Run:
             return
         self.log.start()
         step_fn = None
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.program.mesh):
             while True:
                 # The workers load while the step is compiled.
                 with self._batches() as batches:
@@ -206,7 +187,7 @@ class Run:
             self.source,
             start_step=self.start_step,
             num_steps=self.config.train.steps - self.start_step,
-            process_index=sharding.process_rank(self.mesh),
+            process_index=sharding.process_rank(self.program.mesh),
             process_count=jax.process_count(),
             skips=self.rollbacks.skips(),
         )
@@ -228,13 +209,12 @@ class Run:
             with self.account.during(time_account.DATA_WAIT):
                 batch = next(batches)
             self.bad_images.add(batch.pop("bad_images"))
-            scalars = self.schedules(step)
             self.state, step_metrics = step_fn(
-                self.state, self._place(batch), _float32(scalars)
+                self.state, self.program.place(batch), self.program.scalars(step)
             )
             if pending is not None:
                 self._finish(*pending)
-            pending = (step + 1, step_metrics, scalars)
+            pending = (step + 1, step_metrics)
             preempted = distributed.preempted(step + 1) and step + 1 < total
             if preempted or self._due(step + 1):
                 self._finish(*pending)
@@ -248,10 +228,10 @@ class Run:
         if traced:
             self.log.profiled(total, traced)
 
-    def _finish(self, step, step_metrics, scalars) -> None:
+    def _finish(self, step, step_metrics) -> None:
         """Reads, logs and judges the metrics of a step."""
         values = {k: np.asarray(v).item() for k, v in step_metrics.items()}
-        self.log.step(step, values, scalars)
+        self.log.step(step, values, self.program.schedules(step - 1))
         self.guard.check(step, values)
 
     def _roll_back(self, blown_up: rollback.BlownUp) -> None:
@@ -262,7 +242,7 @@ class Run:
         """
         self.checkpoints.finish()
         saved = self.checkpoints.steps()
-        lr = self.schedules(blown_up.step - 1)["lr"]
+        lr = self.program.schedules(blown_up.step - 1)["lr"]
         if len(self.rollbacks) >= self.config.train.max_rollbacks:
             good = self.checkpoints.path / str(saved[-1]) if saved else "none yet"
             count = wording.counted(len(self.rollbacks), "rollback")
@@ -289,31 +269,16 @@ class Run:
             self.log.message(line)
 
     def _compile(self) -> Any:
-        """Compiles the step ahead of its first use, once."""
-        batch_sharding = sharding.batch_sharding(self.mesh)
-        batch = {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
-            for name, (shape, dtype) in batch_spec.batch_spec(self.config).items()
-        }
         start = time.monotonic()
-        scalars = _float32(self.schedules(0))
         with (
             self.account.during("compile"),
             self.watchdog.during("the compilation of the step", _LONG),
         ):
-            compiled = self.step_fn.lower(self.state, batch, scalars).compile()
+            compiled = self.program.compile()
         seconds = time.monotonic() - start
         logging.info("compiled the step in %.1f s", seconds)
         self.log.events.add("compiled", seconds=round(seconds, 1))
         return compiled
-
-    def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's rows -> global arrays sharded over the mesh."""
-        batch_sharding = sharding.batch_sharding(self.mesh)
-        return {
-            name: jax.make_array_from_process_local_data(batch_sharding, rows)
-            for name, rows in batch.items()
-        }
 
     def _due(self, step: int) -> bool:
         return (
@@ -383,14 +348,3 @@ class Run:
             self.log.end(error)
         if self.bad_images.count:
             logging.info("%s", self.bad_images.summary())
-
-
-def compute_dtype(config: Any) -> Any:
-    """Of the matmuls: what `model.dtype` says, or by platform where it is "auto"."""
-    if config.model.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(config.model.dtype)
-
-
-def _float32(scalars: dict[str, float]) -> dict[str, np.float32]:
-    return {name: np.float32(value) for name, value in scalars.items()}

@@ -19,6 +19,7 @@ FLOORS = {  # the longest prefix counts
     "visualize": 5,
     "pretrained": 3,
     "init_weights": 3,
+    "program": 3,
     "train_step": 3,
     "flops": 2,
     "ssl_meta_arch": 2,
@@ -59,13 +60,15 @@ FLOORS = {  # the longest prefix counts
     "weights": 2,
 }
 # Importer and imported on one floor: the state holds the architecture's parameters,
-# and the loop evaluates, which the checks before it try.
+# the loop evaluates, which the checks before it try, and a program is built of what
+# starts and of what steps.
 BESIDE = {
     ("train_state", "ssl_meta_arch"),
     ("train_state", "optimizer"),
     ("train", "eval.evaluator"),
     ("preflight", "eval.evaluator"),
-    ("preflight", "train"),
+    ("program", "init_weights"),
+    ("program", "train_step"),
 }
 FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 
