@@ -1,4 +1,4 @@
-# make quickstart | test | fuzz | faults | bench | bench-gpu | clean. Needs make and
+# make quickstart | test | fuzz | faults | soak | bench | bench-gpu | clean. Needs make and
 # Python 3.11 or newer, which may be named: make PYTHON=/path/to/python3.11 quickstart
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: quickstart test fuzz faults bench bench-gpu clean
+.PHONY: quickstart test fuzz faults soak bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/runtime.stamp
@@ -25,6 +25,10 @@ fuzz: $(VENV)/test.stamp
 # Half an hour of kills, full disks and damaged files; the table goes to docs/faults.md.
 faults: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m tests.faults.campaign --write
+
+# Half an hour of training, to see whether anything grows; the table goes to docs/runs.md.
+soak: $(VENV)/test.stamp
+	@$(VENV)/bin/python -m tests.faults.soak --write
 
 bench: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m benchmarks step attention prototypes input compile

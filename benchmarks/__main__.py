@@ -5,6 +5,7 @@
   prototypes  the losses over prototypes, time and memory, beside a plain transcription
   input       images/s of the host's input pipeline (CPU)
   compile     seconds to trace, lower and compile a step, scanned and unrolled (CPU)
+  saving      what a save adds to the steps around it, and a large state's times (CPU)
   aot         what the compiler says of steps on machines that are not here
 
 Files go to benchmarks/results/<part>[-device].json. Numbers are medians with their
@@ -28,6 +29,7 @@ PARTS = {  # name -> module, whether it asks for the device, share of --minutes
     "prototypes": ("prototypes", True, 1),
     "input": ("input_pipeline", False, 1),
     "compile": ("compilation", False, 2),
+    "saving": ("saving", False, 2),
     "aot": ("aot", False, 6),
 }
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -52,7 +54,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--reference", default="", metavar="CLONE", help="of facebookresearch/dinov2"
     )
     parser.add_argument(
-        "--only", nargs="+", default=[], help="workloads of step, compile, aot"
+        "--only", nargs="+", default=[], help="workloads of step, compile, saving, aot"
     )
     parser.add_argument(
         "--set",

@@ -162,7 +162,8 @@ class Checkpointer:
         saved = self._sealing is not None
         error = None
         try:
-            self._manager.wait_until_finished()
+            with _quiet():  # it would say how long, above a second
+                self._manager.wait_until_finished()
         except Exception as raised:  # orbax and tensorstore raise many kinds
             error = raised
         if self._sealing is not None:

@@ -26,6 +26,9 @@ _WORKDIR = flags.DEFINE_string(
 _PROFILE = flags.DEFINE_string(
     "profile", None, "FIRST:LAST steps to trace into WORKDIR/profile."
 )
+_PREFLIGHT = flags.DEFINE_bool(
+    "preflight", False, "Try what the run will need, say what is wrong, and end."
+)
 # For several processes where jax finds no cluster by itself.
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT at which process 0 listens, the same for all."
@@ -55,7 +58,12 @@ def _train(argv: list[str]) -> int:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
         profile = _steps_to_profile(_PROFILE.value)
-        from dinov2_jax import train  # imports jax: after the flags are known good
+        # They import jax: after the flags are known good.
+        if _PREFLIGHT.value:
+            from dinov2_jax import preflight
+
+            return preflight.preflight(config, workdir, cluster)
+        from dinov2_jax import train
 
         train.train(config, workdir, cluster, profile)
     except errors.UserError as error:
@@ -135,4 +143,6 @@ def _log_to_stderr() -> None:
 
 if __name__ == "__main__":
     host_memory.keep_freed_memory()
+    # After so many seconds, not 0.005, a thread that saves lets the loop go on.
+    sys.setswitchinterval(0.0005)
     app.run(main, flags_parser=parse_flags)

@@ -10,6 +10,7 @@ FLOORS = {  # the longest prefix counts
     "": 6,  # the package, which offers `load`
     "main": 5,
     "train": 4,
+    "preflight": 4,
     "eval": 4,
     "convert": 4,
     "aot": 4,
@@ -58,11 +59,13 @@ FLOORS = {  # the longest prefix counts
     "weights": 2,
 }
 # Importer and imported on one floor: the state holds the architecture's parameters,
-# and the loop evaluates.
+# and the loop evaluates, which the checks before it try.
 BESIDE = {
     ("train_state", "ssl_meta_arch"),
     ("train_state", "optimizer"),
     ("train", "eval.evaluator"),
+    ("preflight", "eval.evaluator"),
+    ("preflight", "train"),
 }
 FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 

@@ -11,7 +11,7 @@ import types
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import aot, environment, report, settings, timing, workloads
+from benchmarks import aot, environment, report, saving, settings, timing, workloads
 
 ROOT = pathlib.Path(__file__).parents[2]
 ABSENT = ("grain", "ml_collections", "tensorboardX", "tensorflow_datasets")
@@ -208,6 +208,23 @@ def test_fields_are_set_by_path():
     assert config.train.batch_size == config.train.group_size == 4
     with pytest.raises((AttributeError, KeyError)):
         workloads.make_config("vits", 4, ("model.no_such=1",))
+
+
+def test_a_save_is_compared_with_the_turn_beside_it():
+    found = {"plain": [1.0, 2.0, 4.0], "saving": [1.1, 2.2, 4.8], "blocked": [0.1] * 3}
+    row = saving.summarize(found)
+    assert row["added"]["median"] == pytest.approx(0.2)
+    assert row["share"] == pytest.approx(0.1)
+    assert row["blocked"]["samples"] == 3
+
+
+def test_a_state_goes_to_the_disk_and_back(monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    flags = ["--config=debug", "--state", "--turns=1", "--set=model.depth=1"]
+    found = environment.run_worker("saving_jax", flags, {"JAX_PLATFORMS": "cpu"})
+    assert found.pop("bytes") > 1e6
+    assert set(found) == {"blocked", "finished", "verified", "restored"}
+    assert all(0 < seconds for (seconds,) in found.values())
 
 
 def test_every_part_has_its_module():

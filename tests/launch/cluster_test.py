@@ -129,12 +129,18 @@ def start(flags, environment, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def alone(flags, environment, tmp_path_factory):
-    """Rows of metrics.jsonl of one process."""
+def alone_in(flags, environment, tmp_path_factory):
+    """The folder of the run of one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     with Cluster(1, flags, environment, workdir) as cluster:
         assert cluster.codes() == [0], cluster.output(0)
-    return processes.rows(workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def alone(alone_in):
+    """Its rows of metrics.jsonl."""
+    return processes.rows(alone_in)
 
 
 def assert_same_losses(workdir, alone):
@@ -295,3 +301,61 @@ def test_a_process_that_fails_alone_does_not_wait(start):
         lines = cluster.output(1).splitlines()
     (error,) = [x for x in lines if not x.startswith("[Gloo]")]
     assert error.startswith("error: process 1: mesh.devices = 3, but there are 2: ")
+
+
+def test_preflight(start, tmp_path):
+    with start(2, more={i: ["--preflight"] for i in range(2)}) as cluster:
+        assert cluster.codes() == [0, 0], cluster.output(0)
+        lines = results(cluster)
+    assert [line[:2] for line in lines] == [
+        ["ok", name]
+        for name in (
+            *("devices", "all-reduce", "clocks", "folder", "one folder", "data"),
+            *("weights", "step", "saving"),
+        )
+    ]
+    assert lines[0][2] == "2 processes, 2 cpu, mesh replica 1 x fsdp 2"
+    assert not (tmp_path / "run").exists()
+
+
+def results(cluster):
+    """[result, check, text] of each line of process 0."""
+    lines = cluster.output(0).splitlines()
+    lines = [
+        re.split("  +", x, maxsplit=2) for x in lines if not x.startswith("[Gloo]")
+    ]
+    assert all(len(line) == 3 for line in lines), cluster.output(0)
+    return lines
+
+
+def test_preflight_names_the_process_that_fails(start, tmp_path):
+    nowhere = f"--config.data.path={tmp_path / 'nowhere'}"
+    more = {0: ["--preflight"], 1: ["--preflight", nowhere]}
+    with start(2, more=more) as cluster:
+        assert cluster.codes() == [2, 2], cluster.output(0)
+        found = {name: (result, text) for result, name, text in results(cluster)}
+    wrong = [name for name, (result, _) in found.items() if result == "WRONG"]
+    assert wrong == ["data"] and found["weights"][0] == "ok"
+    said = f"process 1: data.path = {tmp_path / 'nowhere'} does not exist: set "
+    assert found["data"][1].startswith(said)
+    assert found["step"] == ("skipped", "needs data")
+    assert found["saving"] == ("skipped", "needs step")
+
+
+def test_preflight_leaves_a_run_as_it_is(alone_in, flags, environment):
+    def files():
+        return {p: p.stat().st_mtime_ns for p in alone_in.rglob("*")}
+
+    before = files()
+    more = {0: ["--preflight", "--config.mesh.devices=1"]}
+    with Cluster(1, flags, environment, alone_in, more) as cluster:
+        assert cluster.codes() == [0], cluster.output(0)
+    before.pop(alone_in), (after := files()).pop(alone_in)  # its own time changes
+    assert after == before
+    more = {0: ["--preflight", "--config.mesh.devices=2", "--config.seed=1"]}
+    with Cluster(1, flags, environment, alone_in, more) as cluster:
+        assert cluster.codes() == [2], cluster.output(0)
+        (devices, _, _, *others) = results(cluster)
+    assert devices[:2] == ["WRONG", "devices"]
+    assert "mesh.devices = 2, but there are 1" in devices[2]
+    assert {result for result, *_ in others} == {"skipped"}

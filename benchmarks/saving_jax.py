@@ -1,0 +1,190 @@
+"""One process that times steps with and without saves, or one save and its restoring.
+
+    python -m benchmarks.saving_jax --config=debug --turns=40
+
+Steps read their metrics one step later and checkpoints are those of the run, as in the
+loop of `dinov2_jax.train`. Prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import jax_step, workloads
+from dinov2_jax import (
+    checkpoint,
+    checksums,
+    host_memory,
+    optimizer,
+    schedules,
+    sharding,
+    ssl_meta_arch,
+    train_state,
+    train_step,
+)
+
+
+class Run:
+    """A state on one device, and what makes and changes it."""
+
+    def __init__(self, config: Any):
+        self._config = config
+        self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        self._meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.float32)
+        shapes = jax.eval_shape(self._meta_arch.init, jax.random.key(0))
+        self._tx = optimizer.make_optimizer(config, shapes)
+        self.abstract = train_state.abstract_state(self._meta_arch, self._tx, self.mesh)
+        self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) * 4
+
+    def state(self) -> train_state.TrainState:
+        """Step 0."""
+        return train_state.make_state(0, self._meta_arch, self._tx, self.mesh)
+
+    def step(self) -> Any:
+        """The compiled step, its batch and its scalars in place: state -> state, ..."""
+        step_fn = train_step.make_train_step(
+            self._meta_arch, self._tx, self.abstract, self.mesh, seed=0
+        )
+        batch = jax_step.random_batch(self._config)
+        batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
+        scalars = schedules.make_schedules(self._config)(0)
+        scalars = {name: np.float32(value) for name, value in scalars.items()}
+        compiled = step_fn.lower(self.abstract, batch, scalars).compile()
+        return lambda state: compiled(state, batch, scalars)
+
+
+def steps(run: Run, folder: str, turns: int, every: int) -> dict[str, Any]:
+    """Pairs of turns of `every` steps, one of which begins with a save.
+
+    Returns:
+      Seconds: `plain` and `saving`, of a turn, a number a pair; `blocked`, the call of
+      `save`; `finished`, from it to the sealed checkpoint.
+    """
+    found: dict[str, Any] = {"plain": [], "saving": [], "blocked": [], "finished": []}
+    checkpoints = checkpoint.Checkpointer(folder, keep_last=3)
+    draw = random.Random(0)
+    with jax.set_mesh(run.mesh):
+        step_fn, state = run.step(), run.state()
+        state, metrics = step_fn(state)
+        count = 0
+        for turn in range(turns + 1):
+            for saves in draw.sample((False, True), 2):
+                count += every
+                start = time.perf_counter()
+                if saves:
+                    checkpoints.save(count, state, next_save=count + every)
+                    blocked = time.perf_counter() - start
+                for _ in range(every):
+                    before = metrics
+                    state, metrics = step_fn(state)
+                    jax.tree.map(np.asarray, before)
+                jax.block_until_ready((state, metrics))
+                seconds = time.perf_counter() - start
+                if not saves:
+                    if turn:  # the first pair warms up
+                        found["plain"].append(seconds)
+                    continue
+                finished = _finish(checkpoints, count) - start
+                if turn:
+                    found["saving"].append(seconds)
+                    found["blocked"].append(blocked)
+                    found["finished"].append(finished)
+        checkpoints.close()
+    return found
+
+
+def _finish(checkpoints: checkpoint.Checkpointer, step: int) -> float:
+    """When the checkpoint of a step was sealed, on the clock of `perf_counter`."""
+    folder = checkpoints.path / str(step)
+    while not checksums.is_sealed(folder):
+        time.sleep(0.005)
+    sealed = (folder / checksums.NAME).stat().st_mtime
+    return time.perf_counter() - (time.time() - sealed)
+
+
+def state(run: Run, folder: str, times: int) -> dict[str, Any]:
+    """Saves a state and brings it back, from the disk and not from memory.
+
+    Returns:
+      `bytes` of the state; seconds, a number a time: `blocked`, `finished`, `verified`
+      (every byte against its checksum) and `restored` without that.
+    """
+    found: dict[str, Any] = {"bytes": run.bytes}
+    found |= {name: [] for name in ("blocked", "finished", "verified", "restored")}
+    checkpoints = checkpoint.Checkpointer(folder, keep_last=1)
+    for step in range(1, times + 1):
+        made = _noise(run.state())
+        start = time.perf_counter()
+        checkpoints.save(step, made, next_save=step + 1)
+        found["blocked"].append(time.perf_counter() - start)
+        found["finished"].append(_finish(checkpoints, step) - start)
+        del made
+        saved = checkpoints.path / str(step)
+        _forget(saved)
+        start = time.perf_counter()
+        problem = checksums.problem(saved)
+        found["verified"].append(time.perf_counter() - start)
+        assert problem is None, problem
+        _forget(saved)
+        start = time.perf_counter()
+        jax.block_until_ready(checkpoints.restore(run.abstract))
+        found["restored"].append(time.perf_counter() - start)
+    checkpoints.close()
+    return found
+
+
+def _noise(tree: Any) -> Any:
+    """The same shapes full of noise, for moments of zero would take no room."""
+    rng = np.random.default_rng(0)
+
+    def noise(leaf):
+        if leaf.dtype != jnp.float32:
+            return leaf
+        values = rng.random(leaf.shape, np.float32)
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.block_until_ready(jax.tree.map(noise, tree))
+
+
+def _forget(folder: pathlib.Path) -> None:
+    """Has the system drop the files of a folder from memory."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main() -> None:
+    """Prints one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="debug", help="a file of configs/")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--every", type=int, default=50, help="steps a turn")
+    parser.add_argument("--state", action="store_true", help="no steps")
+    args = parser.parse_args()
+    host_memory.keep_freed_memory()
+    sys.setswitchinterval(0.0005)  # as main does
+    run = Run(workloads.make_config(args.config, args.batch_size, args.set))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.state:
+            found = state(run, folder, args.turns)
+        else:
+            found = steps(run, folder, args.turns, args.every)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

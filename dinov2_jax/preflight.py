@@ -1,0 +1,308 @@
+"""What can go wrong before a run of days, tried: main --preflight.
+
+Every process runs every check, all hear of all results, and process 0 prints a line for
+each. The run's own folder is left as it was.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dinov2_jax import (
+    checkpoint,
+    config_check,
+    disk_space,
+    distributed,
+    errors,
+    init_weights,
+    optimizer,
+    schedules,
+    sharding,
+    ssl_meta_arch,
+    train,
+    train_state,
+    train_step,
+)
+from dinov2_jax import workdir as workdir_lib
+from dinov2_jax.data import loader, sources, wording
+from dinov2_jax.eval import evaluator
+
+_MAX_SKEW = 10.0  # seconds between the clocks of two hosts
+_MAX_DELAY = 15.0  # until a file that one host wrote is seen by all
+_MAX_TEXT = 600  # bytes of what a process says
+
+
+def preflight(
+    config: Any,
+    workdir: str | pathlib.Path,
+    cluster: distributed.Cluster | None = None,
+) -> int:
+    """Tries what the run that a config describes will need.
+
+    Args:
+      config: As for `train.train`, as are the others.
+      workdir: Of the run.
+      cluster: The other processes.
+
+    Returns:
+      The exit code: 0, or `errors.BAD_INPUT` where something is wrong.
+
+    Raises:
+      UserError: The config is wrong, or the processes do not find each other.
+    """
+    config_check.check(config)
+    distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
+    flight = _Preflight(config, pathlib.Path(workdir))
+    checks = {  # and those without which they cannot be tried
+        "devices": (flight.devices, ()),
+        "all-reduce": (flight.all_reduce, ()),
+        "clocks": (flight.clocks, ()),
+        "folder": (flight.folder, ("devices",)),
+        "one folder": (flight.one_folder, ("folder",)),
+        "data": (flight.data, ("devices",)),
+        "weights": (flight.weights, ("devices",)),
+        "step": (flight.step, ("data", "weights")),
+        "saving": (flight.saving, ("step", "one folder")),
+    }
+    good: dict[str, bool] = {}
+    for name, (check, needs) in checks.items():
+        missing = [need for need in needs if not good[need]]
+        if missing:
+            _say("skipped", name, f"needs {' and '.join(missing)}")
+        good[name] = not missing and _agree(name, check)
+    flight.remove_scratch()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all have seen all results")
+    return 0 if all(good.values()) else errors.BAD_INPUT
+
+
+def _agree(name: str, check: Callable[[], str]) -> bool:
+    """Runs a check in all processes; returns, and says, whether all found it good."""
+    try:
+        good, text = True, check()
+    except Exception as error:  # whatever it is, it would have stopped the run
+        good, text = False, " ".join(str(error).split()) or type(error).__name__
+    found = [(said[0] == "+", said[1:]) for said in _everyone("-+"[good] + text)]
+    bad = [
+        f"process {i}: {text}" if i else text
+        for i, (good, text) in enumerate(found)
+        if not good
+    ]
+    if bad:
+        _say("WRONG", name, "; ".join(bad))
+    else:
+        _say("ok", name, found[0][1])
+    return not bad
+
+
+def _say(result: str, name: str, text: str) -> None:
+    if jax.process_index() == 0:
+        print(f"{result:7}  {name:10}  {text}", flush=True)
+
+
+def _everyone(text: str) -> list[str]:
+    """What each process says, by process."""
+    said = np.zeros(_MAX_TEXT, np.uint8)
+    encoded = np.frombuffer(text.encode()[:_MAX_TEXT], np.uint8)
+    said[: len(encoded)] = encoded
+    rows = np.asarray(multihost_utils.process_allgather(said)).reshape(-1, _MAX_TEXT)
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
+
+
+class _Preflight:
+    """The checks; each returns what it found, or raises what is wrong and the fix."""
+
+    def __init__(self, config: Any, workdir: pathlib.Path):
+        self.config, self.workdir = config, workdir
+        self.scratch = workdir / "preflight"  # one for all processes
+        self.made_workdir = not workdir.exists()
+
+    def devices(self) -> str:
+        processes, devices = jax.process_count(), jax.device_count()
+        config_check.check_cluster(self.config, processes, devices)
+        config_check.check_devices(self.config, devices)
+        c = self.config.mesh
+        self.mesh = sharding.make_mesh(c.replica, c.fsdp)
+        dtype = train.compute_dtype(self.config)
+        self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(self.config, dtype)
+        shapes = jax.eval_shape(self.meta_arch.init, jax.random.key(0))
+        self.tx = optimizer.make_optimizer(self.config, shapes)
+        self.abstract = train_state.abstract_state(self.meta_arch, self.tx, self.mesh)
+        replica, fsdp = self.mesh.devices.shape
+        return (
+            f"{wording.counted(processes, 'process', 'processes')}, {devices} "
+            f"{jax.devices()[0].device_kind}, mesh replica {replica} x fsdp {fsdp}"
+        )
+
+    def all_reduce(self) -> str:
+        """The sum of another number from each device."""
+        numbers = np.arange(jax.device_count(), dtype=np.float32)
+        mesh = sharding.make_mesh()
+        x = jax.make_array_from_callback(
+            numbers.shape, sharding.batch_sharding(mesh), lambda i: numbers[i]
+        )
+        start = time.monotonic()
+        add = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))
+        found = float(add(x))
+        if found != numbers.sum():
+            raise errors.UserError(
+                f"the sum over all devices is {found:g} instead of {numbers.sum():g}: "
+                "a device or a link is broken; run the maker's diagnostics"
+            )
+        return f"the sum over all devices is right, {time.monotonic() - start:.1f} s"
+
+    def clocks(self) -> str:
+        """Of the hosts, which name checkpoints and events by their time."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("look at the clock")
+        said = _everyone(f"{time.time():.3f} {socket.gethostname()}")
+        times = [float(text.split()[0]) for text in said]
+        late, early = min(times), max(times)
+        if early - late > _MAX_SKEW:
+            behind, ahead = (said[times.index(t)].split()[1] for t in (late, early))
+            raise errors.UserError(
+                f"the clock of {behind} is {early - late:.0f} s behind that of "
+                f"{ahead}: start chronyd or another time service on both"
+            )
+        return f"within {early - late:.1f} s of each other"
+
+    def folder(self) -> str:
+        """Written to by each process, and large enough."""
+        if checkpoint.has_checkpoint(self.workdir):
+            config_check.check_resume(self.config, self.workdir)
+        workdir_lib.make_workdir(self.workdir)
+        self.scratch.mkdir(exist_ok=True)
+        temporary = self._file(jax.process_index()).with_suffix(".tmp")
+        with open(temporary, "w") as file:
+            file.write("written by --preflight\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self._file(jax.process_index()))
+        needed = disk_space.bytes_of(self.abstract)
+        path = self.workdir / "checkpoints"
+        path = path if path.is_dir() else self.workdir
+        keep = self.config.checkpoint.keep_last
+        full = disk_space.check(path, needed=needed, keep_last=keep)
+        if full:
+            raise errors.UserError(full)
+        room = disk_space.needed_and_free(path, needed)
+        return f"written, renamed and synchronised; of each checkpoint {room}"
+
+    def _file(self, process: int) -> pathlib.Path:
+        return self.scratch / f"process-{process}"
+
+    def one_folder(self) -> str:
+        """Each process sees the files of all."""
+        deadline = time.monotonic() + _MAX_DELAY
+        everyone = range(jax.process_count())
+        while missing := [i for i in everyone if not self._file(i).exists()]:
+            if time.monotonic() > deadline:
+                raise errors.UserError(
+                    f"{self.scratch} on {socket.gethostname()} lacks what "
+                    f"{wording.counted(len(missing), 'process', 'processes')} wrote "
+                    f"there, such as process {missing[0]}: --workdir must be one "
+                    "folder for all, on a shared file system"
+                )
+            time.sleep(0.1)
+        return f"{self.workdir} is the same folder for all"
+
+    def data(self) -> str:
+        """The first batch, of which each process builds its part as the run will."""
+        evaluator.make_evaluator(self.config, self.meta_arch, self.mesh)
+        source = sources.make_source(self.config)
+        start = time.monotonic()
+        batches = loader.make_loader(
+            self.config,
+            source,
+            start_step=0,
+            num_steps=1,
+            process_index=sharding.process_rank(self.mesh),
+            process_count=jax.process_count(),
+        )
+        with batches:
+            self.batch = next(batches)
+        bad = self.batch.pop("bad_images")
+        if len(bad):
+            raise errors.UserError(
+                f"{wording.counted(len(bad), 'image')} of the first batch cannot be "
+                f"read, such as {bad[0]['name']} ({bad[0]['reason']}): see `python -m "
+                "dinov2_jax.data scan`"
+            )
+        return f"{source.describe()}; a batch in {time.monotonic() - start:.1f} s"
+
+    def weights(self) -> str:
+        """Those that the run starts from."""
+        self.first = init_weights.read(self.config, self.meta_arch)
+        return self.first.description if self.first else "from scratch"
+
+    def step(self) -> str:
+        """Compiled and run twice."""
+        state = train_state.make_state(
+            self.config.seed,
+            self.meta_arch,
+            self.tx,
+            self.mesh,
+            self.first and self.first.params,
+        )
+        step_fn = train_step.make_train_step(
+            self.meta_arch, self.tx, self.abstract, self.mesh, seed=self.config.seed
+        )
+        batch_sharding = sharding.batch_sharding(self.mesh)
+        batch = {
+            name: jax.make_array_from_process_local_data(batch_sharding, rows)
+            for name, rows in self.batch.items()
+        }
+        scalars = schedules.make_schedules(self.config)(0)
+        scalars = {name: np.float32(value) for name, value in scalars.items()}
+        with jax.set_mesh(self.mesh):
+            start = time.monotonic()
+            compiled = step_fn.lower(state, batch, scalars).compile()
+            times = [time.monotonic() - start]
+            for _ in range(2):
+                start = time.monotonic()
+                state, metrics = compiled(state, batch, scalars)
+                values = {name: np.asarray(x).item() for name, x in metrics.items()}
+                times.append(time.monotonic() - start)
+        wrong = [f"{k} = {v}" for k, v in values.items() if not math.isfinite(v)]
+        if wrong:
+            raise errors.UserError(
+                f"the first steps are not finite ({', '.join(wrong)}): look at the "
+                "images, --config.init.from and --config.model.dtype"
+            )
+        self.state = state
+        return (
+            f"compiled in {times[0]:.0f} s, then {times[2]:.2f} s a step; "
+            f"loss {values['loss/total']:.2f}"
+        )
+
+    def saving(self) -> str:
+        """A checkpoint of the real size, written and read back."""
+        start = time.monotonic()
+        checkpoints = checkpoint.Checkpointer(self.scratch, keep_last=1)
+        checkpoints.save(1, self.state)
+        saved = time.monotonic() - start
+        self.state = None  # its memory is needed
+        start = time.monotonic()
+        checkpoints.set_aside_damaged()
+        jax.block_until_ready(checkpoints.restore(self.abstract))
+        checkpoints.close()
+        read = time.monotonic() - start
+        return f"a checkpoint saved in {saved:.1f} s, read back in {read:.1f} s"
+
+    def remove_scratch(self) -> None:
+        """Leaves the run's folder as it was, on each host if it is not one."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        if self.made_workdir:
+            with contextlib.suppress(OSError):  # another process did it
+                self.workdir.rmdir()
