@@ -12,7 +12,6 @@ import concurrent.futures
 import logging
 import pathlib
 import random
-import re
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ import traceback
 from tests import disks, processes
 from tests.faults import (
     damage,
+    document,
     full_disk,
     loader_workers,
     pairs,
@@ -40,7 +40,6 @@ PARTS = {
 }
 SPLIT = {"SIGKILL": 2}  # so that both cores have work to the end
 DOCUMENT = processes.ROOT / "docs/faults.md"
-BEGIN, END = "<!-- counted: begin -->", "<!-- counted: end -->"
 
 
 def main() -> int:
@@ -96,9 +95,7 @@ def main() -> int:
     if failed:
         print(f"FAILED: {', '.join(failed)}; seed {flags.seed}")
     if flags.write and not failed:
-        text = DOCUMENT.read_text()
-        text = re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n{table}\n{END}", text, flags=re.S)
-        DOCUMENT.write_text(text)
+        document.write(DOCUMENT, "counted", table)
     return bool(failed or left)
 
 
