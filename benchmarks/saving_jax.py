@@ -22,8 +22,6 @@ import numpy as np
 
 from benchmarks import jax_step, workloads
 from dinov2_jax import (
-    checkpoint,
-    checksums,
     host_memory,
     optimizer,
     schedules,
@@ -32,6 +30,7 @@ from dinov2_jax import (
     train_state,
     train_step,
 )
+from dinov2_jax.checkpoint import checkpointer, checksums
 
 
 class Run:
@@ -71,7 +70,7 @@ def steps(run: Run, folder: str, turns: int, every: int) -> dict[str, Any]:
       `save`; `finished`, from it to the sealed checkpoint.
     """
     found: dict[str, Any] = {"plain": [], "saving": [], "blocked": [], "finished": []}
-    checkpoints = checkpoint.Checkpointer(folder, keep_last=3)
+    checkpoints = checkpointer.Checkpointer(folder, keep_last=3)
     draw = random.Random(0)
     with jax.set_mesh(run.mesh):
         step_fn, state = run.step(), run.state()
@@ -103,7 +102,7 @@ def steps(run: Run, folder: str, turns: int, every: int) -> dict[str, Any]:
     return found
 
 
-def _finish(checkpoints: checkpoint.Checkpointer, step: int) -> float:
+def _finish(checkpoints: checkpointer.Checkpointer, step: int) -> float:
     """When the checkpoint of a step was sealed, on the clock of `perf_counter`."""
     folder = checkpoints.path / str(step)
     while not checksums.is_sealed(folder):
@@ -121,7 +120,7 @@ def state(run: Run, folder: str, times: int) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"bytes": run.bytes}
     found |= {name: [] for name in ("blocked", "finished", "verified", "restored")}
-    checkpoints = checkpoint.Checkpointer(folder, keep_last=1)
+    checkpoints = checkpointer.Checkpointer(folder, keep_last=1)
     for step in range(1, times + 1):
         made = _noise(run.state())
         start = time.perf_counter()

@@ -20,7 +20,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dinov2_jax import (
-    checkpoint,
     config_check,
     disk_space,
     distributed,
@@ -30,6 +29,7 @@ from dinov2_jax import (
     sharding,
 )
 from dinov2_jax import workdir as workdir_lib
+from dinov2_jax.checkpoint import checkpointer
 from dinov2_jax.data import loader, sources, wording
 from dinov2_jax.eval import evaluator
 
@@ -168,7 +168,7 @@ class _Preflight:
 
     def folder(self) -> str:
         """Written to by each process, and large enough."""
-        if checkpoint.has_checkpoint(self.workdir):
+        if checkpointer.has_checkpoint(self.workdir):
             config_check.check_resume(self.config, self.workdir)
         workdir_lib.make_workdir(self.workdir)
         self.scratch.mkdir(exist_ok=True)
@@ -263,7 +263,7 @@ class _Preflight:
     def saving(self) -> str:
         """A checkpoint of the real size, written and read back."""
         start = time.monotonic()
-        checkpoints = checkpoint.Checkpointer(self.scratch, keep_last=1)
+        checkpoints = checkpointer.Checkpointer(self.scratch, keep_last=1)
         checkpoints.save(1, self.state)
         saved = time.monotonic() - start
         self.state = None  # its memory is needed

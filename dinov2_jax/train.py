@@ -10,7 +10,6 @@ import numpy as np
 
 from dinov2_jax import (
     bad_images,
-    checkpoint,
     config_check,
     console,
     data_record,
@@ -27,6 +26,7 @@ from dinov2_jax import (
     watchdog,
 )
 from dinov2_jax import workdir as workdir_lib
+from dinov2_jax.checkpoint import checkpointer
 from dinov2_jax.data import batch_builder, loader, sources, wording
 from dinov2_jax.eval import evaluator
 
@@ -62,7 +62,7 @@ def train(
     config_check.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)
     lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
-    if checkpoint.has_checkpoint(workdir):  # without one, the run begins anew
+    if checkpointer.has_checkpoint(workdir):  # without one, the run begins anew
         config_check.check_resume(config, workdir)
 
     run = Run(config, workdir, source, account)
@@ -100,7 +100,7 @@ class Run:
         )
         self.rollbacks = rollback.Rollbacks(workdir)
         another = config_check.differing(config, workdir)
-        self.checkpoints = checkpoint.Checkpointer(
+        self.checkpoints = checkpointer.Checkpointer(
             workdir,
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dinov2_jax import checkpoint, errors
+from dinov2_jax import errors
+from dinov2_jax.checkpoint import saved_weights
 from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import architecture, state_dict
@@ -68,7 +69,7 @@ def read(
             raise errors.UserError(
                 f"{folder} holds no {which}, {whose}: leave out which={which!r}"
             )
-        weights = checkpoint.read_weights((folder / "weights").absolute())
+        weights = saved_weights.read((folder / "weights").absolute())
         _check(module, weights, folder)
         return module, weights, prepare, held
     if folder.name.isdecimal():
@@ -92,7 +93,7 @@ def read(
             f"{workdir / 'config.json'} is not that of a run ({error}): restore it"
         ) from error
     which = which or "teacher"
-    weights = checkpoint.read_weights(step.absolute(), _BRANCHES[which])
+    weights = saved_weights.read(step.absolute(), _BRANCHES[which])
     _check(module, weights, step)
     data = getattr(config, "data", None)  # of old runs without statistics
     prepare = preprocessing.for_patches(
@@ -133,7 +134,7 @@ def write(
       which: Whose weights they are, if that is known.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_weights(folder / "weights", dict(weights))
+    saved_weights.write(folder / "weights", dict(weights))
     described = {
         "model": architecture.describe(module),
         "preprocessing": dataclasses.asdict(prepare),

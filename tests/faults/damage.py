@@ -5,7 +5,7 @@ import random
 import shutil
 from collections.abc import Callable
 
-from dinov2_jax import checkpoint, checksums
+from dinov2_jax.checkpoint import checkpointer, checksums
 from tests.faults import runs
 
 
@@ -52,7 +52,7 @@ def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) ->
         folder = workdir / "checkpoints" / str(newer)
         done = damage(folder, draw, cut)
         assert checksums.problem(folder) or not checksums.is_sealed(folder), done
-        checkpoints = checkpoint.Checkpointer(workdir)
+        checkpoints = checkpointer.Checkpointer(workdir)
         lines = checkpoints.set_aside_damaged()
         assert len(lines) == 1 and "is damaged (" in lines[0], (done, lines)
         assert checkpoints.latest_step() == older, done

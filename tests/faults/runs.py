@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from dinov2_jax import checksums
+from dinov2_jax.checkpoint import checksums
 from tests import processes
 
 STEPS = 60

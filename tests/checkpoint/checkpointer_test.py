@@ -8,7 +8,8 @@ import numpy as np
 import processes
 import pytest
 
-from dinov2_jax import checkpoint, checksums, errors
+from dinov2_jax import errors
+from dinov2_jax.checkpoint import checkpointer, checksums
 
 
 @pytest.fixture
@@ -170,15 +171,15 @@ def test_checkpoint_of_another_model(resumable, trainer):
 def test_saves_and_restores(tmp_path):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     saved = {"a": jnp.arange(6.0), "b": jnp.ones((2, 3), jnp.int32)}
-    checkpoints = checkpoint.Checkpointer(tmp_path)
+    checkpoints = checkpointer.Checkpointer(tmp_path)
     assert checkpoints.latest_step() is None
     checkpoints.save(3, saved)
     checkpoints.close()
-    assert checkpoint.has_checkpoint(tmp_path)
+    assert checkpointer.has_checkpoint(tmp_path)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved
     )
-    checkpoints = checkpoint.Checkpointer(tmp_path)
+    checkpoints = checkpointer.Checkpointer(tmp_path)
     assert checkpoints.latest_step() == 3
     restored = checkpoints.restore(abstract)
     jax.tree.map(np.testing.assert_array_equal, restored, saved)
@@ -197,7 +198,7 @@ def test_saves_and_restores(tmp_path):
 
 
 def test_folder_without_a_checkpoint(tmp_path):
-    assert not checkpoint.has_checkpoint(tmp_path)
+    assert not checkpointer.has_checkpoint(tmp_path)
     (tmp_path / "checkpoints/4.orbax-checkpoint-tmp").mkdir(parents=True)
     (tmp_path / "checkpoints/7").touch()
-    assert not checkpoint.has_checkpoint(tmp_path)
+    assert not checkpointer.has_checkpoint(tmp_path)

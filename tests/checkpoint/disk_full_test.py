@@ -10,7 +10,8 @@ import numpy as np
 import processes
 import pytest
 
-from dinov2_jax import checkpoint, checksums, disk_space, errors, metrics
+from dinov2_jax import disk_space, errors, metrics
+from dinov2_jax.checkpoint import checkpointer, checksums
 
 FULL = "No space left on device"
 
@@ -41,7 +42,7 @@ def assert_saved(path, step, state):
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    checkpoints = checkpoint.Checkpointer(path.parent)
+    checkpoints = checkpointer.Checkpointer(path.parent)
     assert checkpoints.latest_step() == step
     np.testing.assert_array_equal(checkpoints.restore(abstract)["a"], state["a"])
     checkpoints.close()
@@ -55,7 +56,7 @@ def wait_for_failure(checkpoints):
 
 
 def test_saves_on_a_disk_that_is_full_for_a_while(disk, states, capfd):
-    checkpoints = checkpoint.Checkpointer(disk.path, keep_last=2)
+    checkpoints = checkpointer.Checkpointer(disk.path, keep_last=2)
     path = checkpoints.path
     assert checkpoints.save(1, states[1]) == ""
     disk.fill()
@@ -84,7 +85,7 @@ def test_saves_on_a_disk_that_is_full_for_a_while(disk, states, capfd):
 
 
 def test_saves_on_a_disk_that_is_read_only_for_a_while(disk, states, capfd):
-    checkpoints = checkpoint.Checkpointer(disk.path)
+    checkpoints = checkpointer.Checkpointer(disk.path)
     assert checkpoints.save(1, states[1]) == ""
     disk.make_read_only()
     line = checkpoints.save(2, states[2], next_save=4)
@@ -100,7 +101,7 @@ def test_saves_on_a_disk_that_is_read_only_for_a_while(disk, states, capfd):
 
 
 def test_the_third_in_a_row_ends_it(disk, states):
-    checkpoints = checkpoint.Checkpointer(disk.path)
+    checkpoints = checkpointer.Checkpointer(disk.path)
     assert checkpoints.save(1, states[1]) == ""
     disk.fill()
     for attempt in (1, 2):
@@ -117,7 +118,7 @@ def test_the_third_in_a_row_ends_it(disk, states):
 
 
 def test_the_last_save_must_not_fail(disk, states):
-    checkpoints = checkpoint.Checkpointer(disk.path)
+    checkpoints = checkpointer.Checkpointer(disk.path)
     disk.fill()
     with pytest.raises(errors.UserError, match="cannot save step 7") as ended:
         checkpoints.save(7, states[0])
@@ -128,7 +129,7 @@ def test_the_last_save_must_not_fail(disk, states):
 
 
 def test_a_save_that_nobody_asked_after_fails_at_the_end(disk, states):
-    checkpoints = checkpoint.Checkpointer(disk.path)
+    checkpoints = checkpointer.Checkpointer(disk.path)
     disk.fill()
     assert checkpoints.save(7, states[0], next_save=8) == ""
     with pytest.raises(errors.UserError, match="cannot save step 7"):
@@ -138,7 +139,7 @@ def test_a_save_that_nobody_asked_after_fails_at_the_end(disk, states):
 def test_a_checkpoint_that_could_not_be_sealed_is_sealed_later(
     disk, states, monkeypatch
 ):
-    checkpoints = checkpoint.Checkpointer(disk.path)
+    checkpoints = checkpointer.Checkpointer(disk.path)
     digest = checksums._digest
 
     def fill_first(path):

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dinov2_jax import checkpoint, errors
+from dinov2_jax import errors
+from dinov2_jax.checkpoint import checkpointer
 
 
 @pytest.fixture
 def workdir(tmp_path):
     """With a checkpoint of step 3."""
-    checkpoints = checkpoint.Checkpointer(tmp_path)
+    checkpoints = checkpointer.Checkpointer(tmp_path)
     checkpoints.save(3, {"a": jnp.arange(6.0)})
     checkpoints.close()
     return tmp_path
@@ -18,7 +19,7 @@ def workdir(tmp_path):
 
 def restored(workdir):
     """What is said, the step, and the state of a start."""
-    checkpoints = checkpoint.Checkpointer(workdir)
+    checkpoints = checkpointer.Checkpointer(workdir)
     lines = checkpoints.set_aside_damaged()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = {"a": jax.ShapeDtypeStruct((6,), jnp.float32, sharding=device)}
@@ -54,5 +55,5 @@ def test_only_an_empty_folder(workdir):
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     with pytest.raises(errors.UserError, match="3: was not finished.*to begin anew"):
-        checkpoint.Checkpointer(workdir).set_aside_damaged()
+        checkpointer.Checkpointer(workdir).set_aside_damaged()
     assert folder.is_dir()

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax import checkpoint, checksums, errors
+from dinov2_jax import errors
+from dinov2_jax.checkpoint import checkpointer, checksums, saved_weights
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     state = {name: jnp.asarray(rng.normal(size=(64, 64))) for name in "abc"}
-    checkpoints = checkpoint.Checkpointer(workdir)
+    checkpoints = checkpointer.Checkpointer(workdir)
     checkpoints.save(3, {"params": state})
     checkpoints.close()
     return workdir / "checkpoints/3"
@@ -84,10 +85,10 @@ def test_a_changed_manifest(folder):
 
 
 def test_weights_of_a_damaged_checkpoint_are_refused(folder):
-    assert set(checkpoint.read_weights(folder, "params")) == set("abc")
+    assert set(saved_weights.read(folder, "params")) == set("abc")
     largest = max(files(folder), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
     with pytest.raises(errors.UserError, match="is damaged .* use another step"):
-        checkpoint.read_weights(folder, "params")
+        saved_weights.read(folder, "params")

@@ -1,24 +1,21 @@
-"""Saving and restoring the whole `TrainState`. The only file that imports orbax."""
+"""Saving and restoring the whole `TrainState`."""
 
 import contextlib
 import logging
-import os
 import pathlib
-import re
 import shutil
 import sys
 import threading
 import time
-import warnings
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dinov2_jax import checksums, disk_space, errors
+from dinov2_jax import disk_space, errors
+from dinov2_jax.checkpoint import checksums, damaged, orbax_words
 
 _MAX_FAILED = 3  # saves in a row
 
@@ -58,11 +55,11 @@ class Checkpointer:
         self._failed_in_a_row = 0
         self.failed = False
         logging.getLogger("absl").setLevel(logging.WARNING)
-        _hush_threads()
+        orbax_words.hush_threads()
         self._manager = self._make_manager()
 
     def _make_manager(self) -> ocp.CheckpointManager:
-        with _quiet():
+        with orbax_words.quiet():
             return ocp.CheckpointManager(
                 self.path,
                 item_handlers=ocp.StandardCheckpointHandler(),
@@ -134,7 +131,7 @@ class Checkpointer:
             if step != self._manager.latest_step():
                 self._manager.save(step, args=ocp.args.StandardSave(state))
         except Exception as error:  # orbax and tensorstore raise many kinds
-            return _reason(error)
+            return orbax_words.reason(error)
         if jax.process_index() == 0:
             self._sealing = threading.Thread(target=self._seal, args=(step,))
             self._sealing.start()
@@ -162,7 +159,7 @@ class Checkpointer:
         saved = self._sealing is not None
         error = None
         try:
-            with _quiet():  # it would say how long, above a second
+            with orbax_words.quiet():  # it would say how long, above a second
                 self._manager.wait_until_finished()
         except Exception as raised:  # orbax and tensorstore raise many kinds
             error = raised
@@ -172,14 +169,14 @@ class Checkpointer:
         error = error or self._seal_error
         self._seal_error, self.failed = None, False
         if error is not None:
-            return _reason(error)
+            return orbax_words.reason(error)
         if saved:
             self._failed_in_a_row = 0
         return ""
 
     def _clear(self) -> None:
         """Removes what a failed save left; a new manager, for the old one counts it."""
-        with contextlib.suppress(Exception), _quiet():
+        with contextlib.suppress(Exception), orbax_words.quiet():
             self._manager.close()
         for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -200,7 +197,7 @@ class Checkpointer:
         """
         lines = []
         if jax.process_index() == 0:
-            lines = _set_aside_damaged(self.path)
+            lines = damaged.set_aside(self.path)
         if jax.process_count() > 1:
             # Nobody looks before it is done.
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
@@ -212,7 +209,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             for later in self.steps():
                 if later > step:
-                    _move_away(self.path / str(later))
+                    damaged.move_away(self.path / str(later))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("later checkpoints are set aside")
         self._manager.reload()
@@ -229,7 +226,7 @@ class Checkpointer:
         """
         step = self.latest_step()
         try:
-            with _quiet():
+            with orbax_words.quiet():
                 # Orbax would cast and, where a shape differs, fail half-way.
                 differing = _differences(
                     self._manager.item_metadata(step), abstract_state
@@ -271,128 +268,6 @@ class Checkpointer:
             )
 
 
-def _reason(error: Exception) -> str:
-    """Why a save failed, in the words of the system where they are known."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore says it
-    if code:
-        return os.strerror(int(code[1]))
-    return " ".join(str(error).split())[:200]
-
-
-def _hush_threads() -> None:
-    """Keeps from the console what orbax's threads say of a failure that is raised."""
-    logging.getLogger("absl").addFilter(_is_not_of_orbax)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    sys.unraisablehook = _unraisable
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
-
-
-def _unraisable(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
-
-
-def _set_aside_damaged(path: pathlib.Path) -> list[str]:
-    steps = [p for p in path.iterdir() if p.name.isdecimal() and p.is_dir()]
-    damaged, lines = {}, []
-    for folder in sorted(steps, key=lambda p: -int(p.name)):
-        if not checksums.is_sealed(folder):
-            # Killed within the moment between the save and its seal, or written by an
-            # earlier version; what orbax calls unfinished is no checkpoint.
-            if ocp.utils.is_checkpoint_finalized(folder) and any(folder.iterdir()):
-                lines.append(f"checkpoint {folder} has no checksums: it is trusted")
-                break
-            damaged[folder] = "was not finished"
-            continue
-        problem = checksums.problem(folder)
-        if problem is None:
-            break
-        damaged[folder] = problem
-    else:
-        if damaged:
-            named = "; ".join(f"{f.name}: {why}" for f, why in damaged.items())
-            raise errors.UserError(
-                f"no checkpoint in {path} is intact ({named}): restore one from a "
-                "copy, or remove them all to begin anew"
-            )
-    for folder, why in damaged.items():
-        target = _move_away(folder)
-        lines.append(f"checkpoint {folder} is damaged ({why}): moved to {target}")
-    return lines
-
-
-def _move_away(folder: pathlib.Path) -> pathlib.Path:
-    away = folder.parent.with_name("damaged_checkpoints")
-    away.mkdir(exist_ok=True)
-    target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
-    return folder.rename(target)
-
-
-def read_weights(folder: pathlib.Path, branch: str | None = None) -> Any:
-    """Weights out of a folder that orbax wrote, the rest left on disk.
-
-    Args:
-      folder: Of `write_weights`, or of one step of a `Checkpointer`.
-      branch: Of a state, the tree that is wanted: "params" or "teacher_params".
-
-    Returns:
-      Tree of arrays on the default device.
-
-    Raises:
-      UserError: The folder cannot be read or has no such branch.
-    """
-    if checksums.is_sealed(folder):
-        problem = checksums.problem(folder)
-        if problem:
-            raise errors.UserError(
-                f"the checkpoint {folder} is damaged ({problem}): use another step"
-            )
-    if (folder / "default").is_dir():
-        folder = folder / "default"
-    try:
-        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(folder).item_metadata.tree
-            if branch:
-                tree = {branch: tree[branch]}
-            # By each process for itself, whatever devices there are.
-            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-            restored = checkpointer.restore(
-                folder,
-                args=ocp.args.PyTreeRestore(
-                    item=tree,
-                    restore_args=jax.tree.map(lambda _: as_numpy, tree),
-                    partial_restore=True,
-                ),
-            )
-    except Exception as error:  # orbax and tensorstore raise many kinds
-        sys.unraisablehook = lambda unraisable: None
-        reason = " ".join(str(error).split())[:200]
-        raise errors.UserError(
-            f"cannot read the checkpoint {folder} ({reason}): use another step"
-        ) from error
-    return jax.tree.map(jnp.asarray, restored[branch] if branch else restored)
-
-
-def write_weights(folder: pathlib.Path, weights: Any) -> None:
-    """Writes a tree of arrays, whole or not at all; replaces what was there.
-
-    Raises:
-      UserError: It cannot be written.
-    """
-    try:
-        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(folder.absolute(), weights, force=True)
-    except Exception as error:  # orbax and tensorstore raise many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise errors.UserError(f"cannot write {folder} ({reason})") from error
-
-
 def _differences(saved: Any, wanted: Any) -> list[str]:
     """Names the arrays whose shape or dtype two trees do not share."""
 
@@ -410,18 +285,6 @@ def _differences(saved: Any, wanted: Any) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the lines that orbax logs about a damaged checkpoint before it raises."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:

@@ -1,0 +1,1 @@
+"""Checkpoints: the only package that imports orbax."""
