@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax import errors
+from dinov2_jax import errors, record_file
 
 
 class BadImages:
@@ -16,6 +16,7 @@ class BadImages:
         self._path = workdir / "bad_images.txt"
         self._total, self._max_share = len(source), max_share
         self._seen: set[str] = set()
+        self._log: record_file.RecordFile | None = None
         if self._path.exists():
             lines = self._path.read_text("utf-8", "replace").split("\n")
             self._seen = {line.split("\t")[0] for line in lines if line}
@@ -37,8 +38,9 @@ class BadImages:
             if name in self._seen:
                 continue
             self._seen.add(name)
-            with open(self._path, "a", encoding="utf-8") as log:
-                log.write(f"{name}\t{entry['reason']}\n")
+            if self._log is None:
+                self._log = record_file.RecordFile(self._path)
+            self._log.append(f"{name}\t{entry['reason']}\n".encode())
             if self.count == 1:
                 logging.warning("unreadable image %s: %s", name, entry["reason"])
         if self.count > self._max_share * self._total:

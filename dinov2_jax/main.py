@@ -1,6 +1,7 @@
 """Trains DINOv2: python -m dinov2_jax.main --config=configs/vitg.py --workdir=DIR."""
 
 import difflib
+import errno
 import logging
 import pathlib
 import re
@@ -15,6 +16,7 @@ from ml_collections import config_flags
 from configs import default
 from dinov2_jax import config_check, distributed, errors, host_memory
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; override fields with --config.train.steps=10."
 )
@@ -70,6 +72,15 @@ def _train(argv: list[str]) -> int:
         kind = "" if error.exit_code == errors.REQUEUE else "error: "
         print(f"{kind}{distributed.name()}{error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(
+            f"error: {distributed.name()}{error.filename or 'a file'}: "
+            f"{error.strerror}; when that is put right, the same command goes on",
+            file=sys.stderr,
+        )
+        return errors.CRASHED
     except KeyboardInterrupt:
         print("interrupted: the same command resumes the run", file=sys.stderr)
         return errors.INTERRUPTED

@@ -299,15 +299,19 @@ class Run:
         if self.evaluator and (last or (every and step % every == 0)):
             backbone = self._evaluate(step)
             if last:
-                self.evaluator.picture(
-                    backbone, self.config.seed, self.workdir / "pca.png"
-                )
+                self._picture(backbone)
         due = step % self.config.checkpoint.every == 0 or self.checkpoints.failed
         # Weights that give no sane loss are not the ones to go back to.
         if last or (due and not self.guard.in_a_row):
             every = self.config.checkpoint.every
             next_save = min(step - step % every + every, self.config.train.steps)
             self._save(step, None if last else next_save)
+
+    def _picture(self, backbone: Any) -> None:
+        try:
+            self.evaluator.picture(backbone, self.config.seed, self.workdir / "pca.png")
+        except errors.UserError as error:  # no reason not to save
+            self.log.message(str(error))
 
     def _save(self, step: int, next_save: int | None) -> None:
         with self.account.during("save"):

@@ -150,8 +150,17 @@ class Checkpointer:
             self.failed = True
 
     def finish(self) -> None:
-        """Waits for a save under way; one that failed is removed."""
-        if self._finish():
+        """Waits for a save under way; one that failed is removed.
+
+        Raises:
+          UserError: It failed, and there are other processes, which may not know.
+        """
+        reason = self._finish()
+        if reason and jax.process_count() > 1:
+            raise errors.UserError(
+                f"cannot save step {self._step} ({reason})", exit_code=errors.CRASHED
+            )
+        if reason:
             self._clear()
 
     def _finish(self) -> str:

@@ -85,15 +85,19 @@ def _watch(process, workdir, seconds):
         trainer = psutil.Process(process.pid)
         yield Sample(
             second=time.monotonic() - begin,
-            trainer=trainer.memory_full_info().uss / 1e6,
-            workers=sum(
-                child.memory_full_info().uss for child in trainer.children(True)
-            )
-            / 1e6,
+            trainer=_memory(process.pid),
+            workers=sum(_memory(child.pid) for child in trainer.children(True)),
             open_files=trainer.num_fds(),
             threads=trainer.num_threads(),
             files=sum(path.is_file() for path in workdir.rglob("*")),
         )
+
+
+def _memory(pid: int) -> float:
+    """MB that belong to a process alone and come from no file."""
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    (size,) = (x.split()[1] for x in lines if x.startswith("RssAnon:"))
+    return int(size) * 1024 / 1e6
 
 
 def judge(samples: list[Sample], log: list[dict]) -> tuple[list[str], bool]:
