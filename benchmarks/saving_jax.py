@@ -21,48 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import jax_step, workloads
-from dinov2_jax import (
-    host_memory,
-    optimizer,
-    schedules,
-    sharding,
-    ssl_meta_arch,
-    train_state,
-    train_step,
-)
+from dinov2_jax import disk_space, host_memory, program
 from dinov2_jax.checkpoint import checkpointer, checksums
 
 
-class Run:
-    """A state on one device, and what makes and changes it."""
-
-    def __init__(self, config: Any):
-        self._config = config
-        self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
-        self._meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.float32)
-        shapes = jax.eval_shape(self._meta_arch.init, jax.random.key(0))
-        self._tx = optimizer.make_optimizer(config, shapes)
-        self.abstract = train_state.abstract_state(self._meta_arch, self._tx, self.mesh)
-        self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) * 4
-
-    def state(self) -> train_state.TrainState:
-        """Step 0."""
-        return train_state.make_state(0, self._meta_arch, self._tx, self.mesh)
-
-    def step(self) -> Any:
-        """The compiled step, its batch and its scalars in place: state -> state, ..."""
-        step_fn = train_step.make_train_step(
-            self._meta_arch, self._tx, self.abstract, self.mesh, seed=0
-        )
-        batch = jax_step.random_batch(self._config)
-        batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
-        scalars = schedules.make_schedules(self._config)(0)
-        scalars = {name: np.float32(value) for name, value in scalars.items()}
-        compiled = step_fn.lower(self.abstract, batch, scalars).compile()
-        return lambda state: compiled(state, batch, scalars)
-
-
-def steps(run: Run, folder: str, turns: int, every: int) -> dict[str, Any]:
+def steps(config: Any, folder: str, turns: int, every: int) -> dict[str, Any]:
     """Pairs of turns of `every` steps, one of which begins with a save.
 
     Returns:
@@ -72,9 +35,11 @@ def steps(run: Run, folder: str, turns: int, every: int) -> dict[str, Any]:
     found: dict[str, Any] = {"plain": [], "saving": [], "blocked": [], "finished": []}
     checkpoints = checkpointer.Checkpointer(folder, keep_last=3)
     draw = random.Random(0)
+    run = program.Program(config)
+    batch, scalars = run.place(jax_step.random_batch(config)), run.scalars(0)
     with jax.set_mesh(run.mesh):
-        step_fn, state = run.step(), run.state()
-        state, metrics = step_fn(state)
+        step_fn, state = run.compile(), run.first_state(None)
+        state, metrics = step_fn(state, batch, scalars)
         count = 0
         for turn in range(turns + 1):
             for saves in draw.sample((False, True), 2):
@@ -85,7 +50,7 @@ def steps(run: Run, folder: str, turns: int, every: int) -> dict[str, Any]:
                     blocked = time.perf_counter() - start
                 for _ in range(every):
                     before = metrics
-                    state, metrics = step_fn(state)
+                    state, metrics = step_fn(state, batch, scalars)
                     jax.tree.map(np.asarray, before)
                 jax.block_until_ready((state, metrics))
                 seconds = time.perf_counter() - start
@@ -111,18 +76,19 @@ def _finish(checkpoints: checkpointer.Checkpointer, step: int) -> float:
     return time.perf_counter() - (time.time() - sealed)
 
 
-def state(run: Run, folder: str, times: int) -> dict[str, Any]:
+def state(config: Any, folder: str, times: int) -> dict[str, Any]:
     """Saves a state and brings it back, from the disk and not from memory.
 
     Returns:
       `bytes` of the state; seconds, a number a time: `blocked`, `finished`, `verified`
       (every byte against its checksum) and `restored` without that.
     """
-    found: dict[str, Any] = {"bytes": run.bytes}
+    run = program.Program(config)
+    found: dict[str, Any] = {"bytes": disk_space.bytes_of(run.state)}
     found |= {name: [] for name in ("blocked", "finished", "verified", "restored")}
     checkpoints = checkpointer.Checkpointer(folder, keep_last=1)
     for step in range(1, times + 1):
-        made = _noise(run.state())
+        made = _noise(run.first_state(None))
         start = time.perf_counter()
         checkpoints.save(step, made, next_save=step + 1)
         found["blocked"].append(time.perf_counter() - start)
@@ -136,7 +102,7 @@ def state(run: Run, folder: str, times: int) -> dict[str, Any]:
         assert problem is None, problem
         _forget(saved)
         start = time.perf_counter()
-        jax.block_until_ready(checkpoints.restore(run.abstract))
+        jax.block_until_ready(checkpoints.restore(run.state))
         found["restored"].append(time.perf_counter() - start)
     checkpoints.close()
     return found
@@ -176,12 +142,12 @@ def main() -> None:
     args = parser.parse_args()
     host_memory.keep_freed_memory()
     sys.setswitchinterval(0.0005)  # as main does
-    run = Run(workloads.make_config(args.config, args.batch_size, args.set))
+    config = workloads.make_config(args.config, args.batch_size, args.set)
     with tempfile.TemporaryDirectory() as folder:
         if args.state:
-            found = state(run, folder, args.turns)
+            found = state(config, folder, args.turns)
         else:
-            found = steps(run, folder, args.turns, args.every)
+            found = steps(config, folder, args.turns, args.every)
     print(json.dumps(found))
 
 

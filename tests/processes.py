@@ -91,6 +91,18 @@ class Trainer:
         return Finished(process.returncode, output)
 
 
+def pid_of(process: int, workdir: pathlib.Path) -> int | None:
+    """Of a training process of a run, by its number in the cluster."""
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text().split("\0")
+        except OSError:
+            continue
+        if f"--process_id={process}" in words and f"--workdir={workdir}" in words:
+            return int(path.parent.name)
+    return None
+
+
 def rows(workdir: pathlib.Path) -> list[dict]:
     """The objects of metrics.jsonl without what depends on the machine's speed."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

@@ -50,7 +50,7 @@ def _run(ours, workdir, count, draw, say) -> tuple[str, int]:
             if not runs.wait_for_steps(launcher, workdir, draw.randint(2, 6)):
                 break
             time.sleep(draw.uniform(0, 0.05))
-            os.kill(_pid_of(draw.randint(0, 1), workdir), signal.SIGKILL)
+            os.kill(processes.pid_of(draw.randint(0, 1), workdir), signal.SIGKILL)
             kills += 1
             say(kills)
         launcher.wait(timeout=600)
@@ -60,14 +60,3 @@ def _run(ours, workdir, count, draw, say) -> tuple[str, int]:
     output = log.read_text()
     assert launcher.returncode == 0, output
     return output, kills
-
-
-def _pid_of(process: int, workdir: pathlib.Path) -> int | None:
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_text().split("\0")
-        except OSError:
-            continue
-        if f"--process_id={process}" in words and f"--workdir={workdir}" in words:
-            return int(path.parent.name)
-    return None

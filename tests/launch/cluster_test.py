@@ -193,18 +193,6 @@ def test_a_run_moves_between_numbers_of_processes(start, alone, tmp_path):
     assert_same_losses(workdir, alone)
 
 
-def pid_of(process: int, workdir: pathlib.Path) -> int | None:
-    """Of a training process of a run."""
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_text().split("\0")
-        except OSError:
-            continue
-        if f"--process_id={process}" in words and f"--workdir={workdir}" in words:
-            return int(path.parent.name)
-    return None
-
-
 def test_the_launcher_starts_again_whatever_ended_one(
     flags, environment, alone, tmp_path
 ):
@@ -223,7 +211,7 @@ def test_the_launcher_starts_again_whatever_ended_one(
             while launcher.poll() is None:
                 starts = log.read_text().split("compiled the step")[1:]
                 if len(starts) == attempt and "\nstep " in starts[-1]:
-                    os.kill(pid_of(process, workdir), number)
+                    os.kill(processes.pid_of(process, workdir), number)
                     break
                 time.sleep(0.005)
         launcher.wait(timeout=200)
@@ -238,7 +226,7 @@ def test_the_launcher_starts_again_whatever_ended_one(
     assert len(re.findall("resumed from step", said)) == 3
     assert said.count("parameters ") == 4  # one process says it, at each start
     assert_same_losses(workdir, alone)
-    assert pid_of(0, workdir) is None
+    assert processes.pid_of(0, workdir) is None
 
 
 @pytest.mark.parametrize(
