@@ -3,10 +3,15 @@
 import fcntl
 import pathlib
 import pickle
+import signal
 
 import jax
 import processes
 import pytest
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would each process
+# that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

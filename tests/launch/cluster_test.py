@@ -232,9 +232,9 @@ def test_the_launcher_starts_again_whatever_ended_one(
 @pytest.mark.parametrize(
     "lost, how, seconds",
     [
-        (0, signal.SIGKILL, 5),  # its connections close
-        (1, signal.SIGKILL, 5),
-        (1, signal.SIGSTOP, HEARTBEAT + 5),  # as a host that hangs: they do not
+        (0, signal.SIGKILL, 0),  # its connections close
+        (1, signal.SIGKILL, 0),
+        (1, signal.SIGSTOP, HEARTBEAT),  # as a host that hangs: they do not
     ],
 )
 def test_a_process_that_loses_another_ends(start, lost, how, seconds):
@@ -244,7 +244,8 @@ def test_a_process_that_loses_another_ends(start, lost, how, seconds):
         cluster.processes[lost].send_signal(how)
         code = cluster.processes[1 - lost].wait(timeout=100)
         assert code not in (0, 2, 3, 42), cluster.output(1 - lost)
-        assert time.monotonic() - begin < seconds
+        # Left alone they would wait for minutes, and a busy machine takes its time.
+        assert time.monotonic() - begin < seconds + 20
 
 
 def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
