@@ -186,6 +186,7 @@ print(written, peak() - before)
 def test_writing_holds_one_tensor(tmp_path):
     paths = tmp_path / "a.pth", tmp_path / "b.pth"
     written, copied = map(int, forged.run_script(MEMORY, *paths).split())
-    assert 10 <= written < 14 and copied < 14  # MiB, of 100
+    # MiB, of 100; pages that imports freed may be used again and count less.
+    assert 5 <= written < 14 and copied < 14
     assert paths[0].stat().st_size > 100 * 2**20
     assert paths[0].read_bytes() == paths[1].read_bytes()
