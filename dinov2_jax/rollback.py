@@ -117,8 +117,17 @@ class Rollbacks:
             self.path.unlink(missing_ok=True)
 
     def skips(self) -> tuple[tuple[int, int], ...]:
-        """(step, batches left out from this step on) of each, see `batch_builder`."""
-        return tuple((r.to, r.failed - r.to) for r in self._all)
+        """(step, batches left out from this step on), see `batch_builder`.
+
+        Those of steps that a later rollback threw away are within what it leaves out.
+        """
+        found: list[tuple[int, int]] = []
+        for r in self._all:
+            before = sum(left_out for at, left_out in found if at <= r.failed)
+            found = [(at, left_out) for at, left_out in found if at <= r.to]
+            kept = sum(left_out for _, left_out in found)
+            found.append((r.to, r.failed + before - (r.to + kept)))
+        return tuple(found)
 
     def target(self, saved: Sequence[int]) -> int:
         """The checkpoint to go back to.

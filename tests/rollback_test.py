@@ -71,12 +71,30 @@ def test_further_back_where_the_newest_does_not_help(tmp_path):
     assert rollbacks.target([20]) == 0
     rollbacks.add(rollback.Rollback(failed=3, to=0), write=True)
     assert rollbacks.target([]) == 0
-    assert rollback.Rollbacks(tmp_path).skips() == ((20, 5), (0, 3))
+    assert len(rollback.Rollbacks(tmp_path)) == 2
     rollbacks.forget(write=True)
     assert len(rollback.Rollbacks(tmp_path)) == 0
     rollbacks.path.write_text("[{}]")
     with pytest.raises(errors.UserError, match="which batches the run leaves out"):
         rollback.Rollbacks(tmp_path)
+
+
+def test_no_batch_is_taken_twice(tmp_path):
+    """Whatever the order of failures: to the newest, further back, and on again."""
+    ends = ((25, 20), (27, 10), (13, 10), (40, 30), (38, 10), (14, 0), (50, None))
+    rollbacks = rollback.Rollbacks(tmp_path)
+    taken, step = [], 0
+    for failed, to in ends:
+        skips = rollbacks.skips()
+        taken += [
+            at + sum(n for start, n in skips if start <= at)
+            for at in range(step, failed)
+        ]
+        if to is not None:
+            rollbacks.add(rollback.Rollback(failed, to), write=True)
+            step = to
+    assert taken == list(range(len(taken)))
+    assert rollback.Rollbacks(tmp_path).skips() == rollbacks.skips()
 
 
 def test_batches_are_left_out():
