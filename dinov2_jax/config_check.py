@@ -76,7 +76,12 @@ _SHARES = (
     "teacher.momentum_teacher teacher.final_momentum_teacher optim.adamw_beta1 "
     "optim.adamw_beta2"
 ).split()
+_LISTS = (
+    "data.mean data.std data.value_range crops.global_crops_scale "
+    "crops.local_crops_scale ibot.mask_ratio_min_max evaluation.knn_k"
+).split()
 _FLOAT32_MAX = 3.4e38
+_SEEDS = 2**32  # that jax takes
 # Fields that a config.json may lack, with what such a run did.
 _STARTS_FROM = {
     "init.from": "",
@@ -117,6 +122,14 @@ def check(config: Any) -> None:
 
 def _problems(config: Any) -> Iterator[str]:
     flat = flatten(config)
+    lacking = {*_CHOICES, *_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_LISTS} - flat.keys()
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        yield (
+            f"the config lacks {', '.join(sorted(lacking)[:3])}{more}: begin it with "
+            "`c = default.get_config()` of configs/default.py"
+        )
+        return
     before = 0
 
     def bad(name: str, fix: str) -> str:
@@ -142,7 +155,10 @@ def _problems(config: Any) -> Iterator[str]:
     for name in ("optim.adamw_beta1", "optim.adamw_beta2"):
         if flat[name] == 1:
             yield bad(name, "must be below 1: the bias correction divides by 1 - beta")
-    if not flat["evaluation.knn_k"] or min(flat["evaluation.knn_k"]) < 1:
+    if flat["seed"] >= _SEEDS:
+        yield bad("seed", f"must be below {_SEEDS}")
+    neighbours = flat["evaluation.knn_k"]
+    if not neighbours or not all(isinstance(k, int) and k > 0 for k in neighbours):
         yield bad("evaluation.knn_k", "must be numbers of neighbours, each above 0")
     for name, value in flat.items():
         if isinstance(value, float) and abs(value) >= _FLOAT32_MAX:
@@ -151,10 +167,10 @@ def _problems(config: Any) -> Iterator[str]:
     if len(value_range) and not (len(value_range) == 2 and _ascending(value_range)):
         yield bad("data.value_range", "must be () or two numbers, (low, high)")
     for name in ("data.mean", "data.std"):
-        if not all(_is_finite(value) for value in flat[name]):
+        if not all(map(_is_finite, flat[name])):
             yield bad(name, "must be finite numbers, one per channel")
-    if not all(value > 0 for value in flat["data.std"]):
-        yield bad("data.std", "must be above 0")
+        elif name == "data.std" and not all(value > 0 for value in flat[name]):
+            yield bad(name, "must be above 0")
     if not _is_range(flat["ibot.mask_ratio_min_max"]):
         yield bad(
             "ibot.mask_ratio_min_max", "must be two shares, 0 <= low <= high <= 1"
@@ -165,7 +181,11 @@ def _problems(config: Any) -> Iterator[str]:
 
 
 def _is_range(value: Any) -> bool:
-    return len(value) == 2 and 0 <= value[0] <= value[1] <= 1
+    return (
+        len(value) == 2
+        and all(map(_is_finite, value))
+        and 0 <= value[0] <= value[1] <= 1
+    )
 
 
 def _is_finite(value: Any) -> bool:

@@ -101,7 +101,7 @@ def initialize(cluster: Cluster | None = None, *, heartbeat_timeout: int = 30) -
         raise errors.UserError(
             f"the processes of the run did not find each other ({reason}): see that "
             "all of them started, and that process 0 can be reached from every host",
-            exit_code=errors.CRASHED,
+            exit_code=errors.TRY_AGAIN,
         ) from error
     if not joined():
         signal.signal(signal.SIGTERM, lambda *_: _asked_to_end.set())

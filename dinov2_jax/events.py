@@ -67,10 +67,10 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
         try:
             event = json.loads(line)
             event["time"] = datetime.datetime.fromisoformat(event["time"])
-            event["event"]
+            if event["event"] and event["time"].tzinfo:
+                events.append(event)
         except (ValueError, KeyError, TypeError):
             continue  # blank, or cut by a kill
-        events.append(event)
     return events
 
 

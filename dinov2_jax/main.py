@@ -80,7 +80,7 @@ def _train(argv: list[str]) -> int:
             f"{error.strerror}; when that is put right, the same command goes on",
             file=sys.stderr,
         )
-        return errors.CRASHED
+        return errors.TRY_AGAIN
     except KeyboardInterrupt:
         print("interrupted: the same command resumes the run", file=sys.stderr)
         return errors.INTERRUPTED
@@ -122,10 +122,28 @@ def parse_flags(argv: list[str]) -> list[str]:
     sys.argv = argv
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        message = _unknown_fields(given) or " ".join(str(error).split())
+    except Exception as error:  # a config may raise anything
+        message = _broken_config(error, argv) or _unknown_fields(given)
+        message = message or " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
+
+
+def _broken_config(error: BaseException | None, argv: list[str]) -> str:
+    """Says where a config's file failed to load, "" where something else failed."""
+    given = {text.removeprefix("-").removeprefix("-config=") for text in argv[1:]}
+    while error is not None:  # absl wraps some
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [(frame.filename, frame.lineno) for frame in frames]
+        if isinstance(error, SyntaxError):
+            lines.append((error.filename, error.lineno))
+        for file, line in reversed(lines):
+            if file in given:
+                said = " ".join(str(error).split())[:600]
+                kind = type(error).__name__
+                return f"the config {file} does not load, line {line}: {kind}: {said}"
+        error = error.__context__
+    return ""
 
 
 def _unknown_fields(argv: list[str]) -> str:

@@ -23,15 +23,17 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m dinov2_jax.status", description=__doc__.splitlines()[0]
     )
     parser.add_argument("workdir", nargs="+", type=pathlib.Path)
-    reports = []
+    code, between = 0, ""
     for workdir in parser.parse_args(argv).workdir:
         try:
-            reports.append(status(workdir, datetime.datetime.now(datetime.UTC)))
+            report = status(workdir, datetime.datetime.now(datetime.UTC))
         except errors.UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            return error.exit_code
-    print("\n\n".join(reports))
-    return 0
+            code = error.exit_code
+            continue
+        print(between + report)
+        between = "\n"
+    return code
 
 
 def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
@@ -53,18 +55,25 @@ def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
             "has config.json and events.jsonl"
         )
     rows = _last_rows(workdir / "metrics.jsonl")
-    lines = {
-        "run": _run(workdir, config, log),
-        "state": _state(log, now),
-        "step": _step(config, log, rows),
-        "loss": _loss(rows),
-        "speed": _speed(rows),
-        "saved": _saved(workdir, log, now),
-        "k-NN": _accuracy(log),
-        "goodput": _goodput(log, now),
-        "trouble": _trouble(workdir, log),
-        "last": _last(log, now),
-    }
+    try:
+        lines = {
+            "run": _run(workdir, config, log),
+            "state": _state(log, now),
+            "step": _step(config, log, rows),
+            "loss": _loss(rows),
+            "speed": _speed(rows),
+            "saved": _saved(workdir, log, now),
+            "k-NN": _accuracy(log),
+            "goodput": _goodput(log, now),
+            "trouble": _trouble(workdir, log),
+            "last": _last(log, now),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.UserError(
+            f"what is in {workdir} is not of a run of this program ({error!r} in "
+            "config.json, events.jsonl or metrics.jsonl): name the --workdir of a "
+            "training"
+        ) from error
     return "\n".join(f"{name:9} {text}" for name, text in lines.items())
 
 

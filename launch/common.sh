@@ -59,9 +59,10 @@ run() {
 }
 
 # Whether the same command may do better than one that ended with this exit code: it
-# saved and asks for it (42), or a signal or a lost machine ended it; not Ctrl-C (130).
+# saved and asks for it (42), a machine failed (75), or a signal or a lost machine ended
+# it; not Ctrl-C (130).
 worth_a_restart() {
-  (($1 == 42 || ($1 >= 128 && $1 <= 255 && $1 != 130)))
+  (($1 == 42 || $1 == 75 || ($1 >= 128 && $1 <= 255 && $1 != 130)))
 }
 
 # The variables of a flag profile as lines NAME=VALUE; nothing without a name. A name

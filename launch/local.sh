@@ -5,7 +5,8 @@
 #
 # N processes on the CPU (JAX_PLATFORMS=cpu) or, with --gpus, with one GPU each. All are
 # ended when one fails; they are started again, and resume, when it ended with exit
-# code 42 (saved, asks for it) or was ended by a signal (128 and above, not Ctrl-C).
+# code 42 (saved, asks for it) or 75 (a machine failed), or was ended by a signal (128
+# and above, not Ctrl-C).
 # SIGTERM and Ctrl-C are passed on. The exit code is that of the first that failed.
 #
 #   --gpus            process I sees GPU I and no other

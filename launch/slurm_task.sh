@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One task of launch/slurm.sbatch: runs a command and passes SIGTERM on to it.
+# One task of launch/slurm.sbatch: runs a command and passes SIGTERM and SIGUSR1 on.
 #
 #   launch/slurm_task.sh VERDICT COMMAND...
 #
@@ -19,17 +19,18 @@ shift
 if [[ $DRY_RUN ]]; then run "$@"; exit; fi
 
 # SLURM may signal this shell alone, or it and its child.
-"$@" &
+trap 'kill -TERM "$!" 2>/dev/null || true' TERM
+trap 'kill -USR1 "$!" 2>/dev/null || true' USR1 # which asks a run for a trace
+(trap '' USR1 && exec "$@") & # until it listens
 child=$!
-trap 'kill -TERM "$child" 2>/dev/null || true' TERM
 while true; do
   code=0
   wait "$child" || code=$?
   # A signal also ends `wait`, while the child runs or after its end; 127: no news.
-  if ((code == 143)) && kill -0 "$child" 2>/dev/null; then continue; fi
+  if ((code == 143 || code == 138)) && kill -0 "$child" 2>/dev/null; then continue; fi
   break
 done
-if ((code == 143)); then
+if ((code == 143 || code == 138)); then
   late=0
   wait "$child" 2>/dev/null || late=$?
   if ((late != 127)); then code=$late; fi

@@ -7,7 +7,7 @@
 #   install  copies this repository to every host and sets it up with jax[tpu]
 #   run      trains on every host and waits for the end
 #   watch    all of that; again when the slice was taken away or the run ended with
-#            exit code 42 or by a signal. The same as `resume`
+#            exit code 42 or 75, or by a signal. The same as `resume`
 #   logs     follows the log of the first host
 #   status, stop, delete
 #

@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import ml_collections
 import pytest
 
 from configs import default, quickstart
@@ -80,6 +82,11 @@ BAD = [
     ("evaluation.image_size", 230, "use 224 or 240"),
     ("evaluation.resize_size", 200, "below evaluation.image_size = 224"),
     ("evaluation.train_path", "somewhere", "evaluation.val_path"),
+    ("data.std", ("a", "b", "c"), "finite numbers"),
+    ("data.mean", (None, 1.0, 1.0), "finite numbers"),
+    ("crops.local_crops_scale", ("a", "b"), "two shares"),
+    ("ibot.mask_ratio_min_max", (None, 1), "two shares"),
+    ("evaluation.knn_k", ("10",), "numbers of neighbours"),
 ]
 
 
@@ -107,6 +114,18 @@ def test_a_bad_value_is_named_with_its_fix(field, value, words):
     blamed = [f for f in others if said.startswith(f) or f"; {f}" in said]
     # A size that fits no longer may be blamed on its partner.
     assert len(blamed) <= 1, said
+
+
+def test_a_seed_that_jax_does_not_take():
+    assert "seed = 4294967296: must be below" in message(changed(("seed", 2**32)))
+    c = changed(("seed", 2**32 - 1))
+    config_check.check(c)
+    jax.random.key(c.seed)
+
+
+def test_a_config_of_something_else():
+    c = ml_collections.ConfigDict({"seed": 1, "data": {"path": "x"}})
+    assert "the config lacks checkpoint.every, " in message(c)
 
 
 def test_the_default_is_good():

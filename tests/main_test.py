@@ -112,6 +112,30 @@ def test_config_that_does_not_exist(trainer, workdir):
     assert "no config configs/vith.py" in error and "configs/vitg.py" in error
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("def get_config():\n    return 1 +\n", "line 2: SyntaxError"),
+        ("import json\nVALUE = json.loads('{')\n", "line 2: JSONDecodeError"),
+        (
+            "from configs import default\n"
+            "def get_config():\n    c = default.get_config()\n"
+            "    c.train.batchsize = 3\n    return c\n",
+            'Did you mean "batch_size"',
+        ),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config():\n    return ConfigDict({'seed': 1})\n",
+            "the config lacks checkpoint.every, ",
+        ),
+    ],
+)
+def test_config_that_does_not_load(trainer, tmp_path, workdir, text, said):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    assert said in refused(trainer, f"--config={path}", workdir)
+
+
 def test_no_config(trainer, workdir):
     assert "--config=configs/quickstart.py" in refused(trainer, workdir)
 

@@ -94,3 +94,26 @@ def test_no_run(tmp_path, capsys):
     assert status.main([str(tmp_path)]) == errors.BAD_INPUT
     said = capsys.readouterr().err
     assert said.startswith(f"error: there is no run in {tmp_path}: ")
+
+
+@pytest.mark.parametrize(
+    "config, event, said",
+    [
+        ({"lr": 1}, {"event": "start", "time": "2026-01-02T03:04:05+00:00"}, "not of"),
+        ({}, {"event": "start", "time": "2026-01-02T03:04:05"}, "there is no run"),
+        ([], {"event": "start", "time": "2026-01-02T03:04:05+00:00"}, "not of"),
+    ],
+)
+def test_files_of_another_program(tmp_path, capsys, config, event, said):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
+    assert status.main([str(tmp_path)]) == errors.BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_a_stray_folder_does_not_hide_the_runs(tmp_path, uninterrupted, capsys):
+    run = str(uninterrupted[0])
+    assert status.main([run, str(tmp_path), run]) == errors.BAD_INPUT
+    said = capsys.readouterr()
+    assert said.out.count("finished, ") == 2
+    assert said.err.startswith(f"error: there is no run in {tmp_path}: ")

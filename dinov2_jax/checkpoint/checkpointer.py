@@ -117,7 +117,7 @@ class Checkpointer:
         ):
             raise errors.UserError(
                 f"{line}. Make room; the same command goes on from there",
-                exit_code=errors.CRASHED,
+                exit_code=errors.TRY_AGAIN,
             )
         return (
             f"{line}; training goes on, the next save is at step {next_save} "
@@ -158,7 +158,7 @@ class Checkpointer:
         reason = self._finish()
         if reason and jax.process_count() > 1:
             raise errors.UserError(
-                f"cannot save step {self._step} ({reason})", exit_code=errors.CRASHED
+                f"cannot save step {self._step} ({reason})", exit_code=errors.TRY_AGAIN
             )
         if reason:
             self._clear()
@@ -273,7 +273,7 @@ class Checkpointer:
             raise errors.UserError(
                 f"cannot save step {self._step} ({reason}); the last good checkpoint "
                 f"is {self._last_good()}",
-                exit_code=errors.CRASHED,
+                exit_code=errors.TRY_AGAIN,
             )
 
 

@@ -1,5 +1,6 @@
 """Checkpoints that are not what they were, and others that do not count any more."""
 
+import contextlib
 import pathlib
 import time
 
@@ -26,6 +27,8 @@ def set_aside(path: pathlib.Path) -> list[str]:
             # earlier version; what orbax calls unfinished is no checkpoint.
             if ocp.utils.is_checkpoint_finalized(folder) and any(folder.iterdir()):
                 lines.append(f"checkpoint {folder} has no checksums: it is trusted")
+                with contextlib.suppress(OSError):  # from now on it has
+                    checksums.write(folder)
                 break
             damaged[folder] = "was not finished"
             continue

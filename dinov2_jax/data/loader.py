@@ -179,7 +179,7 @@ class Loader:
                 f"{', '.join(at) or 'no image'}: see whether the file system still "
                 "answers, or raise --config.data.timeout (seconds); then run the same "
                 "command again",
-                exit_code=errors.CRASHED,
+                exit_code=errors.TRY_AGAIN,
             )
 
     def _look_for_dead(self) -> None:
@@ -195,7 +195,7 @@ class Loader:
                     f"{f'at {name}' if name else 'between two images'}: if it was "
                     "killed for memory (see dmesg), lower --config.data.workers or "
                     "data.prefetch; then run the same command again",
-                    exit_code=errors.CRASHED,
+                    exit_code=errors.TRY_AGAIN,
                 )
 
     def _abandon(self) -> None:

@@ -151,6 +151,8 @@ def test_a_checkpoint_without_checksums_is_trusted_aloud(
     finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
     assert finished.code == 0, finished.output
     assert "checkpoints/16 has no checksums: it is trusted" in finished.output
+    assert checksums.is_sealed(resumable / "checkpoints/16")
+    assert checksums.problem(resumable / "checkpoints/16") is None
     assert "resumed from step 16" in finished.output
     assert processes.rows(resumable) == processes.rows(uninterrupted[0])
 

@@ -110,7 +110,7 @@ def test_the_third_in_a_row_ends_it(disk, states):
     assert checkpoints.save(2, states[2], next_save=3) == ""
     with pytest.raises(errors.UserError, match="Make room; the same comm") as ended:
         checkpoints.save(3, states[3], next_save=4)
-    assert ended.value.exit_code == errors.CRASHED
+    assert ended.value.exit_code == errors.TRY_AGAIN
     checkpoints.close()
     disk.free()
     assert entries(checkpoints.path) == ["1"]
@@ -122,7 +122,7 @@ def test_the_last_save_must_not_fail(disk, states):
     disk.fill()
     with pytest.raises(errors.UserError, match="cannot save step 7") as ended:
         checkpoints.save(7, states[0])
-    assert ended.value.exit_code == errors.CRASHED
+    assert ended.value.exit_code == errors.TRY_AGAIN
     assert "the last good checkpoint is none" in str(ended.value)
     checkpoints.close()
     assert entries(checkpoints.path) == []
@@ -263,7 +263,7 @@ def test_a_run_on_a_disk_that_stays_full(uninterrupted, trainer, disk):
     finally:
         process.kill()
     finished = processes.Finished(process.returncode, output)
-    assert finished.code == errors.CRASHED, output
+    assert finished.code == errors.TRY_AGAIN, output
     assert "cannot save step " in finished.error and "Make room" in finished.error
     saved = processes.saved_steps(workdir)
     assert finished.error.count(f"is {workdir / 'checkpoints' / str(saved[-1])}. ") == 1

@@ -63,7 +63,7 @@ def first_error(source, **settings):
 )
 def test_a_worker_that_dies(workers, what, how):
     error, seconds, closed = first_error(Trap(40, 17, what), data__workers=workers)
-    assert isinstance(error, errors.UserError) and error.exit_code == errors.CRASHED
+    assert isinstance(error, errors.UserError) and error.exit_code == errors.TRY_AGAIN
     assert f"died of {how} at image 17: " in str(error)
     assert "lower --config.data.workers" in str(error) and "\n" not in str(error)
     assert seconds < 20 and closed < 25
@@ -74,7 +74,7 @@ def test_a_file_system_that_hangs(workers):
     error, seconds, closed = first_error(
         Trap(40, 17, hang), data__workers=workers, data__timeout=8.0
     )
-    assert isinstance(error, errors.UserError) and error.exit_code == errors.CRASHED
+    assert isinstance(error, errors.UserError) and error.exit_code == errors.TRY_AGAIN
     assert "the loader is at image 17 for" in str(error), error
     assert "--config.data.timeout" in str(error)
     assert 8 <= seconds < 30 and closed < 35
@@ -118,7 +118,7 @@ def test_the_program_ends_although_something_hangs(workers, tmp_path):
     result = subprocess.run(
         [sys.executable, str(script), str(workers)], capture_output=True, timeout=90
     )
-    assert result.returncode == errors.CRASHED, result.stderr.decode()[-2000:]
+    assert result.returncode == errors.TRY_AGAIN, result.stderr.decode()[-2000:]
 
 
 def test_activity_is_read_by_others(tmp_path):

@@ -75,7 +75,9 @@ def test_no_restart(stand_in, code):
     assert len(stand_in.calls(0)) == 1
 
 
-@pytest.mark.parametrize("plan", ["42 42", "134 wait", "wait kill", "kill 1"])
+@pytest.mark.parametrize(
+    "plan", ["42 42", "75 wait", "75 1", "134 wait", "wait kill", "kill 1"]
+)
 def test_restart(stand_in, plan):
     finished = stand_in.run(plan, "0 0", options=["--port", "7000"])
     assert finished.code == 0

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import commands
@@ -55,7 +56,7 @@ def test_dry_runs(programs, job):
     assert programs.calls() == []
 
 
-@pytest.mark.parametrize("code", [42, 134, 137, 143, 255])
+@pytest.mark.parametrize("code", [42, 75, 134, 137, 143, 255])
 def test_requeue(programs, job, code):
     programs.answer("srun", str(code))
     finished = programs.run("slurm.sbatch", "--", *ARGUMENTS, **job)
@@ -97,7 +98,7 @@ def test_bad_input_of_one_task_among_killed_ones(programs, job, tmp_path):
     assert not verdict.exists()
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 3, 42])
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 42, 75])
 def test_task_leaves_what_no_restart_can_help(tmp_path, code):
     verdict = tmp_path / "verdict"
     command = ["bash", "-c", f"exit {code}"]
@@ -106,16 +107,39 @@ def test_task_leaves_what_no_restart_can_help(tmp_path, code):
     assert verdict.exists() == (code in (2, 3))
 
 
-def test_task_passes_sigterm_on(tmp_path):
+TASK = """
+import pathlib, signal, sys, time
+def asked(number, _):
+    if number == signal.SIGUSR1:
+        pathlib.Path("traced").touch()
+    else:
+        time.sleep(0.3)
+        sys.exit(42)
+if sys.argv[1] == "listens":
+    signal.signal(signal.SIGUSR1, asked)
+signal.signal(signal.SIGTERM, asked)
+pathlib.Path("up").touch()
+while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("kind", ["listens", "deaf"])
+def test_task_passes_signals_on(tmp_path, kind):
     """To a command that takes a while to end, and whose exit code counts."""
-    command = (
-        f"trap 'sleep 0.3; exit 42' TERM; touch {tmp_path}/up; "
-        "while true; do sleep 0.05; done"
-    )
+
+    def wait_for(name):
+        while not (tmp_path / name).exists():
+            time.sleep(0.01)
+
     task = subprocess.Popen(
-        [commands.LAUNCH / "slurm_task.sh", tmp_path / "verdict", "bash", "-c", command]
+        [commands.LAUNCH / "slurm_task.sh", tmp_path / "verdict"]
+        + [sys.executable, "-c", TASK, kind],
+        cwd=tmp_path,
     )
-    while not (tmp_path / "up").exists():
-        time.sleep(0.01)
+    wait_for("up")
+    task.send_signal(signal.SIGUSR1)
+    if kind == "listens":
+        wait_for("traced")
     task.send_signal(signal.SIGTERM)
-    assert task.wait(timeout=10) == 42
+    assert task.wait(timeout=60) == 42

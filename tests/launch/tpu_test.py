@@ -69,7 +69,7 @@ def test_watch_to_the_end(programs):
     assert "--config.mesh.processes=2" in start
 
 
-@pytest.mark.parametrize("code", [42, 134, 137])
+@pytest.mark.parametrize("code", [42, 75, 134, 137])
 def test_watch_starts_again(programs, code):
     ended = [f"0 ended {code}\\nrunning", "0"]  # status, stop
     again = ["0 ended 0\\nended 0"]
