@@ -21,7 +21,7 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-count='' gpus='' flags='' restarts=10 grace=180 port=$((20000 + $$ % 20000))
+count='' gpus='' flags='' restarts=10 grace=180 port=$((20000 + $$ % 12000))
 while (($#)); do
   case $1 in
     --help | -h) usage "${BASH_SOURCE[0]}"; exit ;;

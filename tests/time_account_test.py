@@ -10,6 +10,7 @@ from dinov2_jax import time_account
 def test_parts_add_up():
     begun = time.monotonic()
     account = time_account.TimeAccount("start")
+    made = time.monotonic()
     time.sleep(0.02)
     account.begin(time_account.STEP)
     time.sleep(0.01)
@@ -20,8 +21,11 @@ def test_parts_add_up():
     with pytest.raises(ValueError), account.during("evaluate"):
         raise ValueError
     time.sleep(0.01)
+    asked = time.monotonic()
     seconds = account.seconds()
-    assert sum(seconds.values()) == pytest.approx(time.monotonic() - begun, abs=0.005)
+    answered = time.monotonic()
+    assert asked - made <= sum(seconds.values()) + 1e-6
+    assert sum(seconds.values()) <= answered - begun + 1e-6
     for name, least in {
         "start": 0.02,
         time_account.STEP: 0.02,
@@ -36,18 +40,23 @@ def test_rates_leave_out_what_is_no_step():
     account = time_account.TimeAccount("start")
     time.sleep(0.05)
     account.begin(time_account.STEP)
-    rates = time_account.Rates(account, batch_size=10)
     begun = time.monotonic()
+    rates = time_account.Rates(account, batch_size=10)
+    made = time.monotonic()
     for _ in range(2):
         with account.during(time_account.DATA_WAIT):
             time.sleep(0.02)
         rates.step_done()
-    stepped = time.monotonic() - begun
+    stepped = time.monotonic()
     with account.during("evaluate"):
-        time.sleep(0.1)
+        time.sleep(0.5)
+    evaluated = time.monotonic()
     taken = rates.take()
-    assert taken["images_per_second"] == pytest.approx(20 / stepped, rel=0.05)
-    assert 0.9 < taken["data_wait"] <= 1
+    most = time.monotonic() - begun - 0.5  # beside the evaluation
+    assert 20 / most <= taken["images_per_second"] * (1 + 1e-6)
+    assert taken["images_per_second"] <= 20 / (stepped - made) * (1 + 1e-6)
+    assert evaluated - stepped >= 0.5
+    assert 0.04 / most <= taken["data_wait"] <= 1
     rates.step_done()
     time.sleep(0.01)
     taken = rates.take()

@@ -13,16 +13,16 @@ from dinov2_jax import watchdog
 def report(doing, path):
     pathlib.Path(sys.argv[1], "reported").write_text(f"{doing} {path}")
 
-dog = watchdog.Watchdog(0.5, pathlib.Path(sys.argv[1]), process=3, report=report)
+dog = watchdog.Watchdog(3.0, pathlib.Path(sys.argv[1]), process=3, report=report)
 for step in range(8):
     dog.begin(f"step {step}")
-    time.sleep(0.2)
+    time.sleep(0.5)
 with dog.during("a long one", times=4):
-    time.sleep(1.2)
+    time.sleep(5)
 if len(sys.argv) > 2:
     dog.close()
 def the_place_where_it_hangs():
-    time.sleep(3)
+    time.sleep(60 if len(sys.argv) == 2 else 4)
 the_place_where_it_hangs()
 print("over")
 """

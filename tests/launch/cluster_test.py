@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from PIL import Image
 LOCAL = processes.ROOT / "launch/local.sh"
 PROGRAM = pathlib.Path(__file__).with_name("shared_compilations.py")
 STEPS = 14
-HEARTBEAT = 8  # seconds
+HEARTBEAT = 15  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,8 @@ class Cluster:
     """
 
     def __init__(self, number, flags, environment, workdir, more=()):
-        port = 20000 + (os.getpid() * 7 + int(time.time())) % 20000
+        with socket.create_server(("localhost", 0)) as server:
+            port = server.getsockname()[1]
         self.processes, self._outputs = [], []
         for i in range(number):
             cluster = [
@@ -245,7 +247,7 @@ def test_a_process_that_loses_another_ends(start, lost, how, seconds):
         code = cluster.processes[1 - lost].wait(timeout=100)
         assert code not in (0, 2, 3, 42), cluster.output(1 - lost)
         # Left alone they would wait for minutes, and a busy machine takes its time.
-        assert time.monotonic() - begin < seconds + 20
+        assert time.monotonic() - begin < seconds + 60
 
 
 def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):

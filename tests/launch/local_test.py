@@ -15,10 +15,10 @@ LOCAL = processes.ROOT / "launch/local.sh"
 STAND_IN = r"""#!/usr/bin/env bash
 cd "$(dirname -- "$0")"
 process=$(grep -o 'process_id=[0-9]*' <<<"$*" | cut -d= -f2)
+trap 'echo $process >>terminated; exit 42' TERM
 echo "${JAX_LOCAL_DEVICE_IDS-} $*" >>"calls$process"
 attempt=$(wc -l <"calls$process")
 does=$(sed -n "${attempt}p" plan | cut -d' ' -f$((process + 1)))
-trap 'echo $process >>terminated; exit 42' TERM
 case $does in
   wait) for _ in {1..300}; do sleep 0.1; done ;;
   kill) kill -KILL $$ ;;
@@ -100,13 +100,12 @@ def test_restarts_end(stand_in):
 
 
 def terminate(stand_in, process):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (stand_in.calls(0) and stand_in.calls(1)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(0.2)  # the stand-in's trap is set after its call is written
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=60)
     return output
 
 
