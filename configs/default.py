@@ -178,6 +178,9 @@ def get_config() -> config_dict.ConfigDict:
 
     c.checkpoint = config_dict.ConfigDict()
     c.checkpoint.every = 3750  # steps; reference: 3 epochs
+    # Also when the last one is so many minutes ago; 0: never. Where the loss blows up,
+    # which batches a run leaves out then depends on the clock.
+    c.checkpoint.minutes = 10.0
     c.checkpoint.keep_last = 3
     c.checkpoint.keep_every = 0  # also keep every multiple of this step; 0: none
 

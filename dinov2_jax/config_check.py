@@ -68,7 +68,7 @@ _NOT_NEGATIVE = (
     "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "
     "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
     "teacher.warmup_teacher_temp_steps checkpoint.keep_every evaluation.every seed "
-    "evaluation.max_images init.heads_only_steps mesh.replica "
+    "checkpoint.minutes evaluation.max_images init.heads_only_steps mesh.replica "
     "mesh.fsdp mesh.processes mesh.devices"
 ).split()
 _SHARES = (

@@ -1,5 +1,6 @@
 """The loop: build, restore, step, log, evaluate, save."""
 
+import contextlib
 import logging
 import pathlib
 import time
@@ -26,7 +27,7 @@ from dinov2_jax import (
     watchdog,
 )
 from dinov2_jax import workdir as workdir_lib
-from dinov2_jax.checkpoint import checkpointer
+from dinov2_jax.checkpoint import cadence, checkpointer
 from dinov2_jax.data import batch_builder, loader, sources, wording
 from dinov2_jax.eval import evaluator
 
@@ -65,18 +66,24 @@ def train(
     if checkpointer.has_checkpoint(workdir):  # without one, the run begins anew
         config_check.check_resume(config, workdir)
 
-    run = Run(config, workdir, source, account)
-    profiler = profiling.Profiler(workdir, steps=profile, process=jax.process_index())
-    error = None
-    try:
-        run.loop(profiler)
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        run.close(error)
+    with contextlib.ExitStack() as stack:
         if lock:
-            lock.close()
+            stack.callback(lock.close)
+        process = jax.process_index()
+        watching = watchdog.Watchdog(
+            config.train.hang_timeout, workdir, process=process
+        )
+        stack.callback(watching.close)
+        run = Run(config, workdir, source, account, watching)
+        profiler = profiling.Profiler(workdir, steps=profile, process=process)
+        error = None
+        try:
+            run.loop(profiler)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            run.close(error)
 
 
 class Run:
@@ -88,9 +95,10 @@ class Run:
         workdir: pathlib.Path,
         source: sources.Source,
         account: time_account.TimeAccount,
+        watching: watchdog.Watchdog,
     ):
         self.config, self.workdir, self.source = config, workdir, source
-        self.account = account
+        self.account, self.watchdog = account, watching
         self.program = program.Program(config)
         self.evaluator = evaluator.make_evaluator(
             config, self.program.meta_arch, self.program.mesh
@@ -119,13 +127,8 @@ class Run:
         if leads:
             workdir_lib.write_config(config, workdir)
         self.log = run_log.RunLog(config, workdir, self.start_step, account)
-        self.watchdog = watchdog.Watchdog(
-            config.train.hang_timeout,
-            workdir,
-            process=jax.process_index(),
-            report=lambda doing, path: self.log.events.add(
-                "hang", doing=doing, path=path
-            ),
+        self.watchdog.report = lambda doing, path: self.log.events.add(
+            "hang", doing=doing, path=path
         )
         self.bad_images = bad_images.BadImages(
             workdir, source, config.data.max_bad_share
@@ -143,12 +146,13 @@ class Run:
         Returns:
           What there is to say about it.
         """
-        lines = self.checkpoints.set_aside_damaged()
-        self.start_step = self.checkpoints.latest_step() or 0
-        if self.start_step:
-            with self.account.during("restore"):
-                self.state = self.checkpoints.restore(self.program.state)
-            return [*lines, f"resumed from step {self.start_step}"]
+        with self.watchdog.during("reading the checkpoint", _LONG):
+            lines = self.checkpoints.set_aside_damaged()
+            self.start_step = self.checkpoints.latest_step() or 0
+            if self.start_step:
+                with self.account.during("restore"):
+                    self.state = self.checkpoints.restore(self.program.state)
+                return [*lines, f"resumed from step {self.start_step}"]
         # Fresh weights, or those that `config.init` names.
         weights = init_weights.read(self.config, self.program.meta_arch)
         self.state = self.program.first_state(weights)
@@ -167,6 +171,9 @@ class Run:
         self.log.start()
         step_fn = None
         with jax.set_mesh(self.program.mesh):
+            self.cadence = cadence.Cadence(
+                self.config.checkpoint.minutes, self.config.log.every
+            )
             while True:
                 # The workers load while the step is compiled.
                 with self._batches() as batches:
@@ -216,12 +223,13 @@ class Run:
                 self._finish(*pending)
             pending = (step + 1, step_metrics)
             preempted = distributed.preempted(step + 1) and step + 1 < total
-            if preempted or self._due(step + 1):
+            late = self.cadence.due(step + 1)
+            if preempted or late or self._due(step + 1):
                 self._finish(*pending)
                 pending = None
                 if preempted:
                     self._save_and_leave(step + 1)
-                self._evaluate_and_save(step + 1)
+                self._evaluate_and_save(step + 1, late)
                 self.log.rates.restart()
                 self.log.compilations.expect()
         traced = profiler.close()
@@ -293,17 +301,17 @@ class Run:
     def _evaluate_every(self) -> int:
         return self.config.evaluation.every if self.evaluator else 0
 
-    def _evaluate_and_save(self, step: int) -> None:
+    def _evaluate_and_save(self, step: int, late: bool) -> None:
         last = step == self.config.train.steps
         every = self._evaluate_every()
         if self.evaluator and (last or (every and step % every == 0)):
             backbone = self._evaluate(step)
             if last:
                 self._picture(backbone)
-        due = step % self.config.checkpoint.every == 0 or self.checkpoints.failed
+        every = self.config.checkpoint.every
+        due = late or step % every == 0 or self.checkpoints.failed
         # Weights that give no sane loss are not the ones to go back to.
         if last or (due and not self.guard.in_a_row):
-            every = self.config.checkpoint.every
             next_save = min(step - step % every + every, self.config.train.steps)
             self._save(step, None if last else next_save)
 
@@ -317,6 +325,7 @@ class Run:
         with self.account.during("save"):
             self.log.sync()  # no checkpoint without the rows before it
             failure = self.checkpoints.save(step, self.state, next_save=next_save)
+        self.cadence.saved()
         if failure:
             self.log.save_failed(step, failure)
         else:

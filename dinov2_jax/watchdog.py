@@ -23,6 +23,8 @@ class Watchdog:
       seconds: Of patience; 0 waits for ever.
       workdir: Where the stacks are written too.
       process: Of this process among several.
+
+    Attributes:
       report: Called with what was going on and the file of the stacks.
     """
 
@@ -32,10 +34,10 @@ class Watchdog:
         workdir: pathlib.Path,
         *,
         process: int,
-        report: Callable[[str, str], None],
     ):
         self._patience, self._times = seconds, 1.0
-        self._workdir, self._process, self._report = workdir, process, report
+        self._workdir, self._process = workdir, process
+        self.report: Callable[[str, str], None] = lambda doing, path: None
         self._doing, self._since = "the start", time.monotonic()
         self._closed = threading.Event()
         if seconds:
@@ -84,7 +86,7 @@ class Watchdog:
         def note():
             with open(path, "w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
-            self._report(self._doing, str(path))
+            self.report(self._doing, str(path))
 
         # In a thread, for the file system may be what hangs.
         noting = threading.Thread(target=note, daemon=True)

@@ -13,7 +13,8 @@ from dinov2_jax import watchdog
 def report(doing, path):
     pathlib.Path(sys.argv[1], "reported").write_text(f"{doing} {path}")
 
-dog = watchdog.Watchdog(3.0, pathlib.Path(sys.argv[1]), process=3, report=report)
+dog = watchdog.Watchdog(3.0, pathlib.Path(sys.argv[1]), process=3)
+dog.report = report
 for step in range(8):
     dog.begin(f"step {step}")
     time.sleep(0.5)

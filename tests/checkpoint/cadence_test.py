@@ -1,0 +1,33 @@
+"""Checkpoints by the clock, on real runs."""
+
+import processes
+
+from dinov2_jax.checkpoint import cadence
+
+RARE = (*processes.DEBUG, "--config.checkpoint.every=1000")
+
+
+def test_saves_when_the_last_one_is_long_ago(uninterrupted, trainer, tmp_path):
+    """Here after every step; the run learns the same."""
+    workdir = tmp_path / "run"
+    finished = trainer.run(
+        *RARE,
+        f"--workdir={workdir}",
+        "--config.checkpoint.minutes=1e-9",
+        "--config.checkpoint.keep_last=3",
+    )
+    assert finished.code == 0, finished.output
+    assert processes.saved_steps(workdir) == [18, 19, 20]
+    assert processes.rows(workdir) == processes.rows(uninterrupted[0])
+
+
+def test_the_clock_begins_anew_with_each_save():
+    often, never = cadence.Cadence(1e-9, 10), cadence.Cadence(0, 10)
+    seldom = cadence.Cadence(60, 10)
+    for step in (1, 2, 10):
+        assert often.due(step)
+        assert not seldom.due(step) and not never.due(step)
+    seldom._last -= 3601
+    assert seldom.due(3)
+    seldom.saved()
+    assert not seldom.due(4)
