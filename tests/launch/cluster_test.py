@@ -251,7 +251,12 @@ def test_a_process_that_loses_another_ends(start, lost, how, seconds):
 
 
 def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
+    """And they agree on when to save by the clock."""
     workdir = tmp_path / "run"
+    by_the_clock = [
+        "--config.checkpoint.every=1000",
+        "--config.checkpoint.minutes=1e-9",
+    ]
     job = {
         "SLURM_JOB_ID": str(os.getpid()),  # jax derives the port from it
         "SLURM_STEP_NODELIST": "localhost",
@@ -261,7 +266,7 @@ def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
         subprocess.Popen(
             [
                 *(environment["PYTHON"], "-m", "dinov2_jax.main", *flags),
-                *(f"--workdir={workdir}", "--config.mesh.devices=2"),
+                *(f"--workdir={workdir}", "--config.mesh.devices=2", *by_the_clock),
             ],
             cwd=processes.ROOT,
             env=environment
@@ -279,6 +284,7 @@ def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
     # What a C++ library says of itself cannot be silenced.
     said = [x for x in outputs[1].splitlines() if not x.startswith("[Gloo]")]
     assert said == []
+    assert processes.saved_steps(workdir) == [*range(1, STEPS + 1)]
     assert_same_losses(workdir, alone)
 
 
