@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dinov2_jax import sharding
 from dinov2_jax.kernels import attention as attention_kernel
-from dinov2_jax.models import stochastic_depth
+from dinov2_jax.models import layer_norm, stochastic_depth
 
 # torch's trunc_normal_(std=0.02) truncates at +-2 absolute, 100 sigma: a plain normal.
 linear_init = nn.initializers.normal(0.02)
@@ -27,11 +27,6 @@ def torch_default_init(fan_in: int) -> nn.initializers.Initializer:
         return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
 
     return init
-
-
-def layer_norm(dtype: Any) -> nn.LayerNorm:
-    """LayerNorm with the reference's epsilon and exact float32 statistics."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -161,11 +156,11 @@ class Block(nn.Module):
     def setup(self):
         """Declares the parts under the reference's names."""
         ffn = SwiGLU if self.ffn_layer == "swiglufused" else Mlp
-        self.norm1 = layer_norm(self.dtype)
+        self.norm1 = layer_norm.LayerNorm(self.dtype)
         self.attn = Attention(
             self.num_heads, self.qkv_bias, self.proj_bias, self.kernel, self.dtype
         )
-        self.norm2 = layer_norm(self.dtype)
+        self.norm2 = layer_norm.LayerNorm(self.dtype)
         self.mlp = ffn(self.ffn_ratio, self.ffn_bias, self.dtype)
         if self.layerscale:
             self.ls1 = LayerScale(self.layerscale)

@@ -22,7 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import sharding
-from dinov2_jax.models import block_weights, pos_embed, stochastic_depth
+from dinov2_jax.models import (
+    block_weights,
+    layer_norm,
+    pos_embed,
+    stochastic_depth,
+)
 from dinov2_jax.models import layers as layers_lib
 
 
@@ -172,7 +177,7 @@ class VisionTransformer(nn.Module):
             parent=None,
         )
         self.blocks = self.param("blocks", self._init_blocks)
-        self.norm = layers_lib.layer_norm(self.dtype)
+        self.norm = layer_norm.LayerNorm(self.dtype)
 
     def _init_blocks(self, key: jax.Array) -> Any:
         """Weights of all blocks, each leaf [depth, ...]."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2_jax.models import layers
+from dinov2_jax.models import layer_norm, layers
 
 
 def random_like(tree, seed=0, scale=0.5):
@@ -101,7 +101,7 @@ def test_swiglu_hidden_sizes(dim, hidden):
 
 
 def test_layer_norm_has_the_reference_epsilon():
-    module = layers.layer_norm(jnp.float32)
+    module = layer_norm.LayerNorm(jnp.float32)
     x = 1e-3 * inputs(5, 16)  # variance 1e-6: the epsilon halves the result
     params = weights_of(module, x)
     ours = module.apply({"params": params}, x)
@@ -120,7 +120,7 @@ def test_layer_norm_has_the_reference_epsilon():
 
 def test_layer_norm_far_from_zero():
     # E[x^2] - E[x]^2 would leave nothing of a variance of 1 around 3000.
-    module = layers.layer_norm(jnp.float32)
+    module = layer_norm.LayerNorm(jnp.float32)
     x = inputs(5, 64) + 3000
     params = weights_of(module, x)
     exact = np.asarray(x, np.float64)
