@@ -164,6 +164,8 @@ def sniff(path: str, *, field: str = "data.path") -> str:
     if os.path.isdir(said):
         return _sniff_folder(said, field)
     exists = os.path.exists(said)
+    if not exists and wording.is_url(said):
+        raise errors.UserError(wording.url_problem(said, field))
     if not exists and not patterns.is_pattern(said):
         what = "is a broken link" if os.path.islink(said) else "does not exist"
         raise errors.UserError(f"{field} = {said} {what}: {wording.set_path(field)}")

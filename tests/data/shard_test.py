@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dinov2_jax import errors
@@ -144,6 +145,41 @@ def test_two_at_once_and_other_flags(folder, tmp_path, capsys):
     assert "another process is writing" in capsys.readouterr().err
     assert shard(folder, folder) == errors.BAD_INPUT
     assert "holds other files" in capsys.readouterr().err
+
+
+def test_many_channels(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    values = np.random.default_rng(0).integers(0, 9999, (3, 30, 40, 13), np.uint16)
+    for i, bands in enumerate(values):
+        np.save(tmp_path / "data" / f"{i}.npy", bands)
+    flags = ["--channels=13", "--value-range", "0", "9999"]
+    path = f"{tmp_path}/data/*.npy"
+    assert shard(path, tmp_path / "out", *flags) == 0
+    decoder = images.Decoder(channels=13, value_range=(0, 9999))
+    before = sources.open_path(path, decoder)
+    after = sources.open_path(str(tmp_path / "out"), decoder)
+    assert len(after) == 3
+    for i in range(3):
+        np.testing.assert_array_equal(after.open(i).pixels(), before.open(i).pixels())
+    assert shard(path, tmp_path / "out") == errors.BAD_INPUT
+    assert "begun with other images or other flags" in capsys.readouterr().err
+    assert shard(path, tmp_path / "small", *flags, "--resize=9") == errors.BAD_INPUT
+    assert "leave out --resize" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_gray_is_shrunk_as_gray(tmp_path):
+    (tmp_path / "data").mkdir()
+    floats = np.linspace(0, 9, 60 * 60, dtype=np.float32).reshape(60, 60)
+    tifffile.imwrite(tmp_path / "data" / "a.tif", floats)
+    flags = ["--channels=1", "--value-range", "0", "9", "--resize=20"]
+    assert shard(tmp_path / "data", tmp_path / "out", *flags) == 0
+    source = sources.open_path(str(tmp_path / "out"), images.Decoder(channels=1))
+    pixels = source.open(0).pixels()
+    assert pixels.shape == (20, 20, 1)
+    np.testing.assert_allclose(
+        pixels[..., 0].mean(1), 255 * (np.arange(20) + 0.5) / 20, atol=3
+    )
 
 
 def test_only_bad_images(tmp_path, capsys):
