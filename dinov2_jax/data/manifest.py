@@ -77,7 +77,7 @@ class ManifestSource(folder.FilesSource):
             )
 
     def _statuses(self) -> np.ndarray:
-        """int64 sizes and times of the files, or of a sample; -1 for what is missing."""
+        """int64 sizes and times of the files, or of a sample; -1 if one is missing."""
         count = min(len(self), _STATUSES)
         chosen = np.linspace(0, len(self) - 1, count).astype(int)
         root = os.fsencode(self.path)
