@@ -8,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -97,25 +96,51 @@ def test_resized(folder, tmp_path):
     assert max(sizes) <= 80_000 and min(sizes[:-1]) > 60_000
 
 
+KILLED = """
+import os, signal, sys
+from dinov2_jax.data import __main__ as program, shard_folder
+
+def die_at(name, when, number):
+    real = getattr(*name)
+    def dying(self, *args, **options):
+        shards = getattr(self, "_destination", self).shards
+        if when == "before" and len(shards) == number:
+            os.killpg(0, signal.SIGKILL)
+        real(self, *args, **options)
+        if when == "after" and len(shards) == number:
+            os.killpg(0, signal.SIGKILL)
+    setattr(*name, dying)
+
+if __name__ == "__main__":
+    moments = {
+        "noted": ((shard_folder.Destination, "note"), "after"),
+        "named": ((shard_folder.Destination, "note"), "before"),
+        "begun": ((shard_folder.Shard, "add"), "after"),
+    }
+    die_at(*moments[sys.argv[1]], int(sys.argv[2]))
+    program.main(sys.argv[3:])
+"""
+
+
 def test_killed_and_resumed(folder, tmp_path, capsys):
     """Against SIGKILL, in a real process, at several moments."""
     flags = ["--resize=50", "--shard-size=6", "--workers=1"]
     assert shard(folder, tmp_path / "whole", *flags) == 0
     want = digests(tmp_path / "whole")
-    command = [sys.executable, "-m", "dinov2_jax.data", "shard", str(folder)]
-    destination = tmp_path / "killed"
-    for shards in (1, 4):
-        process = subprocess.Popen(
-            [*command, str(destination), *flags],
-            cwd=ROOT,
+    script, destination = tmp_path / "script.py", tmp_path / "killed"
+    script.write_text(KILLED)
+    # Written and noted, in the middle of the next, written and not yet noted.
+    for moment, shards in (("noted", 1), ("begun", 2), ("named", 4)):
+        command = [sys.executable, str(script), moment, str(shards), "shard"]
+        process = subprocess.run(
+            [*command, str(folder), str(destination), *flags],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             start_new_session=True,
             stdout=subprocess.DEVNULL,
+            timeout=300,
         )
-        while len(list(destination.glob("images-*"))) < shards:
-            assert process.poll() is None
-            time.sleep(0.001)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.returncode == -signal.SIGKILL
+        assert len(list(destination.glob("images-*"))) == shards
         assert '"finished": false' in (destination / "shards.json").read_text()
         with pytest.raises(errors.UserError, match="is unfinished: run"):
             sources.open_path(str(destination), images.Decoder())
@@ -124,7 +149,7 @@ def test_killed_and_resumed(folder, tmp_path, capsys):
     assert shard(folder, destination, *flags) == 0
     assert digests(destination) == want
     again = {p: p.stat().st_mtime_ns for p in kept}
-    assert sum(again[p] != kept[p] for p in kept) <= 1  # the one not yet noted
+    assert [again[p] != kept[p] for p in sorted(kept)] == [False] * 3 + [True]
     assert shard(folder, destination, *flags) == 0  # nothing to do
     assert {p: p.stat().st_mtime_ns for p in kept} == again
     # A shard that was lost is written again, with those after it.
