@@ -9,7 +9,9 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -58,7 +60,20 @@ def preflight(
     """
     config_check.check(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
+    if not distributed.joined():  # there is no step to finish first
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     flight = _Preflight(config, pathlib.Path(workdir))
+    try:
+        good = _try_all(flight)
+    finally:
+        flight.remove_scratch()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all have seen all results")
+    return 0 if good else errors.BAD_INPUT
+
+
+def _try_all(flight: "_Preflight") -> bool:
+    """Tries and says everything; returns whether all is good."""
     checks = {  # and those without which they cannot be tried
         "devices": (flight.devices, ()),
         "all-reduce": (flight.all_reduce, ()),
@@ -76,10 +91,7 @@ def preflight(
         if missing:
             _say("skipped", name, f"needs {' and '.join(missing)}")
         good[name] = not missing and _agree(name, check)
-    flight.remove_scratch()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("all have seen all results")
-    return 0 if all(good.values()) else errors.BAD_INPUT
+    return all(good.values())
 
 
 def _agree(name: str, check: Callable[[], str]) -> bool:
@@ -221,14 +233,26 @@ class _Preflight:
         )
         with batches:
             self.batch = next(batches)
-        bad = self.batch.pop("bad_images")
-        if len(bad):
+        seconds = time.monotonic() - start
+        bad = self._judge_bad_images(self.batch.pop("bad_images"))
+        return f"{source.describe()}; a batch in {seconds:.1f} s{bad}"
+
+    def _judge_bad_images(self, bad: np.ndarray) -> str:
+        """What to say of those in the first batch, which were replaced."""
+        if not len(bad):
+            return ""
+        said = (
+            f"{wording.counted(len(bad), 'image')} of the first batch cannot be read, "
+            f"such as {bad[0]['name']} ({bad[0]['reason']})"
+        )
+        read = self.config.train.batch_size // jax.process_count()
+        allowed = self.config.data.max_bad_share
+        if len(bad) > allowed * (read + len(bad)):  # each was replaced by another
             raise errors.UserError(
-                f"{wording.counted(len(bad), 'image')} of the first batch cannot be "
-                f"read, such as {bad[0]['name']} ({bad[0]['reason']}): see `python -m "
+                f"{said}, more than data.max_bad_share = {allowed}: see `python -m "
                 "dinov2_jax.data scan`"
             )
-        return f"{source.describe()}; a batch in {time.monotonic() - start:.1f} s"
+        return f"; {said}, which data.max_bad_share = {allowed} allows"
 
     def weights(self) -> str:
         """Those that the run starts from."""

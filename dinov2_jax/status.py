@@ -11,7 +11,7 @@ import statistics
 import sys
 from typing import Any
 
-from dinov2_jax import errors, events, goodput, time_account
+from dinov2_jax import bad_images, errors, events, goodput, time_account
 
 _SILENT = 300.0  # seconds without a word after which a run may be dead
 _BACK = 1000  # steps between the two losses that are shown
@@ -218,7 +218,7 @@ def _trouble(workdir, log) -> str:
     hangs = _of(log, "hang")
     unfinished = log[-1]["event"] not in ("end", "hang")
     try:
-        bad = (workdir / "bad_images.txt").read_bytes().count(b"\n")
+        bad = len(bad_images.names(workdir))
     except OSError:
         bad = 0
     counted = {

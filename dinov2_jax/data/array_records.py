@@ -18,7 +18,14 @@ import struct
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import images, index_file, manifest, shard_files, wording
+from dinov2_jax.data import (
+    images,
+    index_file,
+    manifest,
+    shard_files,
+    tfds_files,
+    wording,
+)
 
 MAGIC = b"dinov2\x00\x01"
 SHARDS = "shards.json"  # in a folder that `shard` writes
@@ -96,7 +103,7 @@ class ArrayRecordSource:
                 f"no records in {wording.counted(len(shards), 'ArrayRecord file')} of "
                 f"{field} = {self._said}: write them anew or choose others"
             )
-        self._check_first()
+        self._check_first(field)
 
     def _load(self) -> None:
         self._shards = index_file.Texts(self._index, "shards")
@@ -110,17 +117,19 @@ class ArrayRecordSource:
         self.__dict__.update(state)
         self._load()
 
-    def _check_first(self) -> None:
+    def _check_first(self, field: str) -> None:
         record = self._record(0)
         head = record[:16]
         known = any(head[at:].startswith(start) for at, start in _STARTS)
-        if not record.startswith(MAGIC) and not known:
-            raise errors.UserError(
-                f"the records of {self._said} are neither image files nor what "
-                "`python -m dinov2_jax.data shard` writes: for a data set of "
-                "tensorflow-datasets set --config.data.source=tfds and "
-                "--config.data.tfds_name"
-            )
+        if record.startswith(MAGIC) or known:
+            return
+        tfds_files.refuse(self._said, field)
+        raise errors.UserError(
+            f"the records of {self._said} are neither image files nor what "
+            "`python -m dinov2_jax.data shard` writes: for a data set of "
+            "tensorflow-datasets set --config.data.source=tfds and "
+            "--config.data.tfds_name"
+        )
 
     @property
     def fingerprint(self) -> str:

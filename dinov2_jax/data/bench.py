@@ -33,6 +33,7 @@ from dinov2_jax.data import (
     loader,
     multi_crop,
     photos,
+    program_flags,
     recipe,
     reference_pipeline,
     resize,
@@ -42,6 +43,9 @@ from dinov2_jax.data import (
 
 _STAGE_IMAGES = 48
 _CHUNK = 8  # images a task
+_PATCH = 14  # pixels
+_MOST_BYTES = 2**26  # of the crops of an image; a batch has 32 of them
+_POLICIES = {1: "gray", 3: "rgb"}  # by channels; all others are multispectral
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Sizes:
             local_crops_size=self.local_size,
             policy=policy,
         )
+
+    def crop_bytes(self, channels: int) -> int:
+        """What the crops of one image take."""
+        pixels = 2 * self.global_size**2 + self.num_local * self.local_size**2
+        return channels * pixels
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -94,21 +103,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=pathlib.Path, metavar="OUT", help="write all that was measured"
     )
+    program_flags.add_images(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measures, and prints the table and the bottleneck."""
-    for name in ("images", "global_size", "local_size", "workers", "rounds"):
-        if getattr(args, name) < 1:
-            flag = name.replace("_", "-")
-            raise errors.UserError(f"--{flag}={getattr(args, name)}: must be above 0")
+    program_flags.check_positive(args, "images", "local_size", "workers", "rounds")
+    program_flags.check_seconds(args)
+    program_flags.check_json(args.json)
+    decoder = program_flags.make_decoder(args)
     sizes = Sizes(args.global_size, args.local_size, args.num_local)
+    _check_sizes(sizes, args.channels)
+    if args.path is None and args.channels not in _POLICIES:
+        raise errors.UserError(
+            f"--channels={args.channels}: the made JPEGs have 1 or 3: name a PATH"
+        )
     with tempfile.TemporaryDirectory() as made:
         path = args.path
         if path is None:
             path = made
             make_jpegs(pathlib.Path(made), args.images)
-        source = sources.open_path(path, images.Decoder(), field="PATH")
+        source = program_flags.open_source(args, path, decoder, field="PATH")
         print(source.describe(), flush=True)
         found = measure(
             source,
@@ -116,10 +131,27 @@ def run(args: argparse.Namespace) -> None:
             workers=args.workers,
             rounds=args.rounds,
             seconds=args.seconds,
+            channels=args.channels,
         )
     print(table(found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _check_sizes(sizes: Sizes, channels: int) -> None:
+    if sizes.global_size < _PATCH:
+        raise errors.UserError(
+            f"--global-size={sizes.global_size}: give {_PATCH} px, a patch, or more"
+        )
+    if sizes.num_local < 0:
+        raise errors.UserError(f"--num-local={sizes.num_local}: give 0 or more")
+    size = sizes.crop_bytes(channels)
+    if size > _MOST_BYTES:
+        raise errors.UserError(
+            f"--global-size={sizes.global_size}, --local-size={sizes.local_size} and "
+            f"--num-local={sizes.num_local} make crops of {size / 1e6:,.0f} MB an image"
+            f": give smaller ones, {_MOST_BYTES / 1e6:.0f} MB together"
+        )
 
 
 def make_jpegs(folder: pathlib.Path, count: int) -> None:
@@ -145,32 +177,38 @@ def measure(
     workers: int,
     rounds: int,
     seconds: float = 3.0,
+    channels: int = 3,
 ) -> dict[str, Any]:
     """All that the program measures.
 
     Contestants take turns of some seconds, `rounds` times, in `workers` processes that
-    are up already.
+    are up already. The reference takes part where the source gives three channels.
 
     Returns:
       `stages`: milliseconds an image of each, in one process; `images_per_second`: of
       each contestant, one value a round; `ratios` of their medians to the reference's;
       `bottleneck`: in words.
     """
-    stages = _stages(source, sizes)
+    stages = _stages(source, sizes, _policy(channels))
     rates: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
     missing = ""
-    with workers_pool(source, sizes, workers) as pool:
+    if channels != 3:
+        missing = f"3 channels, not {channels}"
+        del rates["reference"]
+    with workers_pool(source, sizes, workers, channels) as pool:
         for name in list(rates):
             try:
                 _turn(pool, name, workers, 1)  # imports, and the disk's cache
             except ImportError as error:
-                missing = str(error)
+                missing = f"torch: {error}"
                 del rates[name]
         tasks = {name: _tasks(pool, name, workers, seconds) for name in rates}
         for _ in range(rounds):
             for name in rates:
                 rates[name].append(_turn(pool, name, workers, tasks[name]))
-    rates["split, delivered by the loader"] = _loader(source, sizes, workers, rounds)
+    rates["split, delivered by the loader"] = _loader(
+        source, sizes, workers, rounds, channels
+    )
     medians = {name: statistics.median(values) for name, values in rates.items()}
     base = medians.get("reference")
     return {
@@ -184,10 +222,13 @@ def measure(
     }
 
 
-def _stages(source, sizes) -> dict[str, float]:
+def _policy(channels: int) -> recipe.Policy:
+    return recipe.POLICIES[_POLICIES.get(channels, "multispectral")]
+
+
+def _stages(source, sizes, policy) -> dict[str, float]:
     """Milliseconds an image in this process, the median over images."""
     crops = sizes.multi_crop(None)
-    policy = recipe.POLICIES["rgb"]
     seconds: dict[str, list[float]] = {}
 
     def timed(stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -241,10 +282,10 @@ _CONTESTANTS = ("reference", "host", "split")
 class _Work:
     """In a worker: prepares images, by contestant."""
 
-    def __init__(self, source, sizes: Sizes):
+    def __init__(self, source, sizes: Sizes, channels: int):
         self.source, self.sizes = source, sizes
         self.crops = {
-            "host": sizes.multi_crop(recipe.POLICIES["rgb"]),
+            "host": sizes.multi_crop(_policy(channels)),
             "split": sizes.multi_crop(None),
         }
         self.reference = None
@@ -269,30 +310,34 @@ class _Work:
             self.reference = reference_pipeline.ReferencePipeline(
                 **dataclasses.asdict(self.sizes)
             )
-        self.reference(self.source.content(index), rng)
+        content = self.source.content(index)
+        try:
+            self.reference(content, rng)
+        except OSError as error:  # as Pillow has it of damaged files
+            raise images.BadImage(self.source.name(index), str(error)) from error
 
 
 _work: _Work | None = None
 
 
-def _begin(source, sizes) -> None:
+def _begin(source, sizes, channels) -> None:
     global _work
     workers.initialise(0, 0)
-    _work = _Work(source, sizes)
+    _work = _Work(source, sizes, channels)
 
 
 def _do(name: str, first: int) -> int:
     return _work(name, first)
 
 
-def workers_pool(source, sizes: Sizes, count: int):
+def workers_pool(source, sizes: Sizes, count: int, channels: int = 3):
     """Processes as the loader's: one thread each, without an accelerator."""
     with workers.environment():
         pool = concurrent.futures.ProcessPoolExecutor(
             count,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(source, sizes),
+            initargs=(source, sizes, channels),
         )
         for future in [pool.submit(os.getpid) for _ in range(count)]:
             future.result()
@@ -313,10 +358,12 @@ def _tasks(pool, name: str, count: int, seconds: float) -> int:
     return max(round(seconds * rate / (count * _CHUNK)), 1)
 
 
-def _loader(source, sizes: Sizes, count: int, rounds: int) -> list[float]:
+def _loader(
+    source, sizes: Sizes, count: int, rounds: int, channels: int
+) -> list[float]:
     """Images a second that arrive in the main process, as batches."""
     batch = min(32, len(source))
-    side = sizes.global_size // 14
+    side = sizes.global_size // _PATCH
     builder = batch_builder.BatchBuilder(
         source=source,
         multi_crop=sizes.multi_crop(None),
@@ -334,7 +381,7 @@ def _loader(source, sizes: Sizes, count: int, rounds: int) -> list[float]:
         num_steps=skipped + rounds * turn,
         workers=count,
         prefetch=1,
-        batch_bytes=batch * 3 * (2 * sizes.global_size**2 + 8 * sizes.local_size**2),
+        batch_bytes=batch * sizes.crop_bytes(channels),
         timeout=600.0,
     ) as batches:
         for _ in range(skipped):
@@ -396,5 +443,5 @@ def table(found: dict[str, Any]) -> str:
             + (f"{ratio:.2f}".rjust(22) if ratio else "")
         )
     if found["missing"]:
-        lines.append(f"  (the reference's transforms need torch: {found['missing']})")
+        lines.append(f"  (the reference's transforms need {found['missing']})")
     return "\n".join([*lines, "", f"bottleneck: {found['bottleneck']}"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from dinov2_jax.data import images
+from dinov2_jax.data import images, many_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Examined:
     Attributes:
       reason: why it cannot be used; "" if it can.
       format: such as JPEG; "" if it has none that is known.
-      mode: of its colours, as Pillow calls them; likewise.
+      mode: of its colours, as Pillow calls them, or "13 channels"; likewise.
       width: px, 0 where unknown.
       height: px, 0 where unknown.
       size: bytes.
@@ -61,9 +61,14 @@ class Examine:
         except Exception:  # Pillow raises almost anything; the decoder words it below
             pass
         try:
-            self.decoder.decode(content, name="")
+            pixels = self.decoder.decode(content, name="")
         except images.BadImage as error:
             return Examined(error.reason, **found)
+        if "format" not in found:  # what only the decoder knows
+            height, width, channels = pixels.shape
+            npy = content.startswith(many_channels.NPY_MAGIC)
+            found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
+            found |= dict(mode=f"{channels} channels")
         return Examined("", **found)
 
 

@@ -6,7 +6,15 @@ import stat
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import folder_index, images, index_file, patterns, walking, wording
+from dinov2_jax.data import (
+    folder_index,
+    images,
+    index_file,
+    patterns,
+    tfds_files,
+    walking,
+    wording,
+)
 
 
 class FilesSource:
@@ -138,6 +146,7 @@ class FolderSource(FilesSource):
             ) from error
         super().__init__(root, index, decoder)
         if not len(self):
+            tfds_files.refuse(said, field)
             raise errors.UserError(
                 f"no images below {field} = {said}{self._why()}; looked for "
                 f"{' '.join(walking.EXTENSIONS)} (for arrays, name "

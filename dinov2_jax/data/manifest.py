@@ -2,12 +2,14 @@
 
 * `.txt`: a path a line; empty lines and lines that begin with `#` are passed over.
 * `.csv`, `.tsv`: a header line; the column `path`, `file`, `image` or `filename`, and
-  perhaps `label`.
+  perhaps `label`; separated by commas, semicolons or tabs.
 * `.parquet`: the same columns.
 
-Relative paths are relative to the file's folder. The order is the file's.
+Relative paths are relative to the file's folder. The order is the file's. Blanks and
+double quotes around a path are left out, unless a file is called so.
 """
 
+import concurrent.futures
 import csv
 import os
 from collections.abc import Iterable, Iterator
@@ -15,12 +17,16 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import folder, images, index_file
+from dinov2_jax.data import folder, images, index_file, walking, wording
 
 EXTENSIONS = (".txt", ".csv", ".tsv", ".parquet")
 _PATH_COLUMNS = ("path", "file", "image", "filename")
 _LABEL_COLUMN = "label"
-_VERSION = "1"
+_VERSION = "2"
+_LOOKED_AT = 100  # paths, of which one must exist
+_STATUSES = 10_000  # files whose sizes and times are part of the fingerprint
+_BOM = b"\xef\xbb\xbf"
+_AROUND = b' \t"'
 
 
 class ManifestSource(folder.FilesSource):
@@ -48,11 +54,55 @@ class ManifestSource(folder.FilesSource):
                 "repair it or name another manifest"
             ) from error
         super().__init__(os.path.dirname(self.manifest), index, decoder)
+        self._check_first(f"{field} = {said}")
+        self._fingerprint = index_file.fingerprint(
+            index_file.text_arrays("list", [index.header["fingerprint"].encode()])
+            | {"statuses": self._statuses()}
+        )
+
+    def _check_first(self, what: str) -> None:
+        """Refuses a list without paths, or of files that are elsewhere."""
         if not len(self):
             raise errors.UserError(
-                f"no paths in {field} = {said}: write one path a line (.txt), or a "
+                f"no paths in {what}: write one path a line (.txt), or a "
                 f"column called {', '.join(_PATH_COLUMNS)} (.csv, .tsv, .parquet)"
             )
+        count = min(len(self), _LOOKED_AT)
+        root = os.fsencode(self.path)
+        if not any(_exists(root, self._paths[i]) for i in range(count)):
+            raise errors.UserError(
+                f"{what} lists files that do not exist, such as {self.name(0)[:200]!r} "
+                f"(looked for the first {count} in {self.path}, the list's folder): "
+                "move the list, or write whole paths"
+            )
+
+    def _statuses(self) -> np.ndarray:
+        """int64 sizes and times of the files, or of a sample; -1 if one is missing."""
+        count = min(len(self), _STATUSES)
+        chosen = np.linspace(0, len(self) - 1, count).astype(int)
+        root = os.fsencode(self.path)
+
+        def look(numbers: np.ndarray) -> list[int]:
+            found = []
+            for number in numbers:
+                try:
+                    status = os.stat(os.path.join(root, self._paths[number]))
+                    found += [status.st_size, status.st_mtime_ns]
+                except (OSError, ValueError):  # the latter: a zero byte in it
+                    found += [-1, -1]
+            return found
+
+        parts = np.array_split(chosen, 4 * walking.THREADS)
+        with concurrent.futures.ThreadPoolExecutor(walking.THREADS) as pool:
+            return np.array(sum(pool.map(look, parts), []), np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the list, and with the files' sizes and times of change.
+
+        Of more than 10,000 files those of a sample, evenly spaced.
+        """
+        return self._fingerprint
 
     def _where(self) -> str:
         return f"listed in {self.manifest}"
@@ -70,36 +120,79 @@ def _index(manifest: str, said: str) -> index_file.Index:
     numbers, names = numbered_labels(labels)
     if numbers is not None:
         arrays["labels"] = numbers
-    fingerprint = index_file.fingerprint(arrays | {"state": np.array(state)})
+    fingerprint = index_file.fingerprint(arrays)
     header = {"fingerprint": fingerprint, "label_names": names, "state": state}
     return index_file.write(key, fingerprint, header, arrays)
 
 
+def _exists(root: bytes, path: bytes) -> bool:
+    try:
+        os.stat(os.path.join(root, path))
+    except (OSError, ValueError):  # the latter: a zero byte in it
+        return False
+    return True
+
+
 def _read(manifest: str, said: str) -> tuple[list[bytes], list[str | None]]:
     extension = os.path.splitext(manifest)[1].lower()
+    labels: list[str | None] = []
     if extension == ".parquet":
         paths, labels = _parquet(manifest, said)
     elif extension in (".csv", ".tsv"):
-        paths, labels = _table(manifest, said, "\t" if extension == ".tsv" else ",")
+        _check_encoding(manifest, said)
+        paths, labels = _table(manifest, said)
     elif extension == ".txt":
-        with open(manifest, "rb") as file:
-            lines = (line.rstrip(b"\r\n") for line in file)
-            paths = [p for p in lines if p.strip() and not p.startswith(b"#")]
-        if paths and paths[0].startswith(b"\xef\xbb\xbf"):  # a byte order mark
-            paths[0] = paths[0][3:]
-        labels = []
+        _check_encoding(manifest, said)
+        paths = _lines(manifest)
     else:
         raise errors.UserError(
             f"{said} is not a manifest that is known: its name has to end with "
             f"{', '.join(EXTENSIONS)}"
         )
-    return paths, labels
+    for path in paths:
+        if b"://" in path and wording.is_url(os.fsdecode(path)):
+            name = path.decode("utf-8", "backslashreplace")
+            raise errors.UserError(wording.url_problem(name, f"a path in {said}"))
+    root = os.fsencode(os.path.dirname(manifest))
+    return [_bare(root, path) for path in paths], labels
 
 
-def _table(manifest, said, delimiter) -> tuple[list[bytes], list[str | None]]:
+def _check_encoding(manifest: str, said: str) -> None:
+    with open(manifest, "rb") as file:
+        head = file.read(32)
+    halves = [half for half in (head[::2], head[1::2]) if half]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or not all(map(any, halves)):
+        raise errors.UserError(
+            f"{said} is in UTF-16: write it in UTF-8 (iconv -f UTF-16 -t UTF-8)"
+        )
+
+
+def _lines(manifest: str) -> list[bytes]:
+    with open(manifest, "rb") as file:
+        if file.read(len(_BOM)) != _BOM:
+            file.seek(0)
+        lines = [line.rstrip(b"\r\n") for line in file]
+    if len(lines) == 1:  # or they end as on old Macs
+        lines = lines[0].split(b"\r")
+    return [x for x in lines if x.strip() and not x.lstrip().startswith(b"#")]
+
+
+def _bare(root: bytes, path: bytes) -> bytes:
+    """A path without what stands around it, if a file of it is not called so."""
+    if path[:1] not in _AROUND and path[-1:] not in _AROUND or _exists(root, path):
+        return path
+    bare = path.strip()
+    if len(bare) > 2 and bare[:1] == bare[-1:] == b'"':
+        bare = bare[1:-1]
+    return bare or path
+
+
+def _table(manifest, said) -> tuple[list[bytes], list[str | None]]:
     with open(
         manifest, newline="", encoding="utf-8-sig", errors="surrogateescape"
     ) as file:
+        delimiter = _delimiter(file.readline())
+        file.seek(0)
         rows = csv.reader(file, delimiter=delimiter)
         header = [name.strip().lower() for name in next(rows, [])]
         path_at, label_at = _columns(header, said)
@@ -107,7 +200,7 @@ def _table(manifest, said, delimiter) -> tuple[list[bytes], list[str | None]]:
         for row in rows:
             if not row:
                 continue
-            if len(row) <= path_at or not row[path_at]:
+            if len(row) <= path_at or not row[path_at].strip():
                 raise errors.UserError(
                     f"{said}, line {rows.line_num}, has no path: complete the line"
                 )
@@ -115,6 +208,15 @@ def _table(manifest, said, delimiter) -> tuple[list[bytes], list[str | None]]:
             if label_at is not None:
                 labels.append(row[label_at] if len(row) > label_at else None)
     return paths, labels
+
+
+def _delimiter(line: str) -> str:
+    """What stands between the columns: that with which one is for paths."""
+    for delimiter in ",;\t":
+        header = next(csv.reader([line], delimiter=delimiter), [])
+        if {name.strip().lower() for name in header} & set(_PATH_COLUMNS):
+            return delimiter
+    return ","
 
 
 def _columns(header: list[str], said: str) -> tuple[int, int | None]:

@@ -16,6 +16,8 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data import images, wording
 
+_MOST_TIMES = 10_000  # that an image may come in a pass
+
 
 class MixtureSource:
     """Images of several sources, numbered one source after the other.
@@ -24,6 +26,10 @@ class MixtureSource:
       sources: Of which every one has an image at least.
       weights: Of the sources, above 0.
       names: Of the sources, in messages.
+
+    Raises:
+      UserError: A weight is not above 0, or they differ so much that images of one
+        source would come more than 10,000 times before all of another came once.
 
     Attributes:
       pass_length: T, the number of places of a pass.
@@ -41,6 +47,7 @@ class MixtureSource:
                 )
         self._sources, self._weights, self._names = list(sources), weights, names
         lengths = [len(source) for source in sources]
+        _check_balance(lengths, weights, names)
         self._starts = np.cumsum([0, *lengths]).tolist()
         self.places = _places(lengths, weights)
         self.pass_length = sum(self.places)
@@ -125,8 +132,35 @@ class MixtureSource:
         )
 
 
+def _check_balance(
+    lengths: list[int], weights: Sequence[float], names: list[str]
+) -> None:
+    # In powers of ten, which neither overflow nor vanish.
+    passes = [math.log10(n) - math.log10(w) for n, w in zip(lengths, weights)]
+    rare, often = passes.index(max(passes)), passes.index(min(passes))
+    excess = passes[rare] - passes[often] - math.log10(_MOST_TIMES)
+    if excess > 1e-9:
+        least = math.log10(weights[rare]) + excess
+        raise errors.UserError(
+            f"data.mixture: before every image of {names[rare]} (weight "
+            f"{weights[rare]:g}) came once, those of {names[often]} (weight "
+            f"{weights[often]:g}) would come more than {_MOST_TIMES:,} times each: "
+            f"give {names[rare]} a weight of {_power(least)} or more, or leave it out"
+        )
+
+
+def _power(exponent: float) -> str:
+    """About 10**exponent, rounded up, also where no float holds it."""
+    whole = math.floor(exponent)
+    digits = math.ceil(10 ** (exponent - whole) * 100) / 100
+    return f"{digits * 10**whole:g}" if -5 < whole < 5 else f"{digits:g}e{whole:+d}"
+
+
 def _places(lengths: list[int], weights: Sequence[float]) -> list[int]:
     """How many places each source has in a pass."""
+    # By a power of two, which rounds nothing, so that the sum is finite.
+    exponent = math.frexp(max(weights))[1]
+    weights = [math.ldexp(weight, -exponent) for weight in weights]
     total = math.fsum(weights)
     shares = [weight / total for weight in weights]
     # Of a share that asks for 9.000000001 places for 9 images, 9 is meant.

@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from dinov2_jax import errors
-from dinov2_jax.data import examination, images, isolated, sources, wording
+from dinov2_jax.data import (
+    examination,
+    images,
+    isolated,
+    program_flags,
+    sources,
+    wording,
+)
 
 _SHOWN = 10  # lines of a list in the table; the JSON has all
 
@@ -23,6 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=pathlib.Path, metavar="OUT", help="write all that was found"
     )
+    program_flags.add_images(parser)
     add_workers(parser)
 
 
@@ -46,22 +53,16 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 def check_workers(args: argparse.Namespace) -> None:
     """Raises `UserError` where those flags make no sense."""
-    if args.workers < 1:
-        raise errors.UserError(f"--workers={args.workers}: give one process or more")
-    if not args.seconds > 0:
-        raise errors.UserError(f"--seconds={args.seconds:g}: give more than 0")
+    program_flags.check_positive(args, "workers")
+    program_flags.check_seconds(args)
 
 
 def run(args: argparse.Namespace) -> None:
     """Reads every image, prints a table and writes the JSON."""
     check_workers(args)
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise errors.UserError(
-            f"--json={args.json}: there is no folder {args.json.absolute().parent}: "
-            "make it first"
-        )
-    decoder = images.Decoder()
-    source = sources.open_path(args.path, decoder, field="PATH")
+    program_flags.check_json(args.json)
+    decoder = program_flags.make_decoder(args)
+    source = program_flags.open_source(args, args.path, decoder, field="PATH")
     print(source.describe(), flush=True)
     report = scan(source, decoder, workers=args.workers, seconds=args.seconds)
     print(table(report))

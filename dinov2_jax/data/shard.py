@@ -24,9 +24,9 @@ from dinov2_jax.data import (
     examination,
     images,
     isolated,
+    program_flags,
     scan,
     shard_folder,
-    sources,
     wording,
 )
 
@@ -60,6 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="such as 500MB, or a number of images; default: 1GB",
     )
+    program_flags.add_images(parser)
     scan.add_workers(parser)
 
 
@@ -72,12 +73,18 @@ def run(args: argparse.Namespace) -> None:
         raise errors.UserError(f"--quality={args.quality}: give 1 to 100")
     limit = _parse_size(args.shard_size)
     array_records.module()
-    decoder = images.Decoder()
-    source = sources.open_path(args.source, decoder, field="SRC")
+    decoder = program_flags.make_decoder(args)
+    if args.resize and args.channels not in (1, 3):
+        raise errors.UserError(
+            f"--resize={args.resize} writes JPEG, which holds 1 or 3 channels, not "
+            f"--channels={args.channels}: leave out --resize"
+        )
+    source = program_flags.open_source(args, args.source, decoder, field="SRC")
     print(source.describe(), flush=True)
     options = {"resize": args.resize, "quality": args.quality, "shard_size": limit}
     if not args.resize:
         del options["quality"]  # of nothing
+    options |= program_flags.decoding(decoder)
     packing = Packing(source, decoder, args.resize, args.quality)
     with shard_folder.locked(args.destination):
         destination = shard_folder.Destination(args.destination, source, options)
@@ -133,7 +140,8 @@ class Packing:
             return content
         share = self.short_side / min(height, width)
         size = tuple(max(round(n * share), self.short_side) for n in (width, height))
-        image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        image = image.resize(size, Image.Resampling.BICUBIC)
         stream = io.BytesIO()
         # Colours at full resolution: another halving is not asked for.
         image.save(stream, "JPEG", quality=self.quality, subsampling=0)
@@ -173,7 +181,8 @@ def _write_all(packing, destination, limit, args) -> None:
     if not destination.records:
         raise errors.UserError(
             f"none of the {len(source):,} images of {args.source} could be read, the "
-            f"first one because: {shard.bad[0][1]}: choose others"
+            f"first one because: {shard.bad[0][1]}: choose others, or say what they "
+            "are with --channels and --value-range"
         )
     lines = [f"{_escaped(name)}\t{reason}\n" for name, reason in destination.bad]
     shard_folder.write_whole(destination.path / _BAD, "".join(lines))

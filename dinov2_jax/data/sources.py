@@ -111,24 +111,38 @@ def _mixture(config: Any, decoder: images.Decoder) -> Source:
             f"{data.tfds_name!r}, data.source = {data.source!r}: name all images in "
             "data.mixture and set the others to '', '' and auto"
         )
-    for entry in data.mixture:
-        if (
-            not isinstance(entry, (tuple, list))
-            or len(entry) != 2
-            or not isinstance(entry[0], str)
-            or isinstance(entry[1], bool)
-            or not isinstance(entry[1], (int, float))
-        ):
-            raise errors.UserError(
-                f"data.mixture has the entry {entry!r}: write pairs of a path and a "
-                "weight, such as (('/data/a', 3.0), ('/data/b', 1.0))"
-            )
-    paths = [path for path, _ in data.mixture]
+    entries = [_mixture_entry(entry) for entry in data.mixture]
     return mixture.MixtureSource(
-        [open_path(path, decoder, field="data.mixture") for path in paths],
-        [weight for _, weight in data.mixture],
-        paths,
+        [
+            open_path(path, decoder, kind=kind, field="data.mixture")
+            for path, _, kind in entries
+        ],
+        [weight for _, weight, _ in entries],
+        [path for path, _, _ in entries],
     )
+
+
+def _mixture_entry(entry: Any) -> tuple[str, float, str]:
+    """(path, weight, kind) of an entry of `data.mixture`."""
+    if (
+        not isinstance(entry, (tuple, list))
+        or len(entry) not in (2, 3)
+        or not all(isinstance(entry[i], str) for i in range(0, len(entry), 2))
+        or isinstance(entry[1], bool)
+        or not isinstance(entry[1], (int, float))
+    ):
+        raise errors.UserError(
+            f"data.mixture has the entry {entry!r}: write a path and a weight, and "
+            "perhaps a kind, such as (('/data/a', 3.0), ('/data/b', 1.0, 'folder'))"
+        )
+    path, weight, kind = (*entry, "auto")[:3]
+    if kind not in ("auto", *_BY_PATH):
+        raise errors.UserError(
+            f"data.mixture has the kind {kind!r} of {path}: use {', '.join(_BY_PATH)}; "
+            "pack a data set of tensorflow-datasets first (python -m dinov2_jax.data "
+            "shard DATA_DIR DST --tfds-name=NAME) and name DST"
+        )
+    return path, weight, kind
 
 
 def open_path(
@@ -164,6 +178,8 @@ def sniff(path: str, *, field: str = "data.path") -> str:
     if os.path.isdir(said):
         return _sniff_folder(said, field)
     exists = os.path.exists(said)
+    if not exists and wording.is_url(said):
+        raise errors.UserError(wording.url_problem(said, field))
     if not exists and not patterns.is_pattern(said):
         what = "is a broken link" if os.path.islink(said) else "does not exist"
         raise errors.UserError(f"{field} = {said} {what}: {wording.set_path(field)}")
@@ -228,6 +244,8 @@ def _sniff_folder(said: str, field: str) -> str:
             + (
                 f"say which to read with --config.data.source={kinds}"
                 if field == "data.path"
+                else f"say which to read, ({said!r}, WEIGHT, 'KIND') with {kinds}"
+                if field == "data.mixture"
                 else "name the shards by a pattern, such as x-{00..99}.tar"
             )
         )

@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 
 from dinov2_jax import errors
-from dinov2_jax.data import images, sources
+from dinov2_jax.data import images, program_flags, sources
 
 _SHOWN = 10  # bad images by name; JSON has all
 _AHEAD = 2  # images in work or waiting, per thread
@@ -133,24 +133,11 @@ def sample(length: int, max_images: int, seed: int) -> np.ndarray:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of the program."""
     parser.add_argument("path", help="what --config.data.path takes")
-    parser.add_argument("--channels", type=int, default=3, help="model.in_chans")
-    parser.add_argument(
-        "--value-range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="data.value_range",
-    )
+    program_flags.add_images(parser)
     parser.add_argument(
         "--max-images", type=int, default=10_000, help="of the random sample; 0: all"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random sample")
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        default=images.PILLOWS_LIMIT,
-        help="larger images are refused",
-    )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="threads"
     )
@@ -159,18 +146,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reads a sample of the images and prints the flags, or JSON."""
-    for name in ("channels", "workers", "max_pixels"):
-        if getattr(args, name) < 1:
-            flag = name.replace("_", "-")
-            raise errors.UserError(f"--{flag}={getattr(args, name)}: must be above 0")
-    if args.value_range and not args.value_range[0] < args.value_range[1]:
-        raise errors.UserError("--value-range: LOW must be below HIGH")
-    decoder = images.Decoder(
-        max_pixels=args.max_pixels,
-        channels=args.channels,
-        value_range=tuple(args.value_range) if args.value_range else None,
-    )
-    source = sources.open_path(args.path, decoder, field="PATH")
+    program_flags.check_positive(args, "workers")
+    for name, value in (("max-images", args.max_images), ("seed", args.seed)):
+        if value < 0:
+            raise errors.UserError(f"--{name}={value}: give 0 or more")
+    decoder = program_flags.make_decoder(args)
+    source = program_flags.open_source(args, args.path, decoder, field="PATH")
     indices = sample(len(source), args.max_images, args.seed)
     bar = tqdm.tqdm(indices, unit=" images", disable=not sys.stderr.isatty())
     found = gather(source, bar, channels=args.channels, workers=args.workers)

@@ -44,7 +44,14 @@ class TarSource:
             raise errors.UserError(_compressed(path))
         shards = shard_files.find(path, shard_files.TAR, what=".tar files", field=field)
         for shard in shards:
-            if shard_files.COMPRESSED_TAR.search(shard) or _is_compressed(shard):
+            try:
+                compressed = _is_compressed(shard)
+            except OSError as error:
+                raise errors.UserError(
+                    f"cannot read {shard} of {field} = {path} ({error.strerror}): "
+                    "change its permissions or leave it out"
+                ) from error
+            if shard_files.COMPRESSED_TAR.search(shard) or compressed:
                 raise errors.UserError(_compressed(shard))
         self._said, self._decoder = os.path.expanduser(path), decoder
         self._index = _find_members(os.path.abspath(self._said), shards)

@@ -1,9 +1,12 @@
 """A prepared data set of tensorflow-datasets as a source."""
 
+import json
+import os
+
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import images, index_file, wording
+from dinov2_jax.data import images, index_file, tfds_files, wording
 
 
 class TfdsSource:
@@ -26,12 +29,16 @@ class TfdsSource:
         self._length = len(self._records())
         if self._length == 0:
             raise errors.UserError(f"split {split!r} of tfds data set {name} is empty")
+        state = json.dumps(tfds_files.state(self._opened[2]))
+        self._fingerprint = index_file.key(
+            "tfds", name, split, str(self._length), state
+        )
 
     def __getstate__(self):
         return {**self.__dict__, "_opened": None}  # open files stay behind
 
     def _open(self):
-        """Returns (records, features), opened once in each process."""
+        """Returns (records, features, folder), opened once in each process."""
         if self._opened is None:
             name, split, data_dir = self._args
             try:
@@ -61,7 +68,7 @@ class TfdsSource:
                     f"tfds data set {name!r} has no feature called image, only "
                     f"{', '.join(features)}: choose an image data set"
                 )
-            self._opened = records, features
+            self._opened = records, features, os.fspath(builder.data_path)
         return self._opened
 
     def _records(self):
@@ -86,8 +93,8 @@ class TfdsSource:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the data set, the split and the number of records."""
-        return index_file.key("tfds", *self._args[:2], str(self._length))
+        """Changes with the split and the names, sizes and times of its files."""
+        return self._fingerprint
 
     def content(self, index: int) -> bytes:
         """The bytes of an image."""

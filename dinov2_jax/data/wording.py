@@ -1,5 +1,6 @@
 """What sources say about themselves and about what is missing."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 SET_DATA = (
@@ -8,13 +9,35 @@ SET_DATA = (
 )
 
 
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is meant as a URL."""
+    return bool(_URL.match(path))
+
+
 def set_path(field: str) -> str:
     """The fix for a field that names no images."""
     if field == "data.path":
         return SET_DATA
     if field.startswith(("data.", "evaluation.")):
         return f"set --config.{field}=/path/to/images"
-    return "name images"
+    return "name images: a folder, a pattern, a list or shards"
+
+
+def url_problem(said: str, what: str) -> str:
+    """Why a URL in the place of a path cannot be read, and the fix.
+
+    Args:
+      said: The URL.
+      what: Names the place, such as "data.path".
+    """
+    return (
+        f"{what} = {said} is a URL, and only files are read: mount it (gcsfuse, "
+        "mountpoint-s3) or copy it (gcloud storage rsync, aws s3 sync), and name its "
+        "folder"
+    )
 
 
 def counted(number: int, singular: str, plural: str | None = None) -> str:

@@ -6,9 +6,19 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from dinov2_jax.data import images, multi_crop, recipe, reference_pipeline
+from dinov2_jax import errors
+from dinov2_jax.data import __main__ as program
+from dinov2_jax.data import (
+    bench,
+    images,
+    multi_crop,
+    recipe,
+    reference_pipeline,
+    sources,
+)
 
 
 def test_the_program(tmp_path):
@@ -34,6 +44,52 @@ def test_the_program(tmp_path):
     assert "40 images" in result.stdout and "bottleneck: " in result.stdout
     for name in ("reference's transforms", "data.augmentation=host", "times the"):
         assert name in result.stdout
+
+
+def test_many_channels(tmp_path, capsys):
+    for i in range(8):
+        np.save(tmp_path / f"{i}.npy", np.full((40, 40, 5), 1000 * i, np.uint16))
+    flags = ["--channels=5", "--value-range", "0", "9000", "--workers=1", "--rounds=1"]
+    sizes = ["--global-size=28", "--local-size=14", "--num-local=1", "--seconds=0.1"]
+    assert program.main(["bench", f"{tmp_path}/*.npy", *flags, *sizes]) == 0
+    said = capsys.readouterr().out
+    assert "transforms need 3 channels, not 5" in said and "bottleneck: " in said
+
+
+def test_a_damaged_image_does_not_stop_the_reference(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{i}.jpg")
+    (tmp_path / "1.jpg").write_bytes(b"no image")
+    source = sources.open_path(str(tmp_path), images.Decoder())
+    work = bench._Work(source, bench.Sizes(28, 14, 1), 3)
+    assert work("reference", 0) == 6  # of 8, the four images twice
+
+
+def test_crops_take_what_their_sizes_say():
+    crops = bench.Sizes(28, 14, 3).multi_crop(None)
+    image = images.from_array(np.zeros((40, 40, 5), np.uint8))
+    made = crops(image, np.random.default_rng(0))
+    assert bench.Sizes(28, 14, 3).crop_bytes(5) == sum(x.nbytes for x in made)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--seconds=nan"], "--seconds=nan: give more than 0"),
+        (["--seconds=inf"], "--seconds=inf"),
+        (["--local-size=99999999"], "--local-size=99999999 and --num-local=8 make"),
+        (["--global-size=13"], "--global-size=13: give 14 px"),
+        (["--num-local=-1"], "--num-local=-1"),
+        (["--rounds=0"], "--rounds=0: must be above 0"),
+        (["--json=/"], "--json=/ is a folder"),
+        (["--channels=5"], "--channels=5: the made JPEGs have 1 or 3"),
+        (["s3://bucket/x"], "PATH = s3://bucket/x is a URL"),
+    ],
+)
+def test_bad_flags(capsys, flags, words):
+    assert program.main(["bench", *flags]) == errors.BAD_INPUT
+    out, said = capsys.readouterr()
+    assert words in said and said.count("\n") == 1 and not out
 
 
 def test_the_reference_draws_what_the_host_draws():

@@ -34,7 +34,7 @@ class Hostile:
 
 def test_only_hostile_items_are_lost():
     work = Hostile(killed=(10, 29), hangs=(5,), exits=(28,))
-    results = list(isolated.in_order(work, range(3, 60), processes=2, seconds=1))
+    results = list(isolated.in_order(work, range(3, 60), processes=2, seconds=8))
     assert [item for item, _ in results] == list(range(3, 60))
     lost = {
         item: result.reason
@@ -42,7 +42,7 @@ def test_only_hostile_items_are_lost():
         if isinstance(result, isolated.Lost)
     }
     assert lost == {
-        5: "took longer than 1 s",
+        5: "took longer than 8 s",
         10: "the decoder was killed by SIGSEGV",
         28: "the decoder's process ended with code 7",
         29: "the decoder was killed by SIGSEGV",

@@ -70,6 +70,73 @@ def test_whole_numbers_are_sorted_as_numbers():
     assert manifest.numbered_labels(["1", None]) == (None, [])
 
 
+def fingerprint(path):
+    return pickle.loads(pickle.dumps(sources.open_path(str(path), DECODER))).fingerprint
+
+
+def test_changed_images_are_noticed(folder):
+    path = folder / "lists" / "list.txt"
+    write(path, ["../0.png", "../1.png", "../gone.png"])
+    seen = [fingerprint(path)]
+    os.utime(path, (5, 5))  # the list is what it was
+    assert fingerprint(path) == seen[0]
+    os.utime(folder / "1.png", (5, 5))
+    seen.append(fingerprint(path))
+    with open(folder / "0.png", "ab") as file:
+        file.write(b"more")
+    os.utime(folder / "0.png", (6, 6))
+    seen.append(fingerprint(path))
+    os.truncate(folder / "0.png", 50)
+    os.utime(folder / "0.png", (6, 6))
+    seen.append(fingerprint(path))
+    (folder / "2.png").rename(folder / "gone.png")
+    seen.append(fingerprint(path))
+    write(path, ["../1.png", "../0.png", "../gone.png"])
+    seen.append(fingerprint(path))
+    assert len(set(seen)) == 6
+
+
+def test_of_very_many_files_a_sample_is_looked_at(folder, monkeypatch):
+    monkeypatch.setattr(manifest, "_STATUSES", 2)
+    path = folder / "list.txt"
+    write(path, ["0.png", "1.png", "2.png"])
+    before = fingerprint(path)
+    os.utime(folder / "1.png", (5, 5))
+    assert fingerprint(path) == before
+    os.utime(folder / "2.png", (5, 5))
+    assert fingerprint(path) != before
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("list.txt", b"\xef\xbb\xbf# a comment\n0.png\n1.png\n"),
+        ("list.txt", b"\xef\xbb\xbf0.png\n  # a comment\n1.png"),
+        ("list.txt", b"0.png\r1.png\r"),
+        ("list.txt", b'  0.png \t\n"1.png"\n'),
+        ("list.csv", b"path;label\n0.png;x\n1.png;y\n"),
+        ("list.csv", b"\xef\xbb\xbfpath\n0.png\n1.png\n"),
+        ("list.csv", b'label, path\r1, "0.png"\r2, 1.png\r'),
+        ("list.csv", b"label\tpath\n1\t0.png\n2\t1.png\n"),
+        ("list.tsv", b"label,path\n1,0.png\n2,1.png\n"),
+    ],
+)
+def test_lists_as_programs_write_them(folder, name, content):
+    (folder / name).write_bytes(content)
+    source = sources.open_path(str(folder / name), DECODER)
+    assert [source.name(i) for i in range(len(source))] == ["0.png", "1.png"]
+    assert (source.labels is None) == (b"label" not in content)
+
+
+def test_blanks_and_quotes_of_a_name_stay(folder):
+    names = [" 0.png", '"0.png"', "a;b.png", "1.png "]
+    for name in names:
+        (folder / name).write_bytes((folder / "2.png").read_bytes())
+    (folder / "list.txt").write_text("\n".join(names))
+    source = sources.open_path(str(folder / "list.txt"), DECODER)
+    assert [source.name(i) for i in range(4)] == names
+
+
 def test_what_it_names_is_not_trusted(folder):
     os.mkfifo(folder / "pipe.jpg")
     rows = ["pipe.jpg", "nowhere.jpg", ".", "a\0b.jpg", "/dev/zero"]
@@ -96,6 +163,14 @@ def test_what_it_names_is_not_trusted(folder):
         ("list.txt", b"# nothing\n\n", "no paths in"),
         ("list.parquet", b"PAR1 no", "cannot read"),
         ("list.csv", b'path\n"' + b"x" * 200_000, "cannot read"),
+        ("list.csv", b"path;label\n ;2\n", "line 2, has no path"),
+        ("list.csv", b"name;label\na;2\n", "only name;label: call one path"),
+        ("list.txt", "0.png\n1.png\n".encode("utf-16"), "is in UTF-16: write it in U"),
+        ("list.csv", "path\n0.png\n".encode("utf-16-be"), "is in UTF-16"),
+        ("list.txt", b"0.png\nhttps://x.org/a.jpg\n", "https://x.org/a.jpg is a URL"),
+        ("list.csv", b"path\ngs://b/c.jpg\n", "gs://b/c.jpg is a URL"),
+        ("list.txt", b"lists/0.png\n" * 200, "(looked for the first 100 in "),
+        ("list.txt", b"no.png", "not exist, such as 'no.png' (looked for the first 1"),
     ],
 )
 def test_bad_manifests(folder, name, content, words):

@@ -1,6 +1,7 @@
 """Mixtures: the shares of the sources, and every image once a pass."""
 
 import collections
+import fractions
 import pickle
 
 import numpy as np
@@ -45,12 +46,16 @@ def make(lengths, weights):
         ([100, 10], [0.9, 0.1]),
         ([9, 91], [3.3, 6.7]),
         ([5], [0.1]),
+        ([5, 7], [1e308, 1.5e308]),
+        ([5, 7], [1e-308, 2e-308]),
+        ([2, 20_000], [1, 1]),
     ],
 )
 def test_shares_and_every_image_once_a_pass(lengths, weights):
     source = make(lengths, weights)
     total = source.pass_length
-    shares = np.array(weights) / sum(weights)
+    exact = [fractions.Fraction(weight) for weight in weights]
+    shares = np.array([float(weight / sum(exact)) for weight in exact])
     assert np.all(np.abs(np.array(source.places) - total * shares) <= 1)
     # No shorter pass would do: one source has hardly more places than images.
     assert any(p - n <= 1 for p, n in zip(source.places, lengths))
@@ -67,6 +72,28 @@ def test_shares_and_every_image_once_a_pass(lengths, weights):
     for i in range(len(lengths)):
         mine = [seen[index] for index in range(starts[i], starts[i + 1])]
         assert max(mine) - min(mine) <= 1  # balanced over the passes
+
+
+@pytest.mark.parametrize(
+    "lengths, weights, least",
+    [
+        ([6, 6], [1e-308, 1e308], "1e+304"),
+        ([6, 6], [1, 1e-9], "0.0001"),
+        ([10, 1_000_000], [100, 1], "1000"),
+        ([3, 10, 40_000], [7, 2, 1], "9.34"),  # 40,000 / 10,000 times 7 / 3
+    ],
+)
+def test_absurd_ratios_are_refused(lengths, weights, least):
+    with pytest.raises(errors.UserError) as caught:
+        make(lengths, weights)
+    said = str(caught.value)
+    assert f"a weight of {least} or more" in said and "\n" not in said
+    rare = weights.index(min(weights))
+    weights[rare] = float(least)  # the fix fixes it, and hardly less does
+    assert make(lengths, weights).pass_length > 0
+    weights[rare] *= 0.98
+    with pytest.raises(errors.UserError, match=f"every image of s{rare} "):
+        make(lengths, weights)
 
 
 def test_the_extra_images_change_with_the_pass():
@@ -128,6 +155,21 @@ def test_a_mixture_of_folders(config, tmp_path):
     np.testing.assert_array_equal(again["global_crops"], builder(3)["global_crops"])
 
 
+def test_an_entry_may_name_its_kind(config, tmp_path):
+    (tmp_path / "many" / "x.tar").write_bytes(b"")
+    config.data.mixture = ((str(tmp_path / "few"), 1), (str(tmp_path / "many"), 1))
+    with pytest.raises(errors.UserError) as caught:
+        sources.make_source(config)
+    path = f"{tmp_path}/many"
+    assert (
+        f"say which to read, ('{path}', WEIGHT, 'KIND') with folder or webdataset"
+        in (str(caught.value))
+    )
+    config.data.mixture = ((str(tmp_path / "few"), 1), (path, 1, "folder"))
+    config_check.check(config)
+    assert len(sources.make_source(config)) == 16
+
+
 def test_bad_images_of_a_mixture_are_replaced(config, tmp_path):
     (tmp_path / "many" / "3.png").write_bytes(b"x")
     source = sources.make_source(config)
@@ -144,6 +186,9 @@ def test_bad_images_of_a_mixture_are_replaced(config, tmp_path):
         ((("/a",),), "has the entry ('/a',)"),
         (("/a", "/b"), "has the entry '/a'"),
         ((("/a", "1"),), "has the entry ('/a', '1')"),
+        ((("/a", 1, 2),), "has the entry ('/a', 1, 2)"),
+        ((("/a", 1, "photos"),), "has the kind 'photos' of /a: use folder, manifest"),
+        ((("/a", 1, "tfds"),), "--tfds-name=NAME) and name DST"),
     ],
 )
 def test_bad_mixtures(tmp_path, value, words):

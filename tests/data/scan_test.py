@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dinov2_jax import errors
@@ -68,6 +69,23 @@ def test_any_source(tmp_path):
     assert report["good"] == len(photos) and report["formats"] == {"PNG": len(photos)}
 
 
+def test_many_channels(tmp_path, capsys):
+    values = np.random.default_rng(0).integers(0, 9999, (2, 30, 40, 13), np.uint16)
+    for i, bands in enumerate(values):
+        np.save(tmp_path / f"{i}.npy", bands)
+    floats = values[0, :, :, 0].astype(np.float32)
+    tifffile.imwrite(tmp_path / "gray.tif", floats)
+    flags = ["--value-range", "0", "9999", "--workers=1"]
+    for path, channels, formats in (("*.npy", 13, "NPY 2"), ("*.tif", 1, "TIFF 1")):
+        argv = ["scan", f"{tmp_path}/{path}", f"--channels={channels}", *flags]
+        assert program.main(argv) == 0
+        said = capsys.readouterr().out
+        assert "bad images   0" in said and f"formats      {formats}" in said
+        assert "shorter side min 30, median 30, max 30 px" in said
+    assert program.main(["scan", f"{tmp_path}/*.npy", "--max-pixels=99", *flags]) == 0
+    assert "bad images   2" in capsys.readouterr().out
+
+
 class Killer(images.Decoder):
     """Stands for a decoder with a fault that a file triggers."""
 
@@ -83,11 +101,11 @@ def test_hostile_files_do_not_stop_the_scan(folder):
     (folder / "hostile.jpg").write_bytes(b"kill")
     (folder / "sub" / "endless.jpg").write_bytes(b"hang")
     source = sources.open_path(str(folder), images.Decoder())
-    report = scan.scan(source, Killer(), workers=2, seconds=2)
+    report = scan.scan(source, Killer(), workers=2, seconds=8)
     bad = {entry["name"]: entry["reason"] for entry in report["bad_images"]}
     assert report["good"] == 10 and len(bad) == 6
     assert bad["hostile.jpg"] == "the decoder was killed by SIGKILL"
-    assert bad["sub/endless.jpg"] == "took longer than 2 s"
+    assert bad["sub/endless.jpg"] == "took longer than 8 s"
 
 
 def test_a_long_list_is_cut_in_the_table(folder):
@@ -105,6 +123,10 @@ def test_a_long_list_is_cut_in_the_table(folder):
         (["/nowhere"], "PATH = /nowhere does not exist"),
         (["{}", "--workers=0"], "--workers=0"),
         (["{}", "--json=/nowhere/x.json"], "no folder /nowhere"),
+        (["{}", "--json={}"], "is a folder: name a file"),
+        (["{}", "--seconds=nan"], "--seconds=nan"),
+        (["{}", "--channels=0"], "--channels=0"),
+        (["{}", "--value-range", "nan", "3"], "LOW must be below HIGH"),
     ],
 )
 def test_bad_flags(folder, capsys, flags, words):

@@ -8,10 +8,10 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dinov2_jax import errors
@@ -96,25 +96,51 @@ def test_resized(folder, tmp_path):
     assert max(sizes) <= 80_000 and min(sizes[:-1]) > 60_000
 
 
+KILLED = """
+import os, signal, sys
+from dinov2_jax.data import __main__ as program, shard_folder
+
+def die_at(name, when, number):
+    real = getattr(*name)
+    def dying(self, *args, **options):
+        shards = getattr(self, "_destination", self).shards
+        if when == "before" and len(shards) == number:
+            os.killpg(0, signal.SIGKILL)
+        real(self, *args, **options)
+        if when == "after" and len(shards) == number:
+            os.killpg(0, signal.SIGKILL)
+    setattr(*name, dying)
+
+if __name__ == "__main__":
+    moments = {
+        "noted": ((shard_folder.Destination, "note"), "after"),
+        "named": ((shard_folder.Destination, "note"), "before"),
+        "begun": ((shard_folder.Shard, "add"), "after"),
+    }
+    die_at(*moments[sys.argv[1]], int(sys.argv[2]))
+    program.main(sys.argv[3:])
+"""
+
+
 def test_killed_and_resumed(folder, tmp_path, capsys):
     """Against SIGKILL, in a real process, at several moments."""
     flags = ["--resize=50", "--shard-size=6", "--workers=1"]
     assert shard(folder, tmp_path / "whole", *flags) == 0
     want = digests(tmp_path / "whole")
-    command = [sys.executable, "-m", "dinov2_jax.data", "shard", str(folder)]
-    destination = tmp_path / "killed"
-    for shards in (1, 4):
-        process = subprocess.Popen(
-            [*command, str(destination), *flags],
-            cwd=ROOT,
+    script, destination = tmp_path / "script.py", tmp_path / "killed"
+    script.write_text(KILLED)
+    # Written and noted, in the middle of the next, written and not yet noted.
+    for moment, shards in (("noted", 1), ("begun", 2), ("named", 4)):
+        command = [sys.executable, str(script), moment, str(shards), "shard"]
+        process = subprocess.run(
+            [*command, str(folder), str(destination), *flags],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             start_new_session=True,
             stdout=subprocess.DEVNULL,
+            timeout=300,
         )
-        while len(list(destination.glob("images-*"))) < shards:
-            assert process.poll() is None
-            time.sleep(0.001)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.returncode == -signal.SIGKILL
+        assert len(list(destination.glob("images-*"))) == shards
         assert '"finished": false' in (destination / "shards.json").read_text()
         with pytest.raises(errors.UserError, match="is unfinished: run"):
             sources.open_path(str(destination), images.Decoder())
@@ -123,7 +149,7 @@ def test_killed_and_resumed(folder, tmp_path, capsys):
     assert shard(folder, destination, *flags) == 0
     assert digests(destination) == want
     again = {p: p.stat().st_mtime_ns for p in kept}
-    assert sum(again[p] != kept[p] for p in kept) <= 1  # the one not yet noted
+    assert [again[p] != kept[p] for p in sorted(kept)] == [False] * 3 + [True]
     assert shard(folder, destination, *flags) == 0  # nothing to do
     assert {p: p.stat().st_mtime_ns for p in kept} == again
     # A shard that was lost is written again, with those after it.
@@ -144,6 +170,41 @@ def test_two_at_once_and_other_flags(folder, tmp_path, capsys):
     assert "another process is writing" in capsys.readouterr().err
     assert shard(folder, folder) == errors.BAD_INPUT
     assert "holds other files" in capsys.readouterr().err
+
+
+def test_many_channels(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    values = np.random.default_rng(0).integers(0, 9999, (3, 30, 40, 13), np.uint16)
+    for i, bands in enumerate(values):
+        np.save(tmp_path / "data" / f"{i}.npy", bands)
+    flags = ["--channels=13", "--value-range", "0", "9999"]
+    path = f"{tmp_path}/data/*.npy"
+    assert shard(path, tmp_path / "out", *flags) == 0
+    decoder = images.Decoder(channels=13, value_range=(0, 9999))
+    before = sources.open_path(path, decoder)
+    after = sources.open_path(str(tmp_path / "out"), decoder)
+    assert len(after) == 3
+    for i in range(3):
+        np.testing.assert_array_equal(after.open(i).pixels(), before.open(i).pixels())
+    assert shard(path, tmp_path / "out") == errors.BAD_INPUT
+    assert "begun with other images or other flags" in capsys.readouterr().err
+    assert shard(path, tmp_path / "small", *flags, "--resize=9") == errors.BAD_INPUT
+    assert "leave out --resize" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_gray_is_shrunk_as_gray(tmp_path):
+    (tmp_path / "data").mkdir()
+    floats = np.linspace(0, 9, 60 * 60, dtype=np.float32).reshape(60, 60)
+    tifffile.imwrite(tmp_path / "data" / "a.tif", floats)
+    flags = ["--channels=1", "--value-range", "0", "9", "--resize=20"]
+    assert shard(tmp_path / "data", tmp_path / "out", *flags) == 0
+    source = sources.open_path(str(tmp_path / "out"), images.Decoder(channels=1))
+    pixels = source.open(0).pixels()
+    assert pixels.shape == (20, 20, 1)
+    np.testing.assert_allclose(
+        pixels[..., 0].mean(1), 255 * (np.arange(20) + 0.5) / 20, atol=3
+    )
 
 
 def test_only_bad_images(tmp_path, capsys):

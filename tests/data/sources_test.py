@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 from configs import default
 from dinov2_jax import errors
+from dinov2_jax.data import __main__ as program
 from dinov2_jax.data import images, photos, sources
 
 
@@ -214,6 +216,36 @@ def test_tfds_without_tensorflow(tfds_dir):
         small.open(0)
 
 
+def test_changed_tfds_files_are_noticed(tfds_dir):
+    def fingerprint():
+        decoder = images.Decoder()
+        source = sources.TfdsSource("dots", "train", data_dir=tfds_dir, decoder=decoder)
+        return pickle.loads(pickle.dumps(source)).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    (records,) = pathlib.Path(tfds_dir, "dots", "1.0.0").glob("*array_record*")
+    os.utime(records, (5, 5))
+    assert fingerprint() != before
+
+
+@pytest.mark.parametrize("below", ["", "dots", "dots/1.0.0"])
+def test_a_folder_of_tfds_says_how_to_name_it(tfds_dir, below):
+    path = os.path.join(tfds_dir, below)
+    with pytest.raises(errors.UserError) as caught:
+        sources.open_path(path, images.Decoder())
+    want = f"--config.data.tfds_name=dots:1.0.0 --config.data.path={tfds_dir}"
+    assert one_line(caught).endswith(want)
+
+
+def test_the_programs_read_tfds(tfds_dir, capsys):
+    assert program.main(["scan", tfds_dir]) == errors.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"name {tfds_dir} --tfds-name=dots:1.0.0")
+    assert program.main(["stats", *line.split()[-2:]]) == 0
+    assert "7 of 7 images" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name, split", [("nosuchset", "train"), ("dots", "val")])
 def test_tfds_not_prepared(tfds_dir, name, split):
     with pytest.raises(errors.UserError) as caught:
@@ -266,6 +298,15 @@ def test_a_path_that_is_nothing(tmp_path, name, words):
     with pytest.raises(errors.UserError) as caught:
         sources.open_path(str(tmp_path / name), images.Decoder())
     assert words in one_line(caught) and str(tmp_path / name) in one_line(caught)
+
+
+def test_a_url_is_no_path():
+    with pytest.raises(errors.UserError) as caught:
+        sources.open_path("gs://bucket/images", images.Decoder())
+    said = one_line(caught)
+    assert (
+        said.startswith("data.path = gs://bucket/images is a URL") and "mount" in said
+    )
 
 
 def test_folder_of_bytes_is_decoded_alike(tmp_path):

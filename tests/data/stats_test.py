@@ -100,6 +100,8 @@ def test_a_sample_of_the_folder(folder):
         (["{}"], "none of 1 images"),
         (["{}", "--channels=0"], "--channels=0: must be above 0"),
         (["{}", "--workers=0"], "--workers=0: must be above 0"),
+        (["{}", "--max-images=3", "--seed=-1"], "--seed=-1: give 0 or more"),
+        (["{}", "--max-images=-1"], "--max-images=-1: give 0 or more"),
         (["{}", "--value-range", "3", "3"], "LOW must be below HIGH"),
     ],
 )

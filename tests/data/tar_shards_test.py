@@ -216,6 +216,16 @@ def test_nothing_there(shards, tmp_path):
         assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_shard_that_cannot_be_read(tmp_path):
+    (tmp_path / "x.tar").symlink_to("/proc/self/mem")  # nor can root read that
+    with pytest.raises(errors.UserError) as caught:
+        sources.open_path(str(tmp_path), DECODER)
+    said = str(caught.value)
+    assert said.startswith(f"cannot read {tmp_path}/x.tar of data.path") and (
+        "change its permissions" in said and "\n" not in said
+    )
+
+
 def test_many_shards_with_few_open_files(shards, monkeypatch):
     monkeypatch.setattr(tar_shards, "_MOST_OPEN", 1)
     source = sources.open_path(str(shards), DECODER)

@@ -1,0 +1,81 @@
+"""The folders of tensorflow-datasets, known by the note that it leaves in each.
+
+DATA_DIR/NAME/VERSION or DATA_DIR/NAME/CONFIG/VERSION holds `dataset_info.json`, and the
+records beside it.
+"""
+
+import glob
+import itertools
+import json
+import os
+
+from dinov2_jax import errors
+
+_NOTE = "dataset_info.json"
+_DEPTH = 3  # folders below DATA_DIR
+_MOST = 10_000  # files of a data set whose times are looked at
+
+
+def refuse(said: str, field: str) -> None:
+    """Says how to read a data set of tensorflow-datasets that was named as a folder.
+
+    Args:
+      said: The path, of DATA_DIR, of a folder in it, or of a file.
+      field: Of the configuration, or the argument of a program.
+
+    Raises:
+      UserError: There is one.
+    """
+    folder = os.path.abspath(said)
+    if not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    for depth in range(_DEPTH + 1):
+        pattern = os.path.join(glob.escape(folder), *["*"] * depth, _NOTE)
+        for path in itertools.islice(glob.iglob(pattern), 1):
+            name, data_dir = _name(path)
+            raise errors.UserError(
+                f"{field} = {said} holds {name} of tensorflow-datasets: "
+                + _how(name, data_dir, field)
+            )
+
+
+def _name(note: str) -> tuple[str, str]:
+    """(NAME/CONFIG:VERSION, DATA_DIR) of a note."""
+    folder, version = os.path.split(os.path.dirname(note))
+    try:
+        with open(note) as file:
+            fields = json.load(file)
+        config, name = fields.get("configName"), fields["name"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        config, name = None, os.path.basename(folder)
+    if config:
+        folder, name = os.path.dirname(folder), f"{name}/{config}"
+    return f"{name}:{version}", os.path.dirname(folder)
+
+
+def _how(name: str, data_dir: str, field: str) -> str:
+    if field == "data.path":
+        return (
+            f"set --config.data.source=tfds --config.data.tfds_name={name} "
+            f"--config.data.path={data_dir}"
+        )
+    if field.startswith(("data.", "evaluation.")):
+        return (
+            f"{field} cannot read that: pack it first (python -m dinov2_jax.data shard "
+            f"{data_dir} DST --tfds-name={name}) and name DST"
+        )
+    return f"name {data_dir} --tfds-name={name}"
+
+
+def state(folder: str) -> list[list]:
+    """[name, size, mtime in ns] of the files in a data set's folder, sorted.
+
+    Of more than 10,000 files those that come first.
+    """
+    found = []
+    with os.scandir(folder) as entries:
+        files = sorted((e for e in entries if e.is_file()), key=lambda e: e.name)
+        for entry in files[:_MOST]:
+            status = entry.stat()
+            found.append([entry.name, status.st_size, status.st_mtime_ns])
+    return found

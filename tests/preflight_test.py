@@ -1,0 +1,70 @@
+"""main --preflight as people run it: unreadable images, and a signal to end."""
+
+import re
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """A run whose first batch holds all images, of which one is bad."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "3.png").write_bytes(b"no image")
+    return [
+        "--preflight",
+        "--config=configs/debug.py",
+        f"--config.data.path={tmp_path / 'images'}",
+        "--config.data.source=folder",
+        "--config.data.workers=0",
+        "--config.model.depth=1",
+        "--config.train.batch_size=8",
+        "--config.train.group_size=8",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+
+
+def results(finished):
+    """{check: (result, text)}."""
+    rows = [re.split("  +", x, maxsplit=2) for x in finished.output.splitlines()]
+    return {row[1]: (row[0], row[2]) for row in rows if len(row) == 3}
+
+
+def test_bad_images_within_the_allowed_share(trainer, flags):
+    finished = trainer.run(*flags, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    assert finished.code == 0, finished.output
+    found = results(finished)
+    assert {result for result, _ in found.values()} == {"ok"} and "saving" in found
+    said = found["data"][1]
+    assert "cannot be read, such as 3.png (not an image" in said
+    assert said.endswith(", which data.max_bad_share = 0.5 allows")
+
+
+def test_bad_images_beyond_the_allowed_share(trainer, flags):
+    finished = trainer.run(*flags, "--config.data.max_bad_share=0.05")
+    assert finished.code == 2, finished.output
+    result, said = results(finished)["data"]
+    assert result == "WRONG" and "more than data.max_bad_share = 0.05: see" in said
+    assert results(finished)["step"][0] == "skipped"
+
+
+def test_it_ends_when_it_is_asked_to(trainer, flags, tmp_path):
+    process = trainer.start(*flags)
+    try:
+        said = ""
+        while "one folder" not in said:  # what is left takes seconds
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, said + output
+    assert "saving" not in output and not (tmp_path / "run").exists()
