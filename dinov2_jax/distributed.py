@@ -112,8 +112,9 @@ def initialize(cluster: Cluster | None = None, *, heartbeat_timeout: int = 30) -
 def preempted(step: int) -> bool:
     """Whether to save and leave after a step: the same answer in every process.
 
-    On SIGTERM, or the notice of a TPU that is taken away. Processes of a cluster agree
-    on a step through jax, which then listens to the signal itself.
+    On SIGTERM, which is also how a Cloud TPU host, a pod of GKE or a SLURM task learns
+    that it is taken away. Processes of a cluster agree on a step through jax, which then
+    listens to the signal itself.
 
     Args:
       step: Finished steps; asked after each.
