@@ -4,7 +4,7 @@
 #   launch/tpu_host.sh install PYTHON                 sets .venv up with jax[tpu]
 #   launch/tpu_host.sh start PROFILE ARGS...          trains; goes on when ssh ends
 #   launch/tpu_host.sh status                         running, ended CODE, or idle
-#   launch/tpu_host.sh stop                           kills the training
+#   launch/tpu_host.sh stop                           has it saved, then kills the rest
 #   launch/tpu_host.sh logs                           follows the log
 #
 # PROFILE is one of launch/flags or "". The log is run/log beside this repository's files.
@@ -16,6 +16,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
 if [[ ${1-} == --dry-run ]]; then DRY_RUN=1; shift; fi
 verb=${1---help}
+GRACE=180 # seconds for a save, as in the other launchers
 shift || true
 cd -- "$REPOSITORY"
 
@@ -65,9 +66,17 @@ status() {
   fi
 }
 
+# SIGTERM goes to the training alone, whose loader workers it ends: it saves and leaves.
 stop() {
-  if running; then run kill -KILL -- "-$(cat run/pid)"; fi
-  if [[ ! $DRY_RUN ]]; then rm -f run/pid; fi
+  if running; then
+    local waited=0
+    run pkill -TERM -P "$(cat run/pid)" || true
+    while [[ ! $DRY_RUN && ! -f run/exit ]] && ((waited++ < 5 * GRACE)); do
+      sleep 0.2
+    done
+    if running; then run kill -KILL -- "-$(cat run/pid)"; fi
+  fi
+  if [[ ! $DRY_RUN ]]; then rm -f run/pid run/exit; fi
 }
 
 case $verb in

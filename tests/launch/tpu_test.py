@@ -190,11 +190,18 @@ def test_host(host):
 
 
 def test_host_stops_what_runs(host):
+    """It may save itself; what it leaves running is killed."""
     call, folder = host
-    (folder / "python").write_text("#!/bin/bash\nsleep 60\n")
+    (folder / "python").write_text(
+        "#!/bin/bash\ntrap 'sleep 0.5; touch saved; exit 42' TERM\n"
+        "sleep 600 & touch up; wait\n"
+    )
     call("start", "", "x")
     group = int((folder / "run/pid").read_text())
+    while not (folder / "up").exists():
+        time.sleep(0.02)
     call("stop")
+    assert (folder / "saved").exists()
     deadline = time.monotonic() + 60
     while alive(group):
         assert time.monotonic() < deadline
