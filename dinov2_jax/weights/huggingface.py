@@ -17,6 +17,7 @@ from dinov2_jax.weights import json_fields, report, tensor_file
 # What reading a field of another kind raises.
 _WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")  # of files that may hold weights
 _MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 _NAMES = {  # field of the module -> of config.json
     "embed_dim": "hidden_size",
@@ -184,9 +185,12 @@ def _tensors(folder: pathlib.Path) -> dict[str, Any]:
                     )
                 tensors |= held
             return tensors
+    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
+    hint = f"; name the file itself: {', '.join(map(str, files[:3]))}" if files else ""
     raise errors.UserError(
-        f"{folder} holds no weights: looked for {', '.join(_FILES)} and their index, "
-        "for checkpoints/ of a run and for model.json of an orbax export"
+        f"{folder} holds no weights as a folder: looked for {', '.join(_FILES)} and "
+        f"their index, for checkpoints/ of a run and for model.json of an orbax export"
+        f"{hint}"
     )
 
 

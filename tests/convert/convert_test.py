@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import conversions
+import jax
 import numpy as np
 import pytest
 import random_weights
@@ -157,6 +158,42 @@ def test_training_checkpoints_go_out_and_come_back(folder, tmp_path):
         flat.keys()
         == (conversions.branch("student", 1) | conversions.branch("teacher", 2)).keys()
     )
+
+
+def test_a_run_goes_out_and_comes_back(uninterrupted, tmp_path):
+    """Student, teacher and heads, through every target that takes heads."""
+    workdir, _ = uninterrupted
+    expected = {
+        which: reading.read(workdir, which=which, heads=True)
+        for which in ("student", "teacher")
+    }
+
+    def assert_back(path, which):
+        found = reading.read(path, which=which, heads=True)
+        assert found.which == which
+        for field in ("num_heads", "image_size", "interpolate_offset"):
+            wanted = getattr(expected[which].module, field)
+            assert getattr(found.module, field) == wanted
+        jax.tree.map(
+            np.testing.assert_array_equal, found.params, expected[which].params
+        )
+
+    def convert_run(source, name, *flags):
+        assert convert.main([str(source), str(tmp_path / name), *flags]) == 0
+        return tmp_path / name
+
+    both = convert_run(workdir, "both.pth", "--to=torch-hub", "--which=both")
+    flat = convert_run(workdir, "both.safetensors", "--to=safetensors", "--which=both")
+    for which in ("student", "teacher"):
+        assert_back(both, which)
+        assert_back(flat, which)
+        one = [f"--which={which}", "--heads", "--no-verify"]
+        for source in (workdir, both, flat):
+            for target, suffix in (("torch-hub", ".pth"), ("orbax", "_own")):
+                name = f"{which}_{source.name}{suffix}"
+                assert_back(convert_run(source, name, f"--to={target}", *one), which)
+    students, teachers = (jax.tree.leaves(w.params) for w in expected.values())
+    assert not all(map(np.array_equal, students, teachers))
 
 
 def test_the_owner_stays_known_with_heads(folder, tmp_path):

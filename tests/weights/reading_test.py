@@ -438,8 +438,22 @@ def test_other_files_by_this_name(tmp_path, name):
         path.write_bytes(content)
         message = refusal(path)
         assert word.lower() in message.lower() and "\n" not in message
-    (tmp_path / "empty").mkdir()
-    assert "holds no weights" in refusal(tmp_path / "empty")
+
+
+def test_folders_without_a_model_of_their_own(tmp_path):
+    message = refusal(tmp_path)
+    assert "holds no weights" in message and "name the file" not in message
+    path = save(tmp_path / "epoch_3.pth", weights())
+    assert f"name the file itself: {path}" in refusal(tmp_path)
+
+
+def test_names_of_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.UserError) as caught:
+        reading.read("weights")
+    assert f"no file or folder weights in {tmp_path}" in str(caught.value)
+    with pytest.raises(errors.UserError, match="did you mean dinov2_vits14?"):
+        reading.read("dinov2_vits15")
 
 
 def test_a_truncated_file(tmp_path):
@@ -485,12 +499,20 @@ def test_no_heads_and_unknown_owner(tmp_path):
         read(path, which="both")
 
 
-def test_memory_stays_below_one_and_a_third_of_the_weights(tmp_path):
+@pytest.mark.parametrize("kind", ["b.pth", "b.safetensors", "hf"])
+def test_memory_stays_below_one_and_a_third_of_the_weights(tmp_path, kind):
     """Of a large file in a process of its own, beyond what the imports take."""
     shapes = random_weights.shapes("dinov2_vitb14")
     path = save(
         tmp_path / "b.pth", {k: np.ones(s, np.float32) for k, s in shapes.items()}
     )
+    target = {".safetensors": "safetensors", "": "huggingface"}.get(
+        pathlib.Path(kind).suffix
+    )
+    if target:
+        flags = ["--to", target, "--no-verify"]
+        path = tmp_path / kind
+        assert convert.main([str(tmp_path / "b.pth"), str(path), *flags]) == 0
     program = textwrap.dedent("""
         import resource, sys
         import jax, jax.numpy as jnp
