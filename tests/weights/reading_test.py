@@ -513,12 +513,14 @@ def test_memory_stays_below_one_and_a_third_of_the_weights(tmp_path, kind):
         flags = ["--to", target, "--no-verify"]
         path = tmp_path / kind
         assert convert.main([str(tmp_path / "b.pth"), str(path), *flags]) == 0
-    program = textwrap.dedent("""
-        import resource, sys
+    program = textwrap.dedent(r"""
+        import re, sys
         import jax, jax.numpy as jnp
         from dinov2_jax.weights import reading
         def peak():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            # Not ru_maxrss, which begins with that of the tests' own process.
+            status = open("/proc/self/status").read()
+            return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
         jnp.ones(8).block_until_ready()
         before = peak()
         weights = reading.read(sys.argv[1])
@@ -534,4 +536,4 @@ def test_memory_stays_below_one_and_a_third_of_the_weights(tmp_path, kind):
     assert done.returncode == 0, done.stderr
     ratio, size = (float(x) for x in done.stdout.split())
     assert size == 4 * 86_580_480
-    assert ratio < 1.3
+    assert 0.95 < ratio < 1.3
