@@ -341,6 +341,32 @@ def test_wrong_values_in_the_files_of_a_folder(tmp_path):
     read(folder, num_heads=None)
 
 
+def test_wrong_values_in_a_folder_of_timm(tmp_path):
+    source, folder = save(tmp_path / "a.pth", weights()), tmp_path / "timm"
+    folder.mkdir()
+    model = folder / "model.safetensors"
+    flags = ["--to", "timm", "--no-verify", "--num-heads=4"]
+    assert convert.main([str(source), str(model), *flags]) == 0
+    good = {"input_size": [3, 56, 56], "mean": [0.5] * 3, "std": [0.5] * 3}
+
+    def write(given):
+        config = {"architecture": "vit_small_patch14_dinov2", "pretrained_cfg": given}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    write(good)
+    assert read(folder).preprocessing.crop_size == 56
+    for field, bad in (
+        ("input_size", ([3, 0, 0], [3, 60, 60], [], 56, "x", [3, 56, math.inf])),
+        ("mean", ("abc", 0.5, [0.5] * 2, [None] * 3)),
+        ("std", ([0.0] * 3, [math.nan] * 3, None)),
+    ):
+        for value in bad:
+            write(good | {field: value})
+            assert "\n" not in refusal(folder), (field, value)
+    write([1])
+    assert "cannot read pretrained_cfg" in refusal(folder)
+
+
 def test_wrong_values_in_an_export_and_in_a_run(tmp_path, uninterrupted):
     own = tmp_path / "own"
     target = targets.TARGETS["orbax"]
