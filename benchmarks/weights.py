@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import pathlib
-import resource
+import re
 import statistics
 import tempfile
 import time
@@ -53,8 +53,12 @@ def write_random(name: str, path: pathlib.Path) -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory this process has held; on Linux.
+
+    Not `ru_maxrss`, which begins with that of the process that started this one.
+    """
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def load_with_jax(path: str) -> dict:

@@ -23,26 +23,18 @@ import pathlib
 import sys
 from typing import Any
 
-from dinov2_jax import errors, host_memory
+from dinov2_jax import errors, host_memory, one_line_parser
 
 FEATURES = ("cls", "patch_mean", "cls+patch_mean", "patches")
 _MAX_CPU_DEVICES = 8
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        """One line, like every foreseen error."""
-        print(f"error: {message}; --help tells more", file=sys.stderr)
-        sys.exit(errors.BAD_INPUT)
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; wrong ones are one line and exit code 2."""
-    parser = _Parser(
+    parser = one_line_parser.Parser(
         prog="python -m dinov2_jax.embed",
         description=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     home = os.path.expanduser  # as the shell does not in --model=~/weights.pth
@@ -56,11 +48,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="class token (the default), mean of the patch tokens, both one after the "
         "other, or all patch tokens: [images, rows, columns, D], flat in Parquet",
     )
-    add("--batch-size", type=_positive, help="images at a time, over all devices")
-    add("--size", type=_positive, help="side of the central crop, px")
+    add(
+        "--batch-size",
+        type=one_line_parser.positive,
+        help="images at a time, over all devices",
+    )
+    add("--size", type=one_line_parser.positive, help="side of the central crop, px")
     add(
         "--resize",
-        type=_positive,
+        type=one_line_parser.positive,
         help="short side before the crop, px; by default in proportion to --size",
     )
     add(
@@ -69,19 +65,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="of the matmuls; float32 on the CPU, bfloat16 on accelerators",
     )
     add("--out-dtype", choices=("float32", "float16"), default="float32")
-    add("--workers", type=_positive, help="threads that decode; one a core")
+    add(
+        "--workers",
+        type=one_line_parser.positive,
+        help="threads that decode; one a core",
+    )
     add("--which", choices=("teacher", "student"), help="of a training checkpoint")
-    add("--num-heads", type=_positive, help="where the weights do not tell")
+    add(
+        "--num-heads",
+        type=one_line_parser.positive,
+        help="where the weights do not tell",
+    )
     add("--overwrite", action="store_true", help="replace OUT, drop OUT.partial/")
     args = parser.parse_args(argv)
     args.out = pathlib.Path(args.out)
     return args
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -241,7 +239,7 @@ def _preprocessing(args: argparse.Namespace, patch_size: int, prepare: Any = Non
             f"a crop of {size} px is not a multiple of the patch size {patch_size}: "
             f"add --size={nearest}"
         )
-    resize = args.resize or round(size * prepare.resize_size / prepare.crop_size)
+    resize = args.resize or prepare.with_crop(size).resize_size
     if resize < size:
         raise errors.UserError(
             f"--resize={resize} is less than the crop of {size} px: use at least "

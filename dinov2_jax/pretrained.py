@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +48,8 @@ class Model:
 
         Raises:
           BadImage: A file is not a readable image.
-          ValueError: Another kind of array, or a model of other channels than three.
+          ValueError: No images, another kind of array, or a model of other channels
+            than three.
         """
         if self.module.in_chans != 3:
             raise ValueError(
@@ -57,18 +59,25 @@ class Model:
         single = isinstance(images, str | os.PathLike | Image.Image) or (
             isinstance(images, np.ndarray) and images.ndim == 3
         )
-        return np.stack([self._prepare(x) for x in ([images] if single else images)])
+        prepared = [self._prepare(x) for x in ([images] if single else images)]
+        if not prepared:
+            raise ValueError("there are no images: pass at least one")
+        return np.stack(prepared)
 
     def _prepare(self, image: Any) -> np.ndarray:
         if isinstance(image, str | os.PathLike):
             image = images_lib.Decoder().decode(image, name=os.fspath(image))
         elif isinstance(image, Image.Image):
             image = images_lib.Decoder().from_pillow(image, name="the image")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        array = isinstance(image, np.ndarray)
+        if not array or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            what = f"{image.dtype} {list(image.shape)}" if array else type(image)
             raise ValueError(
-                f"an image is {image.dtype} {list(image.shape)}: expected uint8 "
-                "[H, W, 3], a Pillow image or a path"
+                f"an image is {what}: expected uint8 [H, W, 3], a Pillow image or a "
+                "path"
             )
+        if not image.size:
+            raise ValueError(f"an image is {list(image.shape)}: it has no pixels")
         return self.preprocessing(image)
 
     def __call__(
@@ -93,9 +102,10 @@ class Model:
           `Features` with leading axis B; the grid h x w is that of the fitted image.
 
         Raises:
-          ValueError: Not [B, H, W, C] of the model's channels, or a size that does
-            not fit.
+          ValueError: Not [B, H, W, C] of the model's channels, nothing in it, a size
+            that does not fit, or blocks that are no list of whole numbers.
         """
+        layers, attention = _blocks("layers", layers), _blocks("attention", attention)
         images = jnp.asarray(images)
         chans = self.module.in_chans
         if images.ndim != 4 or images.shape[-1] != chans:
@@ -107,8 +117,24 @@ class Model:
                 f"images are {images.dtype}: expected normalised floats, as "
                 "model.preprocess gives"
             )
+        if not images.size:
+            raise ValueError(
+                f"images are {list(images.shape)}: expected at least one, of at least "
+                f"one patch of {self.module.patch_size} px"
+            )
         images = fit_to_patches(images, self.module.patch_size, fit)
-        return _apply(self.module, self.params, images, tuple(layers), tuple(attention))
+        return _apply(self.module, self.params, images, layers, attention)
+
+
+def _blocks(name: str, indices: Any) -> tuple[int, ...]:
+    """Indices of blocks, as plain numbers."""
+    try:
+        blocks = tuple(operator.index(i) for i in indices if not isinstance(i, bool))
+        if len(blocks) == len(indices):
+            return blocks
+    except TypeError:  # not of whole numbers, or no sequence
+        pass
+    raise ValueError(f"{name}={indices!r}: pass a list of whole numbers, such as [-1]")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -135,11 +161,14 @@ def fit_to_patches(images: jax.Array, patch_size: int, fit: str) -> jax.Array:
     below = [max(n // patch_size, 1) * patch_size for n in (height, width)]
     above = [-(-n // patch_size) * patch_size for n in (height, width)]
     nearest = [max(int(n / patch_size + 0.5), 1) * patch_size for n in (height, width)]
-    if fit == "error" or (fit == "crop" and min(height, width) < patch_size):
+    small = min(height, width) < patch_size
+    if fit == "error" or (fit == "crop" and small):
+        crop = "" if small else f"'crop' ({below[0]}x{below[1]}), "
         raise ValueError(
-            f"image of {height}x{width} px is not a multiple of the patch size "
-            f"{patch_size}: use {nearest[0]}x{nearest[1]}, or fit='crop' "
-            f"({below[0]}x{below[1]}), 'pad' ({above[0]}x{above[1]}) or 'resize'"
+            f"image of {height}x{width} px is "
+            + ("smaller than" if small else "not a multiple of")
+            + f" the patch size {patch_size}: use {nearest[0]}x{nearest[1]}, or "
+            f"fit={crop}'pad' ({above[0]}x{above[1]}) or 'resize'"
         )
     batch, chans = images.shape[0], images.shape[-1]
     if fit == "resize":

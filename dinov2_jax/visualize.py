@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-from dinov2_jax import errors
+from dinov2_jax import errors, one_line_parser
 from dinov2_jax.data import images
 
 _MAX_STEM = 60  # characters of an image's name in a picture's
@@ -21,7 +21,7 @@ Draws what a backbone makes of photographs, as PNG files. Without --pca, --atten
 _EPILOG = """
 A photograph keeps its shape: its longer side becomes the multiple of the patch size
 nearest to --size, the other the multiple nearest to the aspect ratio. Nothing is
-cropped. As in training, the EXIF orientation is ignored.
+cropped. It is turned upright as its EXIF orientation says.
 """
 
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = one_line_parser.Parser(
         prog="python -m dinov2_jax.visualize", description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument(
@@ -50,13 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         required=True,
+        type=os.path.expanduser,  # as the shell does not in --model=~/weights.pth
         metavar="SOURCE",
         help="whatever dinov2_jax.load takes: a run's folder, a file of weights, a "
         "folder of Hugging Face, a name such as dinov2_vits14_reg",
     )
     parser.add_argument(
         "--out",
-        type=pathlib.Path,
+        type=lambda text: pathlib.Path(text).expanduser(),
         default=pathlib.Path("pictures"),
         metavar="DIR",
         help="made where it is missing; pictures of the same name are replaced "
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num-heads",
-        type=int,
+        type=one_line_parser.positive,
         help="of the attention, where the source does not tell (unreleased widths)",
     )
     return parser

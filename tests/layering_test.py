@@ -35,6 +35,7 @@ FLOORS = {  # the longest prefix counts
     "schedules": 0,
     "disk_space": -1,
     "record_file": -1,
+    "one_line_parser": -1,
     "sharding": -1,  # where arrays live is said on every floor
     "checkpoint": 0,
     "metrics": 0,

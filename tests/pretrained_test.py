@@ -203,10 +203,45 @@ def test_wrong_images_and_blocks_are_refused(small):
     ):
         with pytest.raises(ValueError, match=words):
             model(bad)
+    for shape in ((0, 56, 56, 3), (1, 0, 56, 3), (1, 56, 0, 3)):
+        with pytest.raises(
+            ValueError, match=f"images are \\[{shape[0]}, .*at least one"
+        ):
+            model(np.zeros(shape, np.float32))
+    for bad in (1, -1, [1.0], ["1"], "1", None, [True], 1.0):
+        with pytest.raises(ValueError, match="layers=.*a list of whole numbers"):
+            model(images, layers=bad)
+        with pytest.raises(ValueError, match="attention=.*a list of whole numbers"):
+            model(images, attention=bad)
+    assert model(images, layers=np.array([-1])).layers.keys() == {-1}
     with pytest.raises(ValueError, match="there is no block 12"):
         model(images, layers=[12])
     with pytest.raises(ValueError, match="there is no block -13"):
         model(images, attention=[-13])
+
+
+@pytest.mark.parametrize("fit", ["error", "crop"])
+def test_images_below_one_patch(fit):
+    """What the error suggests works."""
+    image = np.ones((1, 5, 20, 3), np.float32)
+    with pytest.raises(ValueError) as caught:
+        pretrained.fit_to_patches(image, 14, fit)
+    message = str(caught.value)
+    assert "smaller than the patch size 14: use 14x14" in message
+    assert "'crop'" not in message and "fit='pad' (14x28) or 'resize'" in message
+    assert pretrained.fit_to_patches(image, 14, "pad").shape == (1, 14, 28, 3)
+    assert pretrained.fit_to_patches(image, 14, "resize").shape == (1, 14, 14, 3)
+
+
+def test_images_that_are_none(small):
+    _, model = small
+    with pytest.raises(ValueError, match="there are no images"):
+        model.preprocess([])
+    for empty in (np.zeros((0, 9, 3), np.uint8), np.zeros((9, 0, 3), np.uint8)):
+        with pytest.raises(ValueError, match="it has no pixels"):
+            model.preprocess([empty])
+    with pytest.raises(ValueError, match="expected uint8 \\[H, W, 3\\]"):
+        model.preprocess([3])
 
 
 def test_preprocessing_is_that_of_transformers(small, tmp_path):

@@ -150,11 +150,30 @@ def test_what_only_the_model_tells(refused):
     assert not list(pathlib.Path("late").iterdir())
 
 
-def test_help_and_bad_flags(folder):
+def test_help(folder):
     done = run(folder, "--help")
     assert done.returncode == 0
     words = " ".join(done.stdout.split())
     assert (
         "longer side becomes the multiple of the patch size nearest to --size" in words
     )
-    assert run(folder, "wide.png").returncode == 2  # no model
+    assert "turned upright as its EXIF orientation says" in words
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--model"], [*MODEL, "--num-heads=0"], [*MODEL, "--siz=70"], ["--size=x"]],
+)
+def test_bad_flags_are_one_line(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        visualize.main(["wide.png", *flags])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+
+
+def test_a_home_that_the_shell_leaves_in_place(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    flags = ["--model=~/tiny.pth", "--num-heads=2", "--size=70", "--out=~/home"]
+    assert visualize.main([str(folder / "wide.png"), "--norms", *flags]) == 0
+    assert (folder / "home" / "norms.png").exists()

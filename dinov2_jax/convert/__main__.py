@@ -1,6 +1,7 @@
 """Weights for other worlds: python -m dinov2_jax.convert SRC DST --to huggingface."""
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
@@ -11,9 +12,8 @@ import sys
 import tempfile
 from typing import Any
 
-from dinov2_jax import errors
+from dinov2_jax import errors, one_line_parser
 
-_REPORT = "conversion.json"  # in a folder; beside a file it is the file's name + .json
 _KEEPS_ALL = ("torch-hub", "safetensors", "huggingface", "orbax")
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser(names: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = one_line_parser.Parser(
         prog="python -m dinov2_jax.convert",
         description="Converts DINOv2 weights and runs the result in its own world.",
     )
@@ -63,7 +63,7 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num-heads",
-        type=int,
+        type=one_line_parser.positive,
         help="of the attention, where the source does not tell (unreleased widths)",
     )
     parser.add_argument(
@@ -83,16 +83,18 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    from dinov2_jax.convert import destination as destination_lib
     from dinov2_jax.convert import targets
     from dinov2_jax.weights import reading
+    from dinov2_jax.weights import report as report_lib
 
-    destination = args.destination
     both = args.which == "both"
     heads = args.heads or both
-    target = targets.check(args.to, destination, heads=heads, both=both)
-    is_file = bool(target.suffixes)
-    destination = destination.absolute()
-    _check_destination(destination, args, is_file=is_file)
+    target = targets.check(args.to, args.destination, heads=heads, both=both)
+    destination = destination_lib.Destination(
+        args.destination.absolute(), is_file=bool(target.suffixes), target=args.to
+    )
+    destination.check(args.source, overwrite=args.overwrite)
     size = _parse_size(args.size, square=not target.bakes_size)
     owners: dict[str | None, reading.Weights] = {
         which: reading.read(
@@ -105,64 +107,48 @@ def _convert(args: argparse.Namespace) -> None:
         )
         for which in (("student", "teacher") if both else (args.which,))
     }
-    owners = {weights.which: weights for weights in owners.values()}
+    owners = {w.which: _for_size(w, target, size) for w in owners.values()}
     weights = owners.get("teacher") or next(iter(owners.values()))
     size = size or (weights.module.image_size,) * 2
     # Everything is written and checked here, and moved when it is good.
+    path = destination.path
     with tempfile.TemporaryDirectory(
-        dir=destination.parent, prefix=f".{destination.name}."
+        dir=path.parent, prefix=f".{path.name}."
     ) as folder:
-        written = pathlib.Path(folder) / destination.name
+        written = pathlib.Path(folder) / path.name
         target.write(written, owners, size, heads)
-        checked = {"skipped": "--no-verify"}
+        checked: dict[str, Any] = {"skipped": "--no-verify"}
+        lost = targets.lost_interpolation(args.to, weights.module)
         if not args.no_verify:
-            checked = _verify(args, written, owners, size, heads)
+            checked = _verify(args, written, owners, size, heads, lost)
         report = _report(args, written, weights, checked)
-        _report_path(written).write_text(json.dumps(report, indent=2) + "\n")
-        _move(pathlib.Path(folder), destination)
+        if lost:
+            report["warning"] = _warning(lost, weights.module, checked)
+        report_lib.path_of(written).write_text(json.dumps(report, indent=2) + "\n")
+        destination.take(pathlib.Path(folder))
     _say(args.destination, report)
 
 
-def _report_path(written: pathlib.Path) -> pathlib.Path:
-    """Beside a file, inside a folder."""
-    if written.is_dir():
-        return written / _REPORT
-    return written.with_name(f"{written.name}.json")
+def _for_size(weights, target, size):
+    """Weights whose images are prepared for `size`, where position embeddings are."""
+    if size is None or target.bakes_size:
+        return weights
+    prepare = weights.preprocessing.with_crop(size[0])
+    return dataclasses.replace(weights, preprocessing=prepare)
 
 
-def _check_destination(
-    destination: pathlib.Path, args: argparse.Namespace, *, is_file: bool
-) -> None:
-    if not destination.name or not destination.parent.is_dir():
-        raise errors.UserError(
-            f"there is no folder {destination.parent}: make it first"
-        )
-    goals = [destination]
-    if is_file:
-        goals += [destination.with_name(f"{destination.name}.json")]
-    if args.to == "onnx":
-        goals += [destination.with_name(f"{destination.name}.data")]
-    there = [goal for goal in goals if goal.exists() or goal.is_symlink()]
-    if there and not args.overwrite:
-        raise errors.UserError(
-            f"{there[0]} exists: add --overwrite to replace it, or name another"
-        )
-    if is_file and any(goal.is_dir() for goal in there):
-        raise errors.UserError(f"{destination} is a folder: name a file")
-    if not is_file and there and not destination.is_dir():
-        raise errors.UserError(f"{destination} is a file: name a folder")
-    ours = (destination / _REPORT).is_file() and not destination.is_symlink()
-    if destination.is_dir() and not ours and any(destination.iterdir()):
-        raise errors.UserError(
-            f"{destination} holds files that no conversion wrote: name another folder"
-        )
-    source = pathlib.Path(args.source).absolute()
-    if not is_file and (destination == source or destination in source.parents):
-        raise errors.UserError(
-            f"{destination} holds the source, which it would replace: name another"
-        )
-    if not os.access(destination.parent, os.W_OK):
-        raise errors.UserError(f"cannot write to the folder {destination.parent}")
+def _warning(lost: str, module, checked: dict[str, Any]) -> str:
+    """One line: what is lost, how much that is, what to do."""
+    side, much = module.image_size, ""
+    if "other_size" in checked:
+        height, width = checked["other_size"]["images"][1:3]
+        worst = max(checked["other_size"]["relative_error"].values())
+        much = f" (at {height}x{width} by {worst:.1e})"
+    return (
+        f"{lost}: features agree at {side}x{side} px and differ at other sizes{much}; "
+        "keep the report, from which dinov2_jax.load knows, and for others convert "
+        "with --size for the size that you will use"
+    )
 
 
 def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
@@ -184,15 +170,22 @@ def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
     return height, width
 
 
-def _verify(args, written, owners, size, heads) -> dict[str, Any]:
-    """Features of every owner by the target's packages, and every tensor's bits."""
+def _verify(args, written, owners, size, heads, lost) -> dict[str, Any]:
+    """Features of every owner by the target's packages, and every tensor's bits.
+
+    At another size than the model's own features may differ where that is known.
+    """
     from dinov2_jax.convert import verify
 
     for which, weights in owners.items():
         checked = verify.run(
             args.to, written, weights, size=size, which=which, heads=heads
         )
-        found = checked.get("relative_error", {})
+        found = dict(checked.get("relative_error", {}))
+        if "other_size" in checked and not lost:
+            height, width = checked["other_size"]["images"][1:3]
+            for name, error in checked["other_size"]["relative_error"].items():
+                found[f"{name} at {height}x{width}"] = error
         bad = {k: v for k, v in found.items() if not v <= verify.TOLERANCE}
         if bad:
             worst = ", ".join(f"{name} {error:.1e}" for name, error in bad.items())
@@ -233,29 +226,10 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _move(folder: pathlib.Path, destination: pathlib.Path) -> None:
-    """Moves all that was written to the destination, replacing what was there.
-
-    What belongs to a file goes before it, and what was there is gone first: a crash
-    leaves no file with the report or the data of another.
-    """
-    suffixes = (".json", ".data") if destination.suffix == ".onnx" else (".json",)
-    companions = [destination.with_name(f"{destination.name}{s}") for s in suffixes]
-    if destination.is_dir():
-        old = folder / "old"
-        destination.replace(old)
-        (folder / destination.name).replace(destination)
-        return
-    destination.unlink(missing_ok=True)
-    for path in companions:
-        path.unlink(missing_ok=True)
-        if (folder / path.name).exists():
-            (folder / path.name).replace(path)
-    (folder / destination.name).replace(destination)
-
-
 def _say(destination: pathlib.Path, report: dict[str, Any]) -> None:
     checked = report["verified"]
+    if "warning" in report:
+        print(f"warning: {report['warning']}", file=sys.stderr)
     if "skipped" in checked:
         print(f"{destination}: written, not verified: {checked['skipped']}")
         return

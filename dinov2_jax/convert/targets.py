@@ -4,9 +4,11 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph, stablehlo
+from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import (
     architecture,
     huggingface,
@@ -31,12 +33,15 @@ class Target:
       suffixes: Of the files it writes; empty for a folder.
       takes_heads: Whether projection heads can go there.
       bakes_size: Whether the result is for one image size alone.
+      interpolation: Registers or none -> how its readers interpolate position
+        embeddings; None where they do as the model does.
     """
 
     write: Callable[[pathlib.Path, Owners, tuple[int, int], bool], None]
     suffixes: tuple[str, ...]
     takes_heads: bool = False
     bakes_size: bool = False
+    interpolation: Callable[[bool], dict[str, Any]] | None = None
 
 
 def backbone_tensors(weights: reading.Weights) -> dict[str, lazy.LazyTensor]:
@@ -67,9 +72,12 @@ def _checkpoint_tensors(weights: reading.Weights) -> dict[str, lazy.LazyTensor]:
 
 
 def _flat(owners: Owners) -> dict[str, lazy.LazyTensor]:
-    """Every owner's backbone and heads in one dict: student.backbone.cls_token, ..."""
+    """Every owner's backbone and heads in one dict: student.backbone.cls_token, ...
+
+    Weights of nobody known have no such prefix.
+    """
     return {
-        f"{owner}.{name}": tensor
+        f"{owner}.{name}" if owner else name: tensor
         for owner, weights in owners.items()
         for name, tensor in _checkpoint_tensors(weights).items()
     }
@@ -87,7 +95,9 @@ def _write_torch_hub(path, owners, size, heads) -> None:
         tree = {"model": _flat(owners)}
     elif heads:
         ((owner, weights),) = owners.items()
-        tree = {owner or "teacher": _checkpoint_tensors(weights)}
+        tree = _checkpoint_tensors(weights)
+        if owner:
+            tree = {owner: tree}
     else:
         tree = backbone_tensors(_single(owners))
     torch_writer.write(path, tree)
@@ -95,12 +105,7 @@ def _write_torch_hub(path, owners, size, heads) -> None:
 
 def _write_safetensors(path, owners, size, heads) -> None:
     del size
-    if len(owners) > 1:
-        tensors = _flat(owners)
-    elif heads:
-        tensors = _checkpoint_tensors(_single(owners))
-    else:
-        tensors = backbone_tensors(_single(owners))
+    tensors = _flat(owners) if heads else backbone_tensors(_single(owners))
     safetensors_file.write(path, tensors)
 
 
@@ -163,15 +168,53 @@ def _write_json(path: pathlib.Path, fields: Mapping[str, object]) -> None:
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
+def _in_transformers(registers: bool) -> dict[str, Any]:
+    return {"interpolate_offset": 0.0, "interpolate_antialias": registers}
+
+
+def _in_timm(registers: bool) -> dict[str, Any]:
+    del registers
+    return {"interpolate_offset": 0.0, "interpolate_antialias": True}
+
+
+_in_hub = architecture.assumed_interpolation
 TARGETS = {
-    "torch-hub": Target(_write_torch_hub, (".pth", ".pt"), takes_heads=True),
-    "huggingface": Target(_write_huggingface, ()),
-    "timm": Target(_write_timm, (".safetensors", ".pth", ".pt")),
-    "safetensors": Target(_write_safetensors, (".safetensors",), takes_heads=True),
+    "torch-hub": Target(
+        _write_torch_hub, (".pth", ".pt"), takes_heads=True, interpolation=_in_hub
+    ),
+    "huggingface": Target(_write_huggingface, (), interpolation=_in_transformers),
+    "timm": Target(
+        _write_timm, (".safetensors", ".pth", ".pt"), interpolation=_in_timm
+    ),
+    "safetensors": Target(
+        _write_safetensors, (".safetensors",), takes_heads=True, interpolation=_in_hub
+    ),
     "onnx": Target(_write_onnx, (".onnx",), bakes_size=True),
     "stablehlo": Target(_write_stablehlo, (), bakes_size=True),
     "orbax": Target(_write_orbax, (), takes_heads=True),
 }
+
+
+def lost_interpolation(
+    name: str, module: vision_transformer.VisionTransformer
+) -> str | None:
+    """That a target's readers interpolate otherwise than a module, if they do."""
+    readers = TARGETS[name].interpolation
+    if readers is None:
+        return None
+    theirs = readers(bool(module.num_register_tokens))
+    ours = {field: getattr(module, field) for field in theirs}
+    if ours == theirs:
+        return None
+    words = [
+        f"offset {pair['interpolate_offset']}, "
+        f"{'' if pair['interpolate_antialias'] else 'not '}antialiased"
+        for pair in (theirs, ours)
+    ]
+    return (
+        f"readers of --to {name} interpolate position embeddings otherwise ({words[0]})"
+        f" than this model ({words[1]})"
+    )
 
 
 def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Target:

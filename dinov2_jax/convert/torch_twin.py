@@ -1,10 +1,12 @@
 """The DINOv2 forward pass in plain PyTorch, from a `state_dict` under the hub's names.
 
 For checking written files with PyTorch itself. Mirrors the reference's
-`models/vision_transformer.py` at the size that the position embeddings are for.
-PyTorch is imported only here and in `verify`, when something is checked.
+`models/vision_transformer.py` as its hub builds it: what is interpolated, and how, is
+told by the registers. PyTorch is imported only here and in `verify`, when something is
+checked.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +20,7 @@ def features(
 
     Args:
       tensors: torch tensors by the hub's names, float32.
-      images: float32 [B, H, W, C], normalised, of the position embeddings' size.
+      images: float32 [B, H, W, C], normalised, of any size in whole patches.
       num_heads: Of the attention.
 
     Returns:
@@ -58,7 +60,7 @@ def features(
         batch, dim, rows, columns = x.shape
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([tensors["cls_token"].expand(batch, -1, -1), x], dim=1)
-        x = x + tensors["pos_embed"]
+        x = x + _positions(tensors, rows, columns)
         registers = tensors.get("register_tokens")
         if registers is not None:
             parts = [x[:, :1], registers.expand(batch, -1, -1), x[:, 1:]]
@@ -77,3 +79,21 @@ def features(
         "registers": x[:, 1:first],
         "patches": x[:, first:].reshape(batch, rows, columns, dim),
     }
+
+
+def _positions(tensors, rows: int, columns: int):
+    """Position embeddings [1, 1 + rows*columns, D], by torch's own interpolation."""
+    import torch
+    import torch.nn.functional as F
+
+    stored = tensors["pos_embed"]
+    if rows == columns and rows * columns == stored.shape[1] - 1:
+        return stored
+    side = math.isqrt(stored.shape[1] - 1)
+    grid = stored[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    if "register_tokens" in tensors:
+        grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
+    else:  # torch samples with the scale that it is given, a little more than asked
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+    return torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)

@@ -1,5 +1,6 @@
 """Runs what was written with its target's own packages, on real photographs."""
 
+import dataclasses
 import importlib.metadata
 import pathlib
 from collections.abc import Callable
@@ -17,6 +18,13 @@ from dinov2_jax.weights import reading
 
 TOLERANCE = 1e-4  # relative; above it a conversion is refused
 
+# Images float32 [B, H, W, C] -> features by name.
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+class _NotThere(Exception):
+    """The target's packages have no such model."""
+
 
 def photographs(height: int, width: int, weights: reading.Weights) -> np.ndarray:
     """Two real photographs as the model takes them, float32 [2, height, width, C]."""
@@ -26,9 +34,15 @@ def photographs(height: int, width: int, weights: reading.Weights) -> np.ndarray
         )
         for pixels in photos.load_unseen()
     ]
-    images = weights.preprocessing.normalize(np.stack(resized))
     # Other channels than three take turns among red, green and blue.
-    return images[..., np.arange(weights.module.in_chans) % 3]
+    chans = weights.module.in_chans
+    pixels = np.stack(resized)[..., np.arange(chans) % 3]
+    prepare = dataclasses.replace(
+        weights.preprocessing,
+        mean=np.resize(weights.preprocessing.mean, chans),
+        std=np.resize(weights.preprocessing.std, chans),
+    )
+    return prepare.normalize(pixels)
 
 
 def expected_features(
@@ -71,40 +85,35 @@ def relative_errors(
     return worst
 
 
-def _run_torch_hub(path, weights, images, which, heads) -> dict[str, np.ndarray]:
+def _load_torch_hub(path, weights, which, heads) -> Run:
     import torch
 
     tree = torch.load(path, map_location="cpu", weights_only=True)
-    if "model" in tree:
-        tensors, prefix = tree["model"], f"{which}.backbone."
-    elif heads:
-        tensors, prefix = tree[which or "teacher"], "backbone."
-    else:
-        tensors, prefix = tree, ""
-    return _run_twin(tensors, prefix, weights, images)
+    tensors = tree.get("model", tree.get(which, tree))
+    return _twin(tensors, weights, which, heads)
 
 
-def _run_safetensors(path, weights, images, which, heads) -> dict[str, np.ndarray]:
+def _load_safetensors(path, weights, which, heads) -> Run:
     import safetensors.torch
 
-    tensors = safetensors.torch.load_file(path)
-    prefix = ""
-    if heads:
-        both = any(name.startswith(f"{which}.") for name in tensors)
-        prefix = f"{which}.backbone." if both else "backbone."
-    return _run_twin(tensors, prefix, weights, images)
+    return _twin(safetensors.torch.load_file(path), weights, which, heads)
 
 
-def _run_twin(tensors, prefix, weights, images) -> dict[str, np.ndarray]:
+def _twin(tensors, weights, which, heads) -> Run:
+    prefix = "backbone." if heads else ""
+    if any(name.startswith(f"{which}.") for name in tensors):
+        prefix = f"{which}.{prefix}"
     backbone = {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
-    return torch_twin.features(backbone, images, weights.module.num_heads)
+    return lambda images: torch_twin.features(
+        backbone, images, weights.module.num_heads
+    )
 
 
-def _run_huggingface(path, weights, images, which, heads) -> dict[str, np.ndarray]:
+def _load_huggingface(path, weights, which, heads) -> Run:
     del which, heads
     import torch
     import transformers
@@ -116,13 +125,18 @@ def _run_huggingface(path, weights, images, which, heads) -> dict[str, np.ndarra
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise ValueError(f"transformers reports {problem}: {info[problem]}")
-    with torch.inference_mode():
-        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        tokens = model.eval()(pixels).last_hidden_state.numpy()
-    return _split(tokens, weights.module, images)
+    model.eval()
+
+    def run_model(images):
+        with torch.inference_mode():
+            pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+            tokens = model(pixels).last_hidden_state.numpy()
+        return _split(tokens, weights.module, images)
+
+    return run_model
 
 
-def _run_timm(path, weights, images, which, heads) -> dict[str, np.ndarray]:
+def _load_timm(path, weights, which, heads) -> Run:
     del which, heads
     import timm
     import torch
@@ -134,7 +148,7 @@ def _run_timm(path, weights, images, which, heads) -> dict[str, np.ndarray]:
     registers = f"_reg{m.num_register_tokens}" if m.num_register_tokens else ""
     name = f"{arch.removesuffix('2')}_patch{m.patch_size}{registers}_dinov2"
     if not timm.is_model(name):
-        raise LookupError(f"timm has no {name}")
+        raise _NotThere(f"timm has no {name}")
     model = timm.create_model(
         name,
         img_size=m.image_size,
@@ -148,10 +162,15 @@ def _run_timm(path, weights, images, which, heads) -> dict[str, np.ndarray]:
     else:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(tensors, strict=True)
-    with torch.inference_mode():
-        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        tokens = model.eval().forward_features(pixels).numpy()
-    return _split(tokens, m, images)
+    model.eval()
+
+    def run_model(images):
+        with torch.inference_mode():
+            pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+            tokens = model.forward_features(pixels).numpy()
+        return _split(tokens, m, images)
+
+    return run_model
 
 
 def _split(tokens, module, images) -> dict[str, np.ndarray]:
@@ -165,31 +184,46 @@ def _split(tokens, module, images) -> dict[str, np.ndarray]:
     }
 
 
-def _run_onnx(path, weights, images, which, heads) -> dict[str, np.ndarray]:
+def _load_onnx(path, weights, which, heads) -> Run:
     del weights, which, heads
-    return onnx_graph.run(path, images)
+    return lambda images: onnx_graph.run(path, images)
 
 
-def _run_stablehlo(path, weights, images, which, heads) -> dict[str, np.ndarray]:
+def _load_stablehlo(path, weights, which, heads) -> Run:
     del weights, which, heads
-    return stablehlo.run(path, images)
+    return lambda images: stablehlo.run(path, images)
 
 
-def _run_orbax(path, weights, images, which, heads) -> dict[str, np.ndarray]:
+def _load_orbax(path, weights, which, heads) -> Run:
     del weights, heads
-    return expected_features(reading.read(path, which=which), images)
+    found = reading.read(path, which=which)
+    return lambda images: expected_features(found, images)
 
 
-# Who runs a target, and the packages that this takes.
-_RUNNERS: dict[str, tuple[Callable[..., dict[str, np.ndarray]], tuple[str, ...]]] = {
-    "torch-hub": (_run_torch_hub, ("torch",)),
-    "safetensors": (_run_safetensors, ("torch", "safetensors")),
-    "huggingface": (_run_huggingface, ("torch", "transformers")),
-    "timm": (_run_timm, ("torch", "timm")),
-    "onnx": (_run_onnx, ("onnxruntime",)),
-    "stablehlo": (_run_stablehlo, ("jax",)),
-    "orbax": (_run_orbax, ("orbax-checkpoint",)),
+@dataclasses.dataclass(frozen=True)
+class _Runner:
+    """Who runs a target: how it is loaded, the packages that this takes."""
+
+    load: Callable[..., Run]
+    packages: tuple[str, ...]
+    any_size: bool = True
+
+
+_RUNNERS = {
+    "torch-hub": _Runner(_load_torch_hub, ("torch",)),
+    "safetensors": _Runner(_load_safetensors, ("torch", "safetensors")),
+    "huggingface": _Runner(_load_huggingface, ("torch", "transformers")),
+    "timm": _Runner(_load_timm, ("torch", "timm"), any_size=False),
+    "onnx": _Runner(_load_onnx, ("onnxruntime",), any_size=False),
+    "stablehlo": _Runner(_load_stablehlo, ("jax",), any_size=False),
+    "orbax": _Runner(_load_orbax, ("orbax-checkpoint",)),
 }
+
+
+def other_size(module: vision_transformer.VisionTransformer) -> tuple[int, int]:
+    """An oblong size, px, whose one side is below the model's own and one above."""
+    side = module.image_size // module.patch_size
+    return max(side // 2, 1) * module.patch_size, (side + 1) * module.patch_size
 
 
 def run(
@@ -212,32 +246,40 @@ def run(
       heads: Whether it holds projection heads.
 
     Returns:
-      {"packages": versions, "images", "relative_error": by output}, or {"skipped":
-      reason} where a package is not installed.
+      {"packages": versions, "images": shape, "relative_error": by output} and, where
+      the target runs other sizes, "other_size": {"images", "relative_error"} at an
+      oblong one; or {"skipped": reason} where a package is not installed.
     """
-    runner, packages = _RUNNERS[target]
+    runner = _RUNNERS[target]
     versions = {}
-    for package in packages:
+    for package in runner.packages:
         try:
             versions[package] = importlib.metadata.version(package)
             importlib.import_module(package.partition("-")[0])
         except Exception as error:  # a broken installation raises anything
             reason = " ".join(str(error).split())[:200]
             return {"skipped": f"{package} cannot be imported here ({reason})"}
-    images = photographs(*size, weights)
-    expected = expected_features(weights, images)
     try:
-        found = runner(path, weights, images, which, heads)
-    except LookupError as error:
-        return {"skipped": str(error.args[0])}
+        run_model = runner.load(path, weights, which, heads)
+        checked = {"packages": versions}
+        checked |= _compare(run_model, photographs(*size, weights), weights)
+        if runner.any_size:
+            images = photographs(*other_size(weights.module), weights)
+            checked["other_size"] = _compare(run_model, images, weights)
+    except _NotThere as error:
+        return {"skipped": str(error)}
     except Exception as error:  # of the target's packages
         reason = " ".join(str(error).split())[:300]
         raise errors.UserError(
-            f"{', '.join(packages)} cannot run what was written for {target} "
+            f"{', '.join(runner.packages)} cannot run what was written for {target} "
             f"({reason}); nothing was kept"
         ) from error
+    return checked
+
+
+def _compare(run_model: Run, images, weights) -> dict[str, Any]:
+    found, expected = run_model(images), expected_features(weights, images)
     return {
-        "packages": versions,
         "images": list(images.shape),
         "relative_error": relative_errors(found, expected),
     }

@@ -32,6 +32,11 @@ class Preprocessing:
         """A uint8 [H, W, C] or Pillow image -> float32 [crop_size, crop_size, C]."""
         return self.normalize(resize_and_crop(image, self.resize_size, self.crop_size))
 
+    def with_crop(self, crop_size: int) -> "Preprocessing":
+        """For another crop, px; the short side before it stays in proportion."""
+        resize_size = round(crop_size * self.resize_size / self.crop_size)
+        return dataclasses.replace(self, resize_size=resize_size, crop_size=crop_size)
+
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """uint8 [..., C] -> float32 of mean 0 and deviation 1."""
         scaled = np.asarray(image, np.float32) / np.float32(255)

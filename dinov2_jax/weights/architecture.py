@@ -18,6 +18,18 @@ _RELEASED = {(w, d): heads for w, d, heads in vision_transformer.ARCHS.values()}
 _MAX_ROWS = 12  # of a table of mismatches
 
 
+def assumed_interpolation(registers: bool) -> dict[str, Any]:
+    """How readers of a file that does not say interpolate position embeddings.
+
+    As the reference's hub builds its models: with registers antialiasing, without them
+    the offset of 0.1.
+    """
+    return {
+        "interpolate_offset": 0.0 if registers else 0.1,
+        "interpolate_antialias": registers,
+    }
+
+
 def infer_backbone(
     shapes: Shapes, source: str, settings: Mapping[str, Any]
 ) -> vision_transformer.VisionTransformer:
@@ -29,7 +41,7 @@ def infer_backbone(
       settings: What is known from elsewhere and shapes do not tell: `num_heads`,
         `interpolate_offset`, `interpolate_antialias`. Without `num_heads` it has to be
         a released size, which has LayerScale and all biases; without the others,
-        antialiasing with registers, the offset of 0.1 without.
+        `assumed_interpolation`.
 
     Raises:
       UserError: Not a DINOv2 backbone, or the number of heads cannot be known.
@@ -93,12 +105,10 @@ def infer_backbone(
         or any(f"blocks.0.mlp.{n}.bias" in shapes for n in ("fc1", "w12")),
         layerscale=1e-5 if released or "blocks.0.ls1.gamma" in shapes else 0.0,
         num_register_tokens=num_registers,
-        interpolate_offset=settings.get(
-            "interpolate_offset", 0.0 if num_registers else 0.1
-        ),
-        interpolate_antialias=settings.get(
-            "interpolate_antialias", bool(num_registers)
-        ),
+        **{
+            name: settings.get(name, assumed)
+            for name, assumed in assumed_interpolation(bool(num_registers)).items()
+        },
     )
 
 
@@ -135,7 +145,7 @@ def _gated_width(hidden: int) -> int:
     return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
-_FIELDS = (
+FIELDS = (
     "embed_dim",
     "depth",
     "num_heads",
@@ -156,7 +166,7 @@ _FIELDS = (
 
 def describe(module: vision_transformer.VisionTransformer) -> dict[str, Any]:
     """What makes a module's features, as plain values; `from_description` reads it."""
-    return {name: getattr(module, name) for name in _FIELDS}
+    return {name: getattr(module, name) for name in FIELDS}
 
 
 def from_description(
@@ -164,7 +174,7 @@ def from_description(
 ) -> vision_transformer.VisionTransformer:
     """The module that `describe` described."""
     return vision_transformer.VisionTransformer(
-        **{name: description[name] for name in _FIELDS}
+        **{name: description[name] for name in FIELDS}
     )
 
 
@@ -239,6 +249,27 @@ def check_head(found: Shapes, source: str, head: str, width: int) -> None:
     check(found, expected, f"{head} of {source}", "a projection head")
 
 
+def check_module(
+    found: Shapes, module: vision_transformer.VisionTransformer, source: str, model: str
+) -> None:
+    """Refuses tensors that are not exactly a module's; arguments as those of `check`.
+
+    Raises:
+      UserError: The number of blocks, or a table of what differs, and the likely cause.
+    """
+    depth = _depth(found)
+    if depth != module.depth:  # the table of a claim of many would take long
+        raise errors.UserError(
+            f"{source} does not fit {model or 'one architecture'}: it has {depth} "
+            f"blocks, not {module.depth}"
+        )
+    check(found, backbone_shapes(module), source, model)
+
+
+def _depth(shapes: Shapes) -> int:
+    return len({k.split(".")[1] for k in shapes if k.startswith("blocks.")})
+
+
 def check(found: Shapes, expected: Shapes, source: str, model: str = "") -> None:
     """Refuses tensors that are not exactly the expected ones.
 
@@ -288,9 +319,6 @@ def _cause(found: Shapes, expected: Shapes) -> str:
     def registers(shapes):
         return shapes.get("register_tokens", (1, 0))[1]
 
-    def depth(shapes):
-        return len({k.split(".")[1] for k in shapes if k.startswith("blocks.")})
-
     def gated(shapes):
         return any(".mlp.w12." in name for name in shapes)
 
@@ -304,8 +332,8 @@ def _cause(found: Shapes, expected: Shapes) -> str:
             f"it is {found['cls_token'][-1]} wide, not {expected['cls_token'][-1]}: "
             "another model size"
         )
-    if depth(found) != depth(expected):
-        return f"it has {depth(found)} blocks, not {depth(expected)}"
+    if _depth(found) != _depth(expected):
+        return f"it has {_depth(found)} blocks, not {_depth(expected)}"
     if registers(found) != registers(expected):
         return (
             f"it has {registers(found)} register tokens, not {registers(expected)}: "

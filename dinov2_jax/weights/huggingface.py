@@ -4,7 +4,6 @@ Mirrors `Dinov2Config` and `Dinov2WithRegistersConfig` of transformers.
 """
 
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -13,10 +12,24 @@ from typing import Any
 from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
-from dinov2_jax.weights import safetensors_file, torch_file
+from dinov2_jax.weights import json_fields, report, tensor_file
 
+# What reading a field of another kind raises.
+_WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")  # of files that may hold weights
 _MODEL_TYPES = ("dinov2", "dinov2_with_registers")
+_NAMES = {  # field of the module -> of config.json
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "patch_size": "patch_size",
+    "image_size": "image_size",
+    "in_chans": "num_channels",
+    "ffn_ratio": "mlp_ratio",
+    "qkv_bias": "qkv_bias",
+}
+_DEFAULTS = {"num_channels": 3, "mlp_ratio": 4, "qkv_bias": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +40,15 @@ class Folder:
       tensors: By the folder's own names, still on disk.
       settings: What `architecture.infer_backbone` cannot see in tensors.
       claims: Fields of the module as config.json states them, to be checked.
-      preprocessing: What images must go through.
+      preprocessing: What images must go through; None where nothing says.
+      preprocessing_file: That says it.
     """
 
     tensors: Mapping[str, Any]
     settings: dict[str, Any]
     claims: dict[str, Any]
-    preprocessing: preprocessing.Preprocessing
+    preprocessing: preprocessing.Preprocessing | None
+    preprocessing_file: pathlib.Path
 
 
 def read(folder: pathlib.Path) -> Folder:
@@ -43,7 +58,7 @@ def read(folder: pathlib.Path) -> Folder:
       UserError: No weights there, or a model that is not DINOv2.
     """
     tensors = _tensors(folder)
-    config = _json(folder / "config.json")
+    config = json_fields.load(folder / "config.json")
     if "architecture" in config:  # timm
         return _timm(tensors, config, folder)
     if config.get("model_type") not in _MODEL_TYPES:
@@ -58,33 +73,38 @@ def read(folder: pathlib.Path) -> Folder:
                 f"{folder}/config.json has {field} = {config[field]!r}: DINOv2 has "
                 f"{value!r}, and this project nothing else"
             )
-    required = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    required += ("patch_size", "image_size")
-    lacking = [name for name in required if not isinstance(config.get(name), int)]
-    if lacking:
-        raise errors.UserError(
-            f"{folder}/config.json has no whole number for {', '.join(lacking)}: fetch "
-            "the whole folder again"
-        )
-    claims = {
-        "embed_dim": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "num_heads": config["num_attention_heads"],
-        "patch_size": config["patch_size"],
-        "image_size": config["image_size"],
-        "in_chans": config.get("num_channels", 3),
-        "ffn_layer": "swiglufused" if config.get("use_swiglu_ffn") else "mlp",
-        "ffn_ratio": config.get("mlp_ratio", 4),
-        "qkv_bias": config.get("qkv_bias", True),
+    claims = json_fields.model(
+        _DEFAULTS | config, folder / "config.json", list(_NAMES), _NAMES
+    )
+    claims |= {
+        "ffn_layer": "swiglufused" if _is_swiglu(config, folder) else "mlp",
         "proj_bias": True,
         "ffn_bias": True,
         "layerscale": 1e-5,
         "num_register_tokens": 0,
     }
     if config["model_type"] == "dinov2_with_registers":
-        claims["num_register_tokens"] = config.get("num_register_tokens", 4)
-    settings = {"num_heads": claims["num_heads"]}
-    return Folder(tensors, settings, claims, _preprocessing(folder))
+        claims |= json_fields.model(
+            {"num_register_tokens": 4} | config,
+            folder / "config.json",
+            ["num_register_tokens"],
+        )
+    settings = {"num_heads": claims["num_heads"]} | _report(folder)
+    return Folder(tensors, settings, claims, *_preprocessing(folder))
+
+
+def _is_swiglu(config: Mapping[str, Any], folder: pathlib.Path) -> bool:
+    fields = {"use_swiglu_ffn": False} | config
+    return json_fields.require(fields, "use_swiglu_ffn", bool, folder / "config.json")
+
+
+def _report(folder: pathlib.Path) -> dict[str, Any]:
+    """What `convert` noted in a folder that it wrote, and config.json cannot say."""
+    return report.untold(
+        folder / "model.safetensors",
+        report.path_of(folder),
+        ("interpolate_offset", "interpolate_antialias"),
+    )
 
 
 def _timm(tensors, config, folder) -> Folder:
@@ -102,37 +122,40 @@ def _timm(tensors, config, folder) -> Folder:
             mean=tuple(given.get("mean", preprocessing.Preprocessing.mean)),
             std=tuple(given.get("std", preprocessing.Preprocessing.std)),
         )
-    except (AttributeError, TypeError, ValueError, IndexError) as error:
+    except _WRONG as error:
         raise errors.UserError(
             f"cannot read pretrained_cfg in {folder}/config.json ({error}): fetch the "
             "whole folder again"
         ) from error
-    return Folder(tensors, {}, {}, prepare)
+    return Folder(tensors, {}, {}, prepare, folder / "config.json")
 
 
-def _preprocessing(folder: pathlib.Path) -> preprocessing.Preprocessing:
-    """What preprocessor_config.json says; the reference's transform without one."""
+def _preprocessing(
+    folder: pathlib.Path,
+) -> tuple[preprocessing.Preprocessing | None, pathlib.Path]:
+    """What preprocessor_config.json says, and its path."""
     default = preprocessing.Preprocessing()
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        return default
-    fields = _json(path)
+        return None, path
+    fields = json_fields.load(path)
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if not fields.get(step, True):
             logging.warning("%s turns %s off; Model.preprocess does it", path, step)
     try:
         crop_size = _size(fields.get("crop_size", default.crop_size))
-        return preprocessing.Preprocessing(
+        prepare = preprocessing.Preprocessing(
             resize_size=max(_size(fields.get("size", default.resize_size)), crop_size),
             crop_size=crop_size,
-            mean=tuple(float(x) for x in fields.get("image_mean", default.mean)),
-            std=tuple(float(x) for x in fields.get("image_std", default.std)),
+            mean=tuple(fields.get("image_mean", default.mean)),
+            std=tuple(fields.get("image_std", default.std)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except _WRONG as error:
         raise errors.UserError(
             f"cannot read the sizes, mean or deviation in {path} ({error}): fetch the "
             "whole folder again, or remove the file for the reference's own"
         ) from error
+    return prepare, path
 
 
 def _size(field: Any) -> int:
@@ -144,9 +167,8 @@ def _size(field: Any) -> int:
 
 def _tensors(folder: pathlib.Path) -> dict[str, Any]:
     for name in _FILES:
-        read_file = safetensors_file.read if "safe" in name else torch_file.read
         if (folder / name).is_file():
-            return read_file(folder / name)
+            return tensor_file.read(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
             tensors = {}
@@ -155,7 +177,7 @@ def _tensors(folder: pathlib.Path) -> dict[str, Any]:
                     raise errors.UserError(
                         f"{index} points outside its folder: {part!r}; refused"
                     )
-                held = read_file(folder / part)
+                held = tensor_file.read(folder / part)
                 if not isinstance(held, dict) or held.keys() & tensors.keys():
                     raise errors.UserError(
                         f"{folder / part} repeats tensors of another part, or holds "
@@ -163,29 +185,20 @@ def _tensors(folder: pathlib.Path) -> dict[str, Any]:
                     )
                 tensors |= held
             return tensors
+    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
+    hint = f"; name the file itself: {', '.join(map(str, files[:3]))}" if files else ""
     raise errors.UserError(
-        f"{folder} holds no weights: looked for {', '.join(_FILES)} and their index, "
-        "for checkpoints/ of a run and for model.json of an orbax export"
+        f"{folder} holds no weights as a folder: looked for {', '.join(_FILES)} and "
+        f"their index, for checkpoints/ of a run and for model.json of an orbax export"
+        f"{hint}"
     )
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, Any]:
-    found = _json(index).get("weight_map")
+    found = json_fields.load(index).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise errors.UserError(f"{index} has no weight_map: fetch the folder again")
     return found
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text())
-        if not isinstance(fields, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise errors.UserError(
-            f"cannot read {path} ({error}): fetch the whole folder again"
-        ) from error
-    return fields
 
 
 def config(module: vision_transformer.VisionTransformer) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def find(name: str) -> pathlib.Path:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise errors.UserError(
-            f"{name} is neither a file, nor a folder, nor a released backbone: {hint}"
-            f"The names are {', '.join(NAMES)}"
+            f"there is no file or folder {name} in {os.getcwd()}, and no released "
+            f"backbone of that name: {hint}the names are {', '.join(NAMES)}"
         )
     address = url(name)
     cache = pathlib.Path(

@@ -13,7 +13,7 @@ from dinov2_jax import errors
 from dinov2_jax.checkpoint import saved_weights
 from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
-from dinov2_jax.weights import architecture, state_dict
+from dinov2_jax.weights import architecture, json_fields, state_dict
 
 DESCRIPTION = "model.json"  # of exported weights, beside the folder `weights`
 _BRANCHES = {"teacher": "teacher_params", "student": "params"}
@@ -48,22 +48,27 @@ def read(
       UserError: Nothing is saved yet, or a file is missing or damaged.
     """
     if (folder / DESCRIPTION).is_file():
-        described = _load_json(folder / DESCRIPTION)
-        try:
-            module = architecture.from_description(described["model"])
-            given = described["preprocessing"]
-            prepare = preprocessing.Preprocessing(
-                given["resize_size"],
-                given["crop_size"],
-                tuple(given["mean"]),
-                tuple(given["std"]),
-            )
-            held = described["which"]
-        except (KeyError, TypeError) as error:
+        path = folder / DESCRIPTION
+        described = json_fields.load(path)
+        fields = json_fields.require(described, "model", dict, path)
+        module = architecture.from_description(
+            json_fields.model(fields, path, architecture.FIELDS)
+        )
+        given = json_fields.require(described, "preprocessing", dict, path)
+        prepare = preprocessing.Preprocessing(
+            given.get("resize_size"),
+            given.get("crop_size"),
+            tuple(json_fields.require(given, "mean", list, path)),
+            tuple(json_fields.require(given, "std", list, path)),
+        )
+        json_fields.check_preprocessing(
+            prepare, path, module.patch_size, module.in_chans
+        )
+        held = described.get("which")
+        if held not in (None, *_BRANCHES):
             raise errors.UserError(
-                f"{folder / DESCRIPTION} is not that of an export (at {error}): "
-                "restore it from where the folder came from"
-            ) from error
+                f"{path} has which = {held!r}: expected null, {' or '.join(_BRANCHES)}"
+            )
         if which and which != held:
             whose = f"only the {held}" if held else "and does not say whose it is"
             raise errors.UserError(
@@ -85,13 +90,15 @@ def read(
                 f"{folder} holds no finished checkpoint yet: train on, or name another"
             )
         step, workdir = max(steps, key=lambda p: int(p.name)), folder
+    path = workdir / "config.json"
     try:
-        config = _namespace(_load_json(workdir / "config.json"))
+        config = _namespace(json_fields.load(path))
         module = vision_transformer.make_vision_transformer(config, jnp.float32)
     except (AttributeError, KeyError, TypeError) as error:
         raise errors.UserError(
-            f"{workdir / 'config.json'} is not that of a run ({error}): restore it"
+            f"{path} is not that of a run ({error}): restore it"
         ) from error
+    json_fields.model(architecture.describe(module), path, architecture.FIELDS)
     which = which or "teacher"
     weights = saved_weights.read(step.absolute(), _BRANCHES[which])
     _check(module, weights, step)
@@ -109,9 +116,9 @@ def _check(module, weights, folder: pathlib.Path) -> None:
     arrays = state_dict.state_dict_from_params(
         weights["backbone"], patch_size=module.patch_size
     )
-    architecture.check(
+    architecture.check_module(
         {key: array.shape for key, array in arrays.items()},
-        architecture.backbone_shapes(module),
+        module,
         str(folder),
         "the model in the JSON file beside it",
     )
@@ -141,16 +148,6 @@ def write(
         "which": which,
     }
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
-
-
-def _load_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise errors.UserError(
-            f"cannot read {path} ({error}): it says what the weights beside it are; "
-            "restore it from where the folder came from"
-        ) from error
 
 
 def _namespace(fields: Any) -> Any:

@@ -1,8 +1,6 @@
 """Any file or folder of DINOv2 weights -> the backbone's module and parameters."""
 
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -20,16 +18,16 @@ from dinov2_jax.weights import (
     architecture,
     checkpoint_tree,
     huggingface,
+    json_fields,
     lazy,
     naming,
     official,
     own,
-    safetensors_file,
+    report,
     state_dict,
-    torch_file,
+    tensor_file,
 )
 
-REPORT_SUFFIX = ".json"  # of the report that `convert` leaves beside a file
 # What a report knows and tensors do not tell.
 _UNTOLD = ("num_heads", "interpolate_offset", "interpolate_antialias")
 
@@ -77,7 +75,12 @@ def read(
     Raises:
       UserError: Nothing there, unreadable, or not exactly one backbone; with a table
         of what was expected and found, and the likely cause.
+      ValueError: `ignore` is a string.
     """
+    if isinstance(ignore, str):
+        raise ValueError(
+            f"ignore={ignore!r} is one string: pass a tuple, ({ignore!r},)"
+        )
     if which not in (None, *checkpoint_tree.WHICH):
         raise errors.UserError(f"which={which!r}: use 'teacher' or 'student'")
     path = pathlib.Path(source)
@@ -122,8 +125,8 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
         folder = huggingface.read(path)
         tree, settings, prepare = folder.tensors, folder.settings, folder.preprocessing
     else:
-        tree = _open_file(path)
-        settings = _report_beside(path)
+        tree = tensor_file.read(path)
+        settings = report.untold(path, report.path_of(path), _UNTOLD)
     if num_heads and "num_heads" not in settings:
         settings["num_heads"] = num_heads
     found, owner = checkpoint_tree.submodules(_without(tree, ignore), which, name)
@@ -139,7 +142,7 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
         if path.is_dir() and folder.claims:
             claimed = (module.clone(**folder.claims), "its config.json")
         module, model = claimed or (module, "")
-        architecture.check(shapes, architecture.backbone_shapes(module), name, model)
+        architecture.check_module(shapes, module, name, model)
     except (IndexError, ValueError) as error:  # a scalar where a matrix should be, ...
         raise errors.UserError(
             f"{name} has DINOv2's names, but tensors of other dimensions ({error})"
@@ -152,6 +155,10 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
         shapes = {key: tensor.shape for key, tensor in found[head].items()}
         architecture.check_head(shapes, name, head, module.embed_dim)
     params = {part: _stream(tensors, name) for part, tensors in found.items()}
+    if prepare:
+        json_fields.check_preprocessing(
+            prepare, folder.preprocessing_file, module.patch_size, module.in_chans
+        )
     prepare = prepare or preprocessing.for_patches(module.patch_size)
     return Weights(module, params, prepare, owner)
 
@@ -163,34 +170,6 @@ def _check_floats(tensors: Mapping[str, lazy.LazyTensor], source: str) -> None:
                 f"{source}: {key} is of {tensor.dtype}, not floating point: quantised "
                 "weights are not supported, save them as float32"
             )
-
-
-def _open_file(path: pathlib.Path) -> Any:
-    """A file's tensors by what it begins with, whatever its name says."""
-    if not path.is_file():
-        raise errors.UserError(f"{path} is neither a file nor a folder")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise errors.UserError(f"cannot read {path} ({error.strerror})") from error
-    if start[8:] == b"{" or path.suffix == ".safetensors":
-        return safetensors_file.read(path)
-    return torch_file.read(path)
-
-
-def _report_beside(path: pathlib.Path) -> dict[str, Any]:
-    """What `convert` noted beside a file that it wrote, if it is of this file."""
-    report = path.with_name(path.name + REPORT_SUFFIX)
-    try:
-        fields = json.loads(report.read_text())
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if fields["sha256"][path.name] == digest:
-            return {name: fields["model"][name] for name in _UNTOLD}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return {}
 
 
 def _without(tree: Any, ignore: Sequence[str]) -> Any:

@@ -25,6 +25,8 @@ from dinov2_jax.weights import lazy, torch_pickle
 _MAX_PICKLE = 64 * 2**20  # bytes
 _MAX_DIRECTORY = 16 * 2**20  # bytes of zip directory, 200 000 entries
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of name and of extra
+START = 32  # bytes of a file that tell what it is
+ZIP = b"PK\x03\x04"
 _AGAIN = "copy or download it again"
 _SAVE = "save the weights anew with torch.save"
 _LOOKS = (  # first bytes, what the file is, the fix
@@ -107,22 +109,27 @@ def _check_looks(path: pathlib.Path) -> None:
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
             raise errors.UserError(f"{path} is {kind}: pass a .pth file")
         with open(path, "rb") as file:
-            start = file.read(32)
+            start = file.read(START)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise errors.UserError(f"cannot read {path!s} ({reason})") from error
-    if start.startswith(b"PK\x03\x04"):
+    if start.startswith(ZIP):
         return
     what, fix = f"begins with the bytes {start[:8].hex(' ')}", "pass a PyTorch file"
-    if not start:
-        what, fix = "is empty", _AGAIN
-    elif start[8:9] == b"{":
+    if start[8:9] == b"{":
         what, fix = "is a safetensors file", "name it .safetensors"
-    for magic, look, look_fix in _LOOKS:
-        if start.startswith(magic):
-            what, fix = look, look_fix
-            break
+    what, fix = looks(start) or (what, fix)
     raise errors.UserError(f"{path} {what}, not a file by torch.save: {fix}")
+
+
+def looks(start: bytes) -> tuple[str, str] | None:
+    """What a file with these first `START` bytes is instead, and the fix, if known."""
+    if not start:
+        return "is empty", _AGAIN
+    for magic, what, fix in _LOOKS:
+        if start.startswith(magic):
+            return what, fix
+    return None
 
 
 class _DirectoryFile(io.FileIO):

@@ -1,12 +1,12 @@
 """`python -m dinov2_jax.convert`: every target, judged by its own packages."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 import subprocess
 import sys
 
+import conversions
+import jax
 import numpy as np
 import pytest
 import random_weights
@@ -21,69 +21,11 @@ from dinov2_jax.convert import targets, verify
 from dinov2_jax.weights import reading, state_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
-TARGETS = {
-    "torch-hub": "a.pth",
-    "safetensors": "a.safetensors",
-    "huggingface": "hf",
-    "timm": "timm.safetensors",
-    "onnx": "a.onnx",
-    "stablehlo": "stablehlo",
-    "orbax": "own",
-}
-KINDS = ["vits14", "vits14_reg4", "vitg14_reg4"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Hub files of tiny backbones, and a training checkpoint."""
-    folder = tmp_path_factory.mktemp("sources")
-    for name in KINDS:
-        save(folder / f"{name}.pth", backbone(name))
-    save(
-        folder / "training.pth", {"model": branch("student", 1) | branch("teacher", 2)}
-    )
-    return folder
-
-
-def backbone(name="vits14_reg4", seed=0):
-    return random_weights.tensors(random_weights.small_shapes(name), seed)
-
-
-def branch(owner, seed):
-    head = random_weights.head_tensors(seed)
-    tensors = {f"backbone.{k}": v for k, v in backbone(seed=seed).items()}
-    tensors |= {f"dino_head.{k}": v for k, v in head.items()}
-    return {f"{owner}.{key}": tensor for key, tensor in tensors.items()}
-
-
-def save(path, tree):
-    def as_torch(tree):
-        if isinstance(tree, dict):
-            return {key: as_torch(value) for key, value in tree.items()}
-        return torch.from_numpy(tree)
-
-    torch.save(as_torch(tree), path)
-
-
-def run(*flags):
-    """In this process; the heads' number is that of a 128-wide model."""
-    return convert.main([*map(str, flags), "--num-heads=2"])
-
-
-def digests(path):
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*"))
-    return {
-        str(p.relative_to(path.parent)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in files
-        if p.is_file() and p.name != "conversion.json"
-    }
-
-
-def report(path):
-    beside = path.with_name(f"{path.name}.json")
-    return json.loads(
-        (beside if path.is_file() else path / "conversion.json").read_text()
-    )
+    return conversions.make_sources(tmp_path_factory.mktemp("sources"))
 
 
 def assert_torch_holds(tensors, expected):
@@ -93,15 +35,15 @@ def assert_torch_holds(tensors, expected):
         np.testing.assert_array_equal(tensors[key].numpy(), array, err_msg=key)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", conversions.KINDS)
+@pytest.mark.parametrize("target", conversions.TARGETS)
 def test_every_target_is_written_checked_and_reported(folder, tmp_path, target, kind):
-    path = tmp_path / TARGETS[target]
-    assert run(folder / f"{kind}.pth", path, "--to", target) == 0
-    written = report(path)
+    path = tmp_path / conversions.TARGETS[target]
+    assert conversions.run(folder / f"{kind}.pth", path, "--to", target) == 0
+    written = conversions.report(path)
     assert written["target"] == target
     assert written["model"]["num_heads"] == 2
-    assert written["sha256"].items() == digests(path).items()
+    assert written["sha256"].items() == conversions.digests(path).items()
     if target == "timm":  # needs torchvision, which the tests do without
         assert "timm" in written["verified"]["skipped"]
     else:
@@ -111,6 +53,17 @@ def test_every_target_is_written_checked_and_reported(folder, tmp_path, target, 
         assert {"cls", "patches"} <= checked.keys()
         assert ("registers" in checked) == ("reg4" in kind)
         assert max(checked.values()) < 1e-5
+        # At an oblong size too, where the target can, unless it says otherwise.
+        lost = target == "huggingface" and "reg4" not in kind
+        assert ("warning" in written) == lost
+        assert ("other_size" in written["verified"]) == (
+            target in ("torch-hub", "safetensors", "huggingface", "orbax")
+        )
+        if "other_size" in written["verified"]:
+            other = written["verified"]["other_size"]
+            assert other["images"] == [2, 28, 70, 3]
+            assert (max(other["relative_error"].values()) > 1e-3) == lost
+            assert lost or max(other["relative_error"].values()) < 1e-5
     assert [p.name for p in tmp_path.glob(".*")] == []
     if target not in ("onnx", "stablehlo"):  # no place for weights to come back from
         model = dinov2_jax.load(path, num_heads=2)
@@ -123,37 +76,40 @@ def test_every_target_is_written_checked_and_reported(folder, tmp_path, target, 
 
 
 @pytest.mark.parametrize(
-    "target", sorted(TARGETS.keys() - {"orbax"})
+    "target", sorted(conversions.TARGETS.keys() - {"orbax"})
 )  # which dates its files
 def test_the_same_weights_give_the_same_bytes(folder, tmp_path, target):
     found = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        path = tmp_path / name / TARGETS[target]
+        path = tmp_path / name / conversions.TARGETS[target]
         flags = ["--to", target, "--no-verify"]
-        assert run(folder / "vits14_reg4.pth", path, *flags) == 0
-        found.append(digests(path))
+        assert conversions.run(folder / "vits14_reg4.pth", path, *flags) == 0
+        found.append(conversions.digests(path))
     assert found[0] == found[1]
 
 
 def test_hub_there_and_back_is_bit_identical(folder, tmp_path):
-    for kind in KINDS:
+    for kind in conversions.KINDS:
         path = tmp_path / f"{kind}.pth"
         assert (
-            run(folder / f"{kind}.pth", path, "--to", "torch-hub", "--no-verify") == 0
+            conversions.run(
+                folder / f"{kind}.pth", path, "--to", "torch-hub", "--no-verify"
+            )
+            == 0
         )
-        assert_torch_holds(torch.load(path), backbone(kind))
+        assert_torch_holds(torch.load(path), conversions.backbone(kind))
         # Through Hugging Face's names too.
         hf, back = tmp_path / f"hf_{kind}", tmp_path / f"back_{kind}.pth"
-        assert run(path, hf, "--to", "huggingface", "--no-verify") == 0
-        assert run(hf, back, "--to", "torch-hub", "--no-verify") == 0
+        assert conversions.run(path, hf, "--to", "huggingface", "--no-verify") == 0
+        assert conversions.run(hf, back, "--to", "torch-hub", "--no-verify") == 0
         assert back.read_bytes() == path.read_bytes()
 
 
 def test_real_sizes_are_bit_identical_too(tmp_path):
     for name in ("vits14_reg4", "vitb14"):
         tensors = random_weights.tensors(random_weights.shapes(f"dinov2_{name}"))
-        save(tmp_path / "a.pth", tensors)
+        conversions.save(tmp_path / "a.pth", tensors)
         back = tmp_path / "b.pth"
         flags = ["--to", "torch-hub", "--no-verify", "--overwrite"]
         assert convert.main([str(tmp_path / "a.pth"), str(back), *flags]) == 0
@@ -169,7 +125,7 @@ def test_real_sizes_are_bit_identical_too(tmp_path):
 
 def test_transformers_loads_the_folder_without_a_word(folder, tmp_path):
     path = tmp_path / "hf"
-    assert run(folder / "vits14_reg4.pth", path, "--to", "huggingface") == 0
+    assert conversions.run(folder / "vits14_reg4.pth", path, "--to", "huggingface") == 0
     model, info = transformers.AutoModel.from_pretrained(path, output_loading_info=True)
     assert type(model).__name__ == "Dinov2WithRegistersModel"
     assert not any(info.values())
@@ -186,40 +142,141 @@ def test_training_checkpoints_go_out_and_come_back(folder, tmp_path):
     source = folder / "training.pth"
     for target, name in (("torch-hub", "both.pth"), ("safetensors", "b.safetensors")):
         path = tmp_path / name
-        assert run(source, path, "--to", target, "--which=both") == 0
+        assert conversions.run(source, path, "--to", target, "--which=both") == 0
         for which, seed in (("student", 1), ("teacher", 2)):
             found = reading.read(path, which=which, heads=True, num_heads=2)
             arrays = state_dict.state_dict_from_params(
                 found.params["backbone"], patch_size=14
             )
-            for key, array in backbone(seed=seed).items():
+            for key, array in conversions.backbone(seed=seed).items():
                 np.testing.assert_array_equal(arrays[key], array)
             head = state_dict.state_dict_from_params(found.params["dino_head"])
             for key, array in random_weights.head_tensors(seed).items():
                 np.testing.assert_array_equal(head[key], array)
     flat = torch.load(tmp_path / "both.pth")["model"]
-    assert flat.keys() == (branch("student", 1) | branch("teacher", 2)).keys()
+    assert (
+        flat.keys()
+        == (conversions.branch("student", 1) | conversions.branch("teacher", 2)).keys()
+    )
+
+
+def test_a_run_goes_out_and_comes_back(uninterrupted, tmp_path):
+    """Student, teacher and heads, through every target that takes heads."""
+    workdir, _ = uninterrupted
+    expected = {
+        which: reading.read(workdir, which=which, heads=True)
+        for which in ("student", "teacher")
+    }
+
+    def assert_back(path, which):
+        found = reading.read(path, which=which, heads=True)
+        assert found.which == which
+        for field in ("num_heads", "image_size", "interpolate_offset"):
+            wanted = getattr(expected[which].module, field)
+            assert getattr(found.module, field) == wanted
+        jax.tree.map(
+            np.testing.assert_array_equal, found.params, expected[which].params
+        )
+
+    def convert_run(source, name, *flags):
+        assert convert.main([str(source), str(tmp_path / name), *flags]) == 0
+        return tmp_path / name
+
+    both = convert_run(workdir, "both.pth", "--to=torch-hub", "--which=both")
+    flat = convert_run(workdir, "both.safetensors", "--to=safetensors", "--which=both")
+    for which in ("student", "teacher"):
+        assert_back(both, which)
+        assert_back(flat, which)
+        one = [f"--which={which}", "--heads", "--no-verify"]
+        for source in (workdir, both, flat):
+            for target, suffix in (("torch-hub", ".pth"), ("orbax", "_own")):
+                name = f"{which}_{source.name}{suffix}"
+                assert_back(convert_run(source, name, f"--to={target}", *one), which)
+    students, teachers = (jax.tree.leaves(w.params) for w in expected.values())
+    assert not all(map(np.array_equal, students, teachers))
+
+
+def test_the_owner_stays_known_with_heads(folder, tmp_path):
+    """A student is never labelled teacher, neither on the way nor after it."""
+    source, path = folder / "training.pth", tmp_path / "s.safetensors"
+    flags = ["--to", "safetensors", "--which=student", "--heads"]
+    assert conversions.run(source, path, *flags) == 0
+    names = safetensors.numpy.load_file(path)
+    assert names.keys() == conversions.branch("student", 1).keys()
+    again = tmp_path / "s.pth"
+    assert conversions.run(path, again, "--to", "torch-hub", "--heads") == 0
+    assert list(torch.load(again)) == ["student"]
+    assert reading.read(again, which="student", heads=True).which == "student"
+    assert (
+        conversions.run(
+            path, tmp_path / "t.pth", "--to", "torch-hub", "--which=teacher"
+        )
+        == 2
+    )
+
+
+def test_nobody_known_is_not_called_teacher(tmp_path):
+    heads = {f"dino_head.{k}": v for k, v in random_weights.head_tensors().items()}
+    tensors = {f"backbone.{k}": v for k, v in conversions.backbone().items()} | heads
+    conversions.save(tmp_path / "bare.pth", tensors)
+    for target, name in (("torch-hub", "a.pth"), ("safetensors", "a.safetensors")):
+        flags = ["--to", target, "--heads"]
+        assert conversions.run(tmp_path / "bare.pth", tmp_path / name, *flags) == 0
+    assert torch.load(tmp_path / "a.pth").keys() == tensors.keys()
+    assert safetensors.numpy.load_file(tmp_path / "a.safetensors").keys() == (
+        tensors.keys()
+    )
 
 
 @pytest.mark.parametrize("which", ["student", "teacher"])
 def test_one_owner_with_heads_as_the_reference_saves_it(folder, tmp_path, which):
     path = tmp_path / "a.pth"
     flags = ["--to", "torch-hub", f"--which={which}", "--heads"]
-    assert run(folder / "training.pth", path, *flags) == 0
+    assert conversions.run(folder / "training.pth", path, *flags) == 0
     tree = torch.load(path)
     assert list(tree) == [which]
-    expected = branch(which, {"student": 1, "teacher": 2}[which])
+    expected = conversions.branch(which, {"student": 1, "teacher": 2}[which])
     assert {f"{which}.{key}" for key in tree[which]} == expected.keys()
 
 
 def test_a_size_resamples_or_is_baked(folder, tmp_path):
     source = folder / "vits14_reg4.pth"
     path = tmp_path / "a.pth"
-    assert run(source, path, "--to", "torch-hub", "--size=98x98") == 0
+    assert conversions.run(source, path, "--to", "torch-hub", "--size=98x98") == 0
     assert torch.load(path)["pos_embed"].shape == (1, 50, 128)
     path = tmp_path / "a.onnx"
-    assert run(source, path, "--to", "onnx", "--size=56x84") == 0
-    assert report(path)["verified"]["images"] == [2, 56, 84, 3]
+    assert conversions.run(source, path, "--to", "onnx", "--size=56x84") == 0
+    assert conversions.report(path)["verified"]["images"] == [2, 56, 84, 3]
+
+
+def test_a_folder_for_a_size_prepares_images_for_it(folder, tmp_path):
+    for target in ("huggingface", "orbax"):
+        path = tmp_path / target
+        flags = ["--to", target, "--size=448x448", "--no-verify"]
+        assert conversions.run(folder / "vits14_reg4.pth", path, *flags) == 0
+        found = reading.read(path)
+        assert found.module.image_size == found.preprocessing.crop_size == 448
+        assert found.preprocessing.resize_size == 512  # 256 / 224 of it
+    processor = transformers.AutoImageProcessor.from_pretrained(
+        tmp_path / "huggingface", backend="pil"
+    )
+    pixels = processor(np.zeros((500, 600, 3), np.uint8), return_tensors="np")
+    assert pixels["pixel_values"].shape == (1, 3, 448, 448)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_weights_of_other_channels_with_their_own_mean(tmp_path, channels):
+    prepare = {"mean": (0.4,) * channels, "std": (0.2,) * channels}
+    source = conversions.own_export(
+        tmp_path / "mine", channels=channels, prepare=prepare
+    )
+    for target in ("torch-hub", "huggingface", "onnx", "orbax"):
+        path = tmp_path / f"new_{conversions.TARGETS[target]}"
+        assert conversions.run(source, path, "--to", target) == 0
+        assert (
+            max(conversions.report(path)["verified"]["relative_error"].values()) < 1e-5
+        )
+    assert reading.read(tmp_path / "new_hf").preprocessing.mean == (0.4,) * channels
 
 
 def test_what_gives_other_features_is_refused(folder, tmp_path, monkeypatch, capsys):
@@ -233,8 +290,11 @@ def test_what_gives_other_features_is_refused(folder, tmp_path, monkeypatch, cap
     original = targets.backbone_tensors
     monkeypatch.setattr(targets, "backbone_tensors", swapped)
     for target in ("torch-hub", "safetensors", "huggingface"):
-        path = tmp_path / TARGETS[target]
-        assert run(folder / "vits14.pth", path, "--to", target) == errors.BAD_INPUT
+        path = tmp_path / conversions.TARGETS[target]
+        assert (
+            conversions.run(folder / "vits14.pth", path, "--to", target)
+            == errors.BAD_INPUT
+        )
         assert "gives other features: relative error" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -254,9 +314,21 @@ def test_heads_that_come_back_otherwise_are_refused(
     monkeypatch.setattr(targets, "_tensors", zeroed)
     for flags in (["--heads"], ["--which=both"]):
         flags = ["--to", "torch-hub", *flags]
-        assert run(folder / "training.pth", tmp_path / "a.pth", *flags) == 2
+        assert conversions.run(folder / "training.pth", tmp_path / "a.pth", *flags) == 2
         assert "holds other values" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--to=coreml"], ["--to=timm", "--which=x"], ["--to=timm", "--num-heads=0"]],
+)
+def test_flags_that_no_parser_takes_are_one_line(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        convert.main(["a.pth", "b.pth", *flags])
+    assert caught.value.code == errors.BAD_INPUT
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1, message
 
 
 def test_bad_flags_are_one_line_and_write_nothing(folder, tmp_path, capsys):
@@ -295,29 +367,13 @@ def test_bad_flags_are_one_line_and_write_nothing(folder, tmp_path, capsys):
         (["none.pth", tmp_path / "a.pth", "--to", "torch-hub"], "no file or folder"),
         ([source, tmp_path / "a.pth", "--to", "torch-hub", "--heads"], "no projection"),
     ):
-        assert run(*flags) == errors.BAD_INPUT, flags
+        assert conversions.run(*flags) == errors.BAD_INPUT, flags
         message = capsys.readouterr().err
         assert message.startswith("error: ") and message.count("\n") == 1, message
         assert words in message
     names = {"there.pth", "x.onnx.data", "y.pth.json"}
     assert {p.name for p in tmp_path.iterdir()} == names
     assert (tmp_path / "there.pth").read_bytes() == b"mine"
-
-
-def test_a_folder_of_somebody_is_never_replaced(folder, tmp_path, capsys):
-    path = tmp_path / "photographs"
-    path.mkdir()
-    (path / "mine.txt").write_text("mine")
-    for target in ("huggingface", "stablehlo", "orbax"):
-        flags = ["--to", target, "--overwrite", "--no-verify"]
-        assert run(folder / "vits14.pth", path, *flags) == errors.BAD_INPUT
-        assert "no conversion wrote" in capsys.readouterr().err
-        assert (path / "mine.txt").read_text() == "mine"
-        assert run(folder / "vits14.pth", folder, *flags) == errors.BAD_INPUT
-        assert run(folder / "vits14.pth", "a.pth", *flags) == errors.BAD_INPUT
-        capsys.readouterr()
-        again = tmp_path / target  # what a conversion wrote is
-        assert [run(folder / "vits14.pth", again, *flags) for _ in range(2)] == [0, 0]
 
 
 def test_a_real_process(folder, tmp_path):

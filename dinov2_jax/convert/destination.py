@@ -1,0 +1,109 @@
+"""Where a conversion goes: what it may replace, and the moment in which it does."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+
+from dinov2_jax import errors
+from dinov2_jax.weights import report
+
+_COMPANIONS = {"onnx": (".json", ".data")}  # of a file, by target
+_REPORT_ALONE = (".json",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Destination:
+    """A file or a folder that is to be written.
+
+    Attributes:
+      path: Absolute.
+      is_file: Whether the target writes a file.
+      target: Its name.
+    """
+
+    path: pathlib.Path
+    is_file: bool
+    target: str
+
+    def _goals(self) -> list[pathlib.Path]:
+        """All that is written there; the file or folder itself is the last."""
+        suffixes = _COMPANIONS.get(self.target, _REPORT_ALONE) if self.is_file else ()
+        names = [f"{self.path.name}{suffix}" for suffix in (*suffixes, "")]
+        return [self.path.with_name(name) for name in names]
+
+    def check(self, source: str, *, overwrite: bool) -> None:
+        """Refuses a place that cannot be written, or holds what is not to be replaced.
+
+        Args:
+          source: Of the conversion.
+          overwrite: Whether earlier conversions may be replaced.
+
+        Raises:
+          UserError: Says which file or folder is in the way.
+        """
+        path = self.path
+        if not path.name or not path.parent.is_dir():
+            raise errors.UserError(f"there is no folder {path.parent}: make it first")
+        there = [p for p in self._goals()[::-1] if p.exists() or p.is_symlink()]
+        if there and not overwrite:
+            raise errors.UserError(
+                f"{there[0]} exists: add --overwrite to replace it, or name another"
+            )
+        if self.is_file and any(goal.is_dir() for goal in there):
+            raise errors.UserError(f"{path} is a folder: name a file")
+        if not self.is_file and there and not path.is_dir():
+            raise errors.UserError(f"{path} is a file: name a folder")
+        ours = report.path_of(path).is_file() and not path.is_symlink()
+        if path.is_dir() and not ours and any(path.iterdir()):
+            raise errors.UserError(
+                f"{path} holds files that no conversion wrote: name another folder"
+            )
+        for goal in there:
+            if self._is_of(goal, source):
+                raise errors.UserError(
+                    f"{goal} is or holds the source, which it would replace: name "
+                    "another"
+                )
+        if not os.access(path.parent, os.W_OK):
+            raise errors.UserError(f"cannot write to the folder {path.parent}")
+
+    def _is_of(self, goal: pathlib.Path, source: str) -> bool:
+        """Whether a goal is the source, around it, or a part that no conversion wrote.
+
+        A workdir may hold what it was converted into.
+        """
+        goal, there = goal.resolve(), pathlib.Path(source).resolve()
+        if goal == there or goal in there.parents:
+            return True
+        return there in goal.parents and not report.path_of(self.path).is_file()
+
+    def take(self, folder: pathlib.Path) -> None:
+        """Moves all that was written in a folder here, replacing what was there.
+
+        A file comes after its companions, and what was there is gone first: a crash
+        leaves no file with the report or the data of another. Whatever interrupts this
+        leaves the old or the new: the old are put back, from a place beside `folder`,
+        which its owner removes with all that it holds.
+
+        Args:
+          folder: On the same file system; holds the goals by name.
+        """
+        goals = self._goals()
+        new = [goal for goal in goals if (folder / goal.name).exists()]
+        old = folder.with_name(f"{folder.name}.old")
+        try:
+            old.mkdir()
+            for goal in reversed(goals):
+                if goal.exists() or goal.is_symlink():
+                    goal.replace(old / goal.name)
+            for goal in new:
+                (folder / goal.name).replace(goal)
+        finally:
+            if (folder / self.path.name).exists():  # interrupted
+                for goal in goals:
+                    if goal in new and not (folder / goal.name).exists():
+                        goal.unlink()
+                    if os.path.lexists(old / goal.name):
+                        (old / goal.name).replace(goal)
+            shutil.rmtree(old, ignore_errors=True)
