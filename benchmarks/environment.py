@@ -9,9 +9,9 @@ import datetime
 import importlib.metadata
 import json
 import os
+import pathlib
 import platform
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -75,8 +75,12 @@ def device() -> dict:
 
 
 def peak_host_bytes() -> int:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory that this process has held; on Linux.
+
+    Not `ru_maxrss`, which begins with that of the process that started this one.
+    """
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def run_worker(

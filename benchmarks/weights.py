@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import pathlib
-import re
 import statistics
 import tempfile
 import time
@@ -52,15 +51,6 @@ def write_random(name: str, path: pathlib.Path) -> int:
     return 4 * sum(math.prod(shape) for shape in shapes.values())
 
 
-def peak_bytes() -> int:
-    """The most memory this process has held; on Linux.
-
-    Not `ru_maxrss`, which begins with that of the process that started this one.
-    """
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-
-
 def load_with_jax(path: str) -> dict:
     """Seconds and bytes of `dinov2_jax.load`."""
     import jax
@@ -70,10 +60,13 @@ def load_with_jax(path: str) -> dict:
 
     load = dinov2_jax.load
     jnp.zeros(8).block_until_ready()
-    before, start = peak_bytes(), time.monotonic()
+    before, start = environment.peak_host_bytes(), time.monotonic()
     model = load(path)
     jax.block_until_ready(model.params)
-    return {"seconds": time.monotonic() - start, "bytes": peak_bytes() - before}
+    return {
+        "seconds": time.monotonic() - start,
+        "bytes": environment.peak_host_bytes() - before,
+    }
 
 
 def load_with_torch(path: str) -> dict:
@@ -90,12 +83,15 @@ def load_with_torch(path: str) -> dict:
             module = module.get_submodule(part)
         # Touched, as a constructor that draws weights does.
         module.register_parameter(names[-1], torch.nn.Parameter(torch.ones(shape)))
-    before, start = peak_bytes(), time.monotonic()
+    before, start = environment.peak_host_bytes(), time.monotonic()
     model.load_state_dict(torch.load(path, map_location="cpu"), strict=True)
     seconds = time.monotonic() - start
     weights = sum(p.nbytes for p in model.parameters())
     # The module itself is part of what loading needs.
-    return {"seconds": seconds, "bytes": peak_bytes() - before + weights}
+    return {
+        "seconds": seconds,
+        "bytes": environment.peak_host_bytes() - before + weights,
+    }
 
 
 def round_trips(path: pathlib.Path, folder: pathlib.Path) -> dict[str, bool]:

@@ -113,8 +113,8 @@ def preempted(step: int) -> bool:
     """Whether to save and leave after a step: the same answer in every process.
 
     On SIGTERM, which is also how a Cloud TPU host, a pod of GKE or a SLURM task learns
-    that it is taken away. Processes of a cluster agree on a step through jax, which then
-    listens to the signal itself.
+    that it is taken away. Processes of a cluster agree on a step through jax, which
+    then listens to the signal itself.
 
     Args:
       step: Finished steps; asked after each.

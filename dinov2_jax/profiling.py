@@ -1,7 +1,7 @@
 """Traces of steps and an account of memory, on demand, in WORKDIR/profile."""
 
 import pathlib
-import resource
+import re
 import signal
 
 import jax
@@ -61,8 +61,8 @@ class Profiler:
 
 def memory() -> str:
     """What this process holds, on the host and on each of its devices, in GB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    lines = [f"host          {host_bytes() / 1e9:8.3f} GB, at most {peak / 1e9:.3f}"]
+    now, peak = host_bytes()
+    lines = [f"host          {now / 1e9:8.3f} GB, at most {peak / 1e9:.3f}"]
     arrays = sum(x.nbytes for x in jax.live_arrays())
     lines.append(f"jax arrays    {arrays / 1e9:8.3f} GB over all devices")
     for device in jax.local_devices():
@@ -76,10 +76,12 @@ def memory() -> str:
     return "\n".join(lines) + "\n"
 
 
-def host_bytes() -> int:
-    """Resident memory of this process now; 0 where /proc does not tell."""
+def host_bytes() -> tuple[int, int]:
+    """Resident memory of this process, now and at most; 0 where /proc does not tell."""
     try:
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        status = pathlib.Path("/proc/self/status").read_text()
     except OSError:
-        return 0
-    return pages * resource.getpagesize()
+        return 0, 0
+    found = (re.search(rf"{name}:\s+(\d+) kB", status) for name in ("VmRSS", "VmHWM"))
+    now, peak = (int(match[1]) * 1024 for match in found)
+    return now, peak
