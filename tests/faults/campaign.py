@@ -116,7 +116,7 @@ def describe(counts: dict, leftovers: int, seed: int, minutes: float) -> str:
         ("damage found, of all", cut["found"] + term["found"], "none silent"),
         ("disk full for a while", disk["filled"], "went on by itself"),
         ("- of them killed while it was full", disk["killed"], "resumed"),
-        ("loader worker killed", worker["killed"], "exit code 1, resumed"),
+        ("loader worker killed", worker["killed"], "exit code 75, resumed"),
         ("one process of a pair killed", pair["kills"], "both restarted, resumed"),
         ("processes left behind", leftovers, ""),
         ("runs that ended", ended, "rows, weights, optimizer bit for bit"),
