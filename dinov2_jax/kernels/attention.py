@@ -12,8 +12,10 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from dinov2_jax import sharding
+from dinov2_jax.kernels import linear
 
 # Name -> the module of `kernels` whose `attention` takes one crop group; imported when
 # first used, because Pallas takes its time.
@@ -23,11 +25,13 @@ _MODULES = {
     "pallas_tpu": "attention_tpu",
     "pallas_gpu": "attention_gpu",
 }
+_ADD_BIAS = ("pallas_tpu",)
 IMPLEMENTATIONS = ("auto", "xla", *_MODULES)
 
 
 def attention(
     qkv: jax.Array,
+    bias: jax.Array | None = None,
     *,
     sequences: Sequence[tuple[int, int]],
     num_heads: int,
@@ -38,6 +42,8 @@ def attention(
     Args:
       qkv: [G, T, 3*D] packed projections; the last axis is [q | k | v], each H heads
         of D / H channels.
+      bias: [3*D], added to every token's projection, or None. Kernels that can add it
+        to what they have read.
       sequences: (count, length) of each crop group in stream order; the sum of
         count * length is T.
       num_heads: H.
@@ -54,7 +60,8 @@ def attention(
     outputs = []
     for part, (count, length) in zip(_split(qkv, sequences), sequences):
         function = _implementation(implementation, part, length, num_heads)
-        outputs.append(function(part, count=count, length=length, num_heads=num_heads))
+        shape = dict(count=count, length=length, num_heads=num_heads)
+        outputs.append(function(part, bias, **shape))
     return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
 
 
@@ -93,18 +100,20 @@ def _implementation(name: str, qkv: jax.Array, length: int, num_heads: int):
         )
     if name == "auto":
         name = _fastest(qkv, length, num_heads)
-    if name == "xla":
-        return xla
 
-    def on_each_device(qkv, **shape):
+    def biased(qkv, bias, **shape):
+        qkv = linear.add_bias(checkpoint_name(qkv, "qkv"), bias)
+        return xla(qkv, **shape) if name == "xla" else on_each_device(qkv, **shape)
+
+    def on_each_device(*arrays, **shape):
         return sharding.on_groups(
-            lambda qkv, axes: _module(name).attention(qkv, **shape),
-            in_specs=sharding.BATCH,
+            lambda *arrays, axes: _module(name).attention(*arrays, **shape),
+            in_specs=(sharding.BATCH, None)[: len(arrays)],
             out_specs=sharding.BATCH,
-            num_groups=len(qkv),
-        )(qkv)
+            num_groups=len(arrays[0]),
+        )(*arrays)
 
-    return on_each_device
+    return on_each_device if name in _ADD_BIAS else biased
 
 
 def _module(name: str) -> ModuleType:

@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -42,6 +43,7 @@ LONGEST_UNROLLED = 600
 # Rows that a crop's last tile may reach beyond it.
 SLACK = 128
 VMEM_BYTES = 60 * 2**20
+_SUBLANES = 8
 
 NN = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
@@ -64,19 +66,26 @@ def supports(*, dtype: Any, length: int, num_heads: int, head_dim: int) -> bool:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _attention(qkv, count, length, num_heads, interpret):
-    return _forward(qkv, count, length, num_heads, interpret)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _attention(qkv, bias, count, length, num_heads, interpret):
+    return _forward(qkv, bias, count, length, num_heads, interpret)
 
 
 def attention(
-    qkv: jax.Array, *, count: int, length: int, num_heads: int, interpret: bool = False
+    qkv: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    count: int,
+    length: int,
+    num_heads: int,
+    interpret: bool = False,
 ) -> jax.Array:
     """Softmax attention inside each of `count` crops of `length` tokens.
 
     Args:
       qkv: [G, count * length, 3 * D] bfloat16 or float32; the last axis is
         [q | k | v], each H heads of 64 channels.
+      bias: [3 * D], added to the projection of every token, or None.
       count: Crops of a group.
       length: Tokens of a crop.
       num_heads: H, even.
@@ -95,15 +104,22 @@ def attention(
     )
     if qkv.shape[1] != count * length or not supports(dtype=qkv.dtype, **shape):
         raise ValueError(f"no kernel for {qkv.dtype} {qkv.shape}, {count=}, {shape}")
-    return _attention(qkv, count, length, num_heads, interpret)
+    if bias is None:
+        bias = jnp.zeros(qkv.shape[-1:], qkv.dtype)
+    varying = (jax.typeof(x).manual_axis_type.varying for x in (qkv, bias))
+    axes = tuple(frozenset.difference(*varying))
+    if axes:  # of a mesh over whose devices the gradient of the bias is summed
+        bias = lax.pcast(bias, axes, to="varying")
+    return _attention(qkv, bias, count, length, num_heads, interpret)
 
 
-def _attention_fwd(qkv, count, length, num_heads, interpret):
-    return _forward(qkv, count, length, num_heads, interpret), qkv
+def _attention_fwd(qkv, bias, count, length, num_heads, interpret):
+    out = _forward(qkv, bias, count, length, num_heads, interpret)
+    return out, (checkpoint_name(qkv, "qkv"), bias)
 
 
-def _attention_bwd(count, length, num_heads, interpret, qkv, dout):
-    return (_backward(qkv, dout, count, length, num_heads, interpret),)
+def _attention_bwd(count, length, num_heads, interpret, saved, dout):
+    return _backward(*saved, dout, count, length, num_heads, interpret)
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
@@ -139,7 +155,7 @@ def _vmem_bytes(length: int, dtype: jnp.dtype) -> int:
 
 
 def _specs(qkv, count, length, num_heads):
-    """Grid, crops of a block, and the block of a column of heads."""
+    """Grid, crops of a block, and the block of a column of heads and of its bias."""
     crops = _crops_per_block(count, length)
     pairs = num_heads // 2
     grid = (qkv.shape[0], pl.cdiv(count, crops), pairs)
@@ -150,7 +166,10 @@ def _specs(qkv, count, length, num_heads):
 
         return pl.BlockSpec((1, crops * length, LANES), index)
 
-    return grid, crops, spec
+    def bias_spec(part):
+        return pl.BlockSpec((1, LANES), lambda g, i, pair, *_: (0, part * pairs + pair))
+
+    return grid, crops, spec, bias_spec
 
 
 def _scratch(crops, length, number):
@@ -175,14 +194,14 @@ def _params(grid):
     )
 
 
-def _like(shape, x):
+def _like(shape, x, dtype=None):
     """An array of this shape that varies over a mesh as `x` does."""
     varying = jax.typeof(x).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, x.dtype, manual_axis_type=varying)
+    return jax.ShapeDtypeStruct(shape, dtype or x.dtype, manual_axis_type=varying)
 
 
-def _forward(qkv, count, length, num_heads, interpret):
-    grid, crops, spec = _specs(qkv, count, length, num_heads)
+def _forward(qkv, bias, count, length, num_heads, interpret):
+    grid, crops, spec, bias_spec = _specs(qkv, count, length, num_heads)
     looped = length > LONGEST_UNROLLED
     keys = _round_up(length, 16)
     staged = [
@@ -192,7 +211,7 @@ def _forward(qkv, count, length, num_heads, interpret):
     return pl.pallas_call(
         functools.partial(_forward_looped if looped else _forward_unrolled, length),
         grid=grid,
-        in_specs=[spec(0), spec(1), spec(2)],
+        in_specs=[f(part) for f in (spec, bias_spec) for part in range(3)],
         out_specs=spec(0),
         out_shape=_like((*qkv.shape[:2], HEAD_DIM * num_heads), qkv),
         scratch_shapes=_scratch(crops, length, 4) + (staged if looped else []),
@@ -200,11 +219,11 @@ def _forward(qkv, count, length, num_heads, interpret):
         cost_estimate=_cost(qkv, count, length, products=2),
         interpret=interpret,
         name="attention_forward",
-    )(qkv, qkv, qkv)
+    )(*[qkv] * 3, *[bias[None]] * 3)
 
 
-def _backward(qkv, dout, count, length, num_heads, interpret):
-    grid, crops, spec = _specs(qkv, count, length, num_heads)
+def _backward(qkv, bias, dout, count, length, num_heads, interpret):
+    grid, crops, spec, bias_spec = _specs(qkv, count, length, num_heads)
     looped = length > LONGEST_UNROLLED
     keys = _round_up(length, 16)
     staged = [pltpu.VMEM((keys, LANES), qkv.dtype)] * 2
@@ -214,21 +233,31 @@ def _backward(qkv, dout, count, length, num_heads, interpret):
     kernel = _backward_looped if looped else _backward_unrolled
     # The last axis writes dq, dk and dv of one pair of heads, each into its own
     # columns: the inputs stay where they are and the work is done at its first step.
-    return pl.pallas_call(
-        functools.partial(_write_in_turn, functools.partial(kernel, length)),
+    # The gradient of the bias leaves as sums of every eighth row of a block.
+    _, tokens, columns = qkv.shape
+    sums = (*grid[:2], _SUBLANES, columns)
+    dqkv, dbias = pl.pallas_call(
+        functools.partial(_write_in_turn, functools.partial(kernel, length), tokens),
         grid=(*grid, 3),
-        in_specs=[spec(0), spec(1), spec(2), spec(0)],
-        out_specs=pl.BlockSpec(
-            (1, crops * length, LANES),
-            lambda g, i, pair, part: (g, i, part * pairs + pair),
-        ),
-        out_shape=_like(qkv.shape, qkv),
+        in_specs=[f(part) for f in (spec, bias_spec) for part in range(3)] + [spec(0)],
+        out_specs=[
+            pl.BlockSpec(
+                (1, crops * length, LANES),
+                lambda g, i, pair, part: (g, i, part * pairs + pair),
+            ),
+            pl.BlockSpec(
+                (1, 1, _SUBLANES, LANES),
+                lambda g, i, pair, part: (g, i, 0, part * pairs + pair),
+            ),
+        ],
+        out_shape=[_like(qkv.shape, qkv), _like(sums, qkv, jnp.float32)],
         scratch_shapes=_scratch(crops, length, 7) + (staged if looped else []),
         compiler_params=_params((*grid, 3)),
         cost_estimate=_cost(qkv, count, length, products=5),
         interpret=interpret,
         name="attention_backward",
-    )(qkv, qkv, qkv, dout)
+    )(*[qkv] * 3, *[bias[None]] * 3, dout)
+    return dqkv, jnp.sum(dbias, axis=(0, 1, 2)).astype(bias.dtype)
 
 
 # Arithmetic of one crop and one pair of heads.
@@ -327,10 +356,12 @@ def _tiles(length):
     return tiles + [(whole, LANES // 2, rest)], 0
 
 
-def _widen(refs, targets):
+def _widen(refs, biases, targets):
     """Blocks to float32 rows; the first, q, to the units of base-2 scores."""
-    for n, (ref, target) in enumerate(zip(refs, targets)):
+    for n, (ref, bias, target) in enumerate(zip(refs, biases, targets)):
         x = ref[0].astype(jnp.float32)
+        if bias is not None:
+            x += bias[...].astype(jnp.float32)
         target[: ref.shape[1], :] = x * (SCALE * LOG2_E) if n == 0 else x
 
 
@@ -354,11 +385,12 @@ def _crops_together(length):
     return 4 if length <= LANES else 1
 
 
-def _forward_unrolled(length, q_ref, k_ref, v_ref, out_ref, q, k, v, out):
+def _forward_unrolled(length, q_ref, k_ref, v_ref, *refs):
+    *biases, out_ref, q, k, v, out = refs
     dtype = q_ref.dtype
     keys = _round_up(length, 16)
     tiles, edge = _tiles(length)
-    _widen((q_ref, k_ref, v_ref), (q, k, v))
+    _widen((q_ref, k_ref, v_ref), biases, (q, k, v))
 
     def crop(start):
         last = start + length - edge
@@ -390,10 +422,10 @@ def _forward_unrolled(length, q_ref, k_ref, v_ref, out_ref, q, k, v, out):
     out_ref[0] = out[:rows, :].astype(dtype)
 
 
-def _backward_unrolled(length, dtype, refs, q, k, v, dout, dq, dk, dv):
+def _backward_unrolled(length, dtype, refs, biases, q, k, v, dout, dq, dk, dv):
     keys = _round_up(length, 16)
     tiles, edge = _tiles(length)
-    _widen(refs, (q, k, v, dout))
+    _widen(refs, (*biases, None), (q, k, v, dout))
 
     def crop(start):
         last = start + length - edge
@@ -440,12 +472,11 @@ def _backward_unrolled(length, dtype, refs, q, k, v, dout, dq, dk, dv):
     _interleave(crops, _crops_together(length))
 
 
-def _forward_looped(
-    length, q_ref, k_ref, v_ref, out_ref, q, k, v, out, k_crop, vt_crop
-):
+def _forward_looped(length, q_ref, k_ref, v_ref, *refs):
+    *biases, out_ref, q, k, v, out, k_crop, vt_crop = refs
     dtype = q_ref.dtype
     keys = _round_up(length, 16)
-    _widen((q_ref, k_ref, v_ref), (q, k, v))
+    _widen((q_ref, k_ref, v_ref), biases, (q, k, v))
 
     def crop(n, _):
         start = n * length
@@ -473,6 +504,7 @@ def _backward_looped(
     length,
     dtype,
     refs,
+    biases,
     q,
     k,
     v,
@@ -487,7 +519,7 @@ def _backward_looped(
     dv_crop,
 ):
     keys = _round_up(length, 16)
-    _widen(refs, (q, k, v, dout))
+    _widen(refs, (*biases, None), (q, k, v, dout))
 
     def crop(n, _):
         start = n * length
@@ -521,17 +553,17 @@ def _backward_looped(
     lax.fori_loop(0, refs[0].shape[1] // length, crop, None)
 
 
-def _write_in_turn(
-    kernel, q_ref, k_ref, v_ref, dout_ref, dqkv_ref, q, k, v, dout, dq, dk, dv, *staged
-):
-    part = pl.program_id(3)
+def _write_in_turn(kernel, tokens, q_ref, k_ref, v_ref, *refs):
+    *biases, dout_ref, dqkv_ref, dbias_ref, q, k, v, dout, dq, dk, dv = refs[:13]
+    block, part = pl.program_id(1), pl.program_id(3)
 
     @pl.when(part == 0)
     def _():
         kernel(
             dqkv_ref.dtype,
             (q_ref, k_ref, v_ref, dout_ref),
-            *(q, k, v, dout, dq, dk, dv, *staged),
+            biases,
+            *(q, k, v, dout, dq, dk, dv, *refs[13:]),
         )
 
     for n, gradient in enumerate((dq, dk, dv)):
@@ -539,4 +571,14 @@ def _write_in_turn(
         @pl.when(part == n)
         def _(gradient=gradient):
             rows = dqkv_ref.shape[1]
-            dqkv_ref[0] = gradient[:rows, :].astype(dqkv_ref.dtype)
+            x = gradient[:rows, :]
+            dqkv_ref[0] = x.astype(dqkv_ref.dtype)
+            dbias_ref[0, 0] = _sums(gradient, rows, tokens - block * rows)
+
+
+def _sums(ref, rows, valid):
+    """[8, 128]: sums of every eighth of a block's rows, of those below `valid`."""
+    size = _round_up(rows, _SUBLANES)
+    index = lax.broadcasted_iota(jnp.int32, (size, 1), 0)
+    x = jnp.where(index < jnp.minimum(valid, rows), ref[:size, :], 0)
+    return jnp.sum(x.reshape(-1, _SUBLANES, LANES), axis=0)

@@ -3,7 +3,8 @@
 Shapes: G groups, T tokens of a group's flat stream, D width.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dinov2_jax import sharding
 from dinov2_jax.kernels import attention as attention_kernel
-from dinov2_jax.models import layer_norm, stochastic_depth
+from dinov2_jax.kernels import layer_norm, linear
+from dinov2_jax.models import stochastic_depth
 
 # torch's trunc_normal_(std=0.02) truncates at +-2 absolute, 100 sigma: a plain normal.
 linear_init = nn.initializers.normal(0.02)
@@ -53,6 +55,44 @@ def cast_and_gather(x, *weights, dtype, **_):
     return x.astype(dtype), *sharding.gather(weights)
 
 
+# ([..., D], kernels [D, F] each) -> [..., F] each: matmuls of tokens, normalised first.
+Project = Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis; parameters are named as flax names them."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, kernels: tuple[jax.Array, ...] | None = None
+    ) -> Any:
+        """[..., D] -> [..., D] in `dtype`, or as `Project` where there are kernels."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        if kernels is None:
+            return layer_norm.layer_norm(x, scale, bias).astype(self.dtype)
+        return layer_norm.project(x, scale, bias, kernels)
+
+
+class Weights(nn.Module):
+    """Kernel and bias of a linear layer, named as flax's `Dense` names them."""
+
+    shape: tuple[int, int]
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        """The kernel [in, out] and the bias [out], or None, in `dtype`."""
+        kernel = self.param("kernel", linear_init, self.shape).astype(self.dtype)
+        if not self.use_bias:
+            return kernel, None
+        bias = self.param("bias", nn.initializers.zeros, self.shape[1:])
+        return kernel, bias.astype(self.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention on the flat stream; `kernel` is an implementation."""
 
@@ -64,24 +104,24 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, sequences: Sequence[tuple[int, int]], maps: bool = False
+        self,
+        x: jax.Array,
+        project: Project,
+        sequences: Sequence[tuple[int, int]],
+        maps: bool = False,
     ) -> Any:
         """[G, T, D] -> [G, T, D], or the attention maps; see `kernels.attention`."""
         dim = x.shape[-1]
-        qkv = dense(3 * dim, self.qkv_bias, self.dtype, "qkv")(x)
-        qkv = checkpoint_name(qkv, "qkv")
+        weights = functools.partial(Weights, dtype=self.dtype)
+        kernel, bias = weights((dim, 3 * dim), self.qkv_bias, name="qkv")()
+        (qkv,) = project(x, (kernel,))
+        shape = dict(sequences=sequences, num_heads=self.num_heads)
         if maps:
-            return attention_kernel.attention_maps(
-                qkv, sequences=sequences, num_heads=self.num_heads
-            )
-        x = attention_kernel.attention(
-            qkv,
-            sequences=sequences,
-            num_heads=self.num_heads,
-            implementation=self.kernel,
-        )
+            return attention_kernel.attention_maps(linear.add_bias(qkv, bias), **shape)
+        x = attention_kernel.attention(qkv, bias, implementation=self.kernel, **shape)
         x = checkpoint_name(x, "attention")
-        return dense(dim, self.proj_bias, self.dtype, "proj")(x)
+        kernel, bias = weights((dim, dim), self.proj_bias, name="proj")()
+        return linear.add_bias(x @ kernel, bias)
 
 
 class Mlp(nn.Module):
@@ -92,13 +132,14 @@ class Mlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, project: Project) -> jax.Array:
         """[..., D] -> [..., D]."""
-        dim = x.shape[-1]
-        x = dense(int(dim * self.ratio), self.use_bias, self.dtype, "fc1")(x)
-        x = checkpoint_name(x, "ffn_hidden")
-        x = gelu(x)
-        return dense(dim, self.use_bias, self.dtype, "fc2")(x)
+        dim, hidden_dim = x.shape[-1], int(x.shape[-1] * self.ratio)
+        weights = functools.partial(Weights, use_bias=self.use_bias, dtype=self.dtype)
+        kernel, bias = weights((dim, hidden_dim), name="fc1")()
+        out_kernel, out_bias = weights((hidden_dim, dim), name="fc2")()
+        x = linear.activated(gelu, project(x, (kernel,)), (bias,), out_kernel)
+        return linear.add_bias(x, out_bias)
 
 
 class SwiGLU(nn.Module):
@@ -109,15 +150,23 @@ class SwiGLU(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, project: Project) -> jax.Array:
         """[..., D] -> [..., D]."""
         dim = x.shape[-1]
         # Two thirds of the MLP's hidden width, rounded up to a multiple of 8.
         hidden_dim = (int(int(dim * self.ratio) * 2 / 3) + 7) // 8 * 8
-        x = dense(2 * hidden_dim, self.use_bias, self.dtype, "w12")(x)
-        x = checkpoint_name(x, "ffn_hidden")
-        gate, value = jnp.split(x, 2, axis=-1)
-        return dense(dim, self.use_bias, self.dtype, "w3")(nn.silu(gate) * value)
+        weights = functools.partial(Weights, use_bias=self.use_bias, dtype=self.dtype)
+        kernel, bias = weights((dim, 2 * hidden_dim), name="w12")()
+        out_kernel, out_bias = weights((hidden_dim, dim), name="w3")()
+        # Two matmuls: halves of one product would be cut out of it for every use.
+        halves = project(x, tuple(jnp.split(kernel, 2, axis=1)))
+        biases = (None, None) if bias is None else tuple(jnp.split(bias, 2))
+        x = linear.activated(_gated, halves, biases, out_kernel)
+        return linear.add_bias(x, out_bias)
+
+
+def _gated(gate, value):
+    return nn.silu(gate) * value
 
 
 class LayerScale(nn.Module):
@@ -156,11 +205,11 @@ class Block(nn.Module):
     def setup(self):
         """Declares the parts under the reference's names."""
         ffn = SwiGLU if self.ffn_layer == "swiglufused" else Mlp
-        self.norm1 = layer_norm.LayerNorm(self.dtype)
+        self.norm1 = LayerNorm(self.dtype)
         self.attn = Attention(
             self.num_heads, self.qkv_bias, self.proj_bias, self.kernel, self.dtype
         )
-        self.norm2 = layer_norm.LayerNorm(self.dtype)
+        self.norm2 = LayerNorm(self.dtype)
         self.mlp = ffn(self.ffn_ratio, self.ffn_bias, self.dtype)
         if self.layerscale:
             self.ls1 = LayerScale(self.layerscale)
@@ -200,17 +249,16 @@ class Block(nn.Module):
         """The first half of the block, [G, T, D] -> [G, T, D]."""
 
         def branch(tokens, lengths):
-            return self.ls1(self.attn(self.norm1(tokens), lengths))
+            return self.ls1(self.attn(tokens, self.norm1, lengths))
 
         return stochastic_depth.add_residual(x, branch, sequences, kept)
 
     def ffn(self, tokens: jax.Array) -> jax.Array:
         """What the second half adds to tokens [..., D], each for itself."""
-        tokens = checkpoint_name(tokens, "ffn_input")
-        return self.ls2(self.mlp(self.norm2(tokens)))
+        return self.ls2(self.mlp(tokens, self.norm2))
 
     def attention_maps(
         self, x: jax.Array, sequences: tuple[tuple[int, int], ...]
     ) -> list[jax.Array]:
         """[G, T, D] -> one float32 [G, count, H, length, length] a crop group."""
-        return self.attn(self.norm1(x), sequences, maps=True)
+        return self.attn(x, self.norm1, sequences, maps=True)

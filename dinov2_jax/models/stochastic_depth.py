@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+# Without it every sample taken is compared with a fill value.
+_IN_BOUNDS = "promise_in_bounds"
+
 Sequences = tuple[tuple[int, int], ...]
 
 
@@ -74,7 +77,7 @@ def add_residual(
         return x + branch(x, sequences).astype(x.dtype)
     parts = _split(x, sequences)
     subsets = [
-        jnp.take_along_axis(part, indices[:, :, None, None], axis=1)
+        jnp.take_along_axis(part, indices[:, :, None, None], axis=1, mode=_IN_BOUNDS)
         for part, indices in zip(parts, kept)
     ]
     sub_sequences = tuple((s.shape[1], s.shape[2]) for s in subsets)
@@ -82,7 +85,9 @@ def add_residual(
     added = []
     for part, residual, indices in zip(parts, residuals, kept):
         scale = part.shape[1] / residual.shape[1]
-        add = jax.vmap(lambda p, i, r: p.at[i].add(r, unique_indices=True))
+        add = jax.vmap(
+            lambda p, i, r: p.at[i].add(r, unique_indices=True, mode=_IN_BOUNDS)
+        )
         added.append(add(part, indices, (residual * scale).astype(x.dtype)))
     return _flatten(added)
 

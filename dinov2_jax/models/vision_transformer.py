@@ -24,7 +24,6 @@ import numpy as np
 from dinov2_jax import sharding
 from dinov2_jax.models import (
     block_weights,
-    layer_norm,
     pos_embed,
     stochastic_depth,
 )
@@ -47,7 +46,7 @@ REMAT_POLICIES = {
     # Where matmuls need it, what matmuls and attention gave: norms and activation
     # functions are repeated.
     "selective": jax.checkpoint_policies.save_only_these_names(
-        "qkv", "attention", "ffn_input", "ffn_hidden"
+        "norm", "qkv", "attention", "ffn_hidden"
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -177,7 +176,7 @@ class VisionTransformer(nn.Module):
             parent=None,
         )
         self.blocks = self.param("blocks", self._init_blocks)
-        self.norm = layer_norm.LayerNorm(self.dtype)
+        self.norm = layers_lib.LayerNorm(self.dtype)
 
     def _init_blocks(self, key: jax.Array) -> Any:
         """Weights of all blocks, each leaf [depth, ...]."""

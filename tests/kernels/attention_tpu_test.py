@@ -32,18 +32,18 @@ def two_crops_a_block(monkeypatch):
 
 
 def random(groups, count, length, dtype=np.float32, seed=0):
-    """[G, T, 3 * D] packed projections and [G, T, D] gradient of the output."""
+    """[G, T, 3 * D] projections, [3 * D] bias, [G, T, D] gradient of the output."""
     rng = np.random.default_rng(seed)
     shape = (groups, count * length)
     qkv = rng.standard_normal((*shape, 3 * WIDTH)) * 1.5
-    return jnp.asarray(qkv, dtype), jnp.asarray(
-        rng.standard_normal((*shape, WIDTH)), dtype
-    )
+    dout, bias = rng.standard_normal((*shape, WIDTH)), rng.standard_normal(3 * WIDTH)
+    return tuple(jnp.asarray(x, dtype) for x in (qkv, bias, dout))
 
 
-def slow(qkv, dout, length):
-    """Output and gradient in float64, every crop and head by itself."""
-    qkv, dout = np.asarray(qkv, np.float64), np.asarray(dout, np.float64)
+def slow(qkv, bias, dout, length):
+    """Output and gradients in float64, every crop and head by itself."""
+    qkv, bias, dout = (np.asarray(x, np.float64) for x in (qkv, bias, dout))
+    qkv = qkv + bias
     crops = qkv.reshape(-1, length, 3, HEADS, 64)
     out, dqkv = np.zeros_like(crops[:, :, 0]), np.zeros_like(crops)
     for b, crop in enumerate(crops):
@@ -59,13 +59,15 @@ def slow(qkv, dout, length):
             dqkv[b, :, 0, h] = dscores @ k / 8
             dqkv[b, :, 1, h] = dscores.T @ q / 8
             dqkv[b, :, 2, h] = weights.T @ dy
-    return out.reshape(dout.shape), dqkv.reshape(qkv.shape)
+    dqkv = dqkv.reshape(qkv.shape)
+    return out.reshape(dout.shape), dqkv, dqkv.sum((0, 1))
 
 
 def kernel(length, interpret=True, num_heads=HEADS):
-    def attention(qkv):
+    def attention(qkv, bias=None):
         return attention_tpu.attention(
             qkv,
+            bias,
             count=qkv.shape[1] // length,
             length=length,
             num_heads=num_heads,
@@ -75,9 +77,9 @@ def kernel(length, interpret=True, num_heads=HEADS):
     return attention
 
 
-def output_and_gradient(function, qkv, dout):
-    out, pullback = jax.vjp(function, qkv)
-    return out, pullback(dout)[0]
+def output_and_gradients(function, qkv, bias, dout):
+    out, pullback = jax.vjp(function, qkv, bias)
+    return out, *pullback(dout)
 
 
 def assert_close(actual, expected, tolerance):
@@ -87,11 +89,12 @@ def assert_close(actual, expected, tolerance):
 
 
 def check(length, groups, count, dtype, tolerance, interpret):
-    qkv, dout = random(groups, count, length, dtype)
-    out, dqkv = output_and_gradient(kernel(length, interpret), qkv, dout)
-    assert out.dtype == dqkv.dtype == dtype
-    expected_out, expected_dqkv = slow(qkv, dout, length)
+    qkv, bias, dout = random(groups, count, length, dtype)
+    out, dqkv, dbias = output_and_gradients(kernel(length, interpret), qkv, bias, dout)
+    assert out.dtype == dqkv.dtype == dbias.dtype == dtype
+    expected_out, expected_dqkv, expected_dbias = slow(qkv, bias, dout, length)
     assert_close(out, expected_out, tolerance)
+    assert_close(dbias, expected_dbias, tolerance)
     for part, expected in zip(
         jnp.split(dqkv, 3, axis=-1), np.split(expected_dqkv, 3, axis=-1)
     ):
@@ -126,13 +129,13 @@ def test_crops_of_518_pixels():
 
 
 def test_scores_that_would_overflow(two_crops_a_block):
-    qkv, _ = random(1, 2, 37)
+    qkv, bias, dout = random(1, 2, 37)
     out = kernel(37)(qkv * 30)
-    assert_close(out, slow(qkv * 30, qkv[..., :WIDTH], 37)[0], 1e-4)
+    assert_close(out, slow(qkv * 30, 0 * bias, dout, 37)[0], 1e-4)
 
 
 def test_under_scan_checkpoint_vmap_and_jit(two_crops_a_block):
-    qkv, dout = random(2, 2, 37)
+    qkv, _, dout = random(2, 2, 37)
     layers = jnp.stack([jnp.eye(WIDTH, 3 * WIDTH), jnp.eye(WIDTH, 3 * WIDTH)[::-1]])
 
     def loss(attention, x):
@@ -158,25 +161,25 @@ def dense(qkv):
 
 def main():
     """Checks the kernels on each of two devices; the other test starts this."""
-    qkv, dout = random(2, 2, 37)
+    qkv, bias, dout = random(2, 2, 37)
     mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    expected = slow(qkv, dout, 37)
+    expected = slow(qkv, bias, dout, 37)
 
-    def on_both(qkv, dout, check_vma):
+    def on_both(qkv, bias, dout, check_vma):
         mapped = jax.shard_map(
             kernel(37),
             mesh=mesh,
-            in_specs=P("fsdp"),
+            in_specs=(P("fsdp"), P()),
             out_specs=P("fsdp"),
             check_vma=check_vma,
         )
-        return output_and_gradient(mapped, qkv, dout)
+        return output_and_gradients(mapped, qkv, bias, dout)
 
-    both = jax.jit(on_both, static_argnums=2)(qkv, dout, False)
+    both = jax.jit(on_both, static_argnums=3)(qkv, bias, dout, False)
     for actual, wanted in zip(both, expected):
         assert_close(actual, wanted, 1e-5)
     # The interpreter itself is not written for types that vary; the kernels are.
-    jax.eval_shape(lambda q, d: on_both(q, d, True), qkv, dout)
+    jax.eval_shape(lambda *xs: on_both(*xs, True), qkv, bias, dout)
 
 
 def test_inside_shard_map():

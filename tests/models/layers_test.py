@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2_jax.models import layer_norm, layers
+from dinov2_jax.models import layers
 
 
 def random_like(tree, seed=0, scale=0.5):
@@ -41,6 +41,11 @@ def norm(params):
     return module
 
 
+def matmuls(x, kernels):
+    """What a LayerNorm does before, without the norm."""
+    return tuple(x @ kernel for kernel in kernels)
+
+
 def weights_of(module, *args):
     shapes = jax.eval_shape(lambda k: module.init(k, *args), jax.random.key(0))
     return random_like(shapes)["params"]
@@ -60,8 +65,8 @@ def torch_swiglu(params, x):
 def test_mlp(use_bias):
     module = layers.Mlp(ratio=2.5, use_bias=use_bias)
     x = inputs(3, 4, 8)
-    params = weights_of(module, x)
-    ours = module.apply({"params": params}, x)
+    params = weights_of(module, x, matmuls)
+    ours = module.apply({"params": params}, x, matmuls)
     theirs = torch_mlp(params, torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
@@ -70,7 +75,7 @@ def test_gelu_is_not_the_tanh_approximation():
     module = layers.Mlp(ratio=1.0, use_bias=False)
     one = {"fc1": {"kernel": np.ones((1, 1))}, "fc2": {"kernel": np.ones((1, 1))}}
     x = np.linspace(-4, 4, 81, dtype=np.float32)[:, None]
-    ours = module.apply({"params": one}, x)
+    ours = module.apply({"params": one}, x, matmuls)
     theirs = {
         kind: torch.nn.functional.gelu(torch.from_numpy(x), approximate=kind).numpy()
         for kind in ("none", "tanh")
@@ -83,9 +88,9 @@ def test_gelu_is_not_the_tanh_approximation():
 def test_swiglu(use_bias):
     module = layers.SwiGLU(ratio=3.0, use_bias=use_bias)
     x = inputs(3, 4, 8)
-    params = weights_of(module, x)
+    params = weights_of(module, x, matmuls)
     assert params["w12"]["kernel"].shape == (8, 32)
-    ours = module.apply({"params": params}, x)
+    ours = module.apply({"params": params}, x, matmuls)
     theirs = torch_swiglu(params, torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
@@ -95,13 +100,17 @@ def test_swiglu(use_bias):
 )
 def test_swiglu_hidden_sizes(dim, hidden):
     module = layers.SwiGLU(ratio=4.0)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, dim)))
+    shapes = jax.eval_shape(
+        lambda key, x: module.init(key, x, matmuls),
+        jax.random.key(0),
+        jnp.zeros((1, dim)),
+    )
     assert shapes["params"]["w12"]["kernel"].shape == (dim, 2 * hidden)
     assert shapes["params"]["w3"]["kernel"].shape == (hidden, dim)
 
 
 def test_layer_norm_has_the_reference_epsilon():
-    module = layer_norm.LayerNorm(jnp.float32)
+    module = layers.LayerNorm(jnp.float32)
     x = 1e-3 * inputs(5, 16)  # variance 1e-6: the epsilon halves the result
     params = weights_of(module, x)
     ours = module.apply({"params": params}, x)
@@ -120,7 +129,7 @@ def test_layer_norm_has_the_reference_epsilon():
 
 def test_layer_norm_far_from_zero():
     # E[x^2] - E[x]^2 would leave nothing of a variance of 1 around 3000.
-    module = layer_norm.LayerNorm(jnp.float32)
+    module = layers.LayerNorm(jnp.float32)
     x = inputs(5, 64) + 3000
     params = weights_of(module, x)
     exact = np.asarray(x, np.float64)

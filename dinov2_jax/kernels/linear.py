@@ -1,0 +1,100 @@
+"""Linear layers whose backward passes are written out, for what they keep and sum.
+
+A backward pass wants the products of matmuls as they are saved: before the bias, which
+is then added where they are used, so that no pass over all tokens is spent on it. Sums
+over tokens, the gradients of biases, are left to the matrix units where reductions over
+rows are slow.
+
+Shapes: [..., D] tokens, F features between two layers.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from dinov2_jax import sharding
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """x + bias, [..., F] and [F]; x where there is none."""
+    return _plus(x, bias)
+
+
+def _add_bias_forward(x, bias):
+    return add_bias(x, bias), bias
+
+
+def _add_bias_backward(bias, grad):
+    return grad, None if bias is None else sum_rows(grad)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def sum_rows(x: jax.Array) -> jax.Array:
+    """[..., F] -> [F] in the dtype of x, summed in float32."""
+    if "tpu" in sharding.device_kind().lower() and x.dtype == jnp.bfloat16:
+        # By the compiler's figures eight rows of ones as a matmul take a sixth of the
+        # time of a reduction; one row would be turned back into it.
+        ones = jnp.ones((8, *x.shape[:-1]), x.dtype)
+        axes = tuple(range(x.ndim - 1))
+        dimensions = ((tuple(a + 1 for a in axes), axes), ((), ()))
+        total = jax.lax.dot_general(
+            ones, x, dimensions, preferred_element_type=jnp.float32
+        )[0]
+    else:
+        total = jnp.sum(x, axis=range(x.ndim - 1), dtype=jnp.float32)
+    return total.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def activated(
+    activation: Callable[..., jax.Array],
+    hidden: tuple[jax.Array, ...],
+    biases: tuple[jax.Array | None, ...],
+    kernel: jax.Array,
+) -> jax.Array:
+    """activation(hidden + biases) @ kernel.
+
+    Keeps `hidden` for its backward pass, as "ffn_hidden" of the remat policies, and
+    computes the activation again.
+
+    Args:
+      activation: Elementwise, of as many arrays as there are in `hidden`.
+      hidden: [..., F] each, products of the layer before.
+      biases: [F] or None each, of that layer.
+      kernel: [F, D].
+
+    Returns:
+      [..., D].
+    """
+    return activation(*map(_plus, hidden, biases)) @ kernel
+
+
+def _activated_forward(activation, hidden, biases, kernel):
+    # Named here, where the forward pass does not use what is named: jax rounds what
+    # both passes use once more, which on TPUs is a pass over it.
+    kept = checkpoint_name(hidden, "ffn_hidden")
+    return activated(activation, hidden, biases, kernel), (kept, biases, kernel)
+
+
+def _activated_backward(activation, saved, grad):
+    hidden, biases, kernel = saved
+    inner, pull = jax.vjp(activation, *map(_plus, hidden, biases))
+    d_kernel = jnp.einsum("...f,...d->fd", inner, grad)
+    d_hidden = pull(jnp.einsum("...d,fd->...f", grad, kernel))
+    d_biases = tuple(
+        None if bias is None else sum_rows(d) for bias, d in zip(biases, d_hidden)
+    )
+    return d_hidden, d_biases, d_kernel
+
+
+activated.defvjp(_activated_forward, _activated_backward)
+
+
+def _plus(x, bias):
+    return x if bias is None else x + bias

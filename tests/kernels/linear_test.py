@@ -1,0 +1,60 @@
+"""Linear layers beside the automatic gradients of what they compute."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinov2_jax.kernels import linear
+
+
+def arrays(*shapes, dtype=jnp.float32):
+    draw = np.random.default_rng(0)
+    return [jnp.asarray(draw.standard_normal(s), dtype) for s in shapes]
+
+
+def gated(gate, value):
+    return jax.nn.silu(gate) * value
+
+
+def plain(activation, hidden, biases, kernel):
+    hidden = [h if b is None else h + b for h, b in zip(hidden, biases)]
+    return activation(*hidden) @ kernel
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("activation, count", [(jax.nn.gelu, 1), (gated, 2)])
+def test_activated(activation, count, use_bias):
+    *hidden, kernel, grad = arrays(*[(2, 7, 12)] * count, (12, 5), (2, 7, 5))
+    biases = arrays(*[(12,)] * count) if use_bias else [None] * count
+    args = tuple(hidden), tuple(biases), kernel
+    found, pull = jax.vjp(lambda *a: linear.activated(activation, *a), *args)
+    known, pull_plain = jax.vjp(lambda *a: plain(activation, *a), *args)
+    np.testing.assert_allclose(found, known, rtol=1e-6, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        pull(grad),
+        pull_plain(grad),
+    )
+
+
+def test_add_bias():
+    x, bias, grad = arrays((2, 7, 12), (12,), (2, 7, 12))
+    found, pull = jax.vjp(linear.add_bias, x, bias)
+    np.testing.assert_array_equal(found, x + bias)
+    d_x, d_bias = pull(grad)
+    np.testing.assert_array_equal(d_x, grad)
+    np.testing.assert_allclose(d_bias, grad.sum((0, 1)), rtol=1e-5, atol=1e-5)
+    found, pull = jax.vjp(lambda x: linear.add_bias(x, None), x)
+    np.testing.assert_array_equal(found, x)
+    np.testing.assert_array_equal(pull(grad)[0], grad)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v6 lite"])
+def test_rows_are_summed_in_float32(kind, monkeypatch):
+    monkeypatch.setattr(linear.sharding, "device_kind", lambda: kind)
+    # Sums of 4096 ones and an eighth: bfloat16 ends at 256.
+    x = jnp.full((4, 1024, 3), 1.125, jnp.bfloat16)
+    found = linear.sum_rows(x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found.astype(jnp.float32), 4608.0)
