@@ -1,25 +1,25 @@
-"""Teacher targets and cross-entropy over the prototypes, a tile of rows at a time.
+"""Teacher targets and cross-entropy over the prototypes, a tile of columns at a time.
 
 Equals `losses.teacher_targets` and `losses.dino`, which say what is computed, without
-an array of [rows, K] in memory: the teacher's logits are computed again for every pass
-(kept only where they are small), a tile of rows by all K, and the pass that gives the
-loss gives its gradients too.
+an array of [rows, K] in memory: the logits of all rows and some prototypes are computed
+again for every pass (kept only where they are small), and never leave fast memory.
 
 Both kinds of targets are softmax(logits / temp + bias) with one bias a prototype. For
 EMA centring it is -center / temp. For Sinkhorn-Knopp it is the log of the factor that
 scales a column: dividing rows by their sums is the softmax itself, and dividing columns
-by theirs takes log(sum) from the bias, so each iteration is one pass and no balanced
-matrix is ever stored.
+by theirs takes log(sum) from the bias. A tile of columns has all that its own new bias
+needs, and the sums of rows with that bias run along, so an iteration is one pass. The
+cross-entropy takes two: the student's sums, then the loss and its gradients, those of a
+tile of prototypes at once.
 
 Shapes: G groups, I items a group (an image, or a masked patch), T teacher rows and S
-student rows an item, C channels of the bottleneck, K prototypes. Matmuls are in the
-dtype of features and prototypes, everything else in float32.
+student rows an item, R rows in all, C channels of the bottleneck, K prototypes, k of
+them in each of n tiles. Matmuls are in the dtype of features and prototypes, everything
+else in float32.
 """
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -28,8 +28,9 @@ import jax.numpy as jnp
 from dinov2_jax import sharding
 from dinov2_jax.losses import dino, teacher_targets
 
-_KEPT = 2**25  # teacher logits up to so many are kept instead of computed again
-_TILE = {True: 3 * 2**21, False: 2**26}  # logits of a tile, on the CPU or not
+_KEPT = 2**25  # logits up to so many are kept instead of computed again
+_TILE = {True: 2**19, False: 2**24}  # logits of a tile, on the CPU or not
+_NARROWEST = 128  # columns of a tile
 _TINY = jnp.finfo(jnp.float32).tiny
 
 Pairs = tuple[tuple[int, ...], ...]
@@ -44,17 +45,19 @@ class Targets:
       prototypes: [K, C].
       temp: Teacher temperature.
       bias: float32 [K].
+      lse: float32 [G, I, T], log-sum-exp over K of logits / temp + bias.
     """
 
     features: jax.Array
     prototypes: jax.Array
     temp: jax.Array
     bias: jax.Array
+    lse: jax.Array
 
     def probabilities(self) -> jax.Array:
         """float32 [G, I, T, K], whole: for looking at."""
         logits = _matmul(self.features, self.prototypes) / self.temp + self.bias
-        return jax.nn.softmax(logits, axis=-1)
+        return jnp.exp(logits - self.lse[..., None])
 
 
 def sinkhorn_knopp(
@@ -76,26 +79,33 @@ def sinkhorn_knopp(
     """
     if valid is None:
         valid = jnp.ones(features.shape[:2], bool)
+    valid = jnp.broadcast_to(valid[..., None], features.shape[:-1])
     temp = jnp.asarray(temp, jnp.float32)
 
-    def bias(features, valid, prototypes, temp, *, axes):
-        valid = jnp.repeat(valid.reshape(-1), features.shape[2])
-        rows = features.reshape(-1, features.shape[-1])
-        tiles = _tile(rows, valid.astype(jnp.float32), columns=len(prototypes))
-        logits = _teacher_logits(prototypes, temp, tiles[0])
-        sums = functools.partial(_column_sums, logits, tiles, axes=axes)
-        bias = -_log(sums(jnp.zeros(len(prototypes)), first=True))
-        for _ in range(num_iterations - 1):
-            bias -= _log(sums(bias, first=False))
-        return bias
+    def balance(features, valid, prototypes, temp, *, axes):
+        tiles, logits = _tiled_logits(features, prototypes, temp)
+        valid = valid.reshape(-1, 1)
+        bias = lse = None
+        for _ in range(num_iterations):
+            old = bias, lse
 
-    bias = sharding.on_groups(
-        bias,
+            def one(sums, tile, old=old):
+                tile, bias = tile
+                z = logits(tile)
+                bias = _next_bias(z, valid, bias, old[1], axes)
+                return _add_to_sums(sums, z + bias), bias
+
+            sums, bias = jax.lax.scan(one, _no_sums(len(valid)), (tiles, bias))
+            lse = _log_sum_exp(sums)
+        return bias.reshape(-1), lse.reshape(features.shape[:-1])
+
+    bias, lse = sharding.on_groups(
+        balance,
         in_specs=(sharding.BATCH, sharding.BATCH, None, None),
-        out_specs=None,
+        out_specs=(None, sharding.BATCH),
         num_groups=len(features),
     )(features, valid, prototypes, temp)
-    return Targets(features, prototypes, temp, bias)
+    return Targets(features, prototypes, temp, bias, lse)
 
 
 def centered(
@@ -113,7 +123,21 @@ def centered(
       center: [K].
     """
     temp = jnp.asarray(temp, jnp.float32)
-    return Targets(features, prototypes, temp, -center / temp)
+    bias = -center / temp
+
+    def row_sums(features, prototypes, temp, bias, *, axes):
+        del axes
+        tiles, logits = _tiled_logits(features, prototypes, temp)
+        lse = _row_sums(logits, tiles, bias.reshape(len(tiles), -1))
+        return lse.reshape(features.shape[:-1])
+
+    lse = sharding.on_groups(
+        row_sums,
+        in_specs=(sharding.BATCH, None, None, None),
+        out_specs=sharding.BATCH,
+        num_groups=len(features),
+    )(features, prototypes, temp, bias)
+    return Targets(features, prototypes, temp, bias, lse)
 
 
 def update_center(
@@ -189,7 +213,7 @@ _cross_entropy.defvjp(_forward, _backward)
 def _on_groups(features, prototypes, targets, weights, pairs, with_grads):
     """`_local` on each device's groups: parts [S][, gradients]."""
     args = (
-        *(features, targets.features, weights),
+        *(features, targets.features, targets.lse, weights),
         *(prototypes, targets.prototypes, targets.temp, targets.bias),
     )
     out_specs = None
@@ -197,7 +221,7 @@ def _on_groups(features, prototypes, targets, weights, pairs, with_grads):
         out_specs = (None, sharding.BATCH, sharding.scattered(len(prototypes)))
     return sharding.on_groups(
         functools.partial(_local, pairs=pairs, with_grads=with_grads),
-        in_specs=(sharding.BATCH,) * 3 + (None,) * 4,
+        in_specs=(sharding.BATCH,) * 4 + (None,) * 4,
         out_specs=out_specs,
         num_groups=len(features),
     )(*args)
@@ -206,6 +230,7 @@ def _on_groups(features, prototypes, targets, weights, pairs, with_grads):
 def _local(
     features,
     teacher_features,
+    teacher_lse,
     weights,
     prototypes,
     teacher_prototypes,
@@ -216,116 +241,129 @@ def _local(
     with_grads,
     axes,
 ):
-    shape = features.shape
-    features, teacher_features = (
-        x.reshape(-1, *x.shape[2:]) for x in (features, teacher_features)
-    )
-    tiles = _tile(
-        features, teacher_features, weights.reshape(-1), columns=len(prototypes)
-    )
-    teacher = _teacher_logits(teacher_prototypes, temp, tiles[1])
-    tiles = (*tiles, jnp.arange(len(tiles[0])))
+    items = weights.size
+    rows = max(features.size, teacher_features.size) // features.shape[-1]
+    tiled = functools.partial(_tiled_logits, rows=rows)
+    tiles, logits = tiled(features, prototypes, dino.STUDENT_TEMP)
+    teacher_tiles, teacher_logits = tiled(teacher_features, teacher_prototypes, temp)
+    lse = _row_sums(logits, tiles)
+    x = features.reshape(-1, features.shape[-1])
+    mass = jnp.tile(jnp.asarray([len(row) for row in pairs], jnp.float32), items)
+    factor = jnp.repeat(weights.reshape(-1), len(pairs)) / dino.STUDENT_TEMP
 
     def one(carry, tile):
-        x, y, weight, index = tile  # [i, S, C], [i, T, C], [i]
-        q = jax.nn.softmax(teacher(y, index) + bias, axis=-1)  # [i, T, K]
-        target = jnp.stack(
-            [sum(q[:, t] for t in row) for row in pairs], axis=1
-        )  # [i, S, K]
-        mass = jnp.asarray([len(row) for row in pairs], jnp.float32)
-        logits = _matmul(x, prototypes) / dino.STUDENT_TEMP
-        peak = jnp.max(logits, axis=-1, keepdims=True)
-        exp = jnp.exp(logits - peak)
-        total = jnp.sum(exp, axis=-1, keepdims=True)
-        lse = (peak + jnp.log(total))[..., 0]
-        loss = mass * lse - jnp.sum(target * logits, axis=-1)  # [i, S]
-        parts, d_prototypes = carry
-        parts += jnp.einsum("is,i->s", loss, weight, precision="highest")
+        tile, teacher_tile, bias, kernel = tile
+        z = teacher_logits(teacher_tile) + bias - teacher_lse.reshape(-1, 1)
+        q = jnp.exp(z).reshape(items, -1, z.shape[-1])  # [I, T, k]
+        target = jnp.stack([sum(q[:, t] for t in row) for row in pairs], axis=1)
+        target = target.reshape(len(x), -1)
+        z = logits(tile)  # [R, k]
+        expected, d_x = carry
+        expected += jnp.sum(target * z, axis=-1)
         if not with_grads:
-            return (parts, d_prototypes), None
-        factor = (weight / dino.STUDENT_TEMP)[:, None, None]
-        d_logits = factor * (exp * (mass[:, None] / total) - target)
-        d_logits = d_logits.astype(x.dtype)
-        d_x = jnp.einsum("isk,kc->isc", d_logits, prototypes)
-        d_prototypes += jnp.einsum(
-            "isk,isc->kc", d_logits, x, preferred_element_type=jnp.float32
+            return (expected, d_x), None
+        d_z = mass[:, None] * jnp.exp(z - lse[:, None]) - target
+        d_z = (factor[:, None] * d_z).astype(x.dtype)
+        d_x += jnp.einsum("rk,kc->rc", d_z, kernel, preferred_element_type=jnp.float32)
+        return (expected, d_x), jnp.einsum(
+            "rk,rc->kc", d_z, x, preferred_element_type=jnp.float32
         )
-        return (parts, d_prototypes), d_x
 
-    carry = jnp.zeros(len(pairs)), None
+    carry = jnp.zeros(len(x)), None
     if with_grads:
-        carry = carry[0], jnp.zeros(prototypes.shape, jnp.float32)
-    (parts, d_prototypes), d_features = jax.lax.scan(one, carry, tiles)
+        carry = carry[0], jnp.zeros(x.shape)
+    n = len(tiles)
+    weight_tiles = prototypes.reshape(n, -1, x.shape[-1])
+    xs = tiles, teacher_tiles, bias.reshape(n, -1), weight_tiles
+    (expected, d_x), d_prototypes = jax.lax.scan(one, carry, xs)
+    loss = (mass * lse - expected).reshape(items, -1)
+    parts = jnp.einsum("is,i->s", loss, weights.reshape(-1), precision="highest")
     parts = jax.lax.psum(parts, axes)
     if not with_grads:
         return parts
-    d_features = d_features.reshape(-1, *shape[2:])[: math.prod(shape[:2])]
-    return parts, d_features.reshape(shape), sharding.scatter_sum(d_prototypes, axes)
+    d_prototypes = d_prototypes.reshape(prototypes.shape)
+    d_x = d_x.astype(x.dtype).reshape(features.shape)
+    return parts, d_x, sharding.scatter_sum(d_prototypes, axes)
 
 
-def _tile(*arrays: jax.Array, columns: int) -> list[jax.Array]:
-    """[n, ...] each -> [tiles, rows, ...], the last tile filled up with zeros."""
-    n = len(arrays[0])
-    rows = max(math.prod(x.shape[1:-1]) for x in arrays)  # of logits, an item
-    most = max(_TILE[sharding.device_kind() == "cpu"] // (columns * rows), 1)
-    tiles = -(-n // most)
-    size = -(-n // tiles)
-    return [
-        jnp.pad(x, [(0, tiles * size - n)] + [(0, 0)] * (x.ndim - 1)).reshape(
-            tiles, size, *x.shape[1:]
-        )
-        for x in arrays
+def _columns(rows: int, count: int) -> int:
+    """Prototypes of a tile: a divisor of all, so that no tile is filled up."""
+    most = _TILE[sharding.device_kind() == "cpu"] // rows
+    divisors = [
+        k
+        for k in range(1, count + 1)
+        if count % k == 0 and (k >= _NARROWEST or k == count)
     ]
+    return max((k for k in divisors if k <= most), default=divisors[0])
 
 
-def _teacher_logits(
-    prototypes: jax.Array, temp: jax.Array, tiles: jax.Array
-) -> Callable[[jax.Array, Any], jax.Array]:
-    """(rows of a tile, its index) -> logits / temp; kept from the start where few."""
+def _tiled_logits(
+    features: jax.Array,
+    prototypes: jax.Array,
+    temp: jax.Array | float,
+    rows: int | None = None,
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """[n, ...] to scan, and what gives logits / temp [R, k] from one of it.
 
-    def compute(rows):
-        return _matmul(rows, prototypes) / temp
+    Args:
+      features: [..., C], R rows.
+      prototypes: [K, C].
+      temp: What divides.
+      rows: Of the largest array that a tile is to make; default R.
+    """
+    x = features.reshape(-1, features.shape[-1])
+    columns = _columns(rows or len(x), len(prototypes))
+    tiles = prototypes.reshape(-1, columns, prototypes.shape[-1])
 
-    if math.prod(tiles.shape[:-1]) * len(prototypes) > _KEPT:
-        return lambda rows, index: compute(rows)
-    kept = jax.lax.map(compute, tiles)
-    return lambda rows, index: kept[index]
+    def compute(tile):
+        return _matmul(x, tile) / temp
 
-
-def _column_sums(logits, tiles, bias, *, first, axes):
-    """Sums over all valid rows of softmax(logits + bias), or at `first` of exp."""
-
-    def one(carry, tile):
-        peak, sums = carry
-        rows, valid, index = tile
-        z = logits(rows, index) + bias
-        top = jnp.max(z, axis=-1)
-        exp = jnp.exp(z - top[:, None])
-        if first:  # exp(z) of all rows by one factor, which the next softmax cancels
-            new = jnp.maximum(peak, jnp.max(jnp.where(valid > 0, top, -jnp.inf)))
-            sums *= _exp_difference(peak, new)
-            weight = jnp.where(valid > 0, _exp_difference(top, new), 0.0)
-            peak = new
-        else:
-            weight = valid / jnp.sum(exp, axis=-1)
-        sums += jnp.einsum("rk,r->k", exp, weight, precision="highest")
-        return (peak, sums), None
-
-    carry = jnp.float32(-jnp.inf), jnp.zeros(bias.shape)
-    xs = (*tiles, jnp.arange(len(tiles[0])))
-    (peak, sums), _ = jax.lax.scan(one, carry, xs)
-    if first and axes:
-        sums *= _exp_difference(peak, jax.lax.pmax(peak, axes))
-    return jax.lax.psum(sums, axes)
+    if len(x) * len(prototypes) > _KEPT:
+        return tiles, compute
+    return jax.lax.map(compute, tiles), lambda tile: tile
 
 
-def _exp_difference(x, y):
-    """exp(x - y); 1 where no row has been valid yet."""
-    return jnp.exp(jnp.where(jnp.isfinite(y), x - y, 0.0))
+def _next_bias(z, valid, bias, lse, axes):
+    """What makes columns of softmax(z + bias) sum to 1, at first those of exp(z)."""
+    if bias is None:
+        masked = jnp.where(valid, z, -jnp.inf)
+        peak = jax.lax.pmax(jnp.max(masked, axis=0), axes)
+        peak = jnp.where(jnp.isfinite(peak), peak, 0.0)  # no row is valid
+        sums, bias = jnp.sum(jnp.exp(masked - peak), axis=0), -peak
+    else:
+        weights = jnp.exp(z + bias - lse[:, None])
+        sums = jnp.sum(jnp.where(valid, weights, 0.0), axis=0)
+    return bias - jnp.log(jnp.maximum(jax.lax.psum(sums, axes), _TINY))
 
 
-def _log(sums):
-    return jnp.log(jnp.maximum(sums, _TINY))
+def _row_sums(logits, tiles, bias=None):
+    """Log-sum-exp [R] over all tiles of logits + bias."""
+
+    def one(sums, tile):
+        tile, bias = tile
+        z = logits(tile)
+        return _add_to_sums(sums, z if bias is None else z + bias), None
+
+    rows = jax.eval_shape(logits, tiles[0]).shape[0]
+    sums, _ = jax.lax.scan(one, _no_sums(rows), (tiles, bias))
+    return _log_sum_exp(sums)
+
+
+def _no_sums(rows):
+    return jnp.full(rows, -jnp.inf), jnp.zeros(rows)
+
+
+def _add_to_sums(sums, z):
+    """Running maximum and sum of exponentials below it, of each row."""
+    peak, total = sums
+    new = jnp.maximum(peak, jnp.max(z, axis=-1))
+    total *= jnp.exp(peak - new)
+    return new, total + jnp.sum(jnp.exp(z - new[:, None]), axis=-1)
+
+
+def _log_sum_exp(sums):
+    peak, total = sums
+    return peak + jnp.log(total)
 
 
 def _matmul(rows, prototypes):

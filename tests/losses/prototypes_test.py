@@ -1,4 +1,4 @@
-"""The tiled losses against the plain ones, however the rows are divided."""
+"""The tiled losses against the plain ones, however the columns are divided."""
 
 import os
 import pathlib
@@ -30,7 +30,9 @@ def logits(features, weights):
 @pytest.fixture(params=["whole", "tiles", "tiles, nothing kept"], autouse=True)
 def memory(request, monkeypatch):
     if request.param != "whole":
-        monkeypatch.setattr(prototypes, "_TILE", {True: 4 * K, False: 4 * K})
+        # Tiles of 3 columns for 10 rows, of 2 for more.
+        monkeypatch.setattr(prototypes, "_TILE", {True: 45, False: 45})
+        monkeypatch.setattr(prototypes, "_NARROWEST", 2)
     if request.param.endswith("nothing kept"):
         monkeypatch.setattr(prototypes, "_KEPT", 0)
 
@@ -62,9 +64,9 @@ def test_rows_without_any_valid_and_extreme_logits():
     # exp(120 / 0.05) overflows by far; invalid rows may be larger still.
     large = np.where(VALID[..., None, None], 40, 4000) * features
     ours = prototypes.sinkhorn_knopp(large, weights, TEMP, valid=VALID)
-    # The plain form underflows here, to rows of zeros.
+    # The plain form underflows here, to rows of zeros; float32 resolves 2400 to 2e-4.
     rows = np.asarray(ours.probabilities())[VALID]
-    np.testing.assert_allclose(rows.sum(-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(rows.sum(-1), 1.0, rtol=5e-4)
 
 
 def test_centering():
