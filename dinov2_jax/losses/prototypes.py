@@ -85,18 +85,31 @@ def sinkhorn_knopp(
     def balance(features, valid, prototypes, temp, *, axes):
         tiles, logits = _tiled_logits(features, prototypes, temp)
         valid = valid.reshape(-1, 1)
-        bias = lse = None
-        for _ in range(num_iterations):
-            old = bias, lse
 
-            def one(sums, tile, old=old):
-                tile, bias = tile
-                z = logits(tile)
-                bias = _next_bias(z, valid, bias, old[1], axes)
-                return _add_to_sums(sums, z + bias), bias
+        def first(sums, tile):
+            z = logits(tile)
+            masked = jnp.where(valid, z, -jnp.inf)
+            peak = jax.lax.pmax(jnp.max(masked, axis=0), axes)
+            peak = jnp.where(jnp.isfinite(peak), peak, 0.0)  # no row is valid
+            total = jax.lax.psum(jnp.sum(jnp.exp(masked - peak), axis=0), axes)
+            bias = -peak - _log(total)
+            return _add_to_sums(sums, z + bias), bias
 
-            sums, bias = jax.lax.scan(one, _no_sums(len(valid)), (tiles, bias))
-            lse = _log_sum_exp(sums)
+        def again(lse, sums, tile):
+            tile, bias = tile
+            z = logits(tile) - lse[:, None]
+            weights = jnp.where(valid, jnp.exp(z + bias), 0.0)
+            bias -= _log(jax.lax.psum(jnp.sum(weights, axis=0), axes))
+            # Of a valid row between 1 / R and K: no maximum is needed.
+            return sums + jnp.sum(jnp.exp(z + bias), axis=-1), bias
+
+        sums, bias = jax.lax.scan(first, _no_sums(len(valid)), tiles)
+        lse = _log_sum_exp(sums)
+        for _ in range(num_iterations - 1):
+            xs = tiles, bias
+            body = functools.partial(again, lse)
+            sums, bias = jax.lax.scan(body, jnp.zeros(len(valid)), xs)
+            lse += _log(jnp.minimum(sums, 1 / _TINY))
         return bias.reshape(-1), lse.reshape(features.shape[:-1])
 
     bias, lse = sharding.on_groups(
@@ -323,19 +336,6 @@ def _tiled_logits(
     return jax.lax.map(compute, tiles), lambda tile: tile
 
 
-def _next_bias(z, valid, bias, lse, axes):
-    """What makes columns of softmax(z + bias) sum to 1, at first those of exp(z)."""
-    if bias is None:
-        masked = jnp.where(valid, z, -jnp.inf)
-        peak = jax.lax.pmax(jnp.max(masked, axis=0), axes)
-        peak = jnp.where(jnp.isfinite(peak), peak, 0.0)  # no row is valid
-        sums, bias = jnp.sum(jnp.exp(masked - peak), axis=0), -peak
-    else:
-        weights = jnp.exp(z + bias - lse[:, None])
-        sums = jnp.sum(jnp.where(valid, weights, 0.0), axis=0)
-    return bias - jnp.log(jnp.maximum(jax.lax.psum(sums, axes), _TINY))
-
-
 def _row_sums(logits, tiles, bias=None):
     """Log-sum-exp [R] over all tiles of logits + bias."""
 
@@ -359,6 +359,10 @@ def _add_to_sums(sums, z):
     new = jnp.maximum(peak, jnp.max(z, axis=-1))
     total *= jnp.exp(peak - new)
     return new, total + jnp.sum(jnp.exp(z - new[:, None]), axis=-1)
+
+
+def _log(sums):
+    return jnp.log(jnp.maximum(sums, _TINY))
 
 
 def _log_sum_exp(sums):
