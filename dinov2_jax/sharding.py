@@ -70,9 +70,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Shardings of a tree of parameters or optimizer state, by shape.
 
-    The largest axis that the `fsdp` size divides is sharded, one with whole tiles a
-    shard before all others, never the layer axis of the stacked blocks. Vectors and
-    arrays below `MIN_SHARDED_SIZE` elements (a block's, where they are stacked) are
+    Of the axes that the `fsdp` size divides into whole tiles the first is sharded, so
+    that a matrix can be split by its outputs without moving anything; without such an
+    axis the largest that it divides; never the layer axis of stacked blocks. Vectors
+    and arrays below `MIN_SHARDED_SIZE` elements (a block's, where they are stacked) are
     replicated: gathering them would take longer than the megabytes are worth.
 
     Args:
@@ -110,14 +111,12 @@ def _specs(tree: Any, fsdp: int) -> Any:
 
 def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     """Of one parameter, one block's where they are stacked."""
-    axes = [
-        (size // fsdp % _TILE_ROWS == 0, size, -axis)
-        for axis, size in enumerate(shape)
-        if size % fsdp == 0
-    ]
+    axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    whole = [axis for axis in axes if shape[axis] // fsdp % _TILE_ROWS == 0]
     spec = [None] * len(shape)
     if axes and len(shape) > 1 and math.prod(shape) >= MIN_SHARDED_SIZE:
-        spec[-max(axes)[2]] = "fsdp"
+        axis = whole[0] if whole else max(axes, key=lambda axis: shape[axis])
+        spec[axis] = "fsdp"
     return PartitionSpec(*spec)
 
 

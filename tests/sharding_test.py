@@ -36,6 +36,7 @@ def spec(leaf, path="kernel", fsdp=8):
     [
         ((64, 128), "kernel", (None, "fsdp")),  # the largest axis
         ((128, 64), "kernel", ("fsdp", None)),
+        ((1536, 8192), "kernel", ("fsdp", None)),  # the first, though not the largest
         ((64, 64), "kernel", ("fsdp", None)),  # the first of two equals
         ((60, 100), "kernel", (None, None)),  # nothing to divide
         ((100, 64), "kernel", (None, "fsdp")),  # the largest that 8 divides
@@ -61,7 +62,7 @@ def test_rule(sizes, path, expected):
 
 
 def test_one_device_and_replicas():
-    tree = {"kernel": shape(64, 128)}
+    tree = {"kernel": shape(100, 64)}
     for axes in ((1, 1), (4, 8)):
         found = sharding.state_shardings(tree, mesh(axes[1], axes[0]))["kernel"]
         assert found.mesh.shape == {"replica": axes[0], "fsdp": axes[1]}

@@ -4,7 +4,8 @@ XLA for TPUs writes `estimated_cycles` into the backend_config of most operation
 take time. Their sum over a step, loops multiplied out, is what it believes the cores
 are busy for; what `cost_analysis` reports counts a loop's body once and is not used.
 Kernels of our own carry a cost estimate instead, of which the roofline is taken: a
-lower bound.
+lower bound. Gathers and scatters of whole rows carry nothing: they count as what they
+read and write over the memory's bandwidth.
 """
 
 import collections
@@ -29,14 +30,16 @@ class Cycles:
       by_scope: The same by place in the traced program, most first.
       kernel_seconds: Lower bound of our own kernels' time, from their cost estimates.
       kernels: Executions of them in a step.
-      without_cost: Operations, kernels or others, of which the compiler says that it
-        knows nothing, such as gathers left to the sparse cores: counted as nothing.
+      moving_seconds: Of gathers and scatters that carry no figure.
+      without_cost: Other operations, kernels or not, of which the compiler says that
+        it knows nothing: counted as nothing.
     """
 
     total: int
     by_scope: dict[str, int]
     kernel_seconds: float
     kernels: int
+    moving_seconds: float
     without_cost: int
 
 
@@ -46,17 +49,19 @@ def count(module: hlo.Module, *, peak_flops: float, hbm_bandwidth: float) -> Cyc
     Args:
       module: Parsed.
       peak_flops: FLOP/s of a device, for kernels.
-      hbm_bandwidth: Bytes/s of a device's memory, for kernels.
+      hbm_bandwidth: Bytes/s of a device's memory, for kernels, gathers and scatters.
     """
     scopes: collections.Counter = collections.Counter()
-    kernel_seconds, kernels, unknown = 0.0, 0, 0
+    kernel_seconds, kernels, moved, unknown = 0.0, 0, 0, 0
     for name, times in module.executions.items():
         for instruction in module.computations[name].instructions.values():
             figure = _CYCLES.search(instruction.attributes)
-            if figure and int(figure[1]) == _UNKNOWN:
-                unknown += times
-            elif figure:
+            if figure and int(figure[1]) != _UNKNOWN:
                 scopes[_scope(instruction.op_name)] += times * int(figure[1])
+            elif num_bytes := _moved_bytes(module, instruction):
+                moved += times * num_bytes
+            elif figure:
+                unknown += times
             elif any(f'"{k}"' in instruction.attributes for k in _KERNELS):
                 kernels += times
                 cost = _COST.search(instruction.attributes)
@@ -74,8 +79,23 @@ def count(module: hlo.Module, *, peak_flops: float, hbm_bandwidth: float) -> Cyc
         by_scope=dict(scopes.most_common()),
         kernel_seconds=kernel_seconds,
         kernels=kernels,
+        moving_seconds=moved / hbm_bandwidth,
         without_cost=unknown,
     )
+
+
+def _moved_bytes(module: hlo.Module, fusion: hlo.Instruction) -> int:
+    """What the gathers and scatters of a fusion read and write."""
+    if fusion.opcode != "fusion":
+        return 0
+    inner = module.computations[dict(fusion.called())["calls"]].instructions
+    total = 0
+    for instruction in inner.values():
+        if instruction.opcode == "gather":
+            total += 2 * instruction.arrays[0].num_bytes
+        elif instruction.opcode == "scatter":  # reads what it adds, and to what
+            total += 3 * inner[instruction.operands[-1]].arrays[0].num_bytes
+    return total
 
 
 def _field(text: str, name: str) -> float:

@@ -114,7 +114,7 @@ def _predict(config, machine, program, found) -> dict[str, Any] | None:
     if not chip.clock or not work.total:
         return None
     sent = sum(c.sent_bytes for c in found)
-    compute = work.total / chip.clock + work.kernel_seconds
+    compute = work.total / chip.clock + work.kernel_seconds + work.moving_seconds
     link = sent / machine.send_bandwidth if machine.send_bandwidth else 0.0
     useful = flops.step_flops(config).per_image
     useful *= config.train.batch_size / machine.num_devices
@@ -128,6 +128,7 @@ def _predict(config, machine, program, found) -> dict[str, Any] | None:
         "compute_seconds": compute,
         "kernels": work.kernels,
         "kernel_seconds": work.kernel_seconds,
+        "moving_seconds": work.moving_seconds,
         "without_cost": work.without_cost,
         "link_bytes": sent,
         "link_seconds": link,
@@ -233,8 +234,9 @@ def _describe_prediction(prediction: dict[str, Any] | None) -> list[str]:
     if prediction["kernels"]:
         lines.append(
             f"  of it {prediction['kernel_seconds']:.3f} s for "
-            f"{prediction['kernels']} kernels, a lower bound; "
-            f"{prediction['without_cost']} operations give no estimate"
+            f"{prediction['kernels']} kernels, a lower bound, and "
+            f"{prediction['moving_seconds']:.3f} s for gathers and scatters by their "
+            f"bytes; {prediction['without_cost']} operations give no estimate"
         )
     lines.append("  where the cycles go:")
     total = prediction["cycles"]

@@ -21,3 +21,11 @@ def test_kernels_are_bounded_by_their_cost_estimate():
     assert result.total == 0
     assert (result.kernels, result.without_cost) == (2, 1)
     assert result.kernel_seconds == pytest.approx(4e6 / 1e9)  # more than 1000 / 1e6
+
+
+def test_gathers_and_scatters_count_as_what_they_move():
+    result = count(hlo_snippets.ROWS)
+    taken, added = 2 * (3 * 50 * 64) * 2, 3 * (3 * 50 * 64) * 2
+    assert result.moving_seconds == pytest.approx((taken + added) / 1e6)
+    # One that carries a figure counts by it, one that is said to be unknown by bytes.
+    assert (result.total, result.without_cost) == (500, 0)

@@ -129,3 +129,42 @@ backend_config={"custom_call_config":{"cost_estimate":{"flops":"4000000",\
   ROOT %copy = f32[128,64]{1,0} copy(%f.3)
 }
 """
+
+# Three crops of ten taken, and added again; the third carries a figure.
+ROWS = """\
+HloModule jit_step, is_scheduled=true
+
+%taken (p: bf16[10,50,64], i: s32[3,1]) -> bf16[3,50,64] {
+  %p = bf16[10,50,64]{2,1,0} parameter(0)
+  %i = s32[3,1]{1,0} parameter(1)
+  ROOT %gather.1 = bf16[3,50,64]{2,1,0} gather(%p, %i), offset_dims={1,2}, \
+collapsed_slice_dims={0}, start_index_map={0}, index_vector_dim=1, \
+slice_sizes={1,50,64}
+}
+
+%add (x: bf16[], y: bf16[]) -> bf16[] {
+  %x = bf16[] parameter(0)
+  %y = bf16[] parameter(1)
+  ROOT %sum = bf16[] add(%x, %y)
+}
+
+%added (p.1: bf16[10,50,64], i.1: s32[3,1], u: bf16[3,50,64]) -> bf16[10,50,64] {
+  %p.1 = bf16[10,50,64]{2,1,0} parameter(0)
+  %i.1 = s32[3,1]{1,0} parameter(1)
+  %u = bf16[3,50,64]{2,1,0} parameter(2)
+  ROOT %scatter.1 = bf16[10,50,64]{2,1,0} scatter(%p.1, %i.1, %u), \
+update_window_dims={1,2}, inserted_window_dims={0}, \
+scatter_dims_to_operand_dims={0}, index_vector_dim=1, to_apply=%add
+}
+
+ENTRY %main (x.1: bf16[10,50,64], n: s32[3,1]) -> bf16[10,50,64] {
+  %x.1 = bf16[10,50,64]{2,1,0} parameter(0)
+  %n = s32[3,1]{1,0} parameter(1)
+  %rows = bf16[3,50,64]{2,1,0} fusion(%x.1, %n), kind=kCustom, calls=%taken, \
+backend_config={"window_config":{"estimated_cycles":"9223372036854775807"}}
+  %rated = bf16[3,50,64]{2,1,0} fusion(%x.1, %n), kind=kLoop, calls=%taken, \
+backend_config={"window_config":{"estimated_cycles":"500"}}
+  ROOT %sums = bf16[10,50,64]{2,1,0} fusion(%x.1, %n, %rows), kind=kCustom, \
+calls=%added
+}
+"""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import state_dict
@@ -101,6 +102,41 @@ def test_remat_stores_less():
         return step.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries("full") < 0.7 * temporaries("none")
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize("ffn_layer", ["mlp", "swiglufused"])
+def test_what_a_block_keeps_is_kept_as_it_is(ffn_layer):
+    # jax rounds what is kept and also used ahead, which on TPUs is a pass over it: of
+    # all tokens the output of attention alone, whose kernel ends there anyway.
+    model = make(
+        embed_dim=128,
+        num_heads=2,
+        ffn_layer=ffn_layer,
+        ffn_ratio=2.0,
+        drop_path_rate=0.5,
+        dtype=jnp.bfloat16,
+        attention="pallas_tpu",
+        remat="selective",
+    )
+    crops, key = [images(1, 4, 16, 16, 3)], jax.random.key(5)
+    traced = jax.make_jaxpr(gradient(model, crops, key))(random_variables(model))
+    found = list(equations(traced.jaxpr))
+    named = {e.params["name"] for e in found if e.primitive.name == "name"}
+    assert named == {"norm", "qkv", "attention", "ffn_hidden"}
+    rounded = [
+        equation.invars[0].aval.shape
+        for equation in found
+        if equation.primitive.name == "reduce_precision"
+        and equation.invars[0].aval.shape[-1] > 1
+    ]
+    assert rounded == [(1, 2 * 19, 128)]  # two of four crops of 3 + 16 tokens
 
 
 @pytest.mark.parametrize(
