@@ -28,6 +28,7 @@ class Case:
     config: str
     topology: str
     images: int
+    overrides: tuple[str, ...] = ()
 
     @property
     def devices(self) -> int:
@@ -35,14 +36,14 @@ class Case:
         return math.prod(map(int, self.topology.split(":")[1].split("x")))
 
 
+_SELECTIVE = ("model.remat=selective",)
 CASES = (
-    Case("vitl", "v5e:4x4", 12),
-    Case("vitl", "v6e:4x4", 32),
-    Case("vitl", "v5p:2x2x2", 32),
-    Case("vitg", "v5e:4x4", 12),
-    Case("vitg", "v5e:16x16", 12),
-    Case("vitg", "v6e:4x4", 12),
-    Case("vitg", "v5p:2x2x2", 32),
+    Case("vitl", "v5e:4x4", 12, _SELECTIVE),
+    Case("vitl", "v5p:2x2x2", 32, _SELECTIVE),
+    Case("vitl", "v6e:4x4", 32, _SELECTIVE),
+    Case("vitg", "v5e:16x16", 12, (*_SELECTIVE, "mesh.replica=16")),
+    Case("vitg", "v5p:2x2x2", 32, _SELECTIVE),
+    Case("vitg", "v6e:4x4", 12, _SELECTIVE),
 )
 
 
@@ -54,7 +55,8 @@ def run(args: Settings) -> None:
         if args.only and case.config not in args.only:
             continue
         print(f"  {name}", file=sys.stderr, flush=True)
-        rows.append({"case": name, "images": case.images} | plan(case, args))
+        settings = {"images": case.images, "overrides": list(case.overrides)}
+        rows.append({"case": name} | settings | plan(case, args))
         report.write("aot", args, rows)
     report.show(COLUMNS, rows)
 
@@ -69,7 +71,7 @@ def plan(case: Case, args: Settings) -> dict[str, Any]:
             f"--topology={case.topology}",
             f"--config.train.batch_size={case.devices * case.images}",
             f"--config.train.group_size={case.images}",
-            *(f"--config.{text}" for text in args.overrides),
+            *(f"--config.{text}" for text in (*case.overrides, *args.overrides)),
         ]
         try:
             done = subprocess.run(

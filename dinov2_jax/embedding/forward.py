@@ -20,10 +20,10 @@ import jax.numpy as jnp
 
 from dinov2_jax.data import preprocessing
 from dinov2_jax.kernels import attention as attention_kernel
+from dinov2_jax.kernels import layer_norm
 from dinov2_jax.models import layers, vision_transformer
 
 KINDS = ("cls", "patch_mean", "cls+patch_mean", "patches")
-_EPSILON = 1e-6  # of LayerNorm
 
 
 def features_shape(
@@ -129,11 +129,7 @@ def _tokens(module, params, x):
 
 
 def _norm(x, params, dtype):
-    """LayerNorm with float32 statistics."""
-    x = x.astype(jnp.float32)
-    x = x - x.mean(axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + _EPSILON)
-    return (x * params["scale"] + params["bias"]).astype(dtype)
+    return layer_norm.plain(x, params["scale"], params["bias"]).astype(dtype)
 
 
 def _dense(x, params, columns=slice(None)):
