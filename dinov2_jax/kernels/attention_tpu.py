@@ -571,8 +571,7 @@ def _write_in_turn(kernel, tokens, q_ref, k_ref, v_ref, *refs):
         @pl.when(part == n)
         def _(gradient=gradient):
             rows = dqkv_ref.shape[1]
-            x = gradient[:rows, :]
-            dqkv_ref[0] = x.astype(dqkv_ref.dtype)
+            dqkv_ref[0] = gradient[:rows, :].astype(dqkv_ref.dtype)
             dbias_ref[0, 0] = _sums(gradient, rows, tokens - block * rows)
 
 

@@ -67,6 +67,13 @@ def test_rows_without_any_valid_and_extreme_logits():
     # The plain form underflows here, to rows of zeros; float32 resolves 2400 to 2e-4.
     rows = np.asarray(ours.probabilities())[VALID]
     np.testing.assert_allclose(rows.sum(-1), 1.0, rtol=5e-4)
+    scale = VALID.astype(np.float32)
+    student = draw(GROUPS, ITEMS, 1, CHANNELS, seed=4), draw(K, CHANNELS, seed=5)
+    total, pull = jax.vjp(
+        lambda *s: prototypes.cross_entropy(*s, ours, scale, pairs=((0,),))[0], *student
+    )
+    for x in (total, *pull(jnp.float32(1.0))):
+        assert np.isfinite(x).all()
 
 
 def test_centering():
