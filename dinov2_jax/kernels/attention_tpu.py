@@ -571,13 +571,17 @@ def _write_in_turn(kernel, tokens, q_ref, k_ref, v_ref, *refs):
         @pl.when(part == n)
         def _(gradient=gradient):
             rows = dqkv_ref.shape[1]
-            dqkv_ref[0] = gradient[:rows, :].astype(dqkv_ref.dtype)
-            dbias_ref[0, 0] = _sums(gradient, rows, tokens - block * rows)
+            size = _round_up(rows, _SUBLANES)
+            x = gradient[:size, :]
+            dqkv_ref[0] = x[:rows].astype(dqkv_ref.dtype)
+            valid = rows
+            if tokens % rows:  # the last block reaches beyond the stream
+                valid = jnp.minimum(tokens - block * rows, rows)
+            dbias_ref[0, 0] = _sums(x, valid)
 
 
-def _sums(ref, rows, valid):
-    """[8, 128]: sums of every eighth of a block's rows, of those below `valid`."""
-    size = _round_up(rows, _SUBLANES)
-    index = lax.broadcasted_iota(jnp.int32, (size, 1), 0)
-    x = jnp.where(index < jnp.minimum(valid, rows), ref[:size, :], 0)
+def _sums(x, valid):
+    """[8, 128]: sums of every eighth row, of those below `valid`."""
+    if not isinstance(valid, int) or valid < len(x):
+        x = jnp.where(lax.broadcasted_iota(jnp.int32, (len(x), 1), 0) < valid, x, 0)
     return jnp.sum(x.reshape(-1, _SUBLANES, LANES), axis=0)
