@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from dinov2_jax import sharding
+from dinov2_jax.models import layers
 
 # Each LayerScale and the layer before it: of attention, of either kind of FFN.
 _SCALED = (("ls1", "attn", "proj"), ("ls2", "mlp", "fc2"), ("ls2", "mlp", "w3"))
@@ -23,7 +24,8 @@ def prepare(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
       dtype: Of the matmuls.
 
     Returns:
-      Parameters for the block with `layerscale=0`; norms stay float32.
+      Parameters for the block with `layerscale=0`; norms stay float32, and SwiGLU's
+      packed layer is two.
     """
     block = {name: dict(part) for name, part in params.items()}
     for scale, part, layer in _SCALED:
@@ -34,6 +36,10 @@ def prepare(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
             }
     for scale, _, _ in _SCALED:
         block.pop(scale, None)
+    if "w12" in block["mlp"]:
+        # Here, so that the gradients of each half are summed before they are joined.
+        w12 = block["mlp"]["w12"]
+        block["mlp"]["w12"] = {name: layers.halves(w12[name]) for name in w12}
     for part in ("attn", "mlp"):
         cast = jax.tree.map(lambda weight: weight.astype(dtype), block[part])
         block[part] = sharding.gather(cast)

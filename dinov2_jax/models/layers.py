@@ -84,13 +84,17 @@ class Weights(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
-        """The kernel [in, out] and the bias [out], or None, in `dtype`."""
-        kernel = self.param("kernel", linear_init, self.shape).astype(self.dtype)
-        if not self.use_bias:
-            return kernel, None
-        bias = self.param("bias", nn.initializers.zeros, self.shape[1:])
-        return kernel, bias.astype(self.dtype)
+    def __call__(self) -> tuple[Any, Any]:
+        """The kernel [in, out] and the bias [out], or None, in `dtype`.
+
+        As `block_weights` has prepared them, each may be the two halves of itself.
+        """
+        if self.is_initializing():
+            self.param("kernel", linear_init, self.shape)
+            if self.use_bias:
+                self.param("bias", nn.initializers.zeros, self.shape[1:])
+        kernel, bias = (self.get_variable("params", n) for n in ("kernel", "bias"))
+        return jax.tree.map(lambda weight: weight.astype(self.dtype), (kernel, bias))
 
 
 class Attention(nn.Module):
@@ -159,14 +163,21 @@ class SwiGLU(nn.Module):
         kernel, bias = weights((dim, 2 * hidden_dim), name="w12")()
         out_kernel, out_bias = weights((hidden_dim, dim), name="w3")()
         # Two matmuls: halves of one product would be cut out of it for every use.
-        halves = project(x, tuple(jnp.split(kernel, 2, axis=1)))
-        biases = (None, None) if bias is None else tuple(jnp.split(bias, 2))
-        x = linear.activated(_gated, halves, biases, out_kernel)
+        x = linear.activated(
+            _gated, project(x, halves(kernel)), halves(bias), out_kernel
+        )
         return linear.add_bias(x, out_bias)
 
 
 def _gated(gate, value):
     return nn.silu(gate) * value
+
+
+def halves(weight: Any) -> tuple[jax.Array | None, jax.Array | None]:
+    """Gate and value of a packed kernel or bias; of one that was split, itself."""
+    if isinstance(weight, tuple):
+        return weight
+    return (None, None) if weight is None else tuple(jnp.split(weight, 2, axis=-1))
 
 
 class LayerScale(nn.Module):
