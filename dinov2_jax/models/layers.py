@@ -93,8 +93,9 @@ class Weights(nn.Module):
             self.param("kernel", linear_init, self.shape)
             if self.use_bias:
                 self.param("bias", nn.initializers.zeros, self.shape[1:])
-        kernel, bias = (self.get_variable("params", n) for n in ("kernel", "bias"))
-        return jax.tree.map(lambda weight: weight.astype(self.dtype), (kernel, bias))
+        params = self.variables["params"]
+        weights = params["kernel"], params["bias"] if self.use_bias else None
+        return jax.tree.map(lambda weight: weight.astype(self.dtype), weights)
 
 
 class Attention(nn.Module):
