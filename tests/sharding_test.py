@@ -34,7 +34,7 @@ def spec(leaf, path="kernel", fsdp=8):
 @pytest.mark.parametrize(
     "sizes, path, expected",
     [
-        ((64, 128), "kernel", (None, "fsdp")),  # the largest axis
+        ((64, 128), "kernel", (None, "fsdp")),  # the only one of whole tiles
         ((128, 64), "kernel", ("fsdp", None)),
         ((1536, 8192), "kernel", ("fsdp", None)),  # the first, though not the largest
         ((64, 64), "kernel", ("fsdp", None)),  # the first of two equals

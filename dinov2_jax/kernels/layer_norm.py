@@ -2,9 +2,9 @@
 
 Backward passes are written out, for what they keep: the tokens and two numbers for
 each, "norm" of the remat policies. They are named where the forward pass does not use
-what is named: jax rounds what both passes use once more, which on TPUs is a pass over
-it. Hence one function for the norm and the linear layers behind it, whose gradients
-need the normalised tokens again.
+what is named: jax puts a `reduce_precision` on what is both kept and used ahead, which
+on TPUs is a pass over it. Hence one function for the norm and the linear layers behind
+it, whose gradients need the normalised tokens again.
 
 Statistics are float32. Shapes: [..., D] tokens, F features of a linear layer.
 """

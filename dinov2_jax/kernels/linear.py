@@ -1,7 +1,7 @@
 """Linear layers whose backward passes are written out, for what they keep and sum.
 
-A backward pass wants the products of matmuls as they are saved: before the bias, which
-is then added where they are used, so that no pass over all tokens is spent on it.
+The products of matmuls are kept before their bias is added, and it is added again where
+they are used: no pass over all tokens is spent on it.
 
 Shapes: [..., D] tokens, F features between two layers.
 """
@@ -65,8 +65,7 @@ def activated(
 
 
 def _activated_forward(activation, hidden, biases, kernel):
-    # Named here, where the forward pass does not use what is named: jax rounds what
-    # both passes use once more, which on TPUs is a pass over it.
+    # Named here, where the forward pass does not use what is named; see `layer_norm`.
     kept = checkpoint_name(hidden, "ffn_hidden")
     return activated(activation, hidden, biases, kernel), (kept, biases, kernel)
 

@@ -7,10 +7,11 @@ again for every pass (kept only where they are small), and never leave fast memo
 Both kinds of targets are softmax(logits / temp + bias) with one bias a prototype. For
 EMA centring it is -center / temp. For Sinkhorn-Knopp it is the log of the factor that
 scales a column: dividing rows by their sums is the softmax itself, and dividing columns
-by theirs takes log(sum) from the bias. A tile of columns has all that its own new bias
-needs, and the sums of rows with that bias run along, so an iteration is one pass. The
-cross-entropy takes two: the student's sums, then the loss and its gradients, those of a
-tile of prototypes at once.
+by theirs takes log(sum) from the bias. On one device a tile of columns has all that its
+own new bias needs, and the sums of rows with that bias run along: an iteration is one
+pass. Several devices sum columns first and rows in a second pass. The cross-entropy
+takes two: the student's sums, then the loss and its gradients, those of a tile of
+prototypes at once.
 
 Shapes: G groups, I items a group (an image, or a masked patch), T teacher rows and S
 student rows an item, R rows in all, C channels of the bottleneck, K prototypes, k of
@@ -86,30 +87,25 @@ def sinkhorn_knopp(
         tiles, logits = _tiled_logits(features, prototypes, temp)
         valid = valid.reshape(-1, 1)
 
-        def first(sums, tile):
-            z = logits(tile)
-            masked = jnp.where(valid, z, -jnp.inf)
-            peak = jax.lax.pmax(jnp.max(masked, axis=0), axes)
-            peak = jnp.where(jnp.isfinite(peak), peak, 0.0)  # no row is valid
-            total = jax.lax.psum(jnp.sum(jnp.exp(masked - peak), axis=0), axes)
-            bias = -peak - _log(total)
-            return _add_to_sums(sums, z + bias), bias
+        bias = lse = None
+        for _ in range(num_iterations):
 
-        def again(lse, sums, tile):
-            tile, bias = tile
-            z = logits(tile) - lse[:, None]
-            weights = jnp.where(valid, jnp.exp(z + bias), 0.0)
-            bias -= _log(jax.lax.psum(jnp.sum(weights, axis=0), axes))
-            # Of a valid row between 1 / R and K: no maximum is needed.
-            return sums + jnp.sum(jnp.exp(z + bias), axis=-1), bias
+            def one(sums, tile, lse=lse):
+                tile, bias = tile
+                z = logits(tile)
+                columns = _column_sums(z, valid, bias, lse)
+                if axes:
+                    return sums, columns
+                bias = _next_bias(bias, *columns)
+                return _add_to_sums(sums, z + bias), bias
 
-        sums, bias = jax.lax.scan(first, _no_sums(len(valid)), tiles)
-        lse = _log_sum_exp(sums)
-        for _ in range(num_iterations - 1):
-            xs = tiles, bias
-            body = functools.partial(again, lse)
-            sums, bias = jax.lax.scan(body, jnp.zeros(len(valid)), xs)
-            lse += _log(jnp.minimum(sums, 1 / _TINY))
+            sums, new = jax.lax.scan(one, _no_sums(len(valid)), (tiles, bias))
+            if axes:
+                # One sum over devices for all tiles, and so another pass for the rows.
+                bias = _next_bias(bias, *_over_devices(*new, axes))
+                lse = _row_sums(logits, tiles, bias)
+            else:
+                bias, lse = new, _log_sum_exp(sums)
         return bias.reshape(-1), lse.reshape(features.shape[:-1])
 
     bias, lse = sharding.on_groups(
@@ -300,7 +296,10 @@ def _local(
 
 
 def _columns(rows: int, count: int) -> int:
-    """Prototypes of a tile: a divisor of all, so that no tile is filled up."""
+    """Prototypes of a tile: a divisor of all, so that no tile is filled up.
+
+    A prime number of prototypes is one tile, however large.
+    """
     most = _TILE[sharding.device_kind() == "cpu"] // rows
     divisors = [
         k
@@ -336,6 +335,31 @@ def _tiled_logits(
     return jax.lax.map(compute, tiles), lambda tile: tile
 
 
+def _column_sums(z, valid, bias, lse):
+    """What columns are divided by, as peak [k] and sum [k] of exp(... - peak).
+
+    Of exp(z) at first, then of the softmax of the iteration before; of valid rows.
+    """
+    if bias is None:
+        masked = jnp.where(valid, z, -jnp.inf)
+        peak = jnp.max(masked, axis=0)
+        peak = jnp.where(jnp.isfinite(peak), peak, 0.0)  # no row is valid
+        return peak, jnp.sum(jnp.exp(masked - peak), axis=0)
+    weights = jnp.where(valid, jnp.exp(z + bias - lse[:, None]), 0.0)
+    return jnp.zeros(z.shape[1]), jnp.sum(weights, axis=0)
+
+
+def _over_devices(peak, sums, axes):
+    """The same of all devices' rows."""
+    highest = jax.lax.pmax(peak, axes)
+    return highest, jax.lax.psum(sums * jnp.exp(peak - highest), axes)
+
+
+def _next_bias(bias, peak, sums):
+    bias = 0.0 if bias is None else bias
+    return bias - peak - jnp.log(jnp.maximum(sums, _TINY))
+
+
 def _row_sums(logits, tiles, bias=None):
     """Log-sum-exp [R] over all tiles of logits + bias."""
 
@@ -359,10 +383,6 @@ def _add_to_sums(sums, z):
     new = jnp.maximum(peak, jnp.max(z, axis=-1))
     total *= jnp.exp(peak - new)
     return new, total + jnp.sum(jnp.exp(z - new[:, None]), axis=-1)
-
-
-def _log(sums):
-    return jnp.log(jnp.maximum(sums, _TINY))
 
 
 def _log_sum_exp(sums):

@@ -36,11 +36,11 @@ def prepare(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
             }
     for scale, _, _ in _SCALED:
         block.pop(scale, None)
+    for part in ("attn", "mlp"):
+        cast = jax.tree.map(lambda weight: weight.astype(dtype), block[part])
+        block[part] = sharding.gather(cast)
     if "w12" in block["mlp"]:
         # Here, so that the gradients of each half are summed before they are joined.
         w12 = block["mlp"]["w12"]
         block["mlp"]["w12"] = {name: layers.halves(w12[name]) for name in w12}
-    for part in ("attn", "mlp"):
-        cast = jax.tree.map(lambda weight: weight.astype(dtype), block[part])
-        block[part] = sharding.gather(cast)
     return block

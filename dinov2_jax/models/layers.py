@@ -68,7 +68,7 @@ class LayerNorm(nn.Module):
     def __call__(
         self, x: jax.Array, kernels: tuple[jax.Array, ...] | None = None
     ) -> Any:
-        """[..., D] -> [..., D] in `dtype`, or as `Project` where there are kernels."""
+        """[..., D] -> [..., D] in `dtype`; with kernels what `Project` returns."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         if kernels is None:

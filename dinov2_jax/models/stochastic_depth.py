@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-# Without it every sample taken is compared with a fill value.
+# Otherwise gathers select between what they take and a fill value.
 _IN_BOUNDS = "promise_in_bounds"
 
 Sequences = tuple[tuple[int, int], ...]

@@ -40,11 +40,11 @@ def _computed_from_tokens(primitive, *inputs, **params) -> bool:
     return any(len(x.shape) > 2 for x in inputs)
 
 
-# What of a block is kept for its backward pass, which computes the rest again.
+# What of a block is kept for its backward pass, which computes the rest again. All of
+# them repeat norms and activation functions, as their own backward passes say.
 REMAT_POLICIES = {
     "none": _computed_from_tokens,
-    # Where matmuls need it, what matmuls and attention gave: norms and activation
-    # functions are repeated.
+    # What those backward passes and attention's read, and nothing between.
     "selective": jax.checkpoint_policies.save_only_these_names(
         "norm", "qkv", "attention", "ffn_hidden"
     ),

@@ -85,6 +85,22 @@ def test_gradient_equals_block_diagonal_attention():
     np.testing.assert_allclose(ours, dense, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "by_image"])
+def test_the_bias_of_the_projection(implementation):
+    shape = dict(sequences=SEQUENCES, num_heads=HEADS, implementation=implementation)
+    qkv = jnp.asarray(packed())
+    bias, direction = (
+        jnp.asarray(np.random.default_rng(1).standard_normal(s), jnp.float32)
+        for s in ((36,), (2, TOKENS, 12))
+    )
+    out, pull = jax.vjp(lambda *a: attention.attention(*a, **shape), qkv, bias)
+    added, plain = jax.vjp(lambda a: attention.attention(a, **shape), qkv + bias)
+    np.testing.assert_allclose(out, added, atol=2e-6)
+    d_qkv, d_bias = pull(direction)
+    np.testing.assert_allclose(d_qkv, plain(direction)[0], atol=1e-5)
+    np.testing.assert_allclose(d_bias, d_qkv.sum((0, 1)), atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", range(len(bounds(SEQUENCES))))
 def test_a_nan_stays_in_its_sequence(bad):
     qkv = packed()

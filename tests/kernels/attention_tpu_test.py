@@ -1,9 +1,11 @@
 """The TPU kernels, interpreted, against float64 attention and its gradient."""
 
+import functools
 import os
 import pathlib
 import subprocess
 import sys
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax.kernels import attention_tpu
+from dinov2_jax import sharding
+from dinov2_jax.kernels import attention, attention_tpu
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -148,8 +151,8 @@ def test_under_scan_checkpoint_vmap_and_jit(two_crops_a_block):
     x = qkv[..., :WIDTH]
     by_group = jax.vmap(lambda x: kernel(37)(x[None])[0])
     expected = jax.grad(lambda x: loss(dense, x))(x)
-    for attention in (kernel(37), by_group):
-        actual = jax.jit(jax.grad(lambda x, f=attention: loss(f, x)))(x)
+    for function in (kernel(37), by_group):
+        actual = jax.jit(jax.grad(lambda x, f=function: loss(f, x)))(x)
         assert_close(actual, np.asarray(expected, np.float64), 1e-5)
 
 
@@ -177,6 +180,23 @@ def main():
 
     both = jax.jit(on_both, static_argnums=3)(qkv, bias, dout, False)
     for actual, wanted in zip(both, expected):
+        assert_close(actual, wanted, 1e-5)
+    # As the model calls it: a mesh in context, a bias or none.
+    interpreted = functools.partial(attention_tpu.attention, interpret=True)
+    with unittest.mock.patch.object(attention_tpu, "attention", interpreted):
+        mesh = sharding.make_mesh()
+        with jax.set_mesh(mesh):
+            through = functools.partial(
+                attention.attention,
+                sequences=((2, 37),),
+                num_heads=HEADS,
+                implementation="pallas_tpu",
+            )
+            found = jax.jit(lambda *xs: output_and_gradients(through, *xs))(
+                qkv, bias, dout
+            )
+            without = jax.jit(through)(qkv + bias)
+    for actual, wanted in zip((*found, without), (*expected, expected[0])):
         assert_close(actual, wanted, 1e-5)
     # The interpreter itself is not written for types that vary; the kernels are.
     jax.eval_shape(lambda *xs: on_both(*xs, True), qkv, bias, dout)

@@ -50,9 +50,22 @@ def test_add_bias():
     np.testing.assert_array_equal(pull(grad)[0], grad)
 
 
-def test_rows_are_summed_in_float32():
-    # Sums of 4096 ones and an eighth: bfloat16 ends at 256.
-    x = jnp.full((4, 1024, 3), 1.125, jnp.bfloat16)
-    found = linear.sum_rows(x)
+def test_gradients_of_biases_are_summed_in_float32():
+    # Automatically they would be sums in bfloat16, which end at 256 on some devices.
+    x, bias = jnp.zeros((4, 1024, 3), jnp.bfloat16), jnp.zeros(3, jnp.bfloat16)
+    kernel = jnp.ones((3, 2), jnp.bfloat16)
+    for function, args in (
+        (linear.add_bias, (x, bias)),
+        (lambda *a: linear.activated(jax.nn.gelu, (a[0],), (a[1],), kernel), (x, bias)),
+    ):
+        result, pull = jax.vjp(function, *args)
+        grad = jnp.ones_like(result)
+        sums = [
+            equation.invars[0].aval.dtype
+            for equation in jax.make_jaxpr(pull)(grad).eqns
+            if equation.primitive.name == "reduce_sum"
+        ]
+        assert sums == [jnp.float32]
+    found = jax.vjp(linear.add_bias, x, bias)[1](jnp.full_like(x, 1.125))[1]
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found.astype(jnp.float32), 4608.0)
