@@ -153,7 +153,9 @@ def assert_same_losses(workdir, alone):
         names = [name for name in expected if name.startswith("loss/")]
         assert len(names) == 5
         for name in names:
-            assert row[name] == pytest.approx(expected[name], rel=1e-5), name
+            # KoLeo's is a difference of logarithms near 0.
+            near = pytest.approx(expected[name], rel=1e-5, abs=1e-7)
+            assert row[name] == near, name
 
 
 def assert_saved_in_parts(workdir, step, number):
@@ -221,9 +223,10 @@ def test_the_launcher_starts_again_whatever_ended_one(
         launcher.kill()
     said = log.read_text()
     assert launcher.returncode == 0, said
-    assert re.findall(r"exit code (\d+): restart (\d)", said) == [
-        *[("42", "1"), ("137", "2"), ("137", "3")]
-    ]
+    codes, restarts = zip(*re.findall(r"exit code (\d+): restart (\d)", said))
+    assert restarts == ("1", "2", "3")
+    # Of one lost (137) and one that notices (75) the launcher says which it saw first.
+    assert codes[0] == "42" and set(codes[1:]) <= {"137", "75"}
     assert len(re.findall("asked to end: saved step", said)) == 2
     assert len(re.findall("resumed from step", said)) == 3
     assert said.count("parameters ") == 4  # one process says it, at each start
