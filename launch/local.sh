@@ -7,7 +7,8 @@
 # ended when one fails; they are started again, and resume, when it ended with exit
 # code 42 (saved, asks for it) or 75 (a machine failed), or was ended by a signal (128
 # and above, not Ctrl-C).
-# SIGTERM and Ctrl-C are passed on. The exit code is that of the first that failed.
+# SIGTERM and Ctrl-C are passed on. The exit code is the one that says most of those
+# that failed together.
 #
 #   --gpus            process I sees GPU I and no other
 #   --flags NAME      a profile of launch/flags (default: none)
@@ -79,13 +80,13 @@ kill_all() {
   for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
 }
 
-# Waits for all; `code` is 0 or that of the first that failed.
+# Waits for all; `code` is 0 or the weightiest of those that ended by themselves.
 wait_for_all() {
-  local running left pid status first deadline=
+  local running left pid status deadline='' killed=''
   code=0
   while ((${#pids[@]})); do
     sleep 0.2
-    running=" $(jobs -pr | tr '\n' ' ') " left=() first=$code
+    running=" $(jobs -pr | tr '\n' ' ') " left=()
     for pid in "${pids[@]}"; do
       if [[ $running == *" $pid "* ]]; then
         left+=("$pid")
@@ -93,34 +94,42 @@ wait_for_all() {
       fi
       status=0
       wait "$pid" || status=$?
-      if ((first == 0)); then code=$(weightier "$code" "$status"); fi
+      if [[ $killed ]] && ((code)); then continue; fi
+      if (($(weight "$status") > $(weight "$code"))); then
+        code=$status deadline=$((SECONDS + $(patience "$code")))
+      fi
     done
     pids=("${left[@]}")
-    if ((first == 0 && code != 0)); then
-      # With 3 and 42 all end at once, and have things to finish.
-      deadline=$((SECONDS + (code == 3 || code == 42 ? 30 : 0)))
-    elif [[ $stopping && ! $deadline ]]; then
-      deadline=$((stopping + grace))
-    fi
-    if [[ $deadline ]] && ((${#pids[@]} && SECONDS >= deadline)); then
+    if [[ $stopping && ! $deadline ]]; then deadline=$((stopping + grace)); fi
+    if [[ $deadline && ! $killed ]] && ((${#pids[@]} && SECONDS >= deadline)); then
       say "killing the other ${#pids[@]} of $count processes"
       kill_all
+      killed=1
     fi
   done
 }
 
-# Of two exit codes at the same time: what no restart can help, then a signal, which may
-# have made the other fail.
-weightier() { # CODE CODE
-  if (($2 == 0)); then
-    echo "$1"
-  elif (($1 == 0)); then
-    echo "$2"
-  elif (($1 == 2 || $1 == 3)) || { worth_a_restart "$1" && (($2 != 2 && $2 != 3)); }; then
-    echo "$1"
-  else
-    echo "$2"
-  fi
+# Which of several exit codes says most: what no restart can help, then a signal, which
+# made others fail that say so (75), or asked for, then what came of it.
+weight() { # CODE
+  case $1 in
+    0) echo 0 ;;
+    2 | 3) echo 5 ;;
+    42) echo 3 ;;
+    75) echo 2 ;;
+    *) if worth_a_restart "$1"; then echo 4; else echo 1; fi ;;
+  esac
+}
+
+# Seconds that the others have when one ended with this code: with 3 and 42 all end at
+# once, and have things to finish; others may be about to end of the same cause, or
+# with a code that tells it.
+patience() { # CODE
+  case $1 in
+    2) echo 0 ;;
+    3 | 42) echo 30 ;;
+    *) echo 2 ;;
+  esac
 }
 
 if [[ $DRY_RUN ]]; then

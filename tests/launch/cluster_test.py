@@ -19,6 +19,9 @@ LOCAL = processes.ROOT / "launch/local.sh"
 PROGRAM = pathlib.Path(__file__).with_name("shared_compilations.py")
 STEPS = 14
 HEARTBEAT = 15  # seconds
+# Weighted, a tenth of a mean of logarithms of distances near 1, which goes through 0:
+# four roundings of such a distance.
+KOLEO = 0.1 * 4 * 2**-23
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +156,8 @@ def assert_same_losses(workdir, alone):
         names = [name for name in expected if name.startswith("loss/")]
         assert len(names) == 5
         for name in names:
-            # KoLeo's is a difference of logarithms near 0.
-            near = pytest.approx(expected[name], rel=1e-5, abs=1e-7)
-            assert row[name] == near, name
+            near = KOLEO if name == "loss/koleo" else 1e-6 * expected[name]
+            assert row[name] == pytest.approx(expected[name], abs=near, rel=0), name
 
 
 def assert_saved_in_parts(workdir, step, number):
@@ -223,10 +225,9 @@ def test_the_launcher_starts_again_whatever_ended_one(
         launcher.kill()
     said = log.read_text()
     assert launcher.returncode == 0, said
-    codes, restarts = zip(*re.findall(r"exit code (\d+): restart (\d)", said))
-    assert restarts == ("1", "2", "3")
-    # Of one lost (137) and one that notices (75) the launcher says which it saw first.
-    assert codes[0] == "42" and set(codes[1:]) <= {"137", "75"}
+    assert re.findall(r"exit code (\d+): restart (\d)", said) == [
+        *[("42", "1"), ("137", "2"), ("137", "3")]
+    ]
     assert len(re.findall("asked to end: saved step", said)) == 2
     assert len(re.findall("resumed from step", said)) == 3
     assert said.count("parameters ") == 4  # one process says it, at each start

@@ -22,6 +22,7 @@ does=$(sed -n "${attempt}p" plan | cut -d' ' -f$((process + 1)))
 case $does in
   wait) for _ in {1..300}; do sleep 0.1; done ;;
   kill) kill -KILL $$ ;;
+  late) sleep 0.7; kill -KILL $$ ;;
   *) exit "$does" ;;
 esac
 """
@@ -86,6 +87,14 @@ def test_restart(stand_in, plan):
         True,
     ]
     assert "restart 1 of at most 10" in finished.output
+
+
+@pytest.mark.parametrize("plan", ["75 kill", "kill 75", "75 late", "late 75"])
+def test_the_loss_counts_and_not_who_noticed_it(stand_in, plan):
+    """Whichever is seen first: sockets close before a killed process has ended."""
+    finished = stand_in.run(plan, "0 0")
+    assert finished.code == 0
+    assert "exit code 137: restart 1 of at most 10" in finished.output
 
 
 def test_bad_input_beside_a_killed_process_is_not_retried(stand_in):
