@@ -9,6 +9,8 @@ it, whose gradients need the normalised tokens again.
 Statistics are float32. Shapes: [..., D] tokens, F features of a linear layer.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -42,38 +44,42 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 @jax.custom_vjp
-def project(
-    x: jax.Array, scale: jax.Array, shift: jax.Array, kernels: tuple[jax.Array, ...]
-) -> tuple[jax.Array, ...]:
-    """The normalised tokens times each kernel.
+def project(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """The tokens less their mean, over their deviation, times each kernel.
 
     Args:
       x: [..., D].
-      scale: float32 [D].
-      shift: float32 [D].
-      kernels: [D, F] each, in the dtype of the matmuls.
+      kernels: [D, F] each, in the dtype of the matmuls. The sum of each column is 0,
+        so the mean need not be taken from tokens: bfloat16 ones go as they are, and
+        results are divided, which matmuls on accelerators do on their way out.
 
     Returns:
       [..., F] each.
     """
-    tokens = plain(x, scale, shift).astype(kernels[0].dtype)
+    mean, inverse = _statistics(x)
+    if kernels[0].dtype == jnp.bfloat16:
+        wide = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+        return tuple((inverse * wide(x, kernel)).astype(x.dtype) for kernel in kernels)
+    tokens = _normalised(x, mean, inverse)
     return tuple(tokens @ kernel for kernel in kernels)
 
 
-def _project_forward(x, scale, shift, kernels):
-    return project(x, scale, shift, kernels), (*_kept(x), scale, shift, kernels)
+def _project_forward(x, kernels):
+    return project(x, kernels), (*_kept(x), kernels)
 
 
 def _project_backward(saved, grads):
-    x, mean, inverse, scale, shift, kernels = saved
-    tokens = _normalised(x, mean, inverse) * scale + shift
-    tokens = tokens.astype(kernels[0].dtype)
+    x, mean, inverse, kernels = saved
+    normalised = _normalised(x, mean, inverse)
+    tokens = normalised.astype(kernels[0].dtype)
     d_kernels = tuple(jnp.einsum("...d,...f->df", tokens, grad) for grad in grads)
     grad = sum(
         jnp.einsum("...f,df->...d", grad, kernel)
         for grad, kernel in zip(grads, kernels)
-    )
-    return *_gradients(x, mean, inverse, scale, grad), d_kernels
+    ).astype(jnp.float32)
+    # The mean of `grad` is 0, as that of each column is.
+    across = jnp.mean(grad * normalised, axis=-1, keepdims=True)
+    return (inverse * (grad - normalised * across)).astype(x.dtype), d_kernels
 
 
 project.defvjp(_project_forward, _project_backward)

@@ -78,7 +78,8 @@ def _activated_backward(activation, saved, grad):
     d_biases = tuple(
         None if bias is None else sum_rows(d) for bias, d in zip(biases, d_hidden)
     )
-    return d_hidden, d_biases, d_kernel
+    # Else the TPU compiler computes a part of them in each matmul that reads them.
+    return jax.lax.optimization_barrier(d_hidden), d_biases, d_kernel
 
 
 activated.defvjp(_activated_forward, _activated_backward)

@@ -71,9 +71,8 @@ class LayerNorm(nn.Module):
         """[..., D] -> [..., D] in `dtype`; with kernels what `Project` returns."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        if kernels is None:
-            return layer_norm.layer_norm(x, scale, bias).astype(self.dtype)
-        return layer_norm.project(x, scale, bias, kernels)
+        x = layer_norm.layer_norm(x, scale, bias).astype(self.dtype)
+        return x if kernels is None else tuple(x @ kernel for kernel in kernels)
 
 
 class Weights(nn.Module):
@@ -87,14 +86,15 @@ class Weights(nn.Module):
     def __call__(self) -> tuple[Any, Any]:
         """The kernel [in, out] and the bias [out], or None, in `dtype`.
 
-        As `block_weights` has prepared them, each may be the two halves of itself.
+        From `block_weights` there may be a bias though `use_bias` is False, and each
+        may be the two halves of itself.
         """
         if self.is_initializing():
             self.param("kernel", linear_init, self.shape)
             if self.use_bias:
                 self.param("bias", nn.initializers.zeros, self.shape[1:])
         params = self.variables["params"]
-        weights = params["kernel"], params["bias"] if self.use_bias else None
+        weights = params["kernel"], params.get("bias")
         return jax.tree.map(lambda weight: weight.astype(self.dtype), weights)
 
 
@@ -202,6 +202,7 @@ class Block(nn.Module):
       layerscale: Initial gamma; 0 builds no LayerScale.
       ffn_layer: "mlp" or "swiglufused".
       kernel: Implementation of `kernels.attention`.
+      folded: Norms and LayerScale are in the weights; see `models.block_weights`.
     """
 
     num_heads: int
@@ -212,18 +213,20 @@ class Block(nn.Module):
     proj_bias: bool = True
     ffn_bias: bool = True
     kernel: str = "auto"
+    folded: bool = False
     dtype: Any = jnp.float32
 
     def setup(self):
         """Declares the parts under the reference's names."""
         ffn = SwiGLU if self.ffn_layer == "swiglufused" else Mlp
-        self.norm1 = LayerNorm(self.dtype)
+        norm = layer_norm.project if self.folded else None
+        self.norm1 = norm or LayerNorm(self.dtype)
         self.attn = Attention(
             self.num_heads, self.qkv_bias, self.proj_bias, self.kernel, self.dtype
         )
-        self.norm2 = LayerNorm(self.dtype)
+        self.norm2 = norm or LayerNorm(self.dtype)
         self.mlp = ffn(self.ffn_ratio, self.ffn_bias, self.dtype)
-        if self.layerscale:
+        if self.layerscale and not self.folded:
             self.ls1 = LayerScale(self.layerscale)
             self.ls2 = LayerScale(self.layerscale)
         else:

@@ -222,7 +222,7 @@ class VisionTransformer(nn.Module):
 
         def attention_map(index):
             x = taps[chosen.index(index - 1)] if index else embedded[0]
-            params = jax.tree.map(lambda p: p[index], self.blocks)
+            params = jax.tree.map(lambda p: p[index], self._folded())
             block = self._block(params)
             (maps,) = block(x, sequences, method="attention_maps")
             return maps[:, 0]
@@ -288,7 +288,7 @@ class VisionTransformer(nn.Module):
         parts, _ = self._run_blocks(parts, sequences, runs, stop=self.depth - 1)
         kept = runs[-1][2]
         tokens = self._checkpoint(self._last_block, static_argnums=2)(
-            jax.tree.map(lambda p: p[-1], self.blocks),
+            jax.tree.map(lambda p: p[-1], self._folded()),
             parts,
             sequences,
             kept and jax.tree.map(lambda k: k[-1], kept),
@@ -407,6 +407,7 @@ class VisionTransformer(nn.Module):
                 taps = taps.at[slot].set(parts[0], mode="drop")
             return (parts, taps), None
 
+        weights = self._folded()
         carry = (parts, taps)
         for first, last, kept in runs:
             blocks = slice(first, min(last, self.depth if stop is None else stop))
@@ -416,7 +417,7 @@ class VisionTransformer(nn.Module):
                     self._checkpoint(run_block),
                     carry,
                     (
-                        jax.tree.map(lambda p: p[blocks], self.blocks),  # noqa: B023
+                        jax.tree.map(lambda p: p[blocks], weights),  # noqa: B023
                         jax.tree.map(lambda k: k[:count], kept),  # noqa: B023
                         slots[blocks],
                     ),
@@ -429,11 +430,13 @@ class VisionTransformer(nn.Module):
         policy = REMAT_POLICIES[self.remat]
         return jax.checkpoint(function, policy=policy, prevent_cse=False, **kwargs)
 
+    def _folded(self):
+        return block_weights.fold(self.blocks, self.dtype)
+
     def _block(self, params):
-        """One block as a function; its weights are prepared once for all calls."""
-        params = block_weights.prepare(params, self.dtype)
-        block = self.block.clone(layerscale=0.0)
-        return functools.partial(block.apply, {"params": params})
+        """A folded block as a function; its weights are gathered once for all calls."""
+        block = self.block.clone(folded=True)
+        return functools.partial(block.apply, {"params": block_weights.gather(params)})
 
     def _all_kept(self):
         return [(0, self.depth, None)]

@@ -7,6 +7,8 @@ a minute of a core; depth costs nothing, because the blocks are a scan.
 import programs
 import pytest
 
+from dinov2_jax.models.vision_transformer import ARCHS
+
 # Config, slice, images a chip, and what it needs to fit there.
 PODS = {
     "vitl-v5e": ("vitl", "v5e:4x4", 12, ("model.remat=selective",)),
@@ -42,10 +44,11 @@ def test_a_step_for_a_pod(config, topology, images, overrides, tmp_path):
     table = report["stdout"]
     assert report["memory"]["share"] <= 0.95, table
     # Weights travel in bfloat16; images, and what is computed of them, stay.
-    # The one exception: the gradients of LayerScale, 0.2 MB a step, which come divided
-    # as the matrices that it is folded into.
+    # The one exception: the gradients of the vectors of norms and LayerScale, at most
+    # six a block, which come divided as the matrices that they are folded into.
     in_float32 = sum(row["bytes"] for row in report["float32_weight_gathers"])
-    assert in_float32 < 2**18, table
+    width, depth, _ = ARCHS[{"vitl": "vit_large", "vitg": "vit_giant2"}[config]]
+    assert in_float32 <= 4 * 6 * depth * width, table
     assert report["activation_all_to_alls"] == [], table
     assert report["activation_gathers"] == [], table
     # Two gathers of the student, one of the teacher, one sum of the gradients, all in
