@@ -129,7 +129,7 @@ def _tokens(module, params, x):
 
 
 def _norm(x, params, dtype):
-    return layer_norm.plain(x, params["scale"], params["bias"]).astype(dtype)
+    return layer_norm.layer_norm(x, params["scale"], params["bias"]).astype(dtype)
 
 
 def _dense(x, params, columns=slice(None)):

@@ -1,10 +1,4 @@
-"""LayerNorm with the reference's epsilon, alone or before linear layers.
-
-Backward passes are written out, for what they keep: the tokens and two numbers for
-each, "norm" of the remat policies. They are named where the forward pass does not use
-what is named: jax puts a `reduce_precision` on what is both kept and used ahead, which
-on TPUs is a pass over it. Hence one function for the norm and the linear layers behind
-it, whose gradients need the normalised tokens again.
+"""LayerNorm with the reference's epsilon, alone or folded into linear layers.
 
 Statistics are float32. Shapes: [..., D] tokens, F features of a linear layer.
 """
@@ -20,38 +14,27 @@ from dinov2_jax import sharding
 _EPSILON = 1e-6
 
 
-def plain(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """What is computed: [..., D], float32 [D], [D] -> float32 [..., D]."""
-    return _normalised(x, *_statistics(x)) * scale + shift
-
-
-@jax.custom_vjp
 def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """`plain` with the backward pass of this module."""
-    return plain(x, scale, shift)
-
-
-def _layer_norm_forward(x, scale, shift):
-    return layer_norm(x, scale, shift), (*_kept(x), scale)
-
-
-def _layer_norm_backward(saved, grad):
-    x, mean, inverse, scale = saved
-    return _gradients(x, mean, inverse, scale, grad)
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+    """[..., D], float32 [D], [D] -> float32 [..., D]."""
+    return _normalised(x, *_statistics(x)) * scale + shift
 
 
 @jax.custom_vjp
 def project(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """The tokens less their mean, over their deviation, times each kernel.
 
+    The backward pass is written out, for what it keeps: the tokens and two numbers for
+    each, "norm" of the remat policies. They are named where the forward pass does not
+    use what is named: jax puts a `reduce_precision` on what is both kept and used
+    ahead, which on TPUs is a pass over it. Hence one function for the norm and the
+    matmuls, whose gradients need the normalised tokens again.
+
     Args:
       x: [..., D].
-      kernels: [D, F] each, in the dtype of the matmuls. The sum of each column is 0,
-        so the mean need not be taken from tokens: bfloat16 ones go as they are, and
-        results are divided, which matmuls on accelerators do on their way out.
+      kernels: [D, F] each, in the dtype of the matmuls, as `models.block_weights` has
+        them: with columns that sum to 0, so that no mean need be taken from tokens.
+        Bfloat16 ones go as they are, and results are divided, which matmuls on
+        accelerators do on their way out.
 
     Returns:
       [..., F] each.
@@ -78,8 +61,8 @@ def _project_backward(saved, grads):
         for grad, kernel in zip(grads, kernels)
     ).astype(jnp.float32)
     # The mean of `grad` is 0, as that of each column is.
-    across = jnp.mean(grad * normalised, axis=-1, keepdims=True)
-    return (inverse * (grad - normalised * across)).astype(x.dtype), d_kernels
+    d_x = inverse * (grad - normalised * _mean_of_product(grad, normalised))
+    return d_x.astype(x.dtype), d_kernels
 
 
 project.defvjp(_project_forward, _project_backward)
@@ -106,28 +89,8 @@ def _kept(x):
     return checkpoint_name((x, *_statistics(x)), "norm")
 
 
-def _gradients(x, mean, inverse, scale, grad):
-    """Of tokens, scale and shift, from that of the normalised tokens.
-
-    On the CPU the sums take a form of their own: XLA's library there takes tens of
-    times as long for the sum of a product of two arrays as for the sum of one, which
-    made these gradients a tenth of a step.
-    """
-    grad = grad.astype(jnp.float32)
-    normalised = _normalised(x, mean, inverse)
-    product = grad * normalised
-    if sharding.device_kind() == "cpu":
-        # Computed, then summed: as one operation it is the slow one.
-        product = jax.lax.optimization_barrier(product)
-    along = _mean_with(grad, scale)
-    across = _mean_with(product, scale)
-    d_x = inverse * (grad * scale - along - normalised * across)
-    rows = tuple(range(x.ndim - 1))
-    return d_x.astype(x.dtype), jnp.sum(product, rows), jnp.sum(grad, rows)
-
-
-def _mean_with(x, scale):
-    """mean(x * scale) of each row, [..., 1]."""
-    if sharding.device_kind() == "cpu":  # a matrix times a vector
-        return jnp.einsum("...d,d->...", x, scale)[..., None] / x.shape[-1]
-    return jnp.mean(x * scale, axis=-1, keepdims=True)
+def _mean_of_product(x, y):
+    """mean(x * y) of each row, [..., 1]."""
+    if sharding.device_kind() == "cpu":  # else six times slower there
+        return jnp.einsum("...d,...d->...", x, y)[..., None] / x.shape[-1]
+    return jnp.mean(x * y, axis=-1, keepdims=True)
