@@ -43,7 +43,7 @@ def project(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ..
     if kernels[0].dtype == jnp.bfloat16:
         wide = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
         return tuple((inverse * wide(x, kernel)).astype(x.dtype) for kernel in kernels)
-    tokens = _normalised(x, mean, inverse)
+    tokens = _normalised(x, mean, inverse).astype(kernels[0].dtype)
     return tuple(tokens @ kernel for kernel in kernels)
 
 
