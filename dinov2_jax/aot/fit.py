@@ -12,7 +12,7 @@ from typing import Any
 from dinov2_jax import config_check, errors
 from dinov2_jax.aot import machines
 from dinov2_jax.aot import step as step_lib
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import remat
 
 MAX_HALVINGS = 3
 MAX_DOUBLINGS = 2
@@ -38,7 +38,7 @@ class Change:
 def ladder(config: Any, machine: machines.Machine) -> Iterator[Change]:
     """Changes in the order in which they are tried, each on top of the one before."""
     said: list[str] = []
-    names = list(vision_transformer.REMAT_POLICIES)
+    names = list(remat.POLICIES)
     for name in names[names.index(config.model.remat) + 1 :]:
         config = _changed(config, remat=name)
         yield Change(f"--config.model.remat={name}", config, machine)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from dinov2_jax.data import preprocessing
 from dinov2_jax.kernels import attention as attention_kernel
 from dinov2_jax.kernels import layer_norm
-from dinov2_jax.models import layers, vision_transformer
+from dinov2_jax.models import layers, patch_embed, vision_transformer
 
 KINDS = ("cls", "patch_mean", "cls+patch_mean", "patches")
 
@@ -115,9 +115,7 @@ def features(
 
 def _tokens(module, params, x):
     """[B, S, S, C] -> [B, T, D]."""
-    embed = vision_transformer.PatchEmbed(
-        module.patch_size, module.embed_dim, module.dtype
-    )
+    embed = patch_embed.PatchEmbed(module.patch_size, module.embed_dim, module.dtype)
     x = embed.apply({"params": params["patch_embed"]}, x)  # [B, h*w, D]
     pos = params["pos_embed"].astype(x.dtype)
     prefix = [params["cls_token"].astype(x.dtype) + pos[:, :1]]

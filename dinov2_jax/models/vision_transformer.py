@@ -24,32 +24,12 @@ import numpy as np
 from dinov2_jax import sharding
 from dinov2_jax.models import (
     block_weights,
+    patch_embed,
     pos_embed,
+    remat,
     stochastic_depth,
 )
 from dinov2_jax.models import layers as layers_lib
-
-
-def _computed_from_tokens(primitive, *inputs, **params) -> bool:
-    """A policy of `jax.checkpoint`: everything that has the axes of tokens [G, T, D].
-
-    The weights as the matmuls take them are not kept: no device holds all of them (in
-    the reference each does, by FSDP's SHARD_GRAD_OP).
-    """
-    del primitive, params
-    return any(len(x.shape) > 2 for x in inputs)
-
-
-# What of a block is kept for its backward pass, which computes the rest again. All of
-# them repeat norms and activation functions, as their own backward passes say.
-REMAT_POLICIES = {
-    "none": _computed_from_tokens,
-    # What those backward passes and attention's read, and nothing between.
-    "selective": jax.checkpoint_policies.save_only_these_names(
-        "norm", "qkv", "attention", "ffn_hidden"
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 # arch -> width, blocks, heads (the reference's `vit_small` ... `vit_giant2`).
 ARCHS = {
@@ -82,35 +62,6 @@ class Features:
     attention: dict[int, jax.Array] = flax.struct.field(default_factory=dict)
 
 
-class PatchEmbed(nn.Module):
-    """Convolution of kernel = stride = patch size, as reshape and matmul."""
-
-    patch_size: int
-    embed_dim: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """[..., H, W, C] -> [..., h*w, D]."""
-        *lead, height, width, chans = images.shape
-        p = self.patch_size
-        x = images.astype(self.dtype)
-        x = x.reshape(*lead, height // p, p, width // p, p, chans)
-        x = jnp.moveaxis(x, -4, -3)  # [..., h, w, p, p, C]
-        x = x.reshape(*lead, (height // p) * (width // p), p * p * chans)
-        init = layers_lib.torch_default_init(fan_in=p * p * chans)
-        proj = layers_lib.dense(
-            self.embed_dim,
-            True,
-            self.dtype,
-            "proj",
-            kernel_init=init,
-            bias_init=init,
-            promote_dtype=layers_lib.cast_and_gather,
-        )
-        return proj(x)
-
-
 class VisionTransformer(nn.Module):
     """A ViT for a list of crop groups, or for a plain batch of images.
 
@@ -122,7 +73,7 @@ class VisionTransformer(nn.Module):
       drop_path_uniform: False grows the rate from 0 to `drop_path_rate` over depth.
       dtype: Of the matmuls and the residual stream.
       attention: One of `kernels.attention.IMPLEMENTATIONS`.
-      remat: A key of `REMAT_POLICIES`.
+      remat: A key of `models.remat.POLICIES`.
       scan_unroll: Blocks per iteration of the scan.
     """
 
@@ -162,7 +113,7 @@ class VisionTransformer(nn.Module):
             self.register_tokens = self.param(
                 "register_tokens", token_init, (1, self.num_register_tokens, dim)
             )
-        self.patch_embed = PatchEmbed(self.patch_size, dim, self.dtype)
+        self.patch_embed = patch_embed.PatchEmbed(self.patch_size, dim, self.dtype)
         self.block = layers_lib.Block(
             num_heads=self.num_heads,
             ffn_layer=self.ffn_layer,
@@ -427,7 +378,7 @@ class VisionTransformer(nn.Module):
 
     def _checkpoint(self, function, **kwargs):
         """What is kept of one block for the backward pass is up to `remat`."""
-        policy = REMAT_POLICIES[self.remat]
+        policy = remat.POLICIES[self.remat]
         return jax.checkpoint(function, policy=policy, prevent_cse=False, **kwargs)
 
     def _folded(self):

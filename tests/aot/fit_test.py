@@ -2,7 +2,7 @@ import pytest
 import tiny
 
 from dinov2_jax.aot import fit, machines, step
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import remat
 
 EIGHT = machines.parse("v5e:2x4")
 LIMIT = 16e9
@@ -28,7 +28,7 @@ def climb(needed_of, c, machine=EIGHT):
 
 
 def test_remat_is_tried_first_in_the_order_of_the_policies():
-    names = list(vision_transformer.REMAT_POLICIES)
+    names = list(remat.POLICIES)
     last = names[-1]
     found, tried, said = climb(
         lambda c, m: 10e9 if c.model.remat == last else 17.6e9, config(batch_size=64)
@@ -46,7 +46,7 @@ def by_images(c, machine):
 
 def test_then_more_devices_for_the_same_batch():
     found, tried, _ = climb(by_images, config(batch_size=64, group_size=4))
-    last = list(vision_transformer.REMAT_POLICIES)[-1]
+    last = list(remat.POLICIES)[-1]
     assert tried[-1] == (last, "v5e:4x4", 64)  # a group each
     assert found.description == (f"--topology=v5e:4x4 --config.model.remat={last}")
 
@@ -54,7 +54,7 @@ def test_then_more_devices_for_the_same_batch():
 def test_then_fewer_images():
     # With one group each, more devices have nothing to do.
     found, tried, _ = climb(by_images, config(batch_size=64, group_size=8))
-    last = list(vision_transformer.REMAT_POLICIES)[-1]
+    last = list(remat.POLICIES)[-1]
     assert tried[-1] == (last, "v5e:2x4", 32)
     assert found.description == (
         f"--config.model.remat={last} --config.train.batch_size=32 "
@@ -84,7 +84,7 @@ def test_the_config_that_was_asked_for_stays_as_it_is():
 
 def test_nothing_fits():
     found, tried, _ = climb(lambda c, m: 99e9, config(batch_size=16, group_size=2))
-    assert found is None and len(tried) == len(vision_transformer.REMAT_POLICIES) - 1
+    assert found is None and len(tried) == len(remat.POLICIES) - 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2_jax.models import dino_head, vision_transformer
+from dinov2_jax.models import dino_head, patch_embed, vision_transformer
 from dinov2_jax.weights import state_dict
 
 RELEASED = pathlib.Path(__file__).parents[1] / "reference" / "state_dicts"
@@ -98,7 +98,7 @@ def test_patch_embedding_is_torch_convolution(chans):
     params = state_dict.params_from_state_dict(weights)["patch_embed"]
     images = np.random.default_rng(0).standard_normal((2, 14, 21, chans))
     images = images.astype(np.float32)
-    module = vision_transformer.PatchEmbed(patch, dim, jnp.float32)
+    module = patch_embed.PatchEmbed(patch, dim, jnp.float32)
     ours = module.apply({"params": params}, images)
     theirs = conv(torch.from_numpy(images.transpose(0, 3, 1, 2)))
     theirs = theirs.flatten(2).transpose(1, 2).detach().numpy()
