@@ -15,7 +15,6 @@ Letters: G groups, B crops of a group, N = G * B crops, L tokens of a crop, H he
 wants strides of 16 bytes.
 """
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -26,8 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-CHANNELS = 64  # of a head: 128 bytes, the widest swizzled row of shared memory
-TILE = 64  # tokens of a tile: the rows of one matrix instruction of a warpgroup
+from dinov2_jax.kernels import attention_gpu_launch as launch
 
 # To be tuned on hardware. With 94 to 98 registers a thread (`benchmarks/gpu_compile.py`
 # prints them) four warpgroups of the forward share a processor, with 157 to 160 three
@@ -37,9 +35,8 @@ STAGES = 5  # pairs of tiles in memory at a time, forward
 BACKWARD_STAGES = 3
 
 Q, K, V, DOUT = range(4)  # the first three are parts of the packed matrix
-ROWS, COLUMNS = 0, 1  # of a tile of scores
 
-_SCALE = CHANNELS**-0.5
+_SCALE = launch.CHANNELS**-0.5
 _EXP2_SCALE = _SCALE * math.log2(math.e)  # exp(_SCALE * s) = exp2(_EXP2_SCALE * s)
 
 
@@ -47,7 +44,7 @@ def supports(*, dtype: Any, length: int, num_heads: int, head_dim: int) -> bool:
     """Whether `attention` takes such a crop group."""
     del length, num_heads
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    return half and head_dim == CHANNELS
+    return half and head_dim == launch.CHANNELS
 
 
 def attention(
@@ -74,7 +71,7 @@ def attention(
     shape = {"length": length, "num_heads": num_heads}
     if (
         not supports(dtype=qkv.dtype, **shape, head_dim=width // (3 * num_heads))
-        or (tokens, width) != (count * length, 3 * CHANNELS * num_heads)
+        or (tokens, width) != (count * length, 3 * launch.CHANNELS * num_heads)
         or groups * count >= 2**16  # of a launch's slowest grid axis
     ):
         raise ValueError(
@@ -109,7 +106,7 @@ def _forward(qkv, interpret, *, with_lse):
     A warpgroup has a tile of queries; those of a block share the keys and values that
     stream past.
     """
-    plan = _Plan(qkv, STAGES, interpret)
+    plan = launch.Plan(qkv, STAGES, interpret)
     ops, stages = plan.ops, plan.stages
     team = min(TEAM, plan.tiles)
 
@@ -142,9 +139,9 @@ def _forward(qkv, interpret, *, with_lse):
                 scores = jnp.where(plan.last_keys(), scores, -jnp.inf)
             new_top = jnp.maximum(top, _EXP2_SCALE * scores.max(axis=1))
             fade = jnp.exp2(top - new_top)
-            weights = jnp.exp2(_EXP2_SCALE * scores - _spread(new_top, ROWS))
+            weights = jnp.exp2(_EXP2_SCALE * scores - _spread(new_top, launch.ROWS))
             total = total * fade + weights.sum(axis=1)
-            out = out * _spread(fade, ROWS)
+            out = out * _spread(fade, launch.ROWS)
             plgpu.barrier_wait(v_ready.at[slot])
             out = ops.matmul(weights.astype(qkv.dtype), v.at[slot], add_to=out)
             return out, new_top, total
@@ -153,10 +150,10 @@ def _forward(qkv, interpret, *, with_lse):
             plan.load(source(Q, mine), q, q_ready.at[member])
             plgpu.barrier_wait(q_ready.at[member])
             out = plan.full(0.0)
-            top = plan.full(-jnp.inf, ROWS)
-            total = plan.full(0.0, ROWS)
+            top = plan.full(-jnp.inf, launch.ROWS)
+            total = plan.full(0.0, launch.ROWS)
             out, top, total = plan.stream(load, body, (out, top, total), release)
-            q[...] = (out * _spread(1 / total, ROWS)).astype(qkv.dtype)
+            q[...] = (out * _spread(1 / total, launch.ROWS)).astype(qkv.dtype)
             if with_lse:
                 lse[...] = top + jnp.log2(total)
             plgpu.commit_smem()
@@ -188,7 +185,7 @@ def _forward(qkv, interpret, *, with_lse):
             plan.buffers(team),
             plan.buffers(stages),
             plan.buffers(stages),
-            plgpu.SMEM((team, TILE), jnp.float32),
+            plgpu.SMEM((team, launch.TILE), jnp.float32),
             plgpu.Barrier(num_barriers=team),
             plgpu.Barrier(num_barriers=stages),
             plgpu.Barrier(num_barriers=stages),
@@ -211,7 +208,7 @@ def _backward(qkv, out, lse, dout, interpret):
     so no two blocks add to one number, and a run repeats bit by bit. Queries past the
     crop need no mask: their dout is zero.
     """
-    plan = _Plan(qkv, BACKWARD_STAGES, interpret)
+    plan = launch.Plan(qkv, BACKWARD_STAGES, interpret)
     ops, tiles, stages = plan.ops, plan.tiles, plan.stages
 
     def kernel(
@@ -234,7 +231,7 @@ def _backward(qkv, out, lse, dout, interpret):
 
         def run(mine, held, streamed):
             of_keys = held == (K, V)
-            queries = COLUMNS if of_keys else ROWS
+            queries = launch.COLUMNS if of_keys else launch.ROWS
 
             def load(step, slot):
                 a, b = (source(part, step) for part in streamed)
@@ -291,7 +288,7 @@ def _backward(qkv, out, lse, dout, interpret):
             run(block - tiles, (Q, DOUT), (K, V))
 
     delta = out.astype(jnp.float32) * dout.astype(jnp.float32)
-    delta = delta.reshape(*out.shape[:2], plan.heads, CHANNELS).sum(axis=-1)
+    delta = delta.reshape(*out.shape[:2], plan.heads, launch.CHANNELS).sum(axis=-1)
     delta = jnp.pad(delta.swapaxes(1, 2), ((0, 0), (0, 0), (0, -plan.length % 4)))
     dqkv = plan.call(
         kernel,
@@ -302,8 +299,8 @@ def _backward(qkv, out, lse, dout, interpret):
             plan.buffers(),
             plan.buffers(stages),
             plan.buffers(stages),
-            plgpu.SMEM((stages, TILE), jnp.float32),
-            plgpu.SMEM((stages, TILE), jnp.float32),
+            plgpu.SMEM((stages, launch.TILE), jnp.float32),
+            plgpu.SMEM((stages, launch.TILE), jnp.float32),
             plgpu.Barrier(num_arrivals=2),
             plgpu.Barrier(num_barriers=stages),
             plgpu.Barrier(num_barriers=stages),
@@ -313,185 +310,15 @@ def _backward(qkv, out, lse, dout, interpret):
     return dqkv[:, : plan.length]
 
 
-class _Plan:
-    """Sizes of a launch, and what both kernels do alike."""
-
-    def __init__(self, qkv, stages, interpret):
-        self.crops, self.length, width = qkv.shape
-        self.dtype, self.heads = qkv.dtype, width // (3 * CHANNELS)
-        self.tiles = pl.cdiv(self.length, TILE)
-        self.stages = min(stages, self.tiles)
-        self.ops = _Interpreter if interpret else _Device
-
-    def tokens(self, width, team=1):
-        """Type of a token matrix [N, L, width]."""
-        shape = (self.crops, self.ops.room(self.length, team), width)
-        return jax.ShapeDtypeStruct(shape, self.dtype)
-
-    def statistics(self, team):
-        """Type of a number for each query, [N, H, L4]."""
-        room = self.ops.room(pl.cdiv(self.length, 4) * 4, team)
-        return jax.ShapeDtypeStruct((self.crops, self.heads, room), jnp.float32)
-
-    def buffers(self, *number):
-        """Tiles in shared memory, as matrix instructions want them."""
-        transforms = (plgpu.TilingTransform((8, CHANNELS)), plgpu.SwizzleTransform(128))
-        return plgpu.SMEM((*number, TILE, CHANNELS), self.dtype, transforms=transforms)
-
-    def window(self, ref, crop, head, part, tile):
-        """A tile of one head of a token matrix; past the crop it is zeros."""
-        column = (part * self.heads + head) * CHANNELS
-        return ref.at[crop, pl.ds(tile * TILE, TILE), pl.ds(column, CHANNELS)]
-
-    def call(self, kernel, *, blocks, team=1, **types):
-        return plgpu.kernel(
-            kernel,
-            grid=(self.crops, self.heads, blocks),  # the last axis runs fastest
-            grid_names=("crop", "head", "block"),
-            num_threads=team,
-            thread_name="member",
-            interpret=self.ops.params(),
-            compiler_params=plgpu.CompilerParams(
-                approx_math=True,
-                # Whose refs have spelled out layouts, for `by_rows` to change.
-                lowering_semantics=plgpu.LoweringSemantics.Lane,
-            ),
-            **types,
-        )
-
-    def load(self, source, buffer, ready):
-        plgpu.copy_gmem_to_smem(source, self.ops.by_rows(buffer), ready)
-
-    def store(self, buffer, target):
-        plgpu.copy_smem_to_gmem(self.ops.by_rows(buffer), target)
-
-    def full(self, value, along=None):
-        """A tile of one value, or one for each of its ROWS or COLUMNS."""
-        shape = (TILE, CHANNELS) if along is None else (TILE,)
-        return self.ops.lay_out(jnp.full(shape, value, jnp.float32), along)
-
-    def last_keys(self):
-        """[T, T]: which columns of the last tile's scores are tokens of the crop."""
-        columns = lax.broadcasted_iota(jnp.int32, (TILE, TILE), 1)
-        columns = self.ops.lay_out(columns, None)
-        return columns < self.length - (self.tiles - 1) * TILE
-
-    def fill(self, load):
-        @pl.loop(0, self.stages)
-        def _load(step):
-            load(step, step)
-
-    def stream(self, load, body, sums, release):
-        """Folds body(step, slot, sums, last) over all tiles, `stages` in memory.
-
-        release(slot, refill) hears when a tile has served and another shall come.
-        """
-
-        def turn(step, sums):
-            slot = lax.rem(step, jnp.int32(self.stages))
-            sums = body(step, slot, sums, last=False)
-
-            @pl.when(step + self.stages < self.tiles)
-            def _release():
-                release(slot, lambda: load(step + self.stages, slot))
-
-            return sums
-
-        end = self.tiles - 1
-        sums = lax.fori_loop(0, end, turn, sums)
-        return body(end, end % self.stages, sums, last=True)
-
-
-class _Device:
-    """What the interpreter cannot follow, as the GPU does it."""
-
-    @staticmethod
-    def params():
-        return None
-
-    @staticmethod
-    def room(length, team):
-        return length
-
-    @staticmethod
-    def by_rows(ref):
-        """The view of a buffer that the copy engine needs; its bytes are the same.
-
-        Buffers are declared in the tiles of (8, 64) of matrix instructions. In those,
-        a copy would want the length of a crop to be a multiple of 8.
-        """
-        swizzled, _tiled, *picks = ref.transforms
-        view = ref.ref.reshape(*ref.ref.shape[:-4], TILE, CHANNELS)
-        transforms = (*view.transforms, swizzled, *picks)
-        return dataclasses.replace(view, transforms=transforms)
-
-    @staticmethod
-    def lay_out(x, along):
-        """Spreads a tile, or a number for each of its ROWS or COLUMNS, over threads."""
-        tile = plgpu.Layout.WGMMA
-        return plgpu.layout_cast(x, tile if along is None else tile.reduce(1 - along))
-
-    @staticmethod
-    def matmul(a, b, *, transpose=False, add_to=None):
-        """a @ b or a @ b.T in float32, added to `add_to`; `a` may be in registers."""
-        b = plgpu.transpose_ref(b, (1, 0)) if transpose else b
-        if add_to is not None:
-            accumulate = pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))
-            return accumulate(plgpu.ACC.init(add_to))
-
-        def product(ref):
-            plgpu.wgmma(ref, a, b)
-            return ref[...]
-
-        return pl.run_scoped(product, plgpu.ACC((TILE, TILE), jnp.float32))
-
-
-class _Interpreter:
-    """The same on a CPU.
-
-    The interpreter of jax 0.10 and 0.11 multiplies only buffers as they lie, has no
-    accumulators that go on and drops a copy that runs over an edge; that of 0.10 knows
-    no layouts.
-    """
-
-    @staticmethod
-    def params():
-        from jax._src.pallas.mosaic_gpu.interpret import params  # public since 0.11
-
-        return params.InterpretGPUParams(
-            detect_races=True,
-            out_of_bounds_reads="uninitialized",
-            uninitialized_memory="zero",
-        )
-
-    @staticmethod
-    def room(length, team):
-        return pl.cdiv(length, team * TILE) * team * TILE
-
-    @staticmethod
-    def by_rows(ref):
-        return ref
-
-    @staticmethod
-    def lay_out(x, along):
-        return x
-
-    @staticmethod
-    def matmul(a, b, *, transpose=False, add_to=0.0):
-        a, b = a if isinstance(a, jax.Array) else a[...], b[...]
-        b = b.T if transpose else b
-        return add_to + jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
 def _indices():
     return (lax.axis_index(name) for name in ("crop", "head", "block", "member"))
 
 
 def _row(ref, crop, head, tile):
     """The numbers of a tile of queries."""
-    return ref.at[crop, head, pl.ds(tile * TILE, TILE)]
+    return ref.at[crop, head, pl.ds(tile * launch.TILE, launch.TILE)]
 
 
 def _spread(x, along):
     """A number for each row or column, over a tile."""
-    return lax.broadcast_in_dim(x, (TILE, TILE), [along])
+    return lax.broadcast_in_dim(x, (launch.TILE, launch.TILE), [along])
