@@ -93,7 +93,9 @@ def get_config() -> config_dict.ConfigDict:
     # What the backward pass computes again: none | selective (norms and activations:
     # 0.6 of the memory, hardly any time) | full (a tenth of it, a quarter more time).
     c.model.remat = "none"
-    c.model.scan_unroll = 1  # blocks per iteration of the scan; depth = fully unrolled
+    # Blocks per iteration of the scan. On TPUs all of them (the depth) are faster and
+    # some are slower than 1, by the compiler's figures: docs/performance.md.
+    c.model.scan_unroll = 1
 
     # Weights to start from instead of random ones; a checkpoint in the workdir goes
     # before them. The model must be theirs; position embeddings are resampled.

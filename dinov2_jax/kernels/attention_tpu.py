@@ -19,6 +19,9 @@ The scheduler of the compiler sees little further than a crop, so the order of t
 program interleaves crops: the scores of the next are formed before the softmax of this
 one. Every choice was made by counting scheduled bundles (`benchmarks/tpu_cycles.py`).
 
+Here are the calls and their blocks; what happens inside one is `attention_tpu_steps`,
+the arithmetic of a crop `attention_tpu_ops`.
+
 Letters: G groups, D = 64 * H width, H heads, N = keys of a crop rounded up to 16,
 M query rows of one head.
 """
