@@ -37,10 +37,11 @@ class Case:
 
 
 _SELECTIVE = ("model.remat=selective",)
+_UNROLLED = (*_SELECTIVE, "model.scan_unroll=24")
 CASES = (
     Case("vitl", "v5e:4x4", 12, _SELECTIVE),
-    Case("vitl", "v6e:4x4", 32, (*_SELECTIVE, "model.scan_unroll=24")),
-    Case("vitl", "v5p:2x2x2", 32, _SELECTIVE),
+    Case("vitl", "v6e:4x4", 32, _UNROLLED),
+    Case("vitl", "v5p:2x2x2", 32, _UNROLLED),
     Case("vitg", "v5e:16x16", 12, (*_SELECTIVE, "mesh.replica=16")),
     Case("vitg", "v5p:2x2x2", 32, _SELECTIVE),
     Case("vitg", "v6e:4x4", 12, _SELECTIVE),
