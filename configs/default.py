@@ -93,8 +93,8 @@ def get_config() -> config_dict.ConfigDict:
     # What the backward pass computes again: none | selective (norms and activations:
     # 0.6 of the memory, hardly any time) | full (a tenth of it, a quarter more time).
     c.model.remat = "none"
-    # Blocks per iteration of the scan. On TPUs all of them (the depth) are faster and
-    # some are slower than 1, by the compiler's figures: docs/performance.md.
+    # Blocks per iteration of the scan. All of them (the depth) are faster than 1 on v5p
+    # and v6e, two are slower, by the compiler's figures: docs/performance.md.
     c.model.scan_unroll = 1
 
     # Weights to start from instead of random ones; a checkpoint in the workdir goes
