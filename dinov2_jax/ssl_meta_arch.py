@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dinov2_jax.data import recipe
-from dinov2_jax.losses import dino, koleo, prototypes
+from dinov2_jax.losses import dino, koleo, prototype_loss, prototype_targets
 from dinov2_jax.models import dino_head, vision_transformer
 
 Params = dict[str, Any]
@@ -80,7 +80,7 @@ class SSLMetaArch:
         centers: dict[str, jax.Array],
         batch: Batch,
         teacher_temp: jax.Array | float,
-    ) -> tuple[dict[str, prototypes.Targets], dict[str, jax.Array]]:
+    ) -> tuple[dict[str, prototype_targets.Targets], dict[str, jax.Array]]:
         """The teacher's side of the losses, from the unmasked global crops.
 
         Returns:
@@ -104,14 +104,14 @@ class SSLMetaArch:
         for term, x in rows.items():
             x, weights = heads[term](x)
             if self.centering == "sinkhorn_knopp":
-                targets[term] = prototypes.sinkhorn_knopp(
+                targets[term] = prototype_targets.sinkhorn_knopp(
                     x, weights, teacher_temp, valid=valid[term]
                 )
             else:
-                targets[term] = prototypes.centered(
+                targets[term] = prototype_targets.centered(
                     x, weights, teacher_temp, centers[term]
                 )
-                new_centers[term] = prototypes.update_center(
+                new_centers[term] = prototype_targets.update_center(
                     centers[term], targets[term], valid[term]
                 )
         return targets, new_centers
@@ -119,7 +119,7 @@ class SSLMetaArch:
     def loss(
         self,
         params: Params,
-        targets: dict[str, prototypes.Targets],
+        targets: dict[str, prototype_targets.Targets],
         batch: Batch,
         drop_path_key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -157,7 +157,7 @@ class SSLMetaArch:
             x, weights = heads["dino"](jnp.concatenate(views, axis=2))
             pairs, normaliser = dino.crop_pairs(num_local=x.shape[2] - 2)
             scale = self.dino_loss_weight / (num_groups * images * normaliser)
-            terms["dino"], by_crop = prototypes.cross_entropy(
+            terms["dino"], by_crop = prototype_loss.cross_entropy(
                 x, weights, targets["dino"], jnp.full(x.shape[:2], scale), pairs=pairs
             )
             parts["dino_local"] = jnp.sum(by_crop[2:])
@@ -170,7 +170,7 @@ class SSLMetaArch:
         if self._use_ibot(batch):
             x, weights = heads["ibot"](masked[:, :, None])
             scale = self.ibot_loss_weight / (num_groups * num_global)
-            terms["ibot"], _ = prototypes.cross_entropy(
+            terms["ibot"], _ = prototype_loss.cross_entropy(
                 x,
                 weights,
                 targets["ibot"],

@@ -1,0 +1,142 @@
+"""Cross-entropy of teacher and student over the prototypes, a tile at a time.
+
+Equals `losses.dino`, which says what is computed, without an array of [rows, K]. Two
+passes: the student's sums, then the loss and its gradients, those of a tile of
+prototypes at once.
+
+Shapes: G groups, I items a group (an image, or a masked patch), T teacher rows and S
+student rows an item, R rows in all, C channels of the bottleneck, K prototypes, k of
+them in each of n tiles.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from dinov2_jax import sharding
+from dinov2_jax.losses import dino, prototype_targets, prototype_tiles
+
+Pairs = tuple[tuple[int, ...], ...]
+
+
+def cross_entropy(
+    features: jax.Array,
+    prototypes: jax.Array,
+    targets: prototype_targets.Targets,
+    weights: jax.Array,
+    *,
+    pairs: Pairs,
+) -> tuple[jax.Array, jax.Array]:
+    """Soft-target cross-entropy, sum over items of weight * sum over pairs.
+
+    Args:
+      features: [G, I, S, C] of the student, unit length; gets a gradient.
+      prototypes: [K, C] of the student; gets a gradient, sharded as parameters are.
+      targets: Of the teacher, the same items; gets none.
+      weights: float32 [G, I]; 0 leaves an item out. Gets no gradient.
+      pairs: For each of the S student rows, the teacher rows that it meets.
+
+    Returns:
+      The total, and without gradient its parts by student row, [S].
+    """
+    return _cross_entropy(features, prototypes, targets, weights, pairs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cross_entropy(features, prototypes, targets, weights, pairs):
+    parts = _on_groups(features, prototypes, targets, weights, pairs, False)
+    return jnp.sum(parts), parts
+
+
+def _forward(features, prototypes, targets, weights, pairs):
+    parts, *grads = _on_groups(features, prototypes, targets, weights, pairs, True)
+    return (jnp.sum(parts), parts), (*grads, targets, weights)
+
+
+def _backward(pairs, saved, grad):
+    del pairs
+    d_features, d_prototypes, targets, weights = saved
+    d_features = (d_features * grad[0]).astype(d_features.dtype)
+    d_prototypes = (d_prototypes * grad[0]).astype(targets.prototypes.dtype)
+    zeros = jax.tree.map(jnp.zeros_like, (targets, weights))
+    return d_features, d_prototypes, *zeros
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _on_groups(features, prototypes, targets, weights, pairs, with_grads):
+    """`_local` on each device's groups: parts [S][, gradients]."""
+    args = (
+        *(features, targets.features, targets.lse, weights),
+        *(prototypes, targets.prototypes, targets.temp, targets.bias),
+    )
+    out_specs = None
+    if with_grads:
+        out_specs = (None, sharding.BATCH, sharding.scattered(len(prototypes)))
+    return sharding.on_groups(
+        functools.partial(_local, pairs=pairs, with_grads=with_grads),
+        in_specs=(sharding.BATCH,) * 4 + (None,) * 4,
+        out_specs=out_specs,
+        num_groups=len(features),
+    )(*args)
+
+
+def _local(
+    features,
+    teacher_features,
+    teacher_lse,
+    weights,
+    prototypes,
+    teacher_prototypes,
+    temp,
+    bias,
+    *,
+    pairs,
+    with_grads,
+    axes,
+):
+    items = weights.size
+    rows = max(features.size, teacher_features.size) // features.shape[-1]
+    tiled = functools.partial(prototype_tiles.make_tiles, rows=rows)
+    tiles = tiled(features, prototypes, dino.STUDENT_TEMP)
+    teacher_tiles = tiled(teacher_features, teacher_prototypes, temp)
+    x = features.reshape(-1, features.shape[-1])
+    lse = prototype_tiles.log_sum_exp(tiles, len(x))
+    mass = jnp.tile(jnp.asarray([len(row) for row in pairs], jnp.float32), items)
+    factor = jnp.repeat(weights.reshape(-1), len(pairs)) / dino.STUDENT_TEMP
+
+    def one(carry, tile):
+        tile, teacher_tile, bias, kernel = tile
+        z = teacher_tiles.logits(teacher_tile) + bias - teacher_lse.reshape(-1, 1)
+        q = jnp.exp(z).reshape(items, -1, z.shape[-1])  # [I, T, k]
+        target = jnp.stack([sum(q[:, t] for t in row) for row in pairs], axis=1)
+        target = target.reshape(len(x), -1)
+        z = tiles.logits(tile)  # [R, k]
+        expected, d_x = carry
+        expected += jnp.sum(target * z, axis=-1)
+        if not with_grads:
+            return (expected, d_x), None
+        d_z = mass[:, None] * jnp.exp(z - lse[:, None]) - target
+        d_z = (factor[:, None] * d_z).astype(x.dtype)
+        d_x += jnp.einsum("rk,kc->rc", d_z, kernel, preferred_element_type=jnp.float32)
+        return (expected, d_x), jnp.einsum(
+            "rk,rc->kc", d_z, x, preferred_element_type=jnp.float32
+        )
+
+    carry = jnp.zeros(len(x)), None
+    if with_grads:
+        carry = carry[0], jnp.zeros(x.shape)
+    n = len(tiles)
+    weight_tiles = prototypes.reshape(n, -1, x.shape[-1])
+    xs = tiles.scanned, teacher_tiles.scanned, bias.reshape(n, -1), weight_tiles
+    (expected, d_x), d_prototypes = jax.lax.scan(one, carry, xs)
+    loss = (mass * lse - expected).reshape(items, -1)
+    parts = jnp.einsum("is,i->s", loss, weights.reshape(-1), precision="highest")
+    parts = jax.lax.psum(parts, axes)
+    if not with_grads:
+        return parts
+    d_prototypes = d_prototypes.reshape(prototypes.shape)
+    d_x = d_x.astype(x.dtype).reshape(features.shape)
+    return parts, d_x, sharding.scatter_sum(d_prototypes, axes)
