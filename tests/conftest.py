@@ -1,13 +1,29 @@
-"""Fixtures of the tests that run the training program or compile much."""
+"""How the tests compile, and fixtures of those that run the training program.
+
+Most of their time is compilation. So programs are compiled with few optimizations,
+which halves it, and once for all tests and the processes that they start. Tests of what
+users run, as they compile it, say so: `full_compilation`, `processes.as_users`.
+"""
 
 import fcntl
+import os
 import pathlib
 import pickle
 import signal
+import tempfile
 
-import jax
-import processes
-import pytest
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the first process
+    _COMPILATIONS = tempfile.TemporaryDirectory(prefix="dinov2_jax-compilations-")
+    os.environ |= {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": _COMPILATIONS.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+# After what jax reads when it is imported.
+import jax  # noqa: E402
+import processes  # noqa: E402
+import pytest  # noqa: E402
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would each process
 # that the tests start.
@@ -33,9 +49,9 @@ def shared_folder(tmp_path_factory, worker_id) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def trainer(shared_folder) -> processes.Trainer:
+def trainer() -> processes.Trainer:
     """The training program."""
-    return processes.Trainer(shared_folder / "compilations")
+    return processes.Trainer()
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +70,8 @@ def uninterrupted(shared_folder, trainer):
 
 
 @pytest.fixture
-def quick_compilation():
-    """Half the compilation time, which is most of many tests; numbers stay exact."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def full_compilation():
+    """Compiles in the test's process as users do."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

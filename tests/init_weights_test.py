@@ -36,8 +36,6 @@ from dinov2_jax import (
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import official, own, reading, state_dict
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = pathlib.Path(__file__).parents[1]
 PATCH = 4  # of `tiny`
 

@@ -15,8 +15,6 @@ from dinov2_jax import optimizer
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import state_dict
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STATE_DICTS = pathlib.Path(__file__).parent / "reference" / "state_dicts"
 DEPTH = 3
 SHAPES = {

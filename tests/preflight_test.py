@@ -37,7 +37,7 @@ def results(finished):
 
 
 def test_bad_images_within_the_allowed_share(trainer, flags):
-    finished = trainer.run(*flags, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    finished = trainer.run(*flags)
     assert finished.code == 0, finished.output
     found = results(finished)
     assert {result for result, _ in found.values()} == {"ok"} and "saving" in found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -43,16 +44,22 @@ class Finished:
         return lines[0]
 
 
-class Trainer:
-    """Runs the training program; every process shares one cache of compilations."""
+def as_users() -> dict[str, str]:
+    """The environment without what `conftest` says of compilation."""
+    ours = ("JAX_DISABLE_MOST_", "JAX_COMPILATION_CACHE_", "JAX_PERSISTENT_CACHE_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
-    def __init__(self, cache: pathlib.Path, **environment: str):
-        self.environment = os.environ | environment
-        self.environment |= {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+
+class Trainer:
+    """Runs the training program.
+
+    Args:
+      environment: Of its processes.
+      more: Variables that they have as well.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ, **more: str):
+        self.environment = {**environment, **more, "JAX_PLATFORMS": "cpu"}
 
     def start(self, *flags: str, devices: int = 1, **environment: str):
         """Starts a process of its own group; standard error goes to its output."""
@@ -108,6 +115,20 @@ def rows(workdir: pathlib.Path) -> list[dict]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     objects = [json.loads(line) for line in lines]
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in objects]
+
+
+def assert_close_losses(
+    workdir: pathlib.Path, other: pathlib.Path, absolute: float = 0.0
+) -> None:
+    """Of all steps of two runs of `DEBUG`, to 1e-5 of their size or as said."""
+    actual, expected = rows(workdir), rows(other)
+    assert [row["step"] for row in actual] == [*range(1, 21), 20]
+    for row, reference in zip(actual[:20], expected[:20], strict=True):
+        losses = {k: v for k, v in reference.items() if k.startswith("loss/")}
+        assert len(losses) == 5
+        for name, value in losses.items():
+            close = math.isclose(row[name], value, rel_tol=1e-5, abs_tol=absolute)
+            assert close, (name, row["step"], row[name], value)
 
 
 def steps_logged(workdir: pathlib.Path) -> int:

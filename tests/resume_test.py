@@ -106,24 +106,14 @@ def test_on_eight_devices_then_on_four(uninterrupted, trainer, tmp_path):
     finished = trainer.run(*DEBUG, f"--workdir={eight}", devices=8)
     assert finished.code == 0, finished.output
     assert "8 cpu, mesh replica 1 x fsdp 8" in finished.output
-    assert_close_losses(eight, one)
+    processes.assert_close_losses(eight, one)
 
     processes.branch(eight, four, step=8)
     finished = trainer.run(*DEBUG, f"--workdir={four}", devices=4)
     assert finished.code == 0, finished.output
     assert "4 cpu, mesh replica 1 x fsdp 4" in finished.output
     assert "resumed from step 8" in finished.output
-    assert_close_losses(four, eight)
-
-
-def assert_close_losses(workdir, other):
-    actual, expected = processes.rows(workdir), processes.rows(other)
-    assert [row["step"] for row in actual] == [*range(1, 21), 20]
-    for row, reference in zip(actual[:20], expected[:20], strict=True):
-        losses = {k: v for k, v in reference.items() if k.startswith("loss/")}
-        assert len(losses) == 5
-        for name, value in losses.items():
-            assert row[name] == pytest.approx(value, rel=1e-5), (name, row["step"])
+    processes.assert_close_losses(four, eight)
 
 
 @pytest.mark.parametrize("seconds_later", [0.0, 0.05])

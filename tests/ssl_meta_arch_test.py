@@ -17,8 +17,6 @@ from dinov2_jax import ssl_meta_arch
 from dinov2_jax.data import recipe
 from dinov2_jax.losses import dino, teacher_targets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TEMP = 0.05
 
 

@@ -16,8 +16,6 @@ from PIL import Image
 TRAIN = ("--config.train.steps=2", "--config.optim.warmup_steps=1")
 AGAIN = ("--config.train.steps=3", "--config.optim.warmup_steps=1")
 EVALUATE = ("--config.evaluation.image_size=16", "--config.evaluation.resize_size=16")
-# Numbers of other channels are programs of their own, whose compilation takes longest.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SMALL = ("--config.model.depth=1", "--config.crops.local_crops_number=1")
 
 
@@ -235,7 +233,7 @@ def test_one_channel(trainer, tmp_path):
         f"--config.evaluation.val_path={root}",
         "--config.evaluation.picture_size=32",
     ]
-    run(trainer, workdir, *flags, *SMALL, *EVALUATE, **QUICK)
+    run(trainer, workdir, *flags, *SMALL, *EVALUATE)
     # The same images on both sides: each finds itself, and another is not far.
     assert accuracies(workdir)["knn/top1_pixels"] > 0.5
     assert "knn/top1_color_histogram" not in accuracies(workdir)
@@ -261,10 +259,10 @@ def test_thirteen_channels_by_a_pattern(trainer, tmp_path):
         "--config.model.in_chans=13",
         "--config.crops.policy=multispectral",
     ]
-    output = run(trainer, workdir, *flags, *SMALL, **QUICK)
+    output = run(trainer, workdir, *flags, *SMALL)
     assert "36 images" in images_line(output)
     evaluation = [f"--config.evaluation.{n}_path={pattern}" for n in ("train", "val")]
-    run(trainer, workdir, *flags, *SMALL, *EVALUATE, *evaluation, resumed=True, **QUICK)
+    run(trainer, workdir, *flags, *SMALL, *EVALUATE, *evaluation, resumed=True)
     found = accuracies(workdir)
     assert {"knn/top1", "knn/top1_random_init", "knn/top1_pixels"} <= found.keys()
     assert "knn/top1_color_histogram" not in found

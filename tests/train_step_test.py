@@ -25,8 +25,6 @@ from dinov2_jax import (
     train_step,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = pathlib.Path(__file__).parents[1]
 
 

@@ -100,6 +100,16 @@ def test_step_compiles_once(uninterrupted):
     assert not [lines[i] for i in compilations if first < i < last]
 
 
+def test_compiled_as_users_compile_it(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    finished = processes.Trainer(processes.as_users()).run(
+        *processes.DEBUG, f"--workdir={workdir}"
+    )
+    assert finished.code == 0, finished.output
+    # Optimizations round otherwise, and so do a few augmented pixels to whole numbers.
+    processes.assert_close_losses(workdir, uninterrupted[0], absolute=1e-5)
+
+
 def test_same_command_again(uninterrupted, trainer, tmp_path):
     workdir = tmp_path / "run"
     processes.branch(uninterrupted[0], workdir, step=20)

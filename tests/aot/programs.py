@@ -2,11 +2,11 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
+import processes
 import pytest
 
 from dinov2_jax import errors
@@ -33,7 +33,7 @@ def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "dinov2_jax.aot", *flags],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=processes.as_users() | environment,
         capture_output=True,
         text=True,
         timeout=900,

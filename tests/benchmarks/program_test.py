@@ -49,7 +49,6 @@ def run(tmp_path):
             | {
                 "PYTHONPATH": str(tmp_path / "absent"),
                 "JAX_PLATFORMS": "cpu",
-                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                 "OMP_NUM_THREADS": "1",
             },
             capture_output=True,
@@ -218,8 +217,7 @@ def test_a_save_is_compared_with_the_turn_beside_it():
     assert row["blocked"]["samples"] == 3
 
 
-def test_a_state_goes_to_the_disk_and_back(monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+def test_a_state_goes_to_the_disk_and_back():
     flags = ["--config=debug", "--state", "--turns=1", "--set=model.depth=1"]
     found = environment.run_worker("saving_jax", flags, {"JAX_PLATFORMS": "cpu"})
     assert found.pop("bytes") > 1e6

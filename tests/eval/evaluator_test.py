@@ -10,7 +10,6 @@ from dinov2_jax import sharding, ssl_meta_arch
 from dinov2_jax.data import preprocessing
 from dinov2_jax.eval import evaluator
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE = 16
 
 

@@ -37,8 +37,11 @@ class Runs:
 
     def __init__(self, folder: pathlib.Path):
         self._folder, self._numbers = folder, itertools.count()
-        quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles in half the time
-        self._trainer = processes.Trainer(folder / "compilations", **quick)
+        self._trainer = processes.Trainer(
+            JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # compiles in half the time
+            JAX_COMPILATION_CACHE_DIR=str(folder / "compilations"),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        )
         self.environment = self._trainer.environment
         self.uninterrupted = folder / "uninterrupted"
         for workdir in (folder / "first", self.uninterrupted):  # the first compiles

@@ -55,7 +55,7 @@ def main() -> int:
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder, "run")
-        trainer = processes.Trainer(pathlib.Path(folder, "compilations"))
+        trainer = processes.Trainer(JAX_COMPILATION_CACHE_DIR=f"{folder}/compilations")
         process = trainer.start(*FLAGS, f"--workdir={workdir}")
         try:
             samples = list(_watch(process, workdir, 60 * flags.minutes))

@@ -15,8 +15,6 @@ from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
 from dinov2_jax.kernels import attention_gpu
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CHANNELS = 64
 LENGTHS = (37, 50, 54, 197, 257, 261, 1370, 1374)
 

@@ -7,8 +7,6 @@ import pytest
 
 from dinov2_jax.kernels import attention
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HEADS = 2
 SEQUENCES = ((3, 5), (4, 2), (1, 7))  # 15 + 8 + 7 tokens
 TOKENS = 30

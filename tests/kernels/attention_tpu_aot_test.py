@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+import processes
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -30,10 +31,10 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(*arguments: str) -> str:
-    environment = os.environ | {
+    environment = processes.as_users() | {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_LOG_DIR": "disabled",
         "TPU_SKIP_MDS_QUERY": "1",

@@ -17,8 +17,6 @@ from jax.sharding import PartitionSpec as P
 from dinov2_jax import sharding
 from dinov2_jax.kernels import attention, attention_tpu
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = pathlib.Path(__file__).parents[2]
 HEADS = 2
 WIDTH = 64 * HEADS

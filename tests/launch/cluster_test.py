@@ -50,7 +50,7 @@ def flags(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def environment(shared_folder, tmp_path_factory):
+def environment(tmp_path_factory):
     python = tmp_path_factory.mktemp("bin") / "python"  # -m dinov2_jax.main FLAGS
     python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {PROGRAM} "$@"\n')
     python.chmod(0o755)
@@ -58,9 +58,6 @@ def environment(shared_folder, tmp_path_factory):
         "PYTHON": str(python),
         "PYTHONPATH": str(processes.ROOT),
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
-        "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "cluster_compilations"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
         "JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS": "200000",
     }

@@ -8,8 +8,6 @@ import torch
 
 from dinov2_jax.losses import koleo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def features(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

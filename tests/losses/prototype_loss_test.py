@@ -235,7 +235,7 @@ def test_devices_change_nothing(memory, request):
     )
 
 
-def test_no_whole_array_of_logits_is_stored(memory, request):
+def test_no_whole_array_of_logits_is_stored(memory, full_compilation, request):
     if "nothing kept" not in request.node.name:
         pytest.skip("keeps them")
     rows, k = 4096, 512

@@ -11,8 +11,6 @@ import torch
 from dinov2_jax.models import dino_head
 from dinov2_jax.weights import state_dict
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 DIM, HIDDEN, BOTTLENECK, PROTOTYPES = 12, 20, 8, 30
 
 

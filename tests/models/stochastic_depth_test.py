@@ -9,8 +9,6 @@ import pytest
 
 from dinov2_jax.models import layers, stochastic_depth
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SEQUENCES = ((4, 3), (6, 2))
 GROUPS, DIM = 2, 5
 TOKENS = 4 * 3 + 6 * 2

@@ -17,8 +17,6 @@ from jax.extend import core
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import state_dict
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RELEASED = pathlib.Path(__file__).parents[1] / "reference" / "state_dicts"
 DEPTH, DIM, PATCH = 3, 16, 4
 

@@ -36,8 +36,8 @@ def exceeded(path):
 
 @pytest.mark.parametrize("name, checks", FILES.items())
 def test_equals_the_reference(name, checks, request):
-    if name != "train_centering":  # one of them compiled as `main` compiles
-        request.getfixturevalue("quick_compilation")
+    if name == "train_centering":
+        request.getfixturevalue("full_compilation")
     failed, total = exceeded(HERE / f"{name}.npz")
     assert not failed
     assert total >= checks
@@ -55,7 +55,6 @@ def test_tolerances_are_those_of_the_recordings():
     }
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_exactly_the_wrong_numbers_of_a_training_run_are_reported(tmp_path):
     arrays = recording("train_centering")
     groups = json.loads(str(arrays["param_groups_json"]))
