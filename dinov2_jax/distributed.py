@@ -6,14 +6,13 @@ import os
 import re
 import signal
 import sys
-import threading
 from typing import NoReturn
 
 from dinov2_jax import errors
 
 _JOIN_TIMEOUT = 300  # seconds for all processes to start, as jax has it
 # With which all processes leave at once, and wait for each other.
-_asked_to_end = threading.Event()
+_asked_to_end = False
 _TOGETHER = (0, errors.NON_FINITE, errors.REQUEUE)
 
 
@@ -104,9 +103,15 @@ def initialize(cluster: Cluster | None = None, *, heartbeat_timeout: int = 30) -
             exit_code=errors.TRY_AGAIN,
         ) from error
     if not joined():
-        signal.signal(signal.SIGTERM, lambda *_: _asked_to_end.set())
+        signal.signal(signal.SIGTERM, _ask_to_end)
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)
+
+
+def _ask_to_end(*_) -> None:
+    """Takes no lock, which another signal, in the middle of this, would wait for."""
+    global _asked_to_end
+    _asked_to_end = True
 
 
 def preempted(step: int) -> bool:
@@ -123,7 +128,7 @@ def preempted(step: int) -> bool:
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)
-    return _asked_to_end.is_set()
+    return _asked_to_end
 
 
 def name() -> str:

@@ -1,8 +1,14 @@
 """The cluster that flags describe; the processes themselves are in tests/launch."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from dinov2_jax import distributed, errors
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_three_flags_or_none():
@@ -35,3 +41,29 @@ def test_an_error_alone_is_not_one_of_a_cluster():
     with pytest.raises(SystemExit) as left:
         distributed.leave(errors.BAD_INPUT)
     assert left.value.code == errors.BAD_INPUT
+
+
+# Asks to end, and again before each line of the answer: signals come in bursts.
+ASKED_AGAIN = """
+import signal, sys
+from dinov2_jax import distributed
+
+def trace(frame, event, _):
+    if event == "line":
+        signal.raise_signal(signal.SIGTERM)
+    return trace
+
+distributed.initialize()
+assert not distributed.preempted(0)
+answer = signal.getsignal(signal.SIGTERM)
+sys.settrace(trace)
+answer(signal.SIGTERM, None)
+sys.settrace(None)
+assert distributed.preempted(1)
+"""
+
+
+def test_asked_to_end_while_it_answers():
+    subprocess.run(
+        [sys.executable, "-c", ASKED_AGAIN], check=True, timeout=60, cwd=ROOT
+    )
