@@ -103,8 +103,10 @@ def _balance_in_two_passes(tiles, valid, num_iterations, axes):
         return (lse, sums + jnp.sum(_probabilities(tiles, tile, lse), axis=1)), None
 
     _, (peak, sums) = jax.lax.scan(first, None, tiles.scanned)
-    highest = jax.lax.pmax(peak, axes)
-    sums = jax.lax.psum(sums * jnp.exp(peak - highest), axes)
+    # Of a device without any valid row the peaks say nothing.
+    highest = jax.lax.pmax(jnp.where(sums > 0, peak, -jnp.inf), axes)
+    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
+    sums = jax.lax.psum(sums * jnp.exp(jnp.minimum(peak - highest, 0.0)), axes)
     bias = -highest - _log_scale(sums)
     lse = prototype_tiles.log_sum_exp(tiles, len(valid), bias)
     for _ in range(num_iterations - 1):
@@ -164,12 +166,12 @@ def _sums_of_probabilities(q, valid):
 
 
 def _log_scale(sums):
-    """Of what divides columns; one that no row is near stays as it is."""
+    """Of what divides columns; where no row is valid they stay as they are."""
     return jnp.where(sums >= _TINY, jnp.log(sums), 0.0)
 
 
 def _log_of_rows(sums):
-    """Finite: rows that are not valid may have lost everything, or gained too much."""
+    """A precaution: of all rows there is something left, and no more than R * K."""
     return jnp.log(jnp.clip(sums, _TINY, _HUGE))
 
 

@@ -194,8 +194,11 @@ def eight_devices():
     assert mesh.size == 8
     groups = 8
     valid = np.random.default_rng(2).random((groups, 5)) < 0.7
-    for k in (24, 27):  # 27 cannot be scattered over 4 devices
+    valid[3] = False  # a device without any
+    for k, sign in ((24, 1), (27, 1), (24, -1)):  # 27 cannot be scattered over 4
         teacher = draw(groups, 5, 1, CHANNELS), 3 * draw(k, CHANNELS, seed=1)
+        if sign < 0:  # all logits far below 0
+            teacher = np.abs(teacher[0]), -4 * np.abs(teacher[1])
         student = draw(groups, 5, 1, CHANNELS, seed=4), draw(k, CHANNELS, seed=5)
 
         def step(teacher, student):
