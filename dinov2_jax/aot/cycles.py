@@ -4,18 +4,22 @@ XLA for TPUs writes `estimated_cycles` into the backend_config of most operation
 take time. Their sum over a step, loops multiplied out, is what it believes the cores
 are busy for; what `cost_analysis` reports counts a loop's body once and is not used.
 Kernels of our own carry a cost estimate instead, of which the roofline is taken: a
-lower bound. Gathers and scatters of whole rows carry nothing: they count as what they
-read and write over the memory's bandwidth.
+lower bound. Gathers and scatters of whole rows carry nothing, nor do reshapes, which
+XLA only leaves where the tiles of the two shapes differ: they count as what they read
+and write over the memory's bandwidth.
 """
 
 import collections
 import dataclasses
+import itertools
 import re
+from collections.abc import Mapping
 
 from dinov2_jax.aot import hlo
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _UNKNOWN = 2**63 - 1
+_MOVES = ("reshape", "concatenate", "reverse")
 _KERNELS = ("tpu_custom_call",)
 _COST = re.compile(r'"cost_estimate":\{([^}]*)\}')
 _SCOPE = re.compile(r"jit\(\w+\)/|transpose\(|jvp\(|VisionTransformer\.|[()]")
@@ -30,7 +34,7 @@ class Cycles:
       by_scope: The same by place in the traced program, most first.
       kernel_seconds: Lower bound of our own kernels' time, from their cost estimates.
       kernels: Executions of them in a step.
-      moving_seconds: Of gathers and scatters that carry no figure.
+      moving_seconds: Of gathers, scatters and reshapes that carry no figure.
       without_cost: Other operations, kernels or not, of which the compiler says that
         it knows nothing: counted as nothing.
     """
@@ -49,16 +53,17 @@ def count(module: hlo.Module, *, peak_flops: float, hbm_bandwidth: float) -> Cyc
     Args:
       module: Parsed.
       peak_flops: FLOP/s of a device, for kernels.
-      hbm_bandwidth: Bytes/s of a device's memory, for kernels, gathers and scatters.
+      hbm_bandwidth: Bytes/s of a device's memory, for kernels and what only moves.
     """
     scopes: collections.Counter = collections.Counter()
     kernel_seconds, kernels, moved, unknown = 0.0, 0, 0, 0
     for name, times in module.executions.items():
-        for instruction in module.computations[name].instructions.values():
+        instructions = module.computations[name].instructions
+        for instruction in instructions.values():
             figure = _CYCLES.search(instruction.attributes)
             if figure and int(figure[1]) != _UNKNOWN:
                 scopes[_scope(instruction.op_name)] += times * int(figure[1])
-            elif num_bytes := _moved_bytes(module, instruction):
+            elif num_bytes := _moved_bytes(module, instructions, instruction):
                 moved += times * num_bytes
             elif figure:
                 unknown += times
@@ -84,17 +89,25 @@ def count(module: hlo.Module, *, peak_flops: float, hbm_bandwidth: float) -> Cyc
     )
 
 
-def _moved_bytes(module: hlo.Module, fusion: hlo.Instruction) -> int:
-    """What the gathers and scatters of a fusion read and write; XLA fuses them all."""
-    if fusion.opcode != "fusion":
+def _moved_bytes(
+    module: hlo.Module,
+    beside: Mapping[str, hlo.Instruction],
+    instruction: hlo.Instruction,
+) -> int:
+    """What an operation that moves arrays reads and writes; 0 for any other."""
+    if instruction.opcode in _MOVES:
+        read = [beside[name].arrays for name in instruction.operands]
+        arrays = itertools.chain(instruction.arrays, *read)
+        return sum(array.num_bytes for array in arrays)
+    if instruction.opcode != "fusion":  # around all gathers and scatters
         return 0
-    inner = module.computations[dict(fusion.called())["calls"]].instructions
+    inner = module.computations[dict(instruction.called())["calls"]].instructions
     total = 0
-    for instruction in inner.values():
-        if instruction.opcode == "gather":
-            total += 2 * instruction.arrays[0].num_bytes
-        elif instruction.opcode == "scatter":  # reads what it adds, and to what
-            total += 3 * inner[instruction.operands[-1]].arrays[0].num_bytes
+    for part in inner.values():
+        if part.opcode == "gather":
+            total += 2 * part.arrays[0].num_bytes
+        elif part.opcode == "scatter":  # reads what it adds, and to what
+            total += 3 * inner[part.operands[-1]].arrays[0].num_bytes
     return total
 
 

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dinov2_jax import sharding
 
-_EPSILON = 1e-6
+EPSILON = 1e-6
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
@@ -20,7 +20,11 @@ def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def project(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+def project(
+    x: jax.Array,
+    kernels: tuple[jax.Array, ...],
+    statistics: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, ...]:
     """The tokens less their mean, over their deviation, times each kernel.
 
     The backward pass is written out, for what it keeps: the tokens and two numbers for
@@ -35,11 +39,13 @@ def project(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ..
         them: with columns that sum to 0, so that no mean need be taken from tokens.
         Bfloat16 ones go as they are, and results are divided, which matmuls on
         accelerators do on their way out.
+      statistics: Mean and 1 / deviation of each row, float32 [..., 1], where they are
+        known. The gradient of `x` is that of the whole function all the same.
 
     Returns:
       [..., F] each.
     """
-    mean, inverse = _statistics(x)
+    mean, inverse = statistics or _statistics(x)
     if kernels[0].dtype == jnp.bfloat16:
         wide = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
         return tuple((inverse * wide(x, kernel)).astype(x.dtype) for kernel in kernels)
@@ -47,8 +53,9 @@ def project(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ..
     return tuple(tokens @ kernel for kernel in kernels)
 
 
-def _project_forward(x, kernels):
-    return project(x, kernels), (*_kept(x), kernels)
+def _project_forward(x, kernels, statistics):
+    kept = checkpoint_name((x, *(statistics or _statistics(x))), "norm")
+    return project(x, kernels, statistics), (*kept, kernels)
 
 
 def _project_backward(saved, grads):
@@ -62,7 +69,7 @@ def _project_backward(saved, grads):
     ).astype(jnp.float32)
     # The mean of `grad` is 0, as that of each column is.
     d_x = inverse * (grad - normalised * _mean_of_product(grad, normalised))
-    return d_x.astype(x.dtype), d_kernels
+    return d_x.astype(x.dtype), d_kernels, None
 
 
 project.defvjp(_project_forward, _project_backward)
@@ -82,11 +89,7 @@ def _statistics(x):
         variance = jnp.maximum(variance - jnp.square(mean), 0.0)
     else:
         variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
-    return mean, jax.lax.rsqrt(variance + _EPSILON)
-
-
-def _kept(x):
-    return checkpoint_name((x, *_statistics(x)), "norm")
+    return mean, jax.lax.rsqrt(variance + EPSILON)
 
 
 def _mean_of_product(x, y):

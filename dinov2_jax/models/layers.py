@@ -115,7 +115,7 @@ class Attention(nn.Module):
         sequences: Sequence[tuple[int, int]],
         maps: bool = False,
     ) -> Any:
-        """[G, T, D] -> [G, T, D], or the attention maps; see `kernels.attention`."""
+        """[G, T, D] -> [G, T, D] and a bias to add, or maps; `kernels.attention`."""
         dim = x.shape[-1]
         weights = functools.partial(Weights, dtype=self.dtype)
         kernel, bias = weights((dim, 3 * dim), self.qkv_bias, name="qkv")()
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         x = attention_kernel.attention(qkv, bias, implementation=self.kernel, **shape)
         x = checkpoint_name(x, "attention")
         kernel, bias = weights((dim, dim), self.proj_bias, name="proj")()
-        return linear.add_bias(x @ kernel, bias)
+        return x @ kernel, bias
 
 
 class Mlp(nn.Module):
@@ -137,14 +137,14 @@ class Mlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, project: Project) -> jax.Array:
-        """[..., D] -> [..., D]."""
+    def __call__(self, x: jax.Array, project: Project) -> tuple[jax.Array, Any]:
+        """[..., D] -> [..., D] and a bias [D], or None, that is to be added to it."""
         dim, hidden_dim = x.shape[-1], int(x.shape[-1] * self.ratio)
         weights = functools.partial(Weights, use_bias=self.use_bias, dtype=self.dtype)
         kernel, bias = weights((dim, hidden_dim), name="fc1")()
         out_kernel, out_bias = weights((hidden_dim, dim), name="fc2")()
         x = linear.activated(gelu, project(x, (kernel,)), (bias,), out_kernel)
-        return linear.add_bias(x, out_bias)
+        return x, out_bias
 
 
 class SwiGLU(nn.Module):
@@ -155,8 +155,8 @@ class SwiGLU(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, project: Project) -> jax.Array:
-        """[..., D] -> [..., D]."""
+    def __call__(self, x: jax.Array, project: Project) -> tuple[jax.Array, Any]:
+        """[..., D] -> [..., D] and a bias [D], or None, that is to be added to it."""
         dim = x.shape[-1]
         # Two thirds of the MLP's hidden width, rounded up to a multiple of 8.
         hidden_dim = (int(int(dim * self.ratio) * 2 / 3) + 7) // 8 * 8
@@ -167,7 +167,7 @@ class SwiGLU(nn.Module):
         x = linear.activated(
             _gated, project(x, halves(kernel)), halves(bias), out_kernel
         )
-        return linear.add_bias(x, out_bias)
+        return x, out_bias
 
 
 def _gated(gate, value):
@@ -187,12 +187,21 @@ class LayerScale(nn.Module):
     init_value: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]."""
+    def __call__(
+        self, x: jax.Array, bias: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """[..., D] and a bias [D] or None -> the same, scaled."""
         gamma = self.param(
             "gamma", nn.initializers.constant(self.init_value), x.shape[-1:]
-        )
-        return x * gamma.astype(x.dtype)
+        ).astype(x.dtype)
+        return x * gamma, None if bias is None else bias * gamma
+
+
+def _knowing(statistics: Any, project: Project) -> Project:
+    """`kernels.layer_norm.project` with the statistics of its tokens, if known."""
+    if statistics is None:
+        return project
+    return functools.partial(project, statistics=statistics)
 
 
 class Block(nn.Module):
@@ -230,7 +239,7 @@ class Block(nn.Module):
             self.ls1 = LayerScale(self.layerscale)
             self.ls2 = LayerScale(self.layerscale)
         else:
-            self.ls1 = self.ls2 = lambda residual: residual
+            self.ls1 = self.ls2 = lambda residual, bias: (residual, bias)
 
     def __call__(
         self,
@@ -251,9 +260,11 @@ class Block(nn.Module):
           [G, T, D].
         """
         x = self.add_attention(x, sequences, kept and kept[0])
-        return stochastic_depth.add_residual(
-            x, lambda tokens, _: self.ffn(tokens), sequences, kept and kept[1]
-        )
+
+        def branch(tokens, _, statistics):
+            return self._ffn(tokens, statistics)
+
+        return stochastic_depth.add_residual(x, branch, sequences, kept and kept[1])
 
     def add_attention(
         self,
@@ -263,14 +274,18 @@ class Block(nn.Module):
     ) -> jax.Array:
         """The first half of the block, [G, T, D] -> [G, T, D]."""
 
-        def branch(tokens, lengths):
-            return self.ls1(self.attn(tokens, self.norm1, lengths))
+        def branch(tokens, lengths, statistics):
+            project = _knowing(statistics, self.norm1)
+            return self.ls1(*self.attn(tokens, project, lengths))
 
         return stochastic_depth.add_residual(x, branch, sequences, kept)
 
     def ffn(self, tokens: jax.Array) -> jax.Array:
         """What the second half adds to tokens [..., D], each for itself."""
-        return self.ls2(self.mlp(tokens, self.norm2))
+        return linear.add_bias(*self._ffn(tokens, None))
+
+    def _ffn(self, tokens, statistics):
+        return self.ls2(*self.mlp(tokens, _knowing(statistics, self.norm2)))
 
     def attention_maps(
         self, x: jax.Array, sequences: tuple[tuple[int, int], ...]

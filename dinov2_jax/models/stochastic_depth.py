@@ -6,15 +6,19 @@ drawn without replacement, and their residual is added back scaled by b / k. Her
 counts the samples of one group of the batch, so that gathers stay on their device.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# Otherwise gathers select between what they take and a fill value.
-_IN_BOUNDS = "promise_in_bounds"
+from dinov2_jax.kernels import crops, linear
 
 Sequences = tuple[tuple[int, int], ...]
+Branch = Callable[
+    [jax.Array, Sequences, crops.Statistics], tuple[jax.Array, jax.Array | None]
+]
 
 
 def num_kept(batch: int, rate: float) -> int:
@@ -58,7 +62,7 @@ def draw_kept(
 
 def add_residual(
     x: jax.Array,
-    branch: Callable[[jax.Array, Sequences], jax.Array],
+    branch: Branch,
     sequences: Sequences,
     kept: tuple[jax.Array, ...] | None,
 ) -> jax.Array:
@@ -66,7 +70,9 @@ def add_residual(
 
     Args:
       x: [G, T, D], crop groups one after another, their samples one after another.
-      branch: ([G, T', D], sequences of T') -> [G, T', D].
+      branch: ([G, T', D], sequences of T', their `statistics` of
+        `kernels.layer_norm.project` or None) -> [G, T', D] and a bias [D], or None,
+        that is to be added to it.
       sequences: (count, length) of each crop group of x.
       kept: None for all; else one [G, k] of sample indices a crop group.
 
@@ -74,22 +80,21 @@ def add_residual(
       [G, T, D].
     """
     if kept is None:
-        return x + branch(x, sequences).astype(x.dtype)
-    parts = _split(x, sequences)
-    subsets = [
-        jnp.take_along_axis(part, indices[:, :, None, None], axis=1, mode=_IN_BOUNDS)
-        for part, indices in zip(parts, kept)
+        residual, bias = branch(x, sequences, None)
+        return x + linear.add_bias(residual, bias).astype(x.dtype)
+    left = [crops.leave(*part) for part in zip(_split(x, sequences), kept)]
+    parts, tokens, statistics = zip(*left)
+    sub_sequences = tuple(
+        (indices.shape[1], length) for indices, (_, length) in zip(kept, sequences)
+    )
+    residual, bias = branch(_joined(tokens), sub_sequences, _joined(statistics))
+    ends = itertools.accumulate(count * length for count, length in sub_sequences)
+    residuals = jnp.split(residual, list(ends)[:-1], axis=1)
+    added = [
+        crops.rejoin(part, indices, residual, bias)
+        for part, indices, residual in zip(parts, kept, residuals)
     ]
-    sub_sequences = tuple((s.shape[1], s.shape[2]) for s in subsets)
-    residuals = _split(branch(_flatten(subsets), sub_sequences), sub_sequences)
-    added = []
-    for part, residual, indices in zip(parts, residuals, kept):
-        scale = part.shape[1] / residual.shape[1]
-        add = jax.vmap(
-            lambda p, i, r: p.at[i].add(r, unique_indices=True, mode=_IN_BOUNDS)
-        )
-        added.append(add(part, indices, (residual * scale).astype(x.dtype)))
-    return _flatten(added)
+    return _joined([part.reshape(len(x), -1, x.shape[-1]) for part in added])
 
 
 def residual_scale(kept: jax.Array, batch: int) -> jax.Array:
@@ -108,8 +113,6 @@ def _split(x: jax.Array, sequences: Sequences) -> list[jax.Array]:
     return parts
 
 
-def _flatten(parts: Sequence[jax.Array]) -> jax.Array:
-    """Inverse of `_split`."""
-    return jnp.concatenate(
-        [p.reshape(p.shape[0], -1, p.shape[-1]) for p in parts], axis=1
-    )
+def _joined(parts: Sequence[Any]) -> Any:
+    """Trees of [G, T, ...] -> one tree, one part after another."""
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)

@@ -157,14 +157,16 @@ update_window_dims={1,2}, inserted_window_dims={0}, \
 scatter_dims_to_operand_dims={0}, index_vector_dim=1, to_apply=%add
 }
 
-ENTRY %main (x.1: bf16[10,50,64], n: s32[3,1]) -> bf16[10,50,64] {
+ENTRY %main (x.1: bf16[10,50,64], n: s32[3,1]) -> bf16[500,64] {
   %x.1 = bf16[10,50,64]{2,1,0} parameter(0)
   %n = s32[3,1]{1,0} parameter(1)
   %rows = bf16[3,50,64]{2,1,0} fusion(%x.1, %n), kind=kCustom, calls=%taken, \
 backend_config={"window_config":{"estimated_cycles":"9223372036854775807"}}
   %rated = bf16[3,50,64]{2,1,0} fusion(%x.1, %n), kind=kLoop, calls=%taken, \
 backend_config={"window_config":{"estimated_cycles":"500"}}
-  ROOT %sums = bf16[10,50,64]{2,1,0} fusion(%x.1, %n, %rows), kind=kCustom, \
+  %sums = bf16[10,50,64]{2,1,0} fusion(%x.1, %n, %rows), kind=kCustom, \
 calls=%added
+  %free = bf16[500,64]{1,0} bitcast(%sums)
+  ROOT %flat = bf16[500,64]{1,0} reshape(%sums)
 }
 """

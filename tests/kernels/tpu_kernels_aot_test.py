@@ -3,6 +3,7 @@
 Each test is a process of its own: libtpu reads its settings once.
 """
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 TOPOLOGIES = {"v5e": "v5e:2x4", "v5p": "v5:2x2x2", "v6e": "v6e:2x4"}
 HEADS = 16
+KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 def library() -> str | None:
@@ -63,23 +65,34 @@ def run(*arguments: str) -> str:
         ("v6e", "2x257,9x50:float32"),
     ],
 )
-def test_forward_and_backward_compile(chip, crops):
-    assert run(TOPOLOGIES[chip], crops).split() == ["2"] * crops.count("x")
+def test_attention_compiles(chip, crops):
+    numbers = run("attention", TOPOLOGIES[chip], crops).split()
+    assert numbers == ["2"] * crops.count("x")
 
 
-def main(topology_name, crops):
+@pytest.mark.parametrize(
+    "chip, moves",
+    [
+        ("v5p", "24x257x1536:14,8x261x384:5"),
+        ("v5e", "9x197x768:6,96x37x384:57"),
+        ("v6e", "6x54x768:6,256x50x1024:153"),
+    ],
+)
+def test_crops_leave_and_rejoin(chip, moves):
+    """Taken and added ahead, added and taken on the way back, by kernels alone."""
+    numbers = run("crops", TOPOLOGIES[chip], moves).split()
+    assert numbers == ["4", "0"] * moves.count(":")
+
+
+def attention(topology, crops):
     """Compiles the gradient for all devices and prints the number of its kernels."""
-    import functools
-
     import jax
     import jax.numpy as jnp
-    from jax.experimental import topologies
     from jax.sharding import AxisType, Mesh, NamedSharding
     from jax.sharding import PartitionSpec as P
 
     from dinov2_jax.kernels import attention_tpu
 
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=topology_name)
     groups = len(topology.devices)
     mesh = Mesh(topology.devices, ("fsdp",), axis_types=(AxisType.Auto,))
     crops, _, dtype = crops.partition(":")
@@ -102,7 +115,55 @@ def main(topology_name, crops):
             sharding=NamedSharding(mesh, P("fsdp")),
         )
         compiled = jax.jit(jax.grad(loss)).lower(qkv).compile()
-        print(compiled.as_text().count('custom_call_target="tpu_custom_call"'))
+        print(compiled.as_text().count(KERNEL))
+
+
+def crops(topology, moves):
+    """The same of a branch on some crops; prints kernels, and scatters beside them."""
+    import jax
+    import jax.numpy as jnp
+
+    from dinov2_jax import sharding
+    from dinov2_jax.kernels import crops, layer_norm
+
+    mesh = sharding.make_mesh(devices=topology.devices)
+    for move in moves.split(","):
+        shape, _, kept = move.partition(":")
+        batch, length, width = map(int, shape.split("x"))
+
+        def loss(x, kept, weight, bias):
+            x, tokens, statistics = crops.leave(x, kept)
+            (residual,) = layer_norm.project(tokens, (weight,), statistics)
+            out = crops.rejoin(x, kept, residual, bias).astype(jnp.float32)
+            return jnp.sum(jnp.square(out))
+
+        groups = (mesh.size,)
+        shapes = [
+            ((*groups, batch, length, width), jnp.bfloat16, sharding.BATCH),
+            ((*groups, int(kept)), jnp.int32, sharding.BATCH),
+            ((width, width), jnp.bfloat16, None),
+            ((width,), jnp.bfloat16, None),
+        ]
+        arguments = [
+            jax.ShapeDtypeStruct(
+                shape,
+                dtype,
+                sharding=jax.NamedSharding(mesh, spec or jax.P()),
+            )
+            for shape, dtype, spec in shapes
+        ]
+        with jax.set_mesh(mesh):
+            gradient = jax.jit(jax.grad(loss, (0, 2, 3)))
+            text = gradient.lower(*arguments).compile().as_text()
+        print(text.count(KERNEL), text.count(" scatter("))
+
+
+def main(name, topology_name, shapes):
+    """What the tests start: compiles one of the kernels and prints what is in it."""
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=topology_name)
+    {"attention": attention, "crops": crops}[name](topology, shapes)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,165 @@
+"""Taking crops and adding to them, plain and by the TPU kernels, against loops."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from dinov2_jax.kernels import crops, crops_tpu, layer_norm
+from dinov2_jax.models import layers
+
+# Fresh vector memory and rows beyond the end of an array are not numbers.
+POISONED = pltpu.InterpretParams(uninitialized_memory="nan")
+# Groups, crops, tokens, width, kept: blocks of whole tiles, a last block that is not
+# full, a single one, all crops.
+SHAPES = [(2, 6, 5, 128, 3), (1, 20, 6, 256, 17), (2, 7, 8, 128, 7), (1, 3, 50, 128, 1)]
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The kernels, interpreted, in blocks of few crops, as if the devices were TPUs."""
+    monkeypatch.setattr(crops_tpu, "_ROWS", 40)
+    kernels = types.SimpleNamespace(
+        take=functools.partial(crops_tpu.take, interpret=True),
+        add=functools.partial(crops_tpu.add, interpret=True),
+    )
+    monkeypatch.setattr(crops, "_kernels", lambda x: kernels)
+
+
+def random(groups, batch, length, width, num_kept, dtype=np.float32):
+    """Stream, chosen crops, rows for them, and a bias."""
+    rng = np.random.default_rng(0)
+    kept = [rng.permutation(batch)[:num_kept] for _ in range(groups)]
+    x = 3 + rng.standard_normal((groups, batch, length, width))
+    rows = rng.standard_normal((groups, num_kept * length, width))
+    bias = rng.standard_normal(width)
+    x, rows, bias = (jnp.asarray(array, dtype) for array in (x, rows, bias))
+    return x, jnp.asarray(kept, jnp.int32), rows, bias
+
+
+def slow_take(x, kept):
+    x = np.asarray(x, np.float64)
+    return np.stack(
+        [np.concatenate([x[g, i] for i in chosen]) for g, chosen in enumerate(kept)]
+    )
+
+
+def slow_add(x, kept, rows):
+    out, rows = np.array(x, np.float64), np.asarray(rows, np.float64)
+    length = out.shape[2]
+    for g, chosen in enumerate(kept):
+        for n, i in enumerate(chosen):
+            out[g, i] += rows[g, n * length : (n + 1) * length]
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_kernels_equal_loops(monkeypatch, shape, dtype, tolerance):
+    monkeypatch.setattr(crops_tpu, "_ROWS", 40)
+    x, kept, rows, _ = random(*shape, dtype=dtype)
+    tokens, mean, inverse, sums = crops_tpu.take(
+        x, kept, scale=1.5, epsilon=1e-6, sums=True, interpret=POISONED
+    )
+    expected = slow_take(x, kept)
+    assert tokens.dtype == dtype
+    np.testing.assert_allclose(tokens, 1.5 * expected, rtol=tolerance)
+    np.testing.assert_allclose(mean[..., 0], expected.mean(-1), rtol=1e-5)
+    deviation = np.sqrt(expected.var(-1) + 1e-6)
+    np.testing.assert_allclose(inverse[..., 0], 1 / deviation, rtol=1e-4)
+    np.testing.assert_allclose(sums, 1.5 * expected.sum(1), rtol=1e-5)
+    added = crops_tpu.add(x, kept, rows, scale=1.5, interpret=POISONED)
+    assert added.dtype == dtype
+    expected = slow_add(x, kept, 1.5 * np.asarray(rows, np.float64))
+    np.testing.assert_allclose(added, expected, rtol=tolerance, atol=tolerance)
+
+
+def through(x, kept, weight, bias):
+    """A branch with a norm, a matmul and a bias, on the kept crops."""
+    x, tokens, statistics = crops.leave(x, kept)
+    (residual,) = layer_norm.project(tokens, (weight,), statistics)
+    return crops.rejoin(x, kept, residual, bias)
+
+
+def plain(x, kept, weight, bias):
+    """The same, left to automatic differentiation, in float64 where that is on."""
+    tokens = jnp.take_along_axis(x, kept[:, :, None, None], axis=1)
+    mean = tokens.mean(-1, keepdims=True)
+    variance = tokens.var(-1, keepdims=True)
+    residual = (tokens - mean) / jnp.sqrt(variance + 1e-6) @ weight + bias
+    scale = x.shape[1] / kept.shape[1]
+    return x.at[jnp.arange(len(x))[:, None], kept].add(residual * scale)
+
+
+def centred(rng, width):
+    """Kernel of a linear layer as `models.block_weights` makes them behind a norm."""
+    weight = rng.standard_normal((width, width)) * width**-0.5
+    return weight - weight.mean(0)
+
+
+def check_gradients(shape, tolerance):
+    x, kept, _, bias = random(*shape)
+    rng = np.random.default_rng(1)
+    weight = jnp.asarray(centred(rng, x.shape[-1]), jnp.float32)
+    out, pull = jax.vjp(lambda *a: through(a[0], kept, *a[1:]), x, weight, bias)
+    grad = rng.standard_normal(out.shape)
+    found = out, *pull(jnp.asarray(grad, out.dtype))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, weight, bias)]
+        out, pull = jax.vjp(lambda *a: plain(a[0], kept, *a[1:]), *wide)
+        expected = out, *pull(jnp.asarray(grad))
+    for ours, theirs in zip(found, expected):
+        theirs = np.asarray(theirs)
+        assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_are_those_of_automatic_differentiation(shape):
+    check_gradients(shape, 2e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_by_the_kernels(interpreted, shape):
+    check_gradients(shape, 1e-5)
+
+
+def test_a_block_is_the_same_by_the_kernels(interpreted, monkeypatch):
+    """Statistics and biases arrive where they belong, in bfloat16 as on TPUs."""
+    from dinov2_jax.models import block_weights
+
+    plain_block = layers.Block(num_heads=2, dtype=jnp.bfloat16)
+    x, kept, _, _ = random(2, 7, 5, 128, 4, dtype="bfloat16")
+    x, sequences = x.reshape(2, 35, 128), ((7, 5),)
+    params = plain_block.init(jax.random.key(0), x, sequences)["params"]
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(
+        lambda p: p + jnp.asarray(rng.standard_normal(p.shape) * 0.1, p.dtype), params
+    )
+    both = (kept,), ((kept + 1) % 7,)
+
+    def loss(params, x):
+        block = plain_block.clone(folded=True)
+        folded = block_weights.fold(params, jnp.bfloat16)
+        out = block.apply({"params": folded}, x, sequences, both)
+        return jnp.sum(jnp.sin(out.astype(jnp.float32)))
+
+    by_kernels = jax.value_and_grad(loss, (0, 1))(params, x)
+    monkeypatch.setattr(crops, "_kernels", lambda x: None)
+    by_xla = jax.value_and_grad(loss, (0, 1))(params, x)
+    for ours, theirs in zip(jax.tree.leaves(by_kernels), jax.tree.leaves(by_xla)):
+        ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+        assert np.linalg.norm(ours - theirs) <= 2e-2 * np.linalg.norm(theirs)
+
+
+def test_what_the_kernels_take():
+    takes = functools.partial(crops_tpu.supports, dtype=jnp.bfloat16)
+    for width in (384, 768, 1024, 1536):
+        for length in (37, 50, 197, 257, 261):
+            assert takes(length=length, width=width)
+    assert not takes(length=50, width=100)
+    assert not takes(length=50_001, width=1024)
+    assert not crops_tpu.supports(dtype=jnp.float16, length=50, width=384)
