@@ -13,6 +13,7 @@ anywhere.
 Letters: G groups, B crops of N tokens, of which k are kept, D width.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -27,7 +28,8 @@ LANES = 128
 VMEM_BYTES = 60 * 2**20
 # Rows of a block, about: a step of the grid is to take longer than what it costs.
 _ROWS = 1024
-_SLOTS = 3  # blocks of crops in vector memory: coming, worked on, leaving
+# Blocks of crops in vector memory: coming and worked on, and leaving where they do.
+_TAKE_SLOTS, _ADD_SLOTS = 2, 3
 
 
 def supports(*, dtype: Any, length: int, width: int) -> bool:
@@ -35,10 +37,8 @@ def supports(*, dtype: Any, length: int, width: int) -> bool:
     dtype = jnp.dtype(dtype)
     if width % LANES or dtype not in (jnp.bfloat16, jnp.float32):
         return False
-    rows = _step(length) * max(1, _ROWS // (_step(length) * length)) * length
-    padded = rows // length * _round_up(length)
-    crops = _SLOTS * padded * width * dtype.itemsize
-    return crops + rows * width * (4 + 2 * dtype.itemsize) <= VMEM_BYTES
+    plan = _Plan((1, 1, length, width), dtype, kept=_most_crops(length))
+    return plan.vmem_bytes(_ADD_SLOTS) <= VMEM_BYTES
 
 
 def take(
@@ -65,87 +65,87 @@ def take(
       [G, k * N, D] in the dtype of `x`; float32 [G, k * N, 1] twice; float32 [G, D].
     """
     groups, _, length, width = x.shape
-    plan = _Plan(x.shape, kept.shape[1])
-    rows = plan.crops * length
+    plan = _Plan(x.shape, x.dtype, kept.shape[1])
+    with_norm = epsilon is not None
 
     def kernel(kept_ref, x_ref, *refs):
-        *outputs, buffer, wide, semaphores = refs
-        out_ref, *extra = outputs
+        out_ref, *extra = refs[: 1 + with_norm + sums]
+        buffer, semaphores, wide, of_rows = refs[1 + with_norm + sums :]
         step = pl.program_id(0)
-        copies = plan.copies(kept_ref, x_ref, buffer, semaphores)
+        copies = functools.partial(
+            plan.each_copy, kept_ref, x_ref, buffer, semaphores.at[0]
+        )
 
         @pl.when(step == 0)
         def _():
-            copies.start(step)
+            copies(step, _start)
 
         @pl.when(step + 1 < plan.steps)
         def _():
-            copies.start(step + 1)
+            copies(step + 1, _start)
 
-        copies.wait(step)
-        if sums:
-            extra[-1][...] = jnp.zeros_like(extra[-1])
+        copies(step, _wait)
 
         def crop(n, _):
             place = pl.ds(n * length, length)
-
-            def shift(column, lanes, total, squares):
-                tokens = buffer[step % _SLOTS, n, :, lanes].astype(jnp.float32)
-                if epsilon is not None:
-                    total, squares = total + tokens, squares + jnp.square(tokens)
-                if scale != 1:
-                    tokens *= scale
+            total = squares = 0
+            for column, lanes in plan.columns():
+                tokens = buffer[step % _TAKE_SLOTS, n, :, lanes].astype(jnp.float32)
+                if with_norm:
+                    total += tokens
+                    squares += jnp.square(tokens)
+                tokens *= scale
                 if sums:
                     extra[-1][0, :, lanes] += jnp.sum(tokens, axis=0, keepdims=True)
                 wide[column, place, :] = tokens
-                return total, squares
+            if with_norm:
+                of_rows[0, place, :] = total
+                of_rows[1, place, :] = squares
 
-            zeros = jnp.zeros((length, LANES), jnp.float32)
-            total, squares = _each_column(width, shift, zeros, zeros, unroll=True)
-            if epsilon is not None:
-                mean = jnp.sum(total, axis=-1, keepdims=True) / width
-                variance = jnp.sum(squares, axis=-1, keepdims=True) / width
-                variance = jnp.maximum(variance - jnp.square(mean), 0.0)
-                extra[0][0, place, :] = mean
-                extra[1][0, place, :] = lax.rsqrt(variance + epsilon)
-
+        if sums:
+            extra[-1][...] = jnp.zeros_like(extra[-1])
         lax.fori_loop(0, plan.valid(step), crop, None)
 
         def narrow(column, lanes):
-            out_ref[0, :, lanes] = wide[column, :rows, :].astype(out_ref.dtype)
+            out_ref[0, :, lanes] = wide[column, : plan.rows, :].astype(x.dtype)
 
-        _each_column(width, narrow)
-
-    def row_spec(columns):
-        return pl.BlockSpec((1, rows, columns), lambda s, _: (*plan.place(s), 0))
+        plan.each_column(narrow)
+        if with_norm:
+            mean, square = (
+                jnp.sum(of_rows[i].T, axis=0, keepdims=True) / width for i in range(2)
+            )
+            variance = jnp.maximum(square - jnp.square(mean), 0.0)
+            extra[0][0, :1] = mean
+            extra[0][0, 1:] = lax.rsqrt(variance + epsilon)
 
     shapes = [jax.ShapeDtypeStruct((groups, kept.shape[1] * length, width), x.dtype)]
-    specs = [row_spec(width)]
-    if epsilon is not None:
-        shape = (*shapes[0].shape[:2], 1)
-        shapes += [jax.ShapeDtypeStruct(shape, jnp.float32)] * 2
-        specs += [row_spec(1)] * 2
-    if sums:
-        shapes.append(jax.ShapeDtypeStruct((plan.steps, 1, width), jnp.float32))
-        specs.append(pl.BlockSpec((1, 1, width), lambda s, _: (s, 0, 0)))
-    outputs = pl.pallas_call(
+    specs = [plan.row_spec]
+    of_rows = pltpu.VMEM((2, _round_up(plan.rows, LANES), LANES), jnp.float32)
+    for shape in [(2, of_rows.shape[1])] * with_norm + [(1, width)] * sums:
+        shapes.append(jax.ShapeDtypeStruct((plan.steps, *shape), jnp.float32))
+        specs.append(pl.BlockSpec((1, *shape), lambda s, _: (s, 0, 0)))
+    tokens, *extra = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(plan.steps,),
             in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
             out_specs=specs,
-            scratch_shapes=plan.scratch(x.dtype, semaphores=1),
+            scratch_shapes=[*plan.scratch(_TAKE_SLOTS, directions=1), of_rows],
         ),
         out_shape=shapes,
-        compiler_params=_PARAMS,
-        cost_estimate=plan.cost(x.dtype, passes=2),
+        compiler_params=plan.params(_TAKE_SLOTS),
+        cost_estimate=plan.cost(passes=2),
         interpret=interpret,
         name="take_crops",
     )(kept, x)
+    outputs = [tokens]
+    if with_norm:
+        numbers = extra[0][..., : plan.rows].reshape(groups, plan.blocks, 2, -1)
+        numbers = jnp.moveaxis(numbers, 2, 0).reshape(2, groups, -1, 1)
+        outputs += list(numbers[:, :, : tokens.shape[1]])
     if sums:
-        of_groups = outputs[-1].reshape(groups, -1, width)
-        outputs = (*outputs[:-1], jnp.sum(of_groups, axis=1))
+        outputs.append(jnp.sum(extra[-1].reshape(groups, -1, width), axis=1))
     return tuple(outputs)
 
 
@@ -169,168 +169,169 @@ def add(
     Returns:
       [G, B, N, D] in the dtype of `x`, summed in float32.
     """
-    _, _, length, width = x.shape
-    plan = _Plan(x.shape, kept.shape[1])
+    plan = _Plan(x.shape, x.dtype, kept.shape[1])
 
-    def kernel(kept_ref, rows_ref, x_ref, out_ref, buffer, wide, semaphores):
+    def kernel(kept_ref, rows_ref, x_ref, out_ref, buffer, semaphores, wide):
         del x_ref  # the same memory
         step = pl.program_id(0)
-        coming = plan.copies(kept_ref, out_ref, buffer, semaphores.at[0])
-        leaving = plan.copies(kept_ref, out_ref, buffer, semaphores.at[1], back=True)
+        each_copy = functools.partial(plan.each_copy, kept_ref, out_ref, buffer)
+        coming = functools.partial(each_copy, semaphores.at[0])
+        leaving = functools.partial(each_copy, semaphores.at[1], back=True)
 
         @pl.when(step == 0)
         def _():
-            coming.start(step)
+            coming(step, _start)
 
-        @pl.when(step >= _SLOTS - 1)
+        @pl.when(step >= _ADD_SLOTS - 1)
         def _():
-            leaving.wait(step - (_SLOTS - 1))
+            leaving(step - (_ADD_SLOTS - 1), _wait)
 
         @pl.when(step + 1 < plan.steps)
         def _():
-            coming.start(step + 1)
-
-        size = plan.crops * length
+            coming(step + 1, _start)
 
         def widen(column, lanes):
-            wide[column, :size, :] = rows_ref[0, :, lanes].astype(jnp.float32)
+            rows = rows_ref[0, :, lanes]
+            wide[column, : plan.rows, :] = rows.astype(jnp.float32)
 
-        _each_column(width, widen)
-        coming.wait(step)
+        plan.each_column(widen)
+        coming(step, _wait)
 
         def crop(n, _):
-            place = pl.ds(n * length, length)
-
-            def shift(column, lanes):
-                tokens = buffer[step % _SLOTS, n, :, lanes].astype(jnp.float32)
-                tokens += wide[column, place, :] * scale
-                buffer[step % _SLOTS, n, :, lanes] = tokens.astype(buffer.dtype)
-
-            _each_column(width, shift, unroll=True)
+            for column, lanes in plan.columns():
+                at = (step % _ADD_SLOTS, n, slice(None), lanes)
+                rows = wide[column, pl.ds(n * plan.length, plan.length), :]
+                tokens = buffer[at].astype(jnp.float32) + rows * scale
+                buffer[at] = tokens.astype(x.dtype)
 
         lax.fori_loop(0, plan.valid(step), crop, None)
-        leaving.start(step)
+        leaving(step, _start)
 
         @pl.when(step == plan.steps - 1)
         def _():
-            for earlier in range(min(_SLOTS - 1, plan.steps)):
-                leaving.wait(step - earlier)
+            for earlier in range(min(_ADD_SLOTS - 1, plan.steps)):
+                leaving(step - earlier, _wait)
 
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(plan.steps,),
-            in_specs=[
-                pl.BlockSpec(
-                    (1, plan.crops * length, width), lambda s, _: (*plan.place(s), 0)
-                ),
-                pl.BlockSpec(memory_space=pl.ANY),
-            ],
+            in_specs=[plan.row_spec, pl.BlockSpec(memory_space=pl.ANY)],
             out_specs=pl.BlockSpec(memory_space=pl.ANY),
-            scratch_shapes=plan.scratch(x.dtype, semaphores=2),
+            scratch_shapes=plan.scratch(_ADD_SLOTS, directions=2),
         ),
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         input_output_aliases={2: 0},
-        compiler_params=_PARAMS,
-        cost_estimate=plan.cost(x.dtype, passes=3),
+        compiler_params=plan.params(_ADD_SLOTS),
+        cost_estimate=plan.cost(passes=3),
         interpret=interpret,
         name="add_crops",
     )(kept, rows, x)
 
 
-_PARAMS = pltpu.CompilerParams(
-    dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES
-)
-
-
 class _Plan:
-    """How the kept crops of all groups are divided into steps of a grid."""
+    """How the kept crops of all groups are divided into steps of a grid.
 
-    def __init__(self, shape: tuple[int, ...], kept: int):
-        self.groups, _, self.length, self.width = shape
-        self.kept = kept
-        step = _step(self.length)
-        self.crops = min(kept, step * max(1, _ROWS // (step * self.length)))
+    Attributes:
+      crops: Of a block; its last dimension but one is whole tiles, or all there is.
+      rows: Of a block.
+      blocks: Of a group; the last may have fewer crops.
+      steps: Of the grid.
+      row_spec: A step's rows, one crop after another.
+      wide: The rows as float32, 128 channels after another.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, kept: int):
+        groups, _, self.length, self.width = shape
+        self.dtype, self.kept = jnp.dtype(dtype), kept
+        self.crops = min(kept, _most_crops(self.length))
+        self.rows = self.crops * self.length
         self.blocks = pl.cdiv(kept, self.crops)
-        self.steps = self.groups * self.blocks
+        self.steps = groups * self.blocks
+        self.size = groups * kept * self.length * self.width
+        self.row_spec = pl.BlockSpec(
+            (1, self.rows, self.width), lambda step, _: (*self._place(step), 0)
+        )
+        rows = _round_up(self.rows, SUBLANES)
+        self.wide = pltpu.VMEM((self.width // LANES, rows, LANES), jnp.float32)
 
-    def place(self, step):
+    def _place(self, step):
         """Group and block of a step."""
         return step // self.blocks, step % self.blocks
 
     def valid(self, step):
         """Crops of a step's block."""
-        _, block = self.place(step)
+        _, block = self._place(step)
         return jnp.minimum(self.kept - block * self.crops, self.crops)
 
-    def copies(self, kept_ref, x_ref, buffer, semaphores, back=False):
-        """Of the crops of a step's block, between `x_ref` and its slot of a buffer."""
-        return _Copies(self, kept_ref, x_ref, buffer, semaphores, back)
+    def columns(self) -> list[tuple[int, Any]]:
+        """Each 128 channels, as index and as slice."""
+        starts = range(0, self.width, LANES)
+        return [(n, pl.ds(start, LANES)) for n, start in enumerate(starts)]
 
-    def scratch(self, dtype, semaphores):
-        """Slots of crops, their rows as float32, semaphores of the copies."""
-        slots = (_SLOTS, self.crops, self.length, self.width)
-        kinds = (_SLOTS,) if semaphores == 1 else (semaphores, _SLOTS)
-        return [
-            pltpu.VMEM(slots, dtype),
-            pltpu.VMEM(
-                (self.width // LANES, _round_up(self.crops * self.length), LANES),
-                jnp.float32,
-            ),
-            pltpu.SemaphoreType.DMA(kinds),
-        ]
-
-    def cost(self, dtype, passes):
-        """For the compiler: nothing but memory."""
-        size = self.groups * self.kept * self.length * self.width
-        return pl.CostEstimate(
-            flops=0,
-            transcendentals=0,
-            bytes_accessed=passes * size * jnp.dtype(dtype).itemsize,
-        )
-
-
-class _Copies:
-    """All copies of a step in one direction; waited for in the same order."""
-
-    def __init__(self, plan, kept_ref, x_ref, buffer, semaphores, back):
-        self.plan, self.kept_ref, self.x_ref = plan, kept_ref, x_ref
-        self.buffer, self.semaphores, self.back = buffer, semaphores, back
-
-    def _each(self, step, act):
-        group, block = self.plan.place(step)
-        slot = step % _SLOTS
+    def each_column(self, act) -> None:
+        """`act` on the same, by a loop."""
 
         def one(n, _):
-            crop = self.kept_ref[group, block * self.plan.crops + n]
-            ends = self.x_ref.at[group, crop], self.buffer.at[slot, n]
-            source, target = reversed(ends) if self.back else ends
-            act(pltpu.make_async_copy(source, target, self.semaphores.at[slot]))
+            act(n, pl.ds(pl.multiple_of(n * LANES, LANES), LANES))
 
-        lax.fori_loop(0, self.plan.valid(step), one, None)
+        lax.fori_loop(0, self.width // LANES, one, None)
 
-    def start(self, step):
-        self._each(step, lambda copy: copy.start())
+    def each_copy(
+        self, kept_ref, x_ref, buffer, semaphores, step, act, *, back=False
+    ) -> None:
+        """`act` on the copies of a step's crops, from `x_ref` to their slot or back."""
+        group, block = self._place(step)
+        slot = step % buffer.shape[0]
 
-    def wait(self, step):
-        self._each(step, lambda copy: copy.wait())
+        def one(n, _):
+            crop = kept_ref[group, block * self.crops + n]
+            ends = x_ref.at[group, crop], buffer.at[slot, n]
+            source, target = reversed(ends) if back else ends
+            act(pltpu.make_async_copy(source, target, semaphores.at[slot]))
+
+        lax.fori_loop(0, self.valid(step), one, None)
+
+    def scratch(self, slots: int, directions: int) -> list[Any]:
+        """Slots of crops, semaphores of the copies to and from them, and `wide`."""
+        crops = (slots, self.crops, self.length, self.width)
+        semaphores = pltpu.SemaphoreType.DMA((directions, slots))
+        return [pltpu.VMEM(crops, self.dtype), semaphores, self.wide]
+
+    def vmem_bytes(self, slots: int) -> int:
+        """Vector memory of a kernel: slots, two blocks of rows, the wide ones, more."""
+        padded = self.crops * _round_up(self.length, SUBLANES)
+        rows = (slots * padded + 2 * self.rows) * self.width * self.dtype.itemsize
+        numbers = 2 * (self.rows + LANES) * LANES
+        return rows + 4 * (math.prod(self.wide.shape) + numbers)
+
+    def params(self, slots: int) -> pltpu.CompilerParams:
+        """No more vector memory than needed: XLA keeps arrays in the rest."""
+        return pltpu.CompilerParams(
+            dimension_semantics=("arbitrary",),
+            vmem_limit_bytes=self.vmem_bytes(slots) + 4 * 2**20,
+        )
+
+    def cost(self, passes: int) -> pl.CostEstimate:
+        """For the compiler: nothing but memory."""
+        moved = passes * self.size * self.dtype.itemsize
+        return pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=moved)
 
 
-def _each_column(width, act, *carry, unroll=False):
-    """`act` on one tile of lanes after another; what it returns goes to the next."""
-
-    def one(n, carry):
-        lanes = pl.ds(pl.multiple_of(n * LANES, LANES), LANES)
-        return act(n, lanes, *carry) or ()
-
-    return lax.fori_loop(0, width // LANES, one, carry, unroll=unroll)
+def _start(copy):
+    copy.start()
 
 
-def _step(length):
-    """The fewest crops that are whole tiles of rows."""
-    return SUBLANES // math.gcd(length, SUBLANES)
+def _wait(copy):
+    copy.wait()
 
 
-def _round_up(x):
-    return -(-x // SUBLANES) * SUBLANES
+def _most_crops(length):
+    """Crops of a block: whole tiles of rows."""
+    step = SUBLANES // math.gcd(length, SUBLANES)
+    return step * max(1, _ROWS // (step * length))
+
+
+def _round_up(x, multiple):
+    return -(-x // multiple) * multiple
