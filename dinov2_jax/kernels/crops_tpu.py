@@ -37,7 +37,7 @@ def supports(*, dtype: Any, length: int, width: int) -> bool:
     dtype = jnp.dtype(dtype)
     if width % LANES or dtype not in (jnp.bfloat16, jnp.float32):
         return False
-    plan = _Plan((1, 1, length, width), dtype, kept=_most_crops(length))
+    plan = _Plan((1, 1, length, width), dtype, kept=most_crops(length))
     return plan.vmem_bytes(_ADD_SLOTS) <= VMEM_BYTES
 
 
@@ -245,7 +245,7 @@ class _Plan:
     def __init__(self, shape: tuple[int, ...], dtype: Any, kept: int):
         groups, _, self.length, self.width = shape
         self.dtype, self.kept = jnp.dtype(dtype), kept
-        self.crops = min(kept, _most_crops(self.length))
+        self.crops = min(kept, most_crops(self.length))
         self.rows = self.crops * self.length
         self.blocks = pl.cdiv(kept, self.crops)
         self.steps = groups * self.blocks
@@ -327,8 +327,8 @@ def _wait(copy):
     copy.wait()
 
 
-def _most_crops(length):
-    """Crops of a block: whole tiles of rows."""
+def most_crops(length: int) -> int:
+    """The crops of a block where there are enough: whole tiles of rows."""
     step = SUBLANES // math.gcd(length, SUBLANES)
     return step * max(1, _ROWS // (step * length))
 

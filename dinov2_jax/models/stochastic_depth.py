@@ -87,7 +87,8 @@ def add_residual(
     sub_sequences = tuple(
         (indices.shape[1], length) for indices, (_, length) in zip(kept, sequences)
     )
-    residual, bias = branch(_joined(tokens), sub_sequences, _joined(statistics))
+    known = None if None in statistics else _joined(statistics)
+    residual, bias = branch(_joined(tokens), sub_sequences, known)
     ends = itertools.accumulate(count * length for count, length in sub_sequences)
     residuals = jnp.split(residual, list(ends)[:-1], axis=1)
     added = [
