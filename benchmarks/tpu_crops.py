@@ -75,7 +75,8 @@ def worker(chip, crops, dump):
             jax.ShapeDtypeStruct(*s, sharding=sharding.replicated(mesh)) for s in shapes
         ]
         with jax.set_mesh(mesh):
-            jax.jit(function, donate_argnums=0).lower(*arguments).compile()
+            donated = 0 if name == "add" else ()
+            jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
         (by_depth,) = (
             by_depth
             for kernel, by_depth in tpu_cycles.bundles(dump).items()

@@ -5,8 +5,8 @@ take time. Their sum over a step, loops multiplied out, is what it believes the 
 are busy for; what `cost_analysis` reports counts a loop's body once and is not used.
 Kernels of our own carry a cost estimate instead, of which the roofline is taken: a
 lower bound. Gathers and scatters of whole rows carry nothing, nor do reshapes, which
-XLA only leaves where the tiles of the two shapes differ: they count as what they read
-and write over the memory's bandwidth.
+XLA only leaves where the tiles of the two shapes differ, concatenations and reversals:
+they count as what they read and write over the memory's bandwidth.
 """
 
 import collections
@@ -34,7 +34,8 @@ class Cycles:
       by_scope: The same by place in the traced program, most first.
       kernel_seconds: Lower bound of our own kernels' time, from their cost estimates.
       kernels: Executions of them in a step.
-      moving_seconds: Of gathers, scatters and reshapes that carry no figure.
+      moving_seconds: Of gathers, scatters, reshapes, concatenations and reversals that
+        carry no figure.
       without_cost: Other operations, kernels or not, of which the compiler says that
         it knows nothing: counted as nothing.
     """

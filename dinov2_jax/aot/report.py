@@ -235,8 +235,8 @@ def _describe_prediction(prediction: dict[str, Any] | None) -> list[str]:
         lines.append(
             f"  of it {prediction['kernel_seconds']:.3f} s for "
             f"{prediction['kernels']} kernels, a lower bound, and "
-            f"{prediction['moving_seconds']:.3f} s for gathers, scatters and reshapes "
-            f"by their bytes; {prediction['without_cost']} operations give no estimate"
+            f"{prediction['moving_seconds']:.3f} s for what only moves, by its "
+            f"bytes; {prediction['without_cost']} operations give no estimate"
         )
     lines.append("  where the cycles go:")
     total = prediction["cycles"]

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from dinov2_jax import sharding
 from dinov2_jax.kernels import layer_norm, linear
 
+# Their vector memory is too small for a block of crops.
+_OLD_TPUS = ("tpu v2", "tpu v3", "tpu v4")
 # Otherwise gathers select between what they take and a fill value.
 _IN_BOUNDS = "promise_in_bounds"
 
@@ -60,7 +62,7 @@ def rejoin(
     Args:
       x: [G, B, N, D].
       kept: int32 [G, k], none twice.
-      residual: [G, k * N, D].
+      residual: [G, k * N, D], in the dtype of `x`.
       bias: [D] or None; its gradient is summed where that of the residual is taken.
 
     Returns:
@@ -76,11 +78,11 @@ def _rejoin_backward(saved, grad):
     module = _kernels(grad)
     if module is None:
         d_residual = _taken(grad, kept) * scale
-        d_bias = None if bias is None else linear.sum_rows(d_residual)
+        sums = [linear.sum_rows(d_residual)[None]]
     else:
         take = functools.partial(module.take, scale=scale, sums=bias is not None)
         d_residual, *sums = _on_each_device(take, grad, kept)
-        d_bias = None if bias is None else jnp.sum(sums[0], axis=0).astype(bias.dtype)
+    d_bias = None if bias is None else jnp.sum(sums[0], axis=0).astype(bias.dtype)
     return grad, None, d_residual, d_bias
 
 
@@ -108,7 +110,8 @@ def _added(x, kept, rows, scale):
 
 def _kernels(x: jax.Array) -> Any:
     """The module whose `take` and `add` are meant for these devices, or None."""
-    if "tpu" not in sharding.device_kind().lower():
+    kind = sharding.device_kind().lower()
+    if "tpu" not in kind or kind.startswith(_OLD_TPUS):
         return None
     from dinov2_jax.kernels import crops_tpu  # Pallas takes its time
 

@@ -33,7 +33,12 @@ _TAKE_SLOTS, _ADD_SLOTS = 2, 3
 
 
 def supports(*, dtype: Any, length: int, width: int) -> bool:
-    """Whether `take` and `add` take crops of this shape, however many they are."""
+    """Whether `take` and `add` take crops of this shape, however many they are.
+
+    A block is whole crops and whole tiles of 8 rows, and has to fit in vector memory.
+    In bfloat16 the longest are 505 tokens at 1,024 channels and 345 at 1,536 where the
+    length is odd, twice that where it is even, four times where 4 divides it.
+    """
     dtype = jnp.dtype(dtype)
     if width % LANES or dtype not in (jnp.bfloat16, jnp.float32):
         return False

@@ -197,13 +197,6 @@ class LayerScale(nn.Module):
         return x * gamma, None if bias is None else bias * gamma
 
 
-def _knowing(statistics: Any, project: Project) -> Project:
-    """`kernels.layer_norm.project` with the statistics of its tokens, if known."""
-    if statistics is None:
-        return project
-    return functools.partial(project, statistics=statistics)
-
-
 class Block(nn.Module):
     """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))), on a subset in training.
 
@@ -275,8 +268,8 @@ class Block(nn.Module):
         """The first half of the block, [G, T, D] -> [G, T, D]."""
 
         def branch(tokens, lengths, statistics):
-            project = _knowing(statistics, self.norm1)
-            return self.ls1(*self.attn(tokens, project, lengths))
+            norm = self._knowing(statistics, self.norm1)
+            return self.ls1(*self.attn(tokens, norm, lengths))
 
         return stochastic_depth.add_residual(x, branch, sequences, kept)
 
@@ -285,7 +278,13 @@ class Block(nn.Module):
         return linear.add_bias(*self._ffn(tokens, None))
 
     def _ffn(self, tokens, statistics):
-        return self.ls2(*self.mlp(tokens, _knowing(statistics, self.norm2)))
+        return self.ls2(*self.mlp(tokens, self._knowing(statistics, self.norm2)))
+
+    def _knowing(self, statistics, norm):
+        """The norm of tokens whose statistics are known, if a folded one."""
+        if statistics is None or not self.folded:
+            return norm
+        return functools.partial(norm, statistics=statistics)
 
     def attention_maps(
         self, x: jax.Array, sequences: tuple[tuple[int, int], ...]

@@ -89,6 +89,8 @@ def add_residual(
     )
     known = None if None in statistics else _joined(statistics)
     residual, bias = branch(_joined(tokens), sub_sequences, known)
+    if residual.dtype != x.dtype:
+        residual, bias = linear.add_bias(residual, bias).astype(x.dtype), None
     ends = itertools.accumulate(count * length for count, length in sub_sequences)
     residuals = jnp.split(residual, list(ends)[:-1], axis=1)
     added = [

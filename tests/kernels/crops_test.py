@@ -10,10 +10,14 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from dinov2_jax.kernels import crops, crops_tpu, layer_norm
-from dinov2_jax.models import layers
+from dinov2_jax.models import block_weights, layers
 
-# Fresh vector memory and rows beyond the end of an array are not numbers.
-POISONED = pltpu.InterpretParams(uninitialized_memory="nan")
+# Fresh vector memory and rows beyond the end of an array are not numbers; copies end at
+# once, or when they are waited for.
+POISONED = [
+    pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode=mode)
+    for mode in ("eager", "on_wait")
+]
 # Groups, crops, tokens, width, kept: blocks of whole tiles, a last block that is not
 # full, a single one, all crops.
 SHAPES = [(2, 6, 5, 128, 3), (1, 20, 6, 256, 17), (2, 7, 8, 128, 7), (1, 3, 50, 128, 1)]
@@ -59,11 +63,12 @@ def slow_add(x, kept, rows):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 1e-2)])
-def test_kernels_equal_loops(monkeypatch, shape, dtype, tolerance):
+@pytest.mark.parametrize("interpret", POISONED, ids=["eager", "on_wait"])
+def test_kernels_equal_loops(monkeypatch, shape, dtype, tolerance, interpret):
     monkeypatch.setattr(crops_tpu, "_ROWS", 40)
     x, kept, rows, _ = random(*shape, dtype=dtype)
     tokens, mean, inverse, sums = crops_tpu.take(
-        x, kept, scale=1.5, epsilon=1e-6, sums=True, interpret=POISONED
+        x, kept, scale=1.5, epsilon=1e-6, sums=True, interpret=interpret
     )
     expected = slow_take(x, kept)
     assert tokens.dtype == dtype
@@ -72,7 +77,7 @@ def test_kernels_equal_loops(monkeypatch, shape, dtype, tolerance):
     deviation = np.sqrt(expected.var(-1) + 1e-6)
     np.testing.assert_allclose(inverse[..., 0], 1 / deviation, rtol=1e-4)
     np.testing.assert_allclose(sums, 1.5 * expected.sum(1), rtol=1e-5)
-    added = crops_tpu.add(x, kept, rows, scale=1.5, interpret=POISONED)
+    added = crops_tpu.add(x, kept, rows, scale=1.5, interpret=interpret)
     assert added.dtype == dtype
     expected = slow_add(x, kept, 1.5 * np.asarray(rows, np.float64))
     np.testing.assert_allclose(added, expected, rtol=tolerance, atol=tolerance)
@@ -127,32 +132,60 @@ def test_gradients_by_the_kernels(interpreted, shape):
     check_gradients(shape, 1e-5)
 
 
-def test_a_block_is_the_same_by_the_kernels(interpreted, monkeypatch):
-    """Statistics and biases arrive where they belong, in bfloat16 as on TPUs."""
-    from dinov2_jax.models import block_weights
-
-    plain_block = layers.Block(num_heads=2, dtype=jnp.bfloat16)
-    x, kept, _, _ = random(2, 7, 5, 128, 4, dtype="bfloat16")
-    x, sequences = x.reshape(2, 35, 128), ((7, 5),)
-    params = plain_block.init(jax.random.key(0), x, sequences)["params"]
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize(
+    "dtype, stream", [("bfloat16", "bfloat16"), ("float32", "bfloat16")]
+)
+def test_a_block_is_the_same_by_the_kernels(
+    interpreted, monkeypatch, folded, dtype, stream
+):
+    """Statistics and biases arrive where they belong, of two crop groups."""
+    block = layers.Block(num_heads=2, dtype=jnp.dtype(dtype))
+    sequences = ((7, 5), (9, 4))
     rng = np.random.default_rng(2)
+    x = 3 + rng.standard_normal((2, 7 * 5 + 9 * 4, 128))
+    x = jnp.asarray(x, stream)
+    params = block.init(jax.random.key(0), x, sequences)["params"]
     params = jax.tree.map(
         lambda p: p + jnp.asarray(rng.standard_normal(p.shape) * 0.1, p.dtype), params
     )
-    both = (kept,), ((kept + 1) % 7,)
+    kept = [
+        tuple(
+            jnp.asarray([rng.permutation(count)[:4] for _ in range(2)])
+            for count, _ in sequences
+        )
+        for _ in range(2)
+    ]
 
     def loss(params, x):
-        block = plain_block.clone(folded=True)
-        folded = block_weights.fold(params, jnp.bfloat16)
-        out = block.apply({"params": folded}, x, sequences, both)
+        if folded:
+            params = block_weights.fold(params, jnp.dtype(dtype))
+        apply = block.clone(folded=folded).apply
+        out = apply({"params": params}, x, sequences, tuple(kept))
+        assert out.dtype == x.dtype
         return jnp.sum(jnp.sin(out.astype(jnp.float32)))
 
     by_kernels = jax.value_and_grad(loss, (0, 1))(params, x)
     monkeypatch.setattr(crops, "_kernels", lambda x: None)
     by_xla = jax.value_and_grad(loss, (0, 1))(params, x)
     for ours, theirs in zip(jax.tree.leaves(by_kernels), jax.tree.leaves(by_xla)):
+        assert ours.dtype == theirs.dtype
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
         assert np.linalg.norm(ours - theirs) <= 2e-2 * np.linalg.norm(theirs)
+
+
+def test_where_the_kernels_are_used(monkeypatch):
+    x = jnp.zeros((2, 3, 50, 128), jnp.bfloat16)
+    assert crops._kernels(x) is None  # on a CPU
+    kind = "TPU v6 lite"
+    monkeypatch.setattr(crops.sharding, "device_kind", lambda: kind)
+    assert crops._kernels(x) is crops_tpu
+    assert crops._kernels(x[..., :100]) is None
+    monkeypatch.setattr(crops.sharding, "devices_divide", lambda groups: groups != 2)
+    assert crops._kernels(x) is None
+    assert crops._kernels(x[:1]) is crops_tpu
+    kind = "TPU v4"
+    assert crops._kernels(x[:1]) is None
 
 
 def test_what_the_kernels_take():
@@ -161,5 +194,6 @@ def test_what_the_kernels_take():
         for length in (37, 50, 197, 257, 261):
             assert takes(length=length, width=width)
     assert not takes(length=50, width=100)
-    assert not takes(length=50_001, width=1024)
+    assert takes(length=505, width=1024) and not takes(length=511, width=1024)
+    assert takes(length=1370, width=384) and not takes(length=1370, width=768)
     assert not crops_tpu.supports(dtype=jnp.float16, length=50, width=384)

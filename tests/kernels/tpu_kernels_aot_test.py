@@ -5,6 +5,7 @@ Each test is a process of its own: libtpu reads its settings once.
 
 import functools
 import importlib.util
+import math
 import os
 import pathlib
 import subprocess
@@ -75,13 +76,13 @@ def test_attention_compiles(chip, crops):
     [
         ("v5p", "24x257x1536:14,8x261x384:5"),
         ("v5e", "9x197x768:6,96x37x384:57"),
-        ("v6e", "6x54x768:6,256x50x1024:153"),
+        ("v6e", "6x54x768:6,8x50x384:5:float32"),
     ],
 )
 def test_crops_leave_and_rejoin(chip, moves):
     """Taken and added ahead, added and taken on the way back, by kernels alone."""
     numbers = run("crops", TOPOLOGIES[chip], moves).split()
-    assert numbers == ["4", "0"] * moves.count(":")
+    assert numbers == ["4", "0"] * len(moves.split(","))
 
 
 def attention(topology, crops):
@@ -119,16 +120,18 @@ def attention(topology, crops):
 
 
 def crops(topology, moves):
-    """The same of a branch on some crops; prints kernels, and scatters beside them."""
+    """The same of a branch on some crops; prints kernels, and what XLA moves itself."""
     import jax
     import jax.numpy as jnp
 
     from dinov2_jax import sharding
+    from dinov2_jax.aot import hlo
     from dinov2_jax.kernels import crops, layer_norm
 
     mesh = sharding.make_mesh(devices=topology.devices)
     for move in moves.split(","):
-        shape, _, kept = move.partition(":")
+        shape, kept, *dtype = move.split(":")
+        dtype = jnp.dtype(*dtype or ["bfloat16"])
         batch, length, width = map(int, shape.split("x"))
 
         def loss(x, kept, weight, bias):
@@ -139,10 +142,10 @@ def crops(topology, moves):
 
         groups = (mesh.size,)
         shapes = [
-            ((*groups, batch, length, width), jnp.bfloat16, sharding.BATCH),
+            ((*groups, batch, length, width), dtype, sharding.BATCH),
             ((*groups, int(kept)), jnp.int32, sharding.BATCH),
-            ((width, width), jnp.bfloat16, None),
-            ((width,), jnp.bfloat16, None),
+            ((width, width), dtype, None),
+            ((width,), dtype, None),
         ]
         arguments = [
             jax.ShapeDtypeStruct(
@@ -155,7 +158,15 @@ def crops(topology, moves):
         with jax.set_mesh(mesh):
             gradient = jax.jit(jax.grad(loss, (0, 2, 3)))
             text = gradient.lower(*arguments).compile().as_text()
-        print(text.count(KERNEL), text.count(" scatter("))
+        size = int(kept) * length * width
+        moved = [
+            instruction
+            for computation in hlo.parse(text).computations.values()
+            for instruction in computation.instructions.values()
+            if instruction.opcode in ("gather", "scatter", "reshape", "transpose")
+            and math.prod(instruction.arrays[0].dims) >= size
+        ]
+        print(text.count(KERNEL), len(moved))
 
 
 def main(name, topology_name, shapes):
