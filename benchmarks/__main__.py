@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks import environment, settings
+from benchmarks import settings, workers
 
 PARTS = {  # name -> module, whether it asks for the device, share of --minutes
     "step": ("step", True, 6),
@@ -79,7 +79,7 @@ def main() -> None:
     end = time.monotonic() + 60 * flags.minutes if flags.minutes else None
     device = {"platform": "cpu", "kind": "cpu"}
     if any(PARTS[part][1] for part in flags.parts):
-        device = environment.device()
+        device = workers.run_worker("environment", [], {})
     for i, part in enumerate(flags.parts):
         deadline = None
         if end is not None:  # its share of what earlier parts have left

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks import environment, report
+from benchmarks import report, workers
 from benchmarks.settings import Settings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def plan(case: Case, args: Settings) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             return {"error": "out of time"}
         if not out.exists():  # the exit code also says that it does not fit
-            return {"error": environment.last_error(done.stderr)}
+            return {"error": workers.last_error(done.stderr)}
         return json.loads(out.read_text())
 
 

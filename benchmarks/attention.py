@@ -10,7 +10,7 @@ products, and twice as many backward.
 import sys
 from typing import Any
 
-from benchmarks import environment, report, timing
+from benchmarks import report, timing, workers
 from benchmarks.settings import Settings
 
 LENGTHS = (37, 50, 54, 197, 257, 261, 1370)
@@ -69,13 +69,13 @@ def measure(name: str, flags: list[str], args: Settings) -> dict[str, dict[str, 
     module, extra, variables = "attention_jax", [f"--implementation={name}"], {}
     if name == PEER:
         module, extra = "attention_torch", [f"--device={args.torch_device}"]
-        variables = environment.KEEP_MEMORY
+        variables = workers.KEEP_MEMORY
     lengths = flags[flags.index("--lengths") + 1 :]
     try:
-        return environment.run_worker(
+        return workers.run_worker(
             module, [*extra, *flags], variables, args.seconds_left()
         )
-    except environment.WorkerFailed as error:
+    except workers.WorkerFailed as error:
         return {length: {"error": str(error)} for length in lengths}
 
 

@@ -7,7 +7,7 @@ state, each in a process of its own.
 import sys
 from typing import Any
 
-from benchmarks import environment, report, workloads
+from benchmarks import report, workers, workloads
 from benchmarks.settings import Settings
 
 CASES = {"vits14": ("vits", 12), "vitg14": ("vitg", 40)}  # config, blocks
@@ -39,7 +39,7 @@ def run(args: Settings) -> None:
 def compile_seconds(arguments: list[str], args: Settings) -> dict[str, Any]:
     """Seconds of one process, or why there are none."""
     try:
-        found = environment.run_worker(
+        found = workers.run_worker(
             "jax_step",
             [
                 *arguments,
@@ -49,7 +49,7 @@ def compile_seconds(arguments: list[str], args: Settings) -> dict[str, Any]:
             {"JAX_PLATFORMS": "cpu"},
             args.seconds_left(),
         )
-    except environment.WorkerFailed as error:
+    except workers.WorkerFailed as error:
         return {"error": str(error)}
     total = found["lower_seconds"] + found["compile_seconds"]
     return found | {"total": total}

@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from benchmarks import environment
+from benchmarks import environment, workers
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "embed.json"
 SHAPES = pathlib.Path(__file__).parents[1] / "tests" / "reference" / "state_dicts"
@@ -380,7 +380,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    keeping = {"": {}, ", memory kept": environment.KEEP_MEMORY}
+    keeping = {"": {}, ", memory kept": workers.KEEP_MEMORY}
     print("tuning torch", file=sys.stderr)
     tuning = compete(
         {
@@ -396,7 +396,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict:
     )
     best = max(tuning, key=lambda name: rate(tuning[name])["median"])
     batch = best.split()[1].rstrip(",")
-    variables = environment.KEEP_MEMORY if "kept" in best else {}
+    variables = workers.KEEP_MEMORY if "kept" in best else {}
     print(f"torch is fastest with {best}", file=sys.stderr)
     forward = compete(
         {

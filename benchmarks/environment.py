@@ -1,10 +1,9 @@
-"""Where and with what numbers were taken, and processes to take them in.
+"""Where and with what numbers were taken.
 
 `python -m benchmarks.environment` prints the device, so that the process that calls the
 others need not hold it.
 """
 
-import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -12,27 +11,12 @@ import os
 import pathlib
 import platform
 import re
-import signal
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 # What changes the numbers without being in the code.
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_OPTIMIZATION_LEVEL")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
-# glibc hands large arrays back to the system after each use and faults their pages in
-# again at the next; keeping them made a PyTorch step at batch 4 about a sixth faster.
-# Read by glibc when a process starts, so it belongs in the environment of a new one.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-}
-_ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception|error)\b")
-_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|OutOfMemoryError|out of memory", re.I)
-
-
-class WorkerFailed(RuntimeError):
-    """A measurement that gave no number; the message says why in a few words."""
 
 
 def describe(packages: Sequence[str] = PACKAGES) -> dict:
@@ -69,11 +53,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def device() -> dict:
-    """`platform` and `kind` of JAX's default device, asked in a process of its own."""
-    return run_worker("environment", [], {})
-
-
 def peak_host_bytes() -> int:
     """The most memory that this process has held; on Linux.
 
@@ -81,48 +60,6 @@ def peak_host_bytes() -> int:
     """
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-
-
-def run_worker(
-    module: str,
-    arguments: Sequence[str],
-    environment: Mapping[str, str],
-    timeout: float | None = None,
-) -> dict:
-    """Runs `python -m benchmarks.<module>` and returns the JSON it prints.
-
-    Raises:
-      WorkerFailed: It failed, or took longer than `timeout` seconds.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that what it started ends with it
-    )
-    try:
-        output, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        raise WorkerFailed("out of time") from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    if process.returncode:
-        if _OUT_OF_MEMORY.search(errors) or process.returncode == -signal.SIGKILL:
-            raise WorkerFailed("out of memory")
-        print(errors[-4000:], file=sys.stderr)
-        raise WorkerFailed(last_error(errors) or f"exit code {process.returncode}")
-    return json.loads(output)
-
-
-def last_error(text: str) -> str:
-    """The last line that names an error, or the last one, of what a program wrote."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines if _ERROR.match(line)]
-    return (named or lines or [""])[-1][:100]
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ are four products of M x K x 256: logits of both sides and two in the backward p
 import sys
 from typing import Any
 
-from benchmarks import environment, report, timing
+from benchmarks import report, timing, workers
 from benchmarks.settings import Settings
 from dinov2_jax import flops
 
@@ -41,7 +41,7 @@ def run(args: Settings) -> None:
         extra = [f"--device={args.torch_device}"]
         if args.plan == "gpu" and not args.tiny:
             extra.append("--compile=inductor")
-        contestants[PEER] = "prototypes_torch", extra, environment.KEEP_MEMORY
+        contestants[PEER] = "prototypes_torch", extra, workers.KEEP_MEMORY
     useful = 8 * rows * columns * CHANNELS
     measured: dict[str, dict[str, Any]] = {}
     for _ in range(args.rounds):
@@ -49,10 +49,10 @@ def run(args: Settings) -> None:
             print(f"  {name}", file=sys.stderr, flush=True)
             total = measured.setdefault(name, {"seconds": []})
             try:
-                turn = environment.run_worker(
+                turn = workers.run_worker(
                     module, [*extra, *flags], variables, args.seconds_left()
                 )
-            except environment.WorkerFailed as error:
+            except workers.WorkerFailed as error:
                 turn = {"error": str(error), "seconds": []}
             total.update(turn | {"seconds": total["seconds"] + turn["seconds"]})
             table = summarize(measured, useful, flops.peak_flops(args.device["kind"]))

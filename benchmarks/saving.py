@@ -10,7 +10,7 @@ import statistics
 import sys
 from typing import Any
 
-from benchmarks import environment, report, timing
+from benchmarks import report, timing, workers
 from benchmarks.settings import Settings
 
 STATES = {"vits14": "vits", "vitb14": "vitb", "vitl14": "vitl"}
@@ -28,13 +28,13 @@ def run(args: Settings) -> None:
             turns = 1 if args.tiny else 20 * args.rounds
             flags += ["--set=train.group_size=4", f"--turns={turns}"]
         try:
-            found = environment.run_worker(
+            found = workers.run_worker(
                 "saving_jax",
                 [*flags, *(f"--set={text}" for text in args.overrides)],
                 {"JAX_PLATFORMS": "cpu"},
                 args.seconds_left(),
             )
-        except environment.WorkerFailed as error:
+        except workers.WorkerFailed as error:
             found = {"error": str(error)}
         rows.append({"workload": name} | summarize(found))
         report.write("saving", args, rows)

@@ -3,16 +3,17 @@
 On the CPU: ViT-S/14 in float32, batch 4, K = 65536, without and with stochastic depth,
 beside `benchmarks.torch_peer` and, with --reference, `benchmarks.reference_peer`, whose
 loss and gradients are first compared with ours. On a GPU: the sizes of `workloads.GPU`
-in bfloat16, beside `torch_peer` compiled and eager. Every measurement is a process of
-its own; the contestants take turns. FLOPs are the useful ones of `dinov2_jax.flops`.
+in bfloat16, beside `torch_peer` compiled and eager. Every contestant is a process of
+its own. On the CPU they take turns, a step each; on a GPU, whose memory is for one
+alone, they run one after the other. FLOPs are the useful ones of `dinov2_jax.flops`.
 """
 
-import dataclasses
 import json
+import statistics
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks import environment, report, timing, workloads
+from benchmarks import report, timing, workers, workloads
 from benchmarks.settings import Settings
 from dinov2_jax import flops
 
@@ -20,14 +21,14 @@ OURS = "jax"
 _LEAST_SECONDS = 15  # a contestant is not started with less time left
 
 
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """One process to run: `python -m benchmarks.<module> <arguments>`."""
+class Contestant(NamedTuple):
+    """Who is measured, and the process that does it."""
 
     name: str
-    module: str
-    arguments: tuple[str, ...]
-    environment: dict[str, str]
+    command: workers.Command
+
+
+Turn = tuple[workloads.Workload, list[Contestant]]
 
 
 def contestants(
@@ -43,7 +44,7 @@ def contestants(
         if not any(text.startswith("model.remat=") for text in workload.overrides):
             ours += ("--remat", "none", "selective", "full")
         memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"}
-    found = [Contestant(OURS, "jax_step", ours, memory)]
+    found = [Contestant(OURS, workers.Command("jax_step", ours, memory))]
     if not args.torch_device:
         return found
     theirs = (
@@ -54,7 +55,8 @@ def contestants(
     )
 
     def peer(name: str, module: str, *arguments: str) -> None:
-        found.append(Contestant(name, module, arguments, environment.KEEP_MEMORY))
+        command = workers.Command(module, arguments, workers.KEEP_MEMORY)
+        found.append(Contestant(name, command))
 
     if args.plan == "gpu":
         theirs += ("--dtype=bfloat16",)
@@ -74,11 +76,12 @@ def run(args: Settings) -> None:
     """Measures, prints and writes."""
     more: dict[str, Any] = {}
     if args.reference and args.plan == "cpu":
-        check = Contestant(
-            "", "reference_check", (f"--reference={args.reference}",), {}
+        check = workers.Command(
+            "reference_check", (f"--reference={args.reference}",), {}
         )
-        more["reference_check"] = take_turn(check, args)
-    configs, turns = {}, []
+        (more["reference_check"],) = measure([check], args)
+    configs: dict[str, Any] = {}
+    turns: list[Turn] = []
     for workload in workloads.chosen(args):
         config = workloads.make_config(
             workload.config, workload.batch_size, workload.overrides
@@ -88,19 +91,14 @@ def run(args: Settings) -> None:
     if not turns:
         print(f"step has no workload among {', '.join(args.only)}", file=sys.stderr)
         return
-    # What is compared most comes first, where time may run out before the rest.
-    order = [
-        (workload, contestant)
-        for _ in range(args.rounds)
-        for place in (slice(0, 2), slice(2, None))
-        for workload, found in turns
-        for contestant in found[place]
-    ]
     measured: dict[tuple[str, str], dict[str, Any]] = {}
-    for workload, contestant in order:
-        key = workload.name, contestant.name
-        print(f"  {key[0]}: {key[1]}", file=sys.stderr, flush=True)
-        add(measured.setdefault(key, {"seconds": []}), take_turn(contestant, args))
+    in_turns = args.plan == "cpu"
+    for workload, group in (turns if in_turns else one_by_one(turns)) * args.rounds:
+        names = [contestant.name for contestant in group]
+        print(f"  {workload.name}: {', '.join(names)}", file=sys.stderr, flush=True)
+        found = measure([contestant.command for contestant in group], args)
+        for name, result in zip(names, found, strict=True):
+            add(measured.setdefault((workload.name, name), {"seconds": []}), result)
         rows = summarize(measured, configs, args)
         report.write(report.by_device("step", args), args, rows, **more)
     report.show(COLUMNS, rows)
@@ -112,17 +110,35 @@ def run(args: Settings) -> None:
         )
 
 
-def take_turn(contestant: Contestant, args: Settings) -> dict[str, Any]:
-    """What the process reports, or {"error": why not}."""
+def one_by_one(turns: list[Turn]) -> list[Turn]:
+    """The same, each contestant alone.
+
+    What is compared most comes first, where time may run out before the rest.
+    """
+    return [
+        (workload, [contestant])
+        for place in (slice(0, 2), slice(2, None))
+        for workload, found in turns
+        for contestant in found[place]
+    ]
+
+
+def measure(commands: list[workers.Command], args: Settings) -> list[dict[str, Any]]:
+    """What the processes report, or {"error": why not}."""
     left = args.seconds_left()
     if left is not None and left < _LEAST_SECONDS:
-        return {"error": "out of time"}
-    try:
-        return environment.run_worker(
-            contestant.module, contestant.arguments, contestant.environment, left
-        )
-    except environment.WorkerFailed as error:
-        return {"error": str(error)}
+        return [{"error": "out of time"}] * len(commands)
+    if len(commands) > 1:
+        found = workers.alternate(commands, args.samples, left)
+    else:
+        try:
+            found = [workers.run_worker(*commands[0], left)]
+        except workers.WorkerFailed as error:
+            found = [error]
+    return [
+        {"error": str(result)} if isinstance(result, workers.WorkerFailed) else result
+        for result in found
+    ]
 
 
 def add(total: dict[str, Any], turn: dict[str, Any]) -> None:
@@ -142,7 +158,7 @@ def summarize(
     rows = []
     for workload, config in configs.items():
         per_image = flops.step_flops(config).per_image
-        ours = None
+        ours: list[float] = []
         for (name, contestant), result in measured.items():
             if name != workload:
                 continue
@@ -156,10 +172,29 @@ def summarize(
                 row["tflops"] = rate * per_image / 1e12
                 row["mfu"] = rate * per_image / peak if peak else None
                 row["memory_bytes"] = result.get("device_bytes", result["host_bytes"])
-                ours = rate if contestant == OURS else ours
-                row["ours_over_this"] = ours / rate if ours else None
+                if contestant == OURS:
+                    ours = result["seconds"]
+                if ours:
+                    row["ours_over_this"] = speed_ratio(ours, result["seconds"], args)
             rows.append(row)
     return rows
+
+
+def factor(ratio: dict[str, float]) -> str:
+    """ "1.02 x (0.98 to 1.05)" """
+    if ratio["samples"] == 1:
+        return f"{ratio['median']:.2f} x"
+    return "{median:.2f} x ({low:.2f} to {high:.2f})".format(**ratio)
+
+
+def speed_ratio(
+    ours: list[float], theirs: list[float], args: Settings
+) -> dict[str, float]:
+    """How many times as fast ours is: turn by turn, or by medians where none were."""
+    if args.plan == "cpu":
+        return timing.spread([b / a for a, b in zip(ours, theirs)])
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    return timing.spread([ratio])
 
 
 COLUMNS = {
@@ -173,5 +208,5 @@ COLUMNS = {
     "MFU": lambda row: f"{100 * row['mfu']:.1f} %",
     "peak GB": lambda row: report.gigabytes(row["memory_bytes"]),
     "remat": lambda row: row["remat"],
-    "jax is": lambda row: f"{row['ours_over_this']:.2f} x",
+    "jax is": lambda row: factor(row["ours_over_this"]),
 }

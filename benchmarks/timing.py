@@ -1,9 +1,13 @@
 """Seconds of a call, and what many of them say."""
 
+import os
+import socket
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+TURN = "BENCHMARKS_TURN"  # of a worker that takes turns: a socket to who gives them
 
 
 def samples(
@@ -16,6 +20,8 @@ def samples(
 ) -> list[float]:
     """Wall-clock seconds of one call, `count` times.
 
+    In a process of `workers.alternate` each time waits for its turn.
+
     Args:
       call: What is measured; may only start work.
       count: Samples.
@@ -26,16 +32,24 @@ def samples(
     Returns:
       Seconds a call, one number a sample.
     """
+    turn = None
+    if TURN in os.environ:
+        turn = socket.socket(fileno=int(os.environ[TURN]))
     for _ in range(warmup):
         call()
     finish()
     seconds = []
     for _ in range(count):
+        if turn:
+            turn.send(b".")
+            turn.recv(1)
         start = time.perf_counter()
         for _ in range(inner):
             call()
         finish()
         seconds.append((time.perf_counter() - start) / inner)
+    if turn:
+        turn.close()
     return seconds
 
 

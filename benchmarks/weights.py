@@ -22,7 +22,7 @@ import time
 
 import numpy as np
 
-from benchmarks import environment
+from benchmarks import environment, workers
 
 SHAPES = pathlib.Path(__file__).parents[1] / "tests" / "reference" / "state_dicts"
 RESULTS = pathlib.Path(__file__).parent / "results" / "weights.json"
@@ -131,7 +131,7 @@ def measure(name: str, rounds: int) -> dict:
         for _ in range(rounds):
             for loader in LOADERS:
                 flags = [f"--load={loader}", f"--file={path}"]
-                runs[loader].append(environment.run_worker("weights", flags, {}))
+                runs[loader].append(workers.run_worker("weights", flags, {}))
         return {
             "bytes": size,
             "loads": runs,

@@ -73,7 +73,8 @@ def _activated_forward(activation, hidden, biases, kernel):
 def _activated_backward(activation, saved, grad):
     hidden, biases, kernel = saved
     inner, pull = jax.vjp(activation, *map(_plus, hidden, biases))
-    d_kernel = jnp.einsum("...f,...d->fd", inner, grad)
+    # XLA:CPU transposes the operand on the left: the narrower one.
+    d_kernel = jnp.einsum("...d,...f->df", grad, inner).T
     d_hidden = pull(jnp.einsum("...d,fd->...f", grad, kernel))
     d_biases = tuple(
         None if bias is None else sum_rows(d) for bias, d in zip(biases, d_hidden)

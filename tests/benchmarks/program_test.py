@@ -1,17 +1,31 @@
 """python -m benchmarks at tiny sizes, where a machine for measuring lacks packages."""
 
+import functools
 import importlib
 import json
 import os
 import pathlib
+import socket
+import statistics
 import subprocess
 import sys
+import threading
+import time
 import types
 
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import aot, environment, report, saving, settings, timing, workloads
+from benchmarks import (
+    aot,
+    environment,
+    report,
+    saving,
+    settings,
+    timing,
+    workers,
+    workloads,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 ABSENT = ("grain", "ml_collections", "tensorboardX", "tensorflow_datasets")
@@ -103,21 +117,65 @@ def test_time_that_is_over_is_a_result(run, tmp_path):
 
 
 def test_a_worker_that_fails_says_why(monkeypatch):
-    with pytest.raises(environment.WorkerFailed, match="no_such_part"):
-        environment.run_worker("no_such_part", [], {})
-    with pytest.raises(environment.WorkerFailed, match="out of time"):
-        environment.run_worker("environment", [], {}, timeout=0.01)
+    with pytest.raises(workers.WorkerFailed, match="no_such_part"):
+        workers.run_worker("no_such_part", [], {})
+    with pytest.raises(workers.WorkerFailed, match="out of time"):
+        workers.run_worker("environment", [], {}, timeout=0.01)
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(environment.WorkerFailed, match="exit code 1"):
-        environment.run_worker("environment", [], {})
+    with pytest.raises(workers.WorkerFailed, match="exit code 1"):
+        workers.run_worker("environment", [], {})
+
+
+def test_contestants_on_the_cpu_take_turns(run, tmp_path):
+    flags = ["--tiny", "--samples=3", "--rounds=2", f"--results={tmp_path}"]
+    output = run("-m", "benchmarks", "step", "--only", "vits14-drop0", *flags)
+    rows = json.loads((tmp_path / "step-cpu.json").read_text())["rows"]
+    ours, torch = rows
+    assert [row["contestant"] for row in rows] == ["jax", "torch"]
+    assert len(ours["seconds"]) == len(torch["seconds"]) == 6
+    assert ours["ours_over_this"]["median"] == 1.0
+    ratios = [b / a for a, b in zip(ours["seconds"], torch["seconds"])]
+    assert torch["ours_over_this"] == timing.spread(ratios)
+    assert f"{statistics.median(ratios):.2f} x (" in output
+
+
+def test_a_contestant_that_fails_leaves_the_turns_to_others():
+    config = workloads.tiny(workloads.CPU[0])
+    whole = workers.Command("jax_step", [*config.arguments(), "--samples=2"], {})
+    broken = workers.Command("no_such_part", [], {})
+    first, second = workers.alternate([broken, whole], turns=2)
+    assert isinstance(first, workers.WorkerFailed) and "no_such_part" in str(first)
+    assert len(second["seconds"]) == 2
+    (late,) = workers.alternate([whole], turns=2, timeout=0.1)
+    assert str(late) == "out of time"
+
+
+def test_a_sample_waits_for_its_turn(monkeypatch):
+    ours, theirs = socket.socketpair()
+    ours.settimeout(10)
+    monkeypatch.setenv(timing.TURN, str(theirs.detach()))
+    calls, found = [], []
+    samples = functools.partial(timing.samples, count=2, warmup=1)
+    thread = threading.Thread(
+        target=lambda: found.extend(samples(lambda: calls.append(0)))
+    )
+    thread.start()
+    for done in (1, 2):
+        assert ours.recv(1) == b"."
+        time.sleep(0.05)
+        assert len(calls) == done
+        ours.send(b".")
+    assert ours.recv(1) == b""  # no more turns wanted
+    thread.join()
+    assert len(calls) == 3 and max(found) < 0.05
 
 
 def test_the_line_that_names_the_error_is_reported():
     trace = "Traceback\n  File\nvalue.SomeError: too long\n-----\nFor simplicity ...\n"
-    assert environment.last_error(trace) == "value.SomeError: too long"
-    assert environment.last_error("error: no libtpu\n") == "error: no libtpu"
-    assert environment.last_error("one\ntwo\n\n") == "two"
-    assert environment.last_error("") == ""
+    assert workers.last_error(trace) == "value.SomeError: too long"
+    assert workers.last_error("error: no libtpu\n") == "error: no libtpu"
+    assert workers.last_error("one\ntwo\n\n") == "two"
+    assert workers.last_error("") == ""
 
 
 def test_plans_are_tabulated(monkeypatch, tmp_path, capsys):
@@ -219,7 +277,7 @@ def test_a_save_is_compared_with_the_turn_beside_it():
 
 def test_a_state_goes_to_the_disk_and_back():
     flags = ["--config=debug", "--state", "--turns=1", "--set=model.depth=1"]
-    found = environment.run_worker("saving_jax", flags, {"JAX_PLATFORMS": "cpu"})
+    found = workers.run_worker("saving_jax", flags, {"JAX_PLATFORMS": "cpu"})
     assert found.pop("bytes") > 1e6
     assert set(found) == {"blocked", "finished", "verified", "restored"}
     assert all(0 < seconds for (seconds,) in found.values())

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from benchmarks import environment, reference_stubs
+from benchmarks import reference_stubs, workers
 
 LENGTHS = [5, 5, 5, 2, 2, 3]
 
@@ -58,7 +58,7 @@ def test_gathering_and_adding_by_index():
 )
 def test_the_reference_computes_what_we_compute():
     clone = os.environ["DINOV2_REFERENCE"]
-    found = environment.run_worker("reference_check", [f"--reference={clone}"], {})
+    found = workers.run_worker("reference_check", [f"--reference={clone}"], {})
     assert set(found["ours"]) == set(found["theirs"])
     for name, value in found["ours"].items():
         assert value == pytest.approx(found["theirs"][name], rel=1e-4), name

@@ -1,0 +1,166 @@
+"""Processes to take numbers in, one after the other or in turns.
+
+On a machine that others use too, one minute is slower than the next. Contestants that
+take turns, a sample each, meet the same minutes: the ratio of two samples of one turn
+says more than that of two medians.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks import timing
+
+# glibc hands large arrays back to the system after each use and faults their pages in
+# again at the next; keeping them made a PyTorch step at batch 4 about a sixth faster.
+# Read by glibc when a process starts, so it belongs in the environment of a new one.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}
+_PAUSE = 0.3  # seconds between turns, in which threads that wait for work go to sleep
+_ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception|error)\b")
+_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|OutOfMemoryError|out of memory", re.I)
+
+
+class WorkerFailed(RuntimeError):
+    """A measurement that gave no number; the message says why in a few words."""
+
+
+class Command(NamedTuple):
+    """`python -m benchmarks.<module> <arguments>` with variables set."""
+
+    module: str
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+
+
+def run_worker(
+    module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    timeout: float | None = None,
+) -> dict[str, Any]:
+    """Runs `python -m benchmarks.<module>` and returns the JSON it prints.
+
+    Raises:
+      WorkerFailed: It failed, or took longer than `timeout` seconds.
+    """
+    with _Worker(Command(module, arguments, environment), timeout) as worker:
+        return worker.result()
+
+
+def alternate(
+    commands: Sequence[Command], turns: int, timeout: float | None = None
+) -> list[dict[str, Any] | WorkerFailed]:
+    """Runs commands at once, of which one computes at a time.
+
+    They warm up one after the other; then each takes one sample a turn, in the order
+    given. All their memory is in use together.
+
+    Args:
+      commands: That call `timing.samples` once, for `turns` samples.
+      turns: Samples of each.
+      timeout: Seconds for all of them.
+
+    Returns:
+      What each prints, or why it did not.
+    """
+    with contextlib.ExitStack() as stack:
+        end = None if timeout is None else time.monotonic() + timeout
+        workers = []
+        for command in commands:
+            left = None if end is None else end - time.monotonic()
+            workers.append(stack.enter_context(_Worker(command, left, in_turns=True)))
+            workers[-1].wait()
+        for _ in range(turns):
+            for worker in workers:
+                time.sleep(_PAUSE)
+                worker.take_turn()
+        outcomes: list[dict[str, Any] | WorkerFailed] = []
+        for worker in workers:
+            try:
+                outcomes.append(worker.result())
+            except WorkerFailed as error:
+                outcomes.append(error)
+        return outcomes
+
+
+class _Worker:
+    """A command as a process; it and what it started end with the block."""
+
+    def __init__(
+        self, command: Command, timeout: float | None, in_turns: bool = False
+    ) -> None:
+        self._end = None if timeout is None else time.monotonic() + timeout
+        self._output, self._errors = (tempfile.TemporaryFile("w+") for _ in range(2))
+        variables = {**os.environ, **command.environment}
+        self._turn, theirs = socket.socketpair()
+        if in_turns:
+            variables[timing.TURN] = str(theirs.fileno())
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{command.module}", *command.arguments],
+            env=variables,
+            stdout=self._output,
+            stderr=self._errors,
+            pass_fds=[theirs.fileno()] if in_turns else [],
+            start_new_session=True,  # so that what it started ends with it
+        )
+        theirs.close()
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for file in (self._turn, self._output, self._errors):
+            file.close()
+
+    def _left(self) -> float | None:
+        return None if self._end is None else max(self._end - time.monotonic(), 1e-3)
+
+    def wait(self) -> None:
+        """Until it is ready for a turn, has ended, or its time is over."""
+        self._turn.settimeout(self._left())
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            self._turn.recv(1)
+
+    def take_turn(self) -> None:
+        """Lets it take a sample, if it still can."""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            self._turn.send(b".")
+            self.wait()
+
+    def result(self) -> dict[str, Any]:
+        """What it prints, once it has ended."""
+        try:
+            code = self._process.wait(self._left())
+        except subprocess.TimeoutExpired:
+            raise WorkerFailed("out of time") from None
+        self._output.seek(0)
+        self._errors.seek(0)
+        if not code:
+            return json.load(self._output)
+        errors = self._errors.read()
+        if _OUT_OF_MEMORY.search(errors) or code == -signal.SIGKILL:
+            raise WorkerFailed("out of memory")
+        print(errors[-4000:], file=sys.stderr)
+        raise WorkerFailed(last_error(errors) or f"exit code {code}")
+
+
+def last_error(text: str) -> str:
+    """The last line that names an error, or the last one, of what a program wrote."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if _ERROR.match(line)]
+    return (named or lines or [""])[-1][:100]
