@@ -29,9 +29,9 @@ class Tiles:
     Attributes:
       scanned: [n, ...].
       logits: Of one of `scanned`: features @ prototypes.T / temp.
-      again: The same, for a pass that needs them twice. On TPUs they are then computed
-        twice, and go from the matmul into each sum without being stored, in half the
-        cycles; elsewhere it is `logits`.
+      again: The same, for a pass that needs them twice. On TPUs, unless they are kept,
+        they are then computed twice, and go from the matmul into each sum without being
+        stored, in half the cycles; elsewhere it is `logits`.
     """
 
     scanned: jax.Array
