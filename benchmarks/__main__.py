@@ -44,9 +44,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART")
     parser.add_argument(
-        "--rounds", type=int, default=1, help="turns of each contestant"
+        "--rounds", type=int, default=1, help="starts of each contestant"
     )
-    parser.add_argument("--samples", type=int, default=5, help="of each turn")
+    parser.add_argument("--samples", type=int, default=5, help="of each start")
     parser.add_argument(
         "--minutes", type=float, help="for all parts; what is left out says so"
     )

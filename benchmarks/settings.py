@@ -14,8 +14,8 @@ class Settings:
       device: `platform` and `kind` of the device that is measured.
       plan: "cpu" or "gpu", what is measured; the device's own unless it is a test.
       results: Folder of the JSON files.
-      rounds: Turns of every contestant.
-      samples: Of each turn.
+      rounds: How often every contestant is started.
+      samples: Of each start.
       deadline: On the clock of `time.monotonic`; None for no limit.
       reference: A clone of the reference, or "".
       tiny: Sizes for a test of the program, which measure nothing.

@@ -9,7 +9,6 @@ alone, they run one after the other. FLOPs are the useful ones of `dinov2_jax.fl
 """
 
 import json
-import statistics
 import sys
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from benchmarks.settings import Settings
 from dinov2_jax import flops
 
 OURS = "jax"
-_LEAST_SECONDS = 15  # a contestant is not started with less time left
+_LEAST_SECONDS = 15  # nothing is started with less time left
 
 
 class Contestant(NamedTuple):
@@ -92,11 +91,13 @@ def run(args: Settings) -> None:
         print(f"step has no workload among {', '.join(args.only)}", file=sys.stderr)
         return
     measured: dict[tuple[str, str], dict[str, Any]] = {}
-    in_turns = args.plan == "cpu"
+    in_turns = args.plan == args.device["platform"] == "cpu"
     for workload, group in (turns if in_turns else one_by_one(turns)) * args.rounds:
         names = [contestant.name for contestant in group]
         print(f"  {workload.name}: {', '.join(names)}", file=sys.stderr, flush=True)
         found = measure([contestant.command for contestant in group], args)
+        if in_turns:
+            add_ratios(found)
         for name, result in zip(names, found, strict=True):
             add(measured.setdefault((workload.name, name), {"seconds": []}), result)
         rows = summarize(measured, configs, args)
@@ -141,11 +142,20 @@ def measure(commands: list[workers.Command], args: Settings) -> list[dict[str, A
     ]
 
 
+def add_ratios(found: list[dict[str, Any]]) -> None:
+    """How many times as fast the first was, in each turn that both of them had."""
+    ours = found[0].get("seconds", [])
+    for result in found:
+        theirs = result.get("seconds", [])
+        result["ratios"] = [b / a for a, b in zip(ours, theirs)]
+
+
 def add(total: dict[str, Any], turn: dict[str, Any]) -> None:
-    """Joins the seconds of a turn to those of earlier ones."""
-    seconds = total["seconds"] + turn.get("seconds", [])
-    total.update(turn)
-    total["seconds"] = seconds
+    """Joins the seconds and ratios of a round to those of earlier ones."""
+    lists = {
+        key: total.get(key, []) + turn.get(key, []) for key in ("seconds", "ratios")
+    }
+    total.update(turn | lists)
 
 
 def summarize(
@@ -158,11 +168,12 @@ def summarize(
     rows = []
     for workload, config in configs.items():
         per_image = flops.step_flops(config).per_image
-        ours: list[float] = []
+        ours = None
         for (name, contestant), result in measured.items():
             if name != workload:
                 continue
             row = {"workload": workload, "contestant": contestant} | result
+            ratios = row.pop("ratios")
             row["batch_size"] = config.train.batch_size
             row["gflops_per_image"] = per_image / 1e9
             if result["seconds"]:
@@ -173,9 +184,10 @@ def summarize(
                 row["mfu"] = rate * per_image / peak if peak else None
                 row["memory_bytes"] = result.get("device_bytes", result["host_bytes"])
                 if contestant == OURS:
-                    ours = result["seconds"]
+                    ours = row["step"]["median"]
                 if ours:
-                    row["ours_over_this"] = speed_ratio(ours, result["seconds"], args)
+                    by_medians = row["step"]["median"] / ours
+                    row["ours_over_this"] = timing.spread(ratios or [by_medians])
             rows.append(row)
     return rows
 
@@ -185,16 +197,6 @@ def factor(ratio: dict[str, float]) -> str:
     if ratio["samples"] == 1:
         return f"{ratio['median']:.2f} x"
     return "{median:.2f} x ({low:.2f} to {high:.2f})".format(**ratio)
-
-
-def speed_ratio(
-    ours: list[float], theirs: list[float], args: Settings
-) -> dict[str, float]:
-    """How many times as fast ours is: turn by turn, or by medians where none were."""
-    if args.plan == "cpu":
-        return timing.spread([b / a for a, b in zip(ours, theirs)])
-    ratio = statistics.median(theirs) / statistics.median(ours)
-    return timing.spread([ratio])
 
 
 COLUMNS = {

@@ -20,7 +20,8 @@ def samples(
 ) -> list[float]:
     """Wall-clock seconds of one call, `count` times.
 
-    In a process of `workers.alternate` each time waits for its turn.
+    In a process of `workers.alternate` each waits for its turn, and there are no more
+    of them than turns.
 
     Args:
       call: What is measured; may only start work.
@@ -40,17 +41,23 @@ def samples(
     finish()
     seconds = []
     for _ in range(count):
-        if turn:
-            turn.send(b".")
-            turn.recv(1)
+        if turn and not _next_turn(turn):
+            break
         start = time.perf_counter()
         for _ in range(inner):
             call()
         finish()
         seconds.append((time.perf_counter() - start) / inner)
     if turn:
+        _next_turn(turn)  # those of others are not over yet
         turn.close()
     return seconds
+
+
+def _next_turn(turn: socket.socket) -> bool:
+    """Waits for it; False when there are no more."""
+    turn.send(b".")
+    return bool(turn.recv(1))
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:

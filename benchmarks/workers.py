@@ -28,6 +28,7 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
 _PAUSE = 0.3  # seconds between turns, in which threads that wait for work go to sleep
+_GRACE = 20  # seconds for reporting, beyond those for measuring
 _ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception|error)\b")
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|OutOfMemoryError|out of memory", re.I)
 
@@ -65,27 +66,41 @@ def alternate(
     """Runs commands at once, of which one computes at a time.
 
     They warm up one after the other; then each takes one sample a turn, in the order
-    given. All their memory is in use together.
+    given, and waits until all are done. All their memory is in use together.
 
     Args:
-      commands: That call `timing.samples` once, for `turns` samples.
-      turns: Samples of each.
+      commands: That call `timing.samples` once.
+      turns: The most that are taken; fewer where time runs out, or where a command
+        wants fewer samples.
       timeout: Seconds for all of them.
 
     Returns:
       What each prints, or why it did not.
     """
+    end = None if timeout is None else time.monotonic() + timeout
+
+    def left() -> float | None:
+        return None if end is None else max(end - time.monotonic(), 0.0)
+
     with contextlib.ExitStack() as stack:
-        end = None if timeout is None else time.monotonic() + timeout
         workers = []
         for command in commands:
-            left = None if end is None else end - time.monotonic()
-            workers.append(stack.enter_context(_Worker(command, left, in_turns=True)))
-            workers[-1].wait()
-        for _ in range(turns):
+            worker = stack.enter_context(_Worker(command, left(), in_turns=True))
+            workers.append(worker)
+            worker.wait()
+        taken = 0
+        longest = 0.0
+        while taken < turns and (end is None or left() > longest):
+            start = time.monotonic()
             for worker in workers:
                 time.sleep(_PAUSE)
                 worker.take_turn()
+            longest = max(longest, time.monotonic() - start)
+            taken += 1
+        if not taken:
+            return [WorkerFailed("out of time") for _ in workers]
+        for worker in workers:
+            worker.end_turns()
         outcomes: list[dict[str, Any] | WorkerFailed] = []
         for worker in workers:
             try:
@@ -134,13 +149,23 @@ class _Worker:
         """Until it is ready for a turn, has ended, or its time is over."""
         self._turn.settimeout(self._left())
         with contextlib.suppress(TimeoutError, ConnectionError):
-            self._turn.recv(1)
+            if self._turn.recv(1):
+                return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(self._left())  # else it would disturb the next
 
     def take_turn(self) -> None:
         """Lets it take a sample, if it still can."""
         with contextlib.suppress(TimeoutError, ConnectionError):
             self._turn.send(b".")
             self.wait()
+
+    def end_turns(self) -> None:
+        """Lets it report what it has."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._turn.shutdown(socket.SHUT_WR)
+        if self._end is not None:
+            self._end = max(self._end, time.monotonic() + _GRACE)
 
     def result(self) -> dict[str, Any]:
         """What it prints, once it has ended."""

@@ -1,16 +1,12 @@
 """python -m benchmarks at tiny sizes, where a machine for measuring lacks packages."""
 
-import functools
 import importlib
 import json
 import os
 import pathlib
-import socket
 import statistics
 import subprocess
 import sys
-import threading
-import time
 import types
 
 import pytest
@@ -22,6 +18,7 @@ from benchmarks import (
     report,
     saving,
     settings,
+    step,
     timing,
     workers,
     workloads,
@@ -99,11 +96,11 @@ def test_the_plan_of_a_gpu_runs_with_what_a_gpu_has(run, tmp_path):
         assert found["device"]["platform"] == "cpu" and found["tiny"]
         assert not [row["error"] for row in found["rows"] if "error" in row]
         assert not set(ABSENT) & set(found["versions"])
-    step = {row["contestant"]: row for row in results["step"]["rows"]}
-    assert set(step) == {"jax", "torch compiled", "torch eager"}
-    for row in step.values():
+    by_name = {row["contestant"]: row for row in results["step"]["rows"]}
+    assert set(by_name) == {"jax", "torch compiled", "torch eager"}
+    for row in by_name.values():
         assert row["step"]["samples"] == 1 and row["images_per_second"] > 0
-        assert row["gflops_per_image"] == step["jax"]["gflops_per_image"] > 0
+        assert row["gflops_per_image"] == by_name["jax"]["gflops_per_image"] > 0
     assert {row["length"] for row in results["attention"]["rows"]} == {5, 17}
     assert "images/s" in output and "forward + backward ms" in output
 
@@ -139,35 +136,83 @@ def test_contestants_on_the_cpu_take_turns(run, tmp_path):
     assert f"{statistics.median(ratios):.2f} x (" in output
 
 
-def test_a_contestant_that_fails_leaves_the_turns_to_others():
-    config = workloads.tiny(workloads.CPU[0])
-    whole = workers.Command("jax_step", [*config.arguments(), "--samples=2"], {})
-    broken = workers.Command("no_such_part", [], {})
+STUB = """
+import json, sys, time
+from benchmarks import timing
+
+name, log, seconds, count = sys.argv[3:]
+
+def call():
+    for word in "begins", "ends":
+        with open(log, "a") as file:
+            file.write(f"{name} {word}\\n")
+        time.sleep(float(seconds))
+
+taken = timing.samples(call, count=int(count), warmup=1)
+with open(log, "a") as file:
+    file.write(f"{name} leaves\\n")
+print(json.dumps({"seconds": taken}))
+"""
+
+
+@pytest.fixture
+def contestants(monkeypatch, tmp_path):
+    """Makes a command that notes when it computes, and what all of them noted."""
+    stub, program, log = (tmp_path / name for name in ("stub.py", "python", "log"))
+    stub.write_text(STUB)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {stub} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+    def make(name: str, seconds: float, count: int) -> workers.Command:
+        arguments = (name, str(log), str(seconds), str(count))
+        return workers.Command("stub", arguments, {"PYTHONPATH": str(ROOT)})
+
+    return types.SimpleNamespace(make=make, noted=lambda: log.read_text().splitlines())
+
+
+def test_one_contestant_computes_at_a_time(contestants):
+    commands = [contestants.make(name, 0.02, 2) for name in "ab"]
+    found = workers.alternate(commands, turns=2)
+    assert [len(result["seconds"]) for result in found] == [2, 2]
+    once = ["a begins", "a ends", "b begins", "b ends"]
+    noted = contestants.noted()
+    assert noted[:12] == once * 3  # a warm-up each, and the turns
+    assert sorted(noted[12:]) == ["a leaves", "b leaves"]  # when all are done
+
+
+def test_a_contestant_that_fails_leaves_the_turns_to_others(contestants):
+    broken = contestants.make("a", 0.01, 2)._replace(arguments=["a", "log", "0", "x"])
+    whole = contestants.make("b", 0.01, 2)
     first, second = workers.alternate([broken, whole], turns=2)
-    assert isinstance(first, workers.WorkerFailed) and "no_such_part" in str(first)
+    assert isinstance(first, workers.WorkerFailed) and "ValueError" in str(first)
     assert len(second["seconds"]) == 2
-    (late,) = workers.alternate([whole], turns=2, timeout=0.1)
-    assert str(late) == "out of time"
 
 
-def test_a_sample_waits_for_its_turn(monkeypatch):
-    ours, theirs = socket.socketpair()
-    ours.settimeout(10)
-    monkeypatch.setenv(timing.TURN, str(theirs.detach()))
-    calls, found = [], []
-    samples = functools.partial(timing.samples, count=2, warmup=1)
-    thread = threading.Thread(
-        target=lambda: found.extend(samples(lambda: calls.append(0)))
-    )
-    thread.start()
-    for done in (1, 2):
-        assert ours.recv(1) == b"."
-        time.sleep(0.05)
-        assert len(calls) == done
-        ours.send(b".")
-    assert ours.recv(1) == b""  # no more turns wanted
-    thread.join()
-    assert len(calls) == 3 and max(found) < 0.05
+def test_when_time_is_over_there_are_no_more_turns(contestants):
+    commands = [contestants.make(name, 0.5, 1000) for name in "ab"]
+    found = workers.alternate(commands, turns=1000, timeout=10)
+    counts = {len(result["seconds"]) for result in found}
+    assert len(counts) == 1 and 1 <= counts.pop() < 10
+    for late in workers.alternate(commands, turns=2, timeout=0.01):
+        assert isinstance(late, workers.WorkerFailed) and str(late) == "out of time"
+
+
+def test_whoever_wants_more_samples_than_there_are_turns_ends(contestants):
+    (found,) = workers.alternate([contestants.make("a", 0.01, 5)], turns=2)
+    assert len(found["seconds"]) == 2
+
+
+def test_ratios_are_of_one_turn_of_one_round():
+    first = [{"seconds": [1.0, 2.0]}, {"seconds": [2.0, 2.0]}, {"error": "why"}]
+    step.add_ratios(first)
+    second = [{"seconds": [4.0, 1.0]}, {"error": "why"}, {"seconds": [2.0, 3.0]}]
+    step.add_ratios(second)
+    totals = [{"seconds": []} for _ in first]
+    for total, *found in zip(totals, first, second):
+        for result in found:
+            step.add(total, result)
+    assert [total["ratios"] for total in totals] == [[1.0] * 4, [2.0, 1.0], [0.5, 3.0]]
 
 
 def test_the_line_that_names_the_error_is_reported():
