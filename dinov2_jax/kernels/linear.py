@@ -73,8 +73,8 @@ def _activated_forward(activation, hidden, biases, kernel):
 def _activated_backward(activation, saved, grad):
     hidden, biases, kernel = saved
     inner, pull = jax.vjp(activation, *map(_plus, hidden, biases))
-    # XLA:CPU copies the transpose of the left operand, so that is the narrower one; the
-    # TPU compiler gives the same figures either way.
+    # XLA:CPU copies the transpose of the left operand, so that is the narrower one. For
+    # TPUs (ViT-L on v5e) the compiler predicts the same step either way.
     d_kernel = jnp.einsum("...d,...f->df", grad, inner).T
     d_hidden = pull(jnp.einsum("...d,fd->...f", grad, kernel))
     d_biases = tuple(
