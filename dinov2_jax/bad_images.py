@@ -86,7 +86,7 @@ class BadImages:
             self._seen.add(name)
             if self._log is None:
                 self._log = record_file.RecordFile(self._path)
-            self._log.append(f"{name}\t{entry['reason']}\n".encode())
+            self._log.write(f"{name}\t{entry['reason']}\n".encode())
             if len(self._seen) == 1:
                 logging.warning(
                     "%sunreadable image %s: %s", self._label, name, entry["reason"]

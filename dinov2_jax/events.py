@@ -40,7 +40,7 @@ class Events:
             torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
             self._file = record_file.RecordFile(path)
             if torn:  # by a kill
-                self._file.append(b"\n")
+                self._file.write(b"\n")
 
     def add(self, event: str, **fields: Any) -> None:
         """Writes one event."""
@@ -48,7 +48,7 @@ class Events:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event} | fields)
-        self._file.append(line.encode() + b"\n")
+        self._file.write(line.encode() + b"\n")
 
     def close(self) -> None:
         """`add` may not be called any more."""

@@ -165,8 +165,6 @@ def _log_to_stderr() -> None:
     )
     for noisy in ("jax", "orbax", "absl", "grain", "tensorstore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Warns, without a name, of every non-finite value; the loop names them.
-    logging.getLogger("tensorboardX").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets")
 
 

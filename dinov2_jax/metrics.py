@@ -9,7 +9,6 @@ JSON has no non-finite numbers: they are written as Python's NaN and Infinity, w
 import json
 import os
 import socket
-import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +90,7 @@ class MetricsWriter:
             return
         row = {"step": int(step)}
         row |= {name: _plain(value) for name, value in metrics.items()}
-        self._file.append(json.dumps(row).encode() + b"\n")
+        self._file.write(json.dumps(row).encode() + b"\n")
         if self._tensorboard is not None:
             del row["step"]
             self._tensorboard.write(step, row)
@@ -112,20 +111,20 @@ class MetricsWriter:
 class _EventFile:
     """Scalars for TensorBoard.
 
-    Not by tensorboardX's own writer: its thread ends where the disk is full, and a run
-    would wait for it for ever.
+    Not by TensorBoard's own writer of events: its thread ends where the disk is full,
+    and a run would wait for it for ever.
     """
 
     def __init__(self, folder: Path, resume_step: int):
-        from tensorboardX import record_writer  # a while, and not everyone wants it
-        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # not all want it
+        from tensorboard.summary.writer import record_writer
 
-        self._checksum = record_writer.masked_crc32c
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         folder.mkdir(exist_ok=True)
         now = int(time.time())
         name = f"events.out.tfevents.{now}.{socket.gethostname()}"
         self._file = record_file.RecordFile(folder / f"{name}.from_step_{resume_step}")
+        self._records = record_writer.RecordWriter(self._file)
         self._append(file_version="brain.Event:2")
         # What an earlier process wrote from this step on does not count.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -143,7 +142,5 @@ class _EventFile:
         self._file.close()
 
     def _append(self, **fields) -> None:
-        data = self._event(wall_time=time.time(), **fields).SerializeToString()
-        length = struct.pack("<Q", len(data))
-        checksums = (struct.pack("<I", self._checksum(x)) for x in (length, data))
-        self._file.append(length + next(checksums) + data + next(checksums))
+        event = self._event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())

@@ -22,7 +22,7 @@ class RecordFile:
         self._waiting = b""
         self._said = False
 
-    def append(self, record: bytes) -> None:
+    def write(self, record: bytes) -> None:
         """Writes a record after those that wait."""
         self._waiting += record
         size = os.fstat(self._file.fileno()).st_size
@@ -39,7 +39,7 @@ class RecordFile:
 
     def sync(self) -> None:
         """Returns once all records are on the disk, or cannot be."""
-        self.append(b"")
+        self.write(b"")
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -48,7 +48,7 @@ class RecordFile:
     def close(self) -> None:
         """Closes the file; may be called again."""
         if not self._file.closed:
-            self.append(b"")
+            self.write(b"")
             self._file.close()
 
     def _say(self, error: OSError) -> None:

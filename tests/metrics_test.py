@@ -1,10 +1,12 @@
 """metrics.jsonl keeps every bit, survives kills and resumes; progress is readable."""
 
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX.proto import event_pb2
+from tensorboard.backend.event_processing import event_file_loader
 
 from dinov2_jax import metrics
 
@@ -15,13 +17,8 @@ def _rows(workdir):
 
 
 def _events(path):
-    """TFRecords of an event file: length, its checksum, payload, its checksum."""
-    data = path.read_bytes()
-    while data:
-        length = int.from_bytes(data[:8], "little")
-        payload = data[12 : 12 + length]
-        yield event_pb2.Event.FromString(payload)
-        data = data[16 + length :]
+    """As TensorBoard reads them."""
+    return list(event_file_loader.LegacyEventFileLoader(str(path)).Load())
 
 
 def test_floats_read_back_to_the_same_bits(tmp_path):
@@ -113,6 +110,19 @@ def test_tensorboard_holds_the_scalars_and_the_purge(tmp_path):
     assert scalars == [(1, "loss/total", 2.5), (2, "loss/total", 1.5)]
     starts = [event for event in _events(second) if event.HasField("session_log")]
     assert [event.step for event in starts] == [2]
+
+
+def test_tensorboard_brings_no_other_framework(tmp_path):
+    """Seconds and memory of every run, where PyTorch is installed too."""
+    program = """
+import sys
+from dinov2_jax import metrics
+metrics.MetricsWriter(sys.argv[1]).close()
+print("tensorboard" in sys.modules, {"torch", "tensorflow"} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "True set()\n"
 
 
 def test_no_tensorboard_when_not_wanted(tmp_path):

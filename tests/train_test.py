@@ -8,7 +8,7 @@ import processes
 import pytest
 import skimage.data
 from PIL import Image, ImageDraw
-from tensorboardX.proto import event_pb2
+from tensorboard.backend.event_processing import event_file_loader
 
 from configs import debug
 
@@ -60,14 +60,12 @@ def test_metrics(uninterrupted):
 def test_tensorboard_has_the_same_values(uninterrupted):
     workdir, _ = uninterrupted
     (path,) = (workdir / "tensorboard").glob("events.out.tfevents.*")
-    data, losses = path.read_bytes(), {}
-    while data:  # length, its checksum, payload, its checksum
-        length = int.from_bytes(data[:8], "little")
-        event = event_pb2.Event.FromString(data[12 : 12 + length])
-        for value in event.summary.value:
-            if value.tag == "loss/total":
-                losses[event.step] = value.simple_value
-        data = data[16 + length :]
+    losses = {
+        event.step: value.simple_value
+        for event in event_file_loader.LegacyEventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.tag == "loss/total"
+    }
     rows = [row for row in all_rows(workdir) if "loss/total" in row]
     assert losses == {row["step"]: np.float32(row["loss/total"]) for row in rows}
 

@@ -25,7 +25,7 @@ from benchmarks import (
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
-ABSENT = ("grain", "ml_collections", "tensorboardX", "tensorflow_datasets")
+ABSENT = ("grain", "ml_collections", "tensorboard", "tensorflow_datasets")
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
 PRINT_CONFIGS = """
 import importlib, json, sys

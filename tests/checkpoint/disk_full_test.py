@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
+from tensorboard.backend.event_processing import event_file_loader
 
 from dinov2_jax import disk_space, errors, metrics
 from dinov2_jax.checkpoint import checkpointer, checksums
@@ -193,16 +194,8 @@ def test_rows_wait_for_room(disk, caplog):
 
 
 def steps_of(path):
-    from tensorboardX.proto import event_pb2
-
-    data, steps = path.read_bytes(), []
-    while data:  # length, its checksum, payload, its checksum
-        length = int.from_bytes(data[:8], "little")
-        event = event_pb2.Event.FromString(data[12 : 12 + length])
-        if event.summary.value:
-            steps.append(event.step)
-        data = data[16 + length :]
-    return steps
+    events = event_file_loader.LegacyEventFileLoader(str(path)).Load()
+    return [event.step for event in events if event.summary.value]
 
 
 def test_room_is_looked_at_before_a_run_begins(disk):
