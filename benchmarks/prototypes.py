@@ -8,10 +8,7 @@ are the compiler's count, PyTorch's the peak beyond inputs (on a GPU only). Usef
 are four products of M x K x 256: logits of both sides and two in the backward pass.
 """
 
-import sys
-from typing import Any
-
-from benchmarks import report, timing, workers
+from benchmarks import contest, report, timing, workers
 from benchmarks.settings import Settings
 from dinov2_jax import flops
 
@@ -27,67 +24,63 @@ def run(args: Settings) -> None:
         rows, columns, dtype, inner = 4941, 131072, "bfloat16", 4
     if args.tiny:
         rows, columns, inner = 64, 128, 1
-    flags = [
+    flags = (
         f"--rows={rows}",
         f"--columns={columns}",
         f"--dtype={dtype}",
         f"--samples={args.samples}",
         f"--inner={inner}",
+    )
+
+    def contestant(name, module, extra, variables):
+        command = workers.Command(module, (*extra, *flags), variables)
+        return contest.Contestant(name, command)
+
+    contestants = [
+        contestant(name, "prototypes_jax", (f"--implementation={name}",), {})
+        for name in NAMES
     ]
-    contestants = {
-        name: ("prototypes_jax", [f"--implementation={name}"], {}) for name in NAMES
-    }
     if args.torch_device:
-        extra = [f"--device={args.torch_device}"]
+        extra = (f"--device={args.torch_device}",)
         if args.plan == "gpu" and not args.tiny:
-            extra.append("--compile=inductor")
-        contestants[PEER] = "prototypes_torch", extra, workers.KEEP_MEMORY
-    useful = 8 * rows * columns * CHANNELS
-    measured: dict[str, dict[str, Any]] = {}
-    for _ in range(args.rounds):
-        for name, (module, extra, variables) in contestants.items():
-            print(f"  {name}", file=sys.stderr, flush=True)
-            total = measured.setdefault(name, {"seconds": []})
-            try:
-                turn = workers.run_worker(
-                    module, [*extra, *flags], variables, args.seconds_left()
-                )
-            except workers.WorkerFailed as error:
-                turn = {"error": str(error), "seconds": []}
-            total.update(turn | {"seconds": total["seconds"] + turn["seconds"]})
-            table = summarize(measured, useful, flops.peak_flops(args.device["kind"]))
-            report.write(
-                report.by_device("prototypes", args),
-                args,
-                table,
-                M=rows,
-                K=columns,
-                dtype=dtype,
-            )
+            extra += ("--compile=inductor",)
+        contestants.append(
+            contestant(PEER, "prototypes_torch", extra, workers.KEEP_MEMORY)
+        )
+    measured: contest.Measured = {}
+    sizes = {"M": rows, "K": columns, "dtype": dtype}
+    for group in contest.groups(contestants, args) * args.rounds:
+        contest.hold(group, measured, args)
+        table = summarize(
+            measured,
+            useful=8 * rows * columns * CHANNELS,
+            peak=flops.peak_flops(args.device["kind"]),
+        )
+        report.write(report.by_device("prototypes", args), args, table, **sizes)
     print(f"M = {rows}, K = {columns}, {dtype}")
     report.show(COLUMNS, table)
 
 
 def summarize(
-    measured: dict[str, dict[str, Any]], useful: float, peak: float | None
+    measured: contest.Measured, useful: float, peak: float | None
 ) -> list[report.Row]:
     """One row a contestant."""
-    found = []
-    ours = None
+    rows = []
+    ours = measured[NAMES[0]]
     for name, result in measured.items():
         row = {"implementation": name} | result
+        del row["ratios"]
         if result["seconds"]:
             row["time"] = timing.spread(result["seconds"])
             median = row["time"]["median"]
-            ours = row if name == NAMES[0] else ours
             row["tflops"] = useful / median / 1e12
             row["mfu"] = useful / median / peak if peak else None
-            if ours:
-                row["ours_over_this"] = median / ours["time"]["median"]
-            if ours and "temp_bytes" in row and ours["temp_bytes"]:
+            if ours["seconds"]:
+                row["ours_over_this"] = contest.ours_over(result, ours)
+            if "temp_bytes" in row and ours.get("temp_bytes"):
                 row["memory_over_ours"] = row["temp_bytes"] / ours["temp_bytes"]
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 COLUMNS = {
@@ -97,6 +90,6 @@ COLUMNS = {
     "MFU": lambda row: f"{100 * row['mfu']:.1f} %",
     "temporaries GB": lambda row: f"{row['temp_bytes'] / 1e9:.3f}",
     "loss": lambda row: f"{row['loss']:.5f}",
-    "jax is": lambda row: f"{row['ours_over_this']:.2f} x",
+    "jax is": lambda row: contest.factor(row["ours_over_this"]),
     "memory is": lambda row: f"{row['memory_over_ours']:.1f} x jax's",
 }

@@ -10,29 +10,19 @@ alone, they run one after the other. FLOPs are the useful ones of `dinov2_jax.fl
 
 import json
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks import report, timing, workers, workloads
+from benchmarks import contest, report, timing, workers, workloads
 from benchmarks.settings import Settings
 from dinov2_jax import flops
 
 OURS = "jax"
-_LEAST_SECONDS = 15  # nothing is started with less time left
-
-
-class Contestant(NamedTuple):
-    """Who is measured, and the process that does it."""
-
-    name: str
-    command: workers.Command
-
-
-Turn = tuple[workloads.Workload, list[Contestant]]
+Group = tuple[workloads.Workload, list[contest.Contestant]]
 
 
 def contestants(
     workload: workloads.Workload, config: Any, args: Settings
-) -> list[Contestant]:
+) -> list[contest.Contestant]:
     """Who runs a workload: ours first, then the faster peer."""
     common = (f"--samples={args.samples}", "--warmup=3")
     ours = (*workload.arguments(), *common)
@@ -43,7 +33,7 @@ def contestants(
         if not any(text.startswith("model.remat=") for text in workload.overrides):
             ours += ("--remat", "none", "selective", "full")
         memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"}
-    found = [Contestant(OURS, workers.Command("jax_step", ours, memory))]
+    found = [contest.Contestant(OURS, workers.Command("jax_step", ours, memory))]
     if not args.torch_device:
         return found
     theirs = (
@@ -55,7 +45,7 @@ def contestants(
 
     def peer(name: str, module: str, *arguments: str) -> None:
         command = workers.Command(module, arguments, workers.KEEP_MEMORY)
-        found.append(Contestant(name, command))
+        found.append(contest.Contestant(name, command))
 
     if args.plan == "gpu":
         theirs += ("--dtype=bfloat16",)
@@ -78,28 +68,23 @@ def run(args: Settings) -> None:
         check = workers.Command(
             "reference_check", (f"--reference={args.reference}",), {}
         )
-        (more["reference_check"],) = measure([check], args)
+        (more["reference_check"],) = contest.measure([check], args)
     configs: dict[str, Any] = {}
-    turns: list[Turn] = []
+    groups: list[list[Group]] = []
     for workload in workloads.chosen(args):
         config = workloads.make_config(
             workload.config, workload.batch_size, workload.overrides
         )
         configs[workload.name] = config
-        turns.append((workload, contestants(workload, config, args)))
-    if not turns:
+        found = contest.groups(contestants(workload, config, args), args)
+        groups.append([(workload, group) for group in found])
+    if not groups:
         print(f"step has no workload among {', '.join(args.only)}", file=sys.stderr)
         return
-    measured: dict[tuple[str, str], dict[str, Any]] = {}
-    in_turns = args.plan == args.device["platform"] == "cpu"
-    for workload, group in (turns if in_turns else one_by_one(turns)) * args.rounds:
-        names = [contestant.name for contestant in group]
-        print(f"  {workload.name}: {', '.join(names)}", file=sys.stderr, flush=True)
-        found = measure([contestant.command for contestant in group], args)
-        if in_turns:
-            add_ratios(found)
-        for name, result in zip(names, found, strict=True):
-            add(measured.setdefault((workload.name, name), {"seconds": []}), result)
+    measured: dict[str, contest.Measured] = {name: {} for name in configs}
+    for workload, group in most_telling_first(groups) * args.rounds:
+        print(f"  {workload.name}:", file=sys.stderr, end="")
+        contest.hold(group, measured[workload.name], args)
         rows = summarize(measured, configs, args)
         report.write(report.by_device("step", args), args, rows, **more)
     report.show(COLUMNS, rows)
@@ -111,69 +96,28 @@ def run(args: Settings) -> None:
         )
 
 
-def one_by_one(turns: list[Turn]) -> list[Turn]:
-    """The same, each contestant alone.
-
-    What is compared most comes first, where time may run out before the rest.
-    """
+def most_telling_first(groups: list[list[Group]]) -> list[Group]:
+    """Of every workload the first two groups before the rest: time may run out."""
     return [
-        (workload, [contestant])
+        group
         for place in (slice(0, 2), slice(2, None))
-        for workload, found in turns
-        for contestant in found[place]
+        for found in groups
+        for group in found[place]
     ]
-
-
-def measure(commands: list[workers.Command], args: Settings) -> list[dict[str, Any]]:
-    """What the processes report, or {"error": why not}."""
-    left = args.seconds_left()
-    if left is not None and left < _LEAST_SECONDS:
-        return [{"error": "out of time"}] * len(commands)
-    if len(commands) > 1:
-        found = workers.alternate(commands, args.samples, left)
-    else:
-        try:
-            found = [workers.run_worker(*commands[0], left)]
-        except workers.WorkerFailed as error:
-            found = [error]
-    return [
-        {"error": str(result)} if isinstance(result, workers.WorkerFailed) else result
-        for result in found
-    ]
-
-
-def add_ratios(found: list[dict[str, Any]]) -> None:
-    """How many times as fast the first was, in each turn that both of them had."""
-    ours = found[0].get("seconds", [])
-    for result in found:
-        theirs = result.get("seconds", [])
-        result["ratios"] = [b / a for a, b in zip(ours, theirs)]
-
-
-def add(total: dict[str, Any], turn: dict[str, Any]) -> None:
-    """Joins the seconds and ratios of a round to those of earlier ones."""
-    lists = {
-        key: total.get(key, []) + turn.get(key, []) for key in ("seconds", "ratios")
-    }
-    total.update(turn | lists)
 
 
 def summarize(
-    measured: dict[tuple[str, str], dict[str, Any]],
-    configs: dict[str, Any],
-    args: Settings,
+    measured: dict[str, contest.Measured], configs: dict[str, Any], args: Settings
 ) -> list[report.Row]:
     """One row a workload and contestant, sorted by workload."""
     peak = flops.peak_flops(args.device["kind"])
     rows = []
     for workload, config in configs.items():
         per_image = flops.step_flops(config).per_image
-        ours = None
-        for (name, contestant), result in measured.items():
-            if name != workload:
-                continue
+        ours = measured[workload].get(OURS, {})
+        for contestant, result in measured[workload].items():
             row = {"workload": workload, "contestant": contestant} | result
-            ratios = row.pop("ratios")
+            del row["ratios"]
             row["batch_size"] = config.train.batch_size
             row["gflops_per_image"] = per_image / 1e9
             if result["seconds"]:
@@ -183,20 +127,10 @@ def summarize(
                 row["tflops"] = rate * per_image / 1e12
                 row["mfu"] = rate * per_image / peak if peak else None
                 row["memory_bytes"] = result.get("device_bytes", result["host_bytes"])
-                if contestant == OURS:
-                    ours = row["step"]["median"]
-                if ours:
-                    by_medians = row["step"]["median"] / ours
-                    row["ours_over_this"] = timing.spread(ratios or [by_medians])
+                if ours["seconds"]:
+                    row["ours_over_this"] = contest.ours_over(result, ours)
             rows.append(row)
     return rows
-
-
-def factor(ratio: dict[str, float]) -> str:
-    """ "1.02 x (0.98 to 1.05)" """
-    if ratio["samples"] == 1:
-        return f"{ratio['median']:.2f} x"
-    return "{median:.2f} x ({low:.2f} to {high:.2f})".format(**ratio)
 
 
 COLUMNS = {
@@ -210,5 +144,5 @@ COLUMNS = {
     "MFU": lambda row: f"{100 * row['mfu']:.1f} %",
     "peak GB": lambda row: report.gigabytes(row["memory_bytes"]),
     "remat": lambda row: row["remat"],
-    "jax is": lambda row: factor(row["ours_over_this"]),
+    "jax is": lambda row: contest.factor(row["ours_over_this"]),
 }

@@ -28,9 +28,7 @@ def attention(qkv: jax.Array, *, count: int, length: int, num_heads: int) -> jax
     groups = qkv.shape[0]
     packed = qkv.reshape(groups * count, length, 3, num_heads, -1)
     lengths = None
-    if (
-        length % 2
-    ):  # refused by JAX's gradient (0.10 and 0.11): one token that is masked
+    if length % 2:  # JAX's gradient refuses it (0.10, 0.11): one token more, masked
         packed = jnp.pad(packed, [(0, 0), (0, 1)] + [(0, 0)] * 3)
         lengths = jnp.full(len(packed), length, jnp.int32)
     q, k, v = (packed[:, :, i] for i in range(3))

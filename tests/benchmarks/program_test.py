@@ -14,11 +14,11 @@ import pytest
 from benchmarks import __main__ as program
 from benchmarks import (
     aot,
+    contest,
     environment,
     report,
     saving,
     settings,
-    step,
     timing,
     workers,
     workloads,
@@ -136,6 +136,23 @@ def test_contestants_on_the_cpu_take_turns(run, tmp_path):
     assert f"{statistics.median(ratios):.2f} x (" in output
 
 
+def test_losses_over_prototypes_take_turns_too(run, tmp_path):
+    run(
+        "-m",
+        "benchmarks",
+        "prototypes",
+        "--tiny",
+        "--samples=2",
+        f"--results={tmp_path}",
+    )
+    rows = json.loads((tmp_path / "prototypes-cpu.json").read_text())["rows"]
+    ours, plain, torch = rows
+    assert plain["loss"] == pytest.approx(ours["loss"], rel=1e-5)
+    for row in rows:
+        ratios = [b / a for a, b in zip(ours["seconds"], row["seconds"], strict=True)]
+        assert len(ratios) == 2 and row["ours_over_this"] == timing.spread(ratios)
+
+
 STUB = """
 import json, sys, time
 from benchmarks import timing
@@ -205,13 +222,13 @@ def test_whoever_wants_more_samples_than_there_are_turns_ends(contestants):
 
 def test_ratios_are_of_one_turn_of_one_round():
     first = [{"seconds": [1.0, 2.0]}, {"seconds": [2.0, 2.0]}, {"error": "why"}]
-    step.add_ratios(first)
+    contest.add_ratios(first)
     second = [{"seconds": [4.0, 1.0]}, {"error": "why"}, {"seconds": [2.0, 3.0]}]
-    step.add_ratios(second)
+    contest.add_ratios(second)
     totals = [{"seconds": []} for _ in first]
     for total, *found in zip(totals, first, second):
         for result in found:
-            step.add(total, result)
+            contest.add(total, result)
     assert [total["ratios"] for total in totals] == [[1.0] * 4, [2.0, 1.0], [0.5, 3.0]]
 
 
