@@ -21,21 +21,17 @@ import contextlib
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks import environment, workers
+from benchmarks import environment, quiet, workers
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "embed.json"
 SHAPES = pathlib.Path(__file__).parents[1] / "tests" / "reference" / "state_dicts"
-CORES = 2
-NOISE = 0.05  # share of the cores taken by others below which a turn counts
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")  # of scikit-image
 TORCH_BATCHES = (2, 4, 8, 16)
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "pillow", "numpy")
@@ -75,177 +71,11 @@ def make_weights(path: pathlib.Path) -> None:
     torch.save(state, path)
 
 
-# What follows until `serve` runs in the contestants' processes.
-
-
-def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
-    """A function that does one turn and returns how many images it took.
-
-    Args:
-      kind: "forward", or "pipeline" from the files to the features file, or "module":
-        a call of what `dinov2_jax.load` gives, for comparison.
-      folder: With photos/ and weights.pth.
-    """
-    from dinov2_jax import embed, host_memory
-
-    host_memory.keep_freed_memory()
-    if kind != "module":
-        embed.one_device_a_core()
-    import numpy as np
-
-    import dinov2_jax
-    from dinov2_jax.embedding import extraction, output, unfinished
-    from dinov2_jax.embedding import folder as folder_lib
-
-    model = dinov2_jax.load(folder / "weights.pth")
-    photos = folder_lib.Folder(str(folder / "photos"))
-    prepare = model.preprocessing
-    if kind == "module":
-        images = np.zeros((8, 224, 224, 3), np.float32)
-        return lambda: len(np.asarray(model(images).cls))
-    extractor = extraction.Extractor(
-        model.module,
-        model.params,
-        kind="cls",
-        prepare=prepare,
-        dtype="float32",
-        out_dtype="float32",
-        batch_size=None,
-        most=len(photos),
-    )
-    images = np.zeros((extractor.batch_size, 224, 224, 3), np.uint8)
-    if kind == "forward":
-        return lambda: len(extractor.fetch(extractor(images)))
-
-    def pipeline() -> int:
-        out = folder / "jax.npy"
-        with unfinished.Unfinished(
-            out,
-            {},
-            row_shape=(384,),
-            dtype=np.float32,
-            count=len(photos),
-            overwrite=True,
-        ) as rows:
-            embed.compute(rows, photos, extractor, prepare, None)
-            names = (photos.relative_path(i) for i in range(len(photos)))
-            output.publish(out, rows.finish_rows(), rows.rows, lambda: names, {}, {})
-        unfinished.remove(out)
-        return len(photos)
-
-    return pipeline
-
-
-def torch_contestant(
-    kind: str, folder: pathlib.Path, batch_size: int, workers: int
-) -> Callable[[], int]:
-    """As `jax_contestant`; `workers` are the loader's processes."""
-    import numpy as np
-    import torch
-    import transformers
-    from PIL import Image
-
-    torch.set_num_threads(CORES)
-    model = transformers.Dinov2Model.from_pretrained(
-        folder / "huggingface", attn_implementation="sdpa"
-    ).eval()
-    mean = np.array([0.485, 0.456, 0.406], np.float32)
-    std = np.array([0.229, 0.224, 0.225], np.float32)
-
-    class Photos(torch.utils.data.Dataset):
-        def __init__(self):
-            self.paths = sorted((folder / "photos").iterdir())
-
-        def __len__(self):
-            return len(self.paths)
-
-        def __getitem__(self, index):
-            with Image.open(self.paths[index]) as file:
-                image = file.convert("RGB")
-            scale = 256 / min(image.size)
-            size = tuple(max(round(n * scale), 256) for n in image.size)
-            image = image.resize(size, Image.Resampling.BICUBIC)
-            left, top = ((n - 224) // 2 for n in image.size)
-            image = image.crop((left, top, left + 224, top + 224))
-            pixels = (np.asarray(image, np.float32) / 255 - mean) / std
-            return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-
-    @torch.inference_mode()
-    def forward(images) -> Any:
-        return model(pixel_values=images).last_hidden_state[:, 0].numpy()
-
-    images = torch.zeros(batch_size, 3, 224, 224)
-    if kind == "forward":
-        return lambda: len(forward(images))
-
-    def pipeline() -> int:
-        photos = Photos()
-        loader = torch.utils.data.DataLoader(photos, batch_size, num_workers=workers)
-        rows = [forward(images) for images in loader]
-        np.save(folder / "torch.npy", np.concatenate(rows))
-        return len(photos)
-
-    return pipeline
-
-
-def serve(framework: str, kind: str, folder: str, *settings: str) -> None:
-    """Takes a turn for every line on standard input and prints its sample."""
-    if framework == "jax":
-        turn = jax_contestant(kind, pathlib.Path(folder))
-    else:
-        turn = torch_contestant(kind, pathlib.Path(folder), *map(int, settings))
-    turn()
-    turn()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        watch = Watch()
-        images = turn()
-        print(json.dumps(watch.sample(images)), flush=True)
-
-
-class Watch:
-    """Measures from its making on, and what others took of the cores meanwhile."""
-
-    def __init__(self):
-        self._start, self._ours = time.perf_counter(), cpu_seconds()
-        self._all = busy_seconds()
-
-    def sample(self, images: int) -> dict[str, float]:
-        """A sample of so many images."""
-        seconds = time.perf_counter() - self._start
-        others = (busy_seconds() - self._all) - (cpu_seconds() - self._ours)
-        return {
-            "images_per_second": images / seconds,
-            "seconds": seconds,
-            "others": max(others, 0.0) / (CORES * seconds),
-        }
-
-
-def cpu_seconds() -> float:
-    """Of this process and its finished children."""
-    both = (
-        resource.getrusage(who)
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return sum(usage.ru_utime + usage.ru_stime for usage in both)
-
-
-def busy_seconds() -> float:
-    """Of all cores since the machine started."""
-    fields = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-    user, nice, system, _, _, *interrupts_and_steal = map(int, fields[:8])
-    ticks = user + nice + system + sum(interrupts_and_steal)
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-# From here on the process that calls the turns.
-
-
 class Contestant:
     """A process that waits for its turns.
 
     Args:
-      command: Arguments of `serve`.
+      command: Arguments of `embed_contestants`.
       variables: Of its environment.
 
     Attributes:
@@ -255,7 +85,7 @@ class Contestant:
     def __init__(self, *command: str, variables: Mapping[str, str] | None = None):
         self.samples: list[dict] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.embed", "--serve", *command],
+            [sys.executable, "-m", "benchmarks.embed_contestants", *command],
             env=os.environ | {"JAX_PLATFORMS": "cpu"} | dict(variables or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -272,7 +102,7 @@ class Contestant:
 
     def take_turn(self, patience: float) -> None:
         """Waits for a quiet moment, then measures."""
-        await_quiet(patience)
+        quiet.await_quiet(patience)
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         self.samples.append(json.loads(self._expect()))
@@ -283,27 +113,17 @@ class Contestant:
         self._process.wait()
 
 
-def await_quiet(patience: float) -> None:
-    """Returns when the cores are idle, or after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        before = busy_seconds()
-        time.sleep(0.5)
-        if busy_seconds() - before < 0.1:
-            break
-
-
 def rate(samples: list[dict]) -> dict[str, Any]:
     """Median and range of images/s, of the quiet samples where there are three."""
-    quiet = [s for s in samples if s["others"] <= NOISE]
-    chosen = quiet if len(quiet) >= 3 else samples
+    undisturbed = [s for s in samples if s["others"] <= quiet.NOISE]
+    chosen = undisturbed if len(undisturbed) >= 3 else samples
     rates = [s["images_per_second"] for s in chosen]
     return {
         "median": statistics.median(rates),
         "low": min(rates),
         "high": max(rates),
         "samples": len(rates),
-        "quiet": chosen is quiet,
+        "quiet": chosen is undisturbed,
     }
 
 
@@ -327,7 +147,8 @@ def compete(
             for contestant in started.values():
                 contestant.take_turn(patience)
             counts = [
-                sum(s["others"] <= NOISE for s in c.samples) for c in started.values()
+                sum(s["others"] <= quiet.NOISE for s in c.samples)
+                for c in started.values()
             ]
             print(f"  round {number + 1}: quiet samples {counts}", file=sys.stderr)
             if min(counts) >= rounds:
@@ -342,13 +163,14 @@ def whole_commands(
     settings, variables = torch_settings
     ours = ["-m", "dinov2_jax.embed", str(folder / "photos"), "--overwrite"]
     ours += [f"--model={folder / 'weights.pth'}", f"--out={folder / 'whole.npy'}"]
-    theirs = ["-m", "benchmarks.embed", "--once", str(folder), *settings]
+    theirs = ["-m", "benchmarks.embed_contestants", "--once", "torch", "pipeline"]
+    theirs += [str(folder), *settings]
     samples: dict[str, list[dict]] = {"jax": [], "torch": []}
     images = len(list((folder / "photos").iterdir()))
     for _ in range(rounds):
         for name, command, extra in (("jax", ours, {}), ("torch", theirs, variables)):
-            await_quiet(patience)
-            watch = Watch()
+            quiet.await_quiet(patience)
+            watch = quiet.Watch()
             subprocess.run(
                 [sys.executable, *command],
                 env=os.environ | {"JAX_PLATFORMS": "cpu"} | extra,
@@ -473,18 +295,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="quiet ones wanted")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds a turn")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
-    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--once", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.serve:
-        serve(*args.serve)
-        return
-    if args.once:
-        folder, batch_size, workers = args.once
-        torch_contestant(
-            "pipeline", pathlib.Path(folder), int(batch_size), int(workers)
-        )()
-        return
     report = environment.describe(PACKAGES)
     with tempfile.TemporaryDirectory() as folder:
         report |= measure(pathlib.Path(folder), args)

@@ -14,12 +14,12 @@ from benchmarks.settings import Settings
 
 def run(args: Settings) -> None:
     """Measures, prints and writes."""
-    from dinov2_jax.data import bench, images, sources
+    from dinov2_jax.data import bench, images, sources, throughput
 
-    sizes = bench.Sizes(56, 28, 2) if args.tiny else bench.Sizes()
+    sizes = throughput.Sizes(56, 28, 2) if args.tiny else throughput.Sizes()
     with tempfile.TemporaryDirectory() as folder:
         bench.make_jpegs(pathlib.Path(folder), 16 if args.tiny else 2000)
-        found = bench.measure(
+        found = throughput.measure(
             sources.open_path(folder, images.Decoder()),
             sizes,
             workers=os.cpu_count() or 1,

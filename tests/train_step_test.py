@@ -258,8 +258,7 @@ def main():
 @pytest.fixture(scope="module")
 def meshes():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
-        " --xla_backend_optimization_level=0",  # compiles in half the time
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }

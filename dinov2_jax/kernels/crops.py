@@ -78,7 +78,7 @@ def _rejoin_backward(saved, grad):
     module = _kernels(grad)
     if module is None:
         d_residual = _taken(grad, kept) * scale
-        sums = [linear.sum_rows(d_residual)[None]]
+        sums = [] if bias is None else [linear.sum_rows(d_residual)[None]]
     else:
         take = functools.partial(module.take, scale=scale, sums=bias is not None)
         d_residual, *sums = _on_each_device(take, grad, kept)

@@ -64,7 +64,7 @@ def sinkhorn_knopp(
       prototypes: [K, C].
       temp: Teacher temperature.
       valid: Optional bool [G, I]; False items take no part.
-      num_iterations: Of the alternating normalisation.
+      num_iterations: Of the alternating normalisation, at least 1.
     """
     if valid is None:
         valid = jnp.ones(features.shape[:2], bool)

@@ -7,9 +7,9 @@ prototypes, everything else in float32.
 R rows, C channels, K prototypes, k of them in each of n tiles.
 """
 
+import dataclasses
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +22,7 @@ _NARROWEST = 128  # columns of a tile
 Sums = tuple[jax.Array, jax.Array]  # [R]: a peak, and of exponentials below it
 
 
-@flax.struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class Tiles:
     """What a scan over prototypes takes, and what gives logits [R, k] of one of it.
 
@@ -35,8 +35,8 @@ class Tiles:
     """
 
     scanned: jax.Array
-    logits: Callable[[jax.Array], jax.Array] = flax.struct.field(pytree_node=False)
-    again: Callable[[jax.Array], jax.Array] = flax.struct.field(pytree_node=False)
+    logits: Callable[[jax.Array], jax.Array]
+    again: Callable[[jax.Array], jax.Array]
 
     def __len__(self) -> int:
         return len(self.scanned)

@@ -25,7 +25,7 @@ def sinkhorn_knopp(
       logits: [..., K].
       temp: Teacher temperature.
       valid: Optional bool [...]; False samples take no part and get zeros.
-      num_iterations: Of the alternating normalisation.
+      num_iterations: Of the alternating normalisation, at least 1.
 
     Returns:
       [..., K] probabilities; each valid row sums to 1.

@@ -8,7 +8,7 @@ counts the samples of one group of the batch, so that gathers stay on their devi
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,22 @@ Sequences = tuple[tuple[int, int], ...]
 Branch = Callable[
     [jax.Array, Sequences, crops.Statistics], tuple[jax.Array, jax.Array | None]
 ]
+
+Kept = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
+
+
+class Run(NamedTuple):
+    """Blocks `start` to `stop`, which share a drop rate.
+
+    Attributes:
+      start: The first of them.
+      stop: The one after the last.
+      kept: As `draw_kept` of these blocks; None where all samples are.
+    """
+
+    start: int
+    stop: int
+    kept: Kept | None
 
 
 def num_kept(batch: int, rate: float) -> int:
@@ -33,7 +49,7 @@ def draw_kept(
     num_groups: int,
     depth: int,
     batches: Sequence[int],
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+) -> Kept:
     """Which samples each block computes, drawn for all blocks at once.
 
     Args:
@@ -58,6 +74,41 @@ def draw_kept(
             )
         )
     return tuple(branches)
+
+
+def draw_runs(
+    key: jax.Array,
+    rates: Sequence[float],
+    *,
+    num_groups: int,
+    batches: Sequence[int],
+) -> list[Run]:
+    """What all blocks keep.
+
+    Args:
+      key: PRNG key.
+      rates: Drop rate of each block.
+      num_groups: G.
+      batches: Samples b of each crop group.
+
+    Returns:
+      The blocks in order, those next to each other with the same rate in one run.
+    """
+    runs, start = [], 0
+    for rate, run in itertools.groupby(rates):
+        stop = start + len(list(run))
+        kept = None
+        if rate > 0:
+            kept = draw_kept(
+                jax.random.fold_in(key, start),
+                rate=rate,
+                num_groups=num_groups,
+                depth=stop - start,
+                batches=batches,
+            )
+        runs.append(Run(start, stop, kept))
+        start = stop
+    return runs
 
 
 def add_residual(

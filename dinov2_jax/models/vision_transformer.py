@@ -11,7 +11,6 @@ R registers, D width.
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -237,7 +236,7 @@ class VisionTransformer(nn.Module):
         _, parts, sequences = self._embed(crops, masks)
         runs = self._kept_samples(sequences, len(parts[0]), drop_path_key)
         parts, _ = self._run_blocks(parts, sequences, runs, stop=self.depth - 1)
-        kept = runs[-1][2]
+        kept = runs[-1].kept
         tokens = self._checkpoint(self._last_block, static_argnums=2)(
             jax.tree.map(lambda p: p[-1], self._folded()),
             parts,
@@ -390,31 +389,19 @@ class VisionTransformer(nn.Module):
         return functools.partial(block.apply, {"params": block_weights.gather(params)})
 
     def _all_kept(self):
-        return [(0, self.depth, None)]
+        return [stochastic_depth.Run(0, self.depth, None)]
 
     def _kept_samples(self, sequences, num_groups, key):
-        """Runs of blocks that share a drop rate: (start, stop, kept or None)."""
+        """As `stochastic_depth.draw_runs`."""
         if key is None or not self.drop_path_rate:
             return self._all_kept()
-        if self.drop_path_uniform:
-            rates = [self.drop_path_rate] * self.depth
-        else:
+        rates = [self.drop_path_rate] * self.depth
+        if not self.drop_path_uniform:
             rates = np.linspace(0, self.drop_path_rate, self.depth).tolist()
-        runs, start = [], 0
-        for rate, run in itertools.groupby(rates):
-            stop = start + len(list(run))
-            kept = None
-            if rate > 0:
-                kept = stochastic_depth.draw_kept(
-                    jax.random.fold_in(key, start),
-                    rate=rate,
-                    num_groups=num_groups,
-                    depth=stop - start,
-                    batches=[count for count, _ in sequences],
-                )
-            runs.append((start, stop, kept))
-            start = stop
-        return runs
+        batches = [count for count, _ in sequences]
+        return stochastic_depth.draw_runs(
+            key, rates, num_groups=num_groups, batches=batches
+        )
 
     def _features(self, parts, sequences, grids, *, norm):
         """One `Features` a crop group."""

@@ -12,12 +12,12 @@ from PIL import Image
 from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
 from dinov2_jax.data import (
-    bench,
     images,
     multi_crop,
     recipe,
     reference_pipeline,
     sources,
+    throughput,
 )
 
 
@@ -61,15 +61,15 @@ def test_a_damaged_image_does_not_stop_the_reference(tmp_path):
         Image.new("RGB", (40, 40)).save(tmp_path / f"{i}.jpg")
     (tmp_path / "1.jpg").write_bytes(b"no image")
     source = sources.open_path(str(tmp_path), images.Decoder())
-    work = bench._Work(source, bench.Sizes(28, 14, 1), 3)
+    work = throughput._Work(source, throughput.Sizes(28, 14, 1), 3)
     assert work("reference", 0) == 6  # of 8, the four images twice
 
 
 def test_crops_take_what_their_sizes_say():
-    crops = bench.Sizes(28, 14, 3).multi_crop(None)
+    crops = throughput.Sizes(28, 14, 3).multi_crop(None)
     image = images.from_array(np.zeros((40, 40, 5), np.uint8))
     made = crops(image, np.random.default_rng(0))
-    assert bench.Sizes(28, 14, 3).crop_bytes(5) == sum(x.nbytes for x in made)
+    assert throughput.Sizes(28, 14, 3).crop_bytes(5) == sum(x.nbytes for x in made)
 
 
 @pytest.mark.parametrize(

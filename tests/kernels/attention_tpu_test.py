@@ -202,8 +202,7 @@ def main():
 
 def test_inside_shard_map():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2"
-        " --xla_backend_optimization_level=0",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }
