@@ -260,6 +260,11 @@ def _backward(qkv, out, lse, dout, interpret):
                 da = ops.matmul(dscores.astype(qkv.dtype), a, add_to=sums[0])
                 return (da, db) if of_keys else (da,)
 
+            def release(slot, refill):
+                if of_keys:  # threads read the statistics: before a copy is over them
+                    plgpu.commit_smem()
+                refill()
+
             for part, buffer in zip(held, (held_a, held_b)):
                 plan.load(source(part, mine), buffer, held_ready)
             if not of_keys:
@@ -269,7 +274,7 @@ def _backward(qkv, out, lse, dout, interpret):
             plgpu.barrier_wait(held_ready)
             written = held if of_keys else (Q,)
             sums = tuple(plan.full(0.0) for _ in written)
-            sums = plan.stream(load, body, sums, lambda slot, refill: refill())
+            sums = plan.stream(load, body, sums, release)
             # The held tiles have served: they carry the gradients out.
             held_a[...] = (_SCALE * sums[0]).astype(qkv.dtype)
             if of_keys:

@@ -190,5 +190,6 @@ class _Interpreter:
     @staticmethod
     def matmul(a, b, *, transpose=False, add_to=0.0):
         a, b = a if isinstance(a, jax.Array) else a[...], b[...]
+        plgpu.commit_smem()  # a matrix instruction's reads come before later copies
         b = b.T if transpose else b
         return add_to + jnp.dot(a, b, preferred_element_type=jnp.float32)
