@@ -145,7 +145,7 @@ class _Device:
     @staticmethod
     def matmul(a, b, *, transpose=False, add_to=None):
         """a @ b or a @ b.T in float32, added to `add_to`; `a` may be in registers."""
-        b = plgpu.transpose_ref(b, (1, 0)) if transpose else b
+        b = b.transpose((1, 0)) if transpose else b
         if add_to is not None:
             accumulate = pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))
             return accumulate(plgpu.ACC.init(add_to))
