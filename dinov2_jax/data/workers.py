@@ -6,6 +6,7 @@ outlive it.
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -47,8 +48,9 @@ def initialise(index: int, count: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    # Not PR_SET_PDEATHSIG: it fires when the thread ends that started the process.
-    parent = os.getppid()
+    # Not PR_SET_PDEATHSIG: it fires when the thread ends that started the process. Not
+    # os.getppid() either: the trainer may have been killed while this process began.
+    parent = multiprocessing.parent_process().pid
 
     def leave_with_parent():
         while os.getppid() == parent:
