@@ -94,7 +94,7 @@ class Trainer:
                 time.sleep(0.001)
         finally:
             process.kill()
-        output, _ = process.communicate()
+        output, _ = process.communicate(timeout=60)  # its workers hold it too
         return Finished(process.returncode, output)
 
 

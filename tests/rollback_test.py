@@ -205,7 +205,7 @@ def test_goes_back_and_leaves_out(images, trainer, tmp_path):
     while process.poll() is None and not (again / "rollbacks.json").exists():
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     finished = run(trainer, *flags(images, again))
     assert finished.code == 0, finished.output

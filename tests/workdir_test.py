@@ -57,7 +57,7 @@ def test_a_second_run_of_the_same_folder(uninterrupted, trainer, tmp_path):
         second = trainer.run(*flags)
     finally:
         first.kill()
-        first.communicate()
+        first.communicate(timeout=60)
     assert second.code == 2
     assert second.output == second.error + "\n"
     assert f"run is in use by pid {first.pid} on " in second.error

@@ -250,7 +250,7 @@ def test_processes_that_index_at_once(tmp_path, monkeypatch):
     for process in running:  # all have imported by the time they are let go
         process.stdin.write("\n")
         process.stdin.flush()
-    said = {process.communicate()[0] for process in running}
+    said = {process.communicate(timeout=300)[0] for process in running}
     assert len(said) == 1 and said.pop().startswith("3000 ")
     left = {p.suffix for p in (tmp_path / "cache" / "indexes").iterdir()}
     assert left == {".index"}  # nothing half-written
