@@ -1,22 +1,34 @@
-# make quickstart | test | fuzz | faults | soak | bench | bench-gpu | clean. Needs make and
-# Python 3.11 or newer, which may be named: make PYTHON=/path/to/python3.11 quickstart
+# make quickstart | test | test-all | mutants | fuzz | faults | soak | bench | bench-gpu |
+# clean. Needs make and Python 3.11 or newer, which may be named:
+# make PYTHON=/path/to/python3.11 quickstart
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: quickstart test fuzz faults soak bench bench-gpu clean
+.PHONY: quickstart test test-all mutants fuzz faults soak bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/runtime.stamp
 	@$(VENV)/bin/python -m dinov2_jax.main --config=configs/quickstart.py \
 		--workdir=runs/quickstart
 
+# At most fifteen minutes on two cores.
 test: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/python -m pytest -q -n 2 --durations=15 -m "not slow"
+
+# The slow tests too: before a release, and after a change of what they are about.
+test-all: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/python -m pytest -q -n 2 --durations=15
+
+# Planted faults, one at a time, each of which the tests must catch.
+mutants: $(VENV)/test.stamp
+	@$(VENV)/bin/python -m tests.mutants
 
 # Ten thousand damaged image files: decoded or refused, in time and within memory.
 fuzz: $(VENV)/test.stamp
