@@ -88,7 +88,7 @@ def measure(
     scalars = {name: np.float32(value) for name, value in scalars.items()}
     report: dict[str, Any] = {"dtype": dtype}
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(meta_arch.init, jax.random.key(0))
+        shapes = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
         tx = optimizer.make_optimizer(config, shapes)
         abstract = train_state.abstract_state(meta_arch, tx, mesh)
         step_fn = train_step.make_train_step(meta_arch, tx, abstract, mesh, seed=0)

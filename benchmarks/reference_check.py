@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import jax_step, reference_peer, workloads
 from dinov2_jax import optimizer, ssl_meta_arch
+from dinov2_jax.models import network
 from dinov2_jax.weights import state_dict
 
 SIZES = (
@@ -42,12 +43,12 @@ def compare(clone: str, batch_size: int = 4) -> dict:
     config = workloads.make_config("vits", batch_size, SIZES)
     arch = ssl_meta_arch.make_ssl_meta_arch(config, jax.numpy.float32)
     # Two trees: a teacher that differs from its student.
-    student, teacher = (arch.init(jax.random.key(seed)) for seed in (0, 1))
+    student, teacher = (arch.student.init(jax.random.key(seed)) for seed in (0, 1))
     batch = jax_step.random_batch(config)
 
     @jax.jit
     def value(student, teacher, batch):
-        targets, _ = arch.teacher_targets(teacher, {}, batch, TEACHER_TEMP)
+        targets, _ = arch.teacher.targets(teacher, {}, batch, TEACHER_TEMP)
         (_, terms), grads = jax.value_and_grad(arch.loss, has_aux=True)(
             student, jax.lax.stop_gradient(targets), batch, jax.random.key(0)
         )
@@ -72,7 +73,7 @@ def compare(clone: str, batch_size: int = 4) -> dict:
             )
 
     def crops(name: str) -> torch.Tensor:
-        pixels = np.array(ssl_meta_arch.normalize(jax.numpy.asarray(batch[name][0])))
+        pixels = np.array(network.normalize(jax.numpy.asarray(batch[name][0])))
         return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
     theirs = peer.loss(

@@ -154,6 +154,7 @@ def get_config() -> config_dict.ConfigDict:
     c.teacher.warmup_teacher_temp_steps = 37_500  # reference: 30 epochs x 1250
 
     c.optim = config_dict.ConfigDict()
+    c.optim.name = "adamw"  # a key of `optimizer.DIRECTIONS`
     c.optim.base_lr = 0.004  # at batch 1024; scaled by sqrt(batch / 1024)
     c.optim.min_lr = 1e-6  # not scaled
     c.optim.warmup_steps = 12_500  # reference: 10 epochs x 1250

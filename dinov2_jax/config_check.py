@@ -44,6 +44,7 @@ _CHOICES = {
     "model.arch": ("vit_small", "vit_base", "vit_large", "vit_giant2", "custom"),
     "init.which": ("", "teacher", "student"),
     "init.heads": ("fresh", "loaded"),
+    "optim.name": ("adamw",),
     "train.centering": ("centering", "sinkhorn_knopp"),
     "evaluation.photos_split": ("val", "test"),
 }
@@ -98,6 +99,7 @@ _ADDED = {
     "data.mean": [],
     "data.std": [],
     "crops.policy": "rgb",
+    "optim.name": "adamw",
     **{f"crops.{name}": None for name in recipe.FIELDS},
 }
 

@@ -51,8 +51,8 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
     source, heads = config.init["from"], config.init.heads == "loaded"
     if not source:
         return None
-    wanted = meta_arch.backbone
-    expected = jax.eval_shape(meta_arch.init, jax.random.key(0))
+    wanted = meta_arch.student.backbone
+    expected = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
     released = [size[:2] for size in vision_transformer.ARCHS.values()]
     with _on_host():
         try:

@@ -1,11 +1,13 @@
-"""The optimizer: clip per submodule, AdamW with a multiplier for every parameter, EMA.
+"""The optimizer: clip per submodule, and multipliers for every parameter.
 
-Mirrors the reference's `utils/param_groups.py` and `train/train.py`. Learning rate and
-weight decay arrive with every update, from `schedules`. The state is optax's.
+An optax transformation, for any of `DIRECTIONS`. Mirrors the reference's
+`utils/param_groups.py` and `train/train.py`. Learning rate and weight decay arrive with
+every update, from `schedules`. The state is that of the direction.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,123 +94,33 @@ def clip_factors(norms: dict[str, jax.Array], max_norm: float) -> dict[str, jax.
     return {k: jnp.minimum(1.0, max_norm / (n + 1e-6)) for k, n in norms.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """AdamW and the EMA teacher, one pass over gradients, moments and both weights.
+def scale_by_adam(
+    b1: float, b2: float, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Returns `optax.scale_by_adam` with a bias correction exact in float32.
 
-    Attributes:
-      groups: Tree of `ParamGroup` like the parameters.
-      clip_grad: Greatest norm of a submodule's gradients; 0 does not clip.
+    Args:
       b1: Decay of the first moment, in [0, 1).
       b2: Decay of the second moment, in [0, 1).
       eps: Added to the root of the second moment.
     """
 
-    groups: Any
-    clip_grad: float
-    b1: float
-    b2: float
-    eps: float = 1e-8
-
-    def init(self, params: Any) -> optax.ScaleByAdamState:
-        """Moments of 0."""
-        return optax.scale_by_adam().init(params)
-
-    def update(
-        self,
-        grads: Any,
-        state: optax.ScaleByAdamState,
-        params: Any,
-        teacher_params: Any,
-        scalars: dict[str, jax.Array],
-        *,
-        norms: dict[str, jax.Array],
-        finite: jax.Array | bool = True,
-    ) -> tuple[optax.ScaleByAdamState, Any, Any]:
-        """One step: clip, moments, decoupled weight decay, EMA.
-
-        A rate of 0 stops update and decay of its parameters, to the bit; a student
-        that rests leaves the teacher where it is once they are equal.
-
-        Args:
-          grads: Tree like `params`.
-          state: Of the step before.
-          params: The student's.
-          teacher_params: EMA of `params`.
-          scalars: lr, backbone_lr, last_layer_lr, weight_decay, momentum_teacher.
-          norms: `submodule_norms` of the gradients.
-          finite: Where False everything stays as it is.
-
-        Returns:
-          The new state, student and teacher.
-        """
+    def update(grads, state, params=None):
+        del params
         count = optax.safe_increment(state.count)
-        shared = {
-            "mu_scale": _bias_correction(self.b1, count),
-            "nu_scale": _bias_correction(self.b2, count),
-            "teacher_rate": 1.0 - scalars["momentum_teacher"],
-            "finite": finite,
-        }
-        factors = clip_factors(norms, self.clip_grad)
-
-        def leaf(path, group, *arrays):
-            rate = scalars["backbone_lr" if group.is_backbone else "lr"]
-            if group.is_last_layer:
-                rate = scalars["last_layer_lr"]
-            return self._elementwise(
-                *arrays,
-                rate=rate * np.asarray(group.lr_multiplier, np.float32),
-                clip=factors[path[0].key],
-                decay=scalars["weight_decay"] * group.wd_multiplier,
-                **shared,
-            )
-
-        trees = (grads, state.mu, state.nu, params, teacher_params)
-        is_group = lambda x: isinstance(x, ParamGroup)  # noqa: E731
-        new = jax.tree_util.tree_map_with_path(
-            leaf, self.groups, *trees, is_leaf=is_group
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (g * g), state.nu, grads)
+        mu_scale, nu_scale = _bias_correction(b1, count), _bias_correction(b2, count)
+        directions = jax.tree.map(
+            lambda m, v: (m / mu_scale) / (jnp.sqrt(v / nu_scale) + eps), mu, nu
         )
-        new = jax.tree.transpose(
-            jax.tree.structure(self.groups, is_leaf=is_group),
-            jax.tree.structure((0,) * 4),
-            new,
-        )
-        mu, nu, params, teacher_params = new
-        count = jnp.where(finite, count, state.count)
-        return optax.ScaleByAdamState(count, mu, nu), params, teacher_params
+        return directions, optax.ScaleByAdamState(count, mu, nu)
 
-    def _elementwise(
-        self,
-        grad,
-        mu,
-        nu,
-        p,
-        teacher,
-        *,
-        rate,
-        clip,
-        decay,
-        mu_scale,
-        nu_scale,
-        teacher_rate,
-        finite,
-    ):
-        """All that is new of one parameter: mu, nu, p, teacher."""
-        old = (mu, nu, p, teacher)
-        rate = rate.reshape(rate.shape + (1,) * (p.ndim - rate.ndim))
-        grad = grad * clip
-        mu = self.b1 * mu + (1 - self.b1) * grad
-        nu = self.b2 * nu + (1 - self.b2) * (grad * grad)
-        direction = (mu / mu_scale) / (jnp.sqrt(nu / nu_scale) + self.eps)
-        p = p - rate * (direction + decay * p)
-        # Not as m * t + (1 - m) * p, whose rounding moves a teacher at rest.
-        teacher = teacher + teacher_rate * (p - teacher)
-        new = (mu, nu, p, teacher)
-        return tuple(jnp.where(finite, n, o) for n, o in zip(new, old))
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
 
 
 def _bias_correction(decay: float, count: jax.Array) -> jax.Array | float:
-    """1 - decay**count, exactly.
+    """Returns 1 - decay**count, exactly.
 
     In float32 as written, as optax has it, it is off by 1e-5 for 0.999 at every step;
     torch computes it in double.
@@ -216,16 +128,66 @@ def _bias_correction(decay: float, count: jax.Array) -> jax.Array | float:
     return -jnp.expm1(count * math.log(decay)) if decay else 1.0
 
 
-def make_optimizer(config: Any, params: Any) -> Optimizer:
-    """The optimizer of `config.optim` for a tree like `params` (arrays or shapes)."""
+# `optim.name` -> gradients to directions, from `config.optim`.
+DIRECTIONS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "adamw": lambda optim: scale_by_adam(optim.adamw_beta1, optim.adamw_beta2),
+}
+
+
+def with_param_groups(
+    direction: optax.GradientTransformation, groups: Any, *, clip_grad: float
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer with a learning rate and weight decay for each parameter.
+
+    A rate of 0 stops update and decay of its parameters, to the bit, while the
+    direction's moments move on.
+
+    Args:
+      direction: Turns clipped gradients into directions; its state is the optimizer's.
+      groups: Tree of `ParamGroup` like the parameters.
+      clip_grad: Greatest norm of a submodule's gradients; 0 does not clip.
+
+    Returns:
+      A transformation whose `update` takes `scalars` (lr, backbone_lr, last_layer_lr,
+      weight_decay) and `norms` (`submodule_norms` of the gradients) by keyword.
+    """
+
+    def update(grads, state, params, *, scalars, norms, **extra_args):
+        del extra_args
+        factors = clip_factors(norms, clip_grad)
+        clipped = {
+            name: jax.tree.map(lambda g, f=factors[name]: g * f, tree)
+            for name, tree in grads.items()
+        }
+        directions, state = direction.update(clipped, state, params)
+
+        def leaf(group, direction, p):
+            rate = scalars["backbone_lr" if group.is_backbone else "lr"]
+            if group.is_last_layer:
+                rate = scalars["last_layer_lr"]
+            rate = rate * np.asarray(group.lr_multiplier, np.float32)
+            rate = rate.reshape(rate.shape + (1,) * (p.ndim - rate.ndim))
+            decay = scalars["weight_decay"] * group.wd_multiplier
+            return -rate * (direction + decay * p)
+
+        is_group = lambda x: isinstance(x, ParamGroup)  # noqa: E731
+        updates = jax.tree.map(leaf, groups, directions, params, is_leaf=is_group)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(direction.init, update)
+
+
+def make_optimizer(config: Any, params: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer of `config.optim`.
+
+    Args:
+      config: A config.
+      params: Tree of the parameters, arrays or shapes.
+    """
     groups = param_groups(
         params,
         layerwise_decay=config.optim.layerwise_decay,
         patch_embed_lr_mult=config.optim.patch_embed_lr_mult,
     )
-    return Optimizer(
-        groups=groups,
-        clip_grad=config.optim.clip_grad,
-        b1=config.optim.adamw_beta1,
-        b2=config.optim.adamw_beta2,
-    )
+    direction = DIRECTIONS[config.optim.name](config.optim)
+    return with_param_groups(direction, groups, clip_grad=config.optim.clip_grad)

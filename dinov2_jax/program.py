@@ -39,7 +39,7 @@ class Program:
         self.mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp)
         self.dtype = _compute_dtype(config)
         self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, self.dtype)
-        shapes = jax.eval_shape(self.meta_arch.init, jax.random.key(0))
+        shapes = jax.eval_shape(self.meta_arch.student.init, jax.random.key(0))
         self.num_params = sum(x.size for x in jax.tree.leaves(shapes))
         self.tx = optimizer.make_optimizer(config, shapes)
         self.state = train_state.abstract_state(self.meta_arch, self.tx, self.mesh)

@@ -6,9 +6,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import optimizer, sharding, ssl_meta_arch
+from dinov2_jax import sharding, ssl_meta_arch
 
 
 @flax.struct.dataclass
@@ -37,16 +38,16 @@ class TrainState:
 def init_state(
     key: jax.Array,
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optimizer.Optimizer,
+    tx: optax.GradientTransformation,
 ) -> TrainState:
     """A fresh state with the reference's initialisation."""
-    return state_from_params(meta_arch.init(key), meta_arch, tx)
+    return state_from_params(meta_arch.student.init(key), meta_arch, tx)
 
 
 def state_from_params(
     params: Any,
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optimizer.Optimizer,
+    tx: optax.GradientTransformation,
 ) -> TrainState:
     """The state at step 0 for given weights; the teacher is a copy of the student."""
     return TrainState(
@@ -54,7 +55,7 @@ def state_from_params(
         params=params,
         teacher_params=jax.tree.map(jnp.copy, params),
         opt_state=tx.init(params),
-        centers=meta_arch.init_centers(),
+        centers=meta_arch.teacher.init_centers(),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
     )
@@ -62,7 +63,7 @@ def state_from_params(
 
 def abstract_state(
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optimizer.Optimizer,
+    tx: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is allocated."""
@@ -79,7 +80,7 @@ def abstract_state(
 def make_state(
     seed: int,
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optimizer.Optimizer,
+    tx: optax.GradientTransformation,
     mesh: Mesh,
     loaded: dict[str, Any] | None = None,
 ) -> TrainState:
@@ -100,7 +101,7 @@ def make_state(
     }
     init = jax.jit(
         lambda key, loaded: state_from_params(
-            meta_arch.init(key) | loaded, meta_arch, tx
+            meta_arch.student.init(key) | loaded, meta_arch, tx
         ),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
         donate_argnums=1,

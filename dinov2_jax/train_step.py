@@ -4,9 +4,11 @@ Mirrors the body of the loop of the reference's `train/train.py:do_train`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from dinov2_jax import (
@@ -16,6 +18,7 @@ from dinov2_jax import (
     ssl_meta_arch,
     train_state,
 )
+from dinov2_jax.models import network
 
 TrainState = train_state.TrainState
 Metrics = dict[str, jax.Array]
@@ -25,31 +28,36 @@ def train_step(
     state: TrainState,
     batch: ssl_meta_arch.Batch,
     scalars: dict[str, jax.Array],
+    frozen: network.Params | None = None,
     *,
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optimizer.Optimizer,
+    tx: optax.GradientTransformationExtraArgs,
     seed: int,
 ) -> tuple[TrainState, Metrics]:
-    """One step, pure.
+    """Does one step, purely.
 
     A step whose loss or gradients are not finite leaves parameters, moments, teacher
     and centres untouched; only `step` and the skip counters move.
 
     Args:
-      state: At step n.
-      batch: See `data/batch_builder.py`.
-      scalars: `schedules.Schedules` at step n.
-      meta_arch: From `make_ssl_meta_arch`.
-      tx: From `make_optimizer`.
-      seed: Of the run; stochastic depth at step n depends on (seed, n) alone.
+      state: The state at step n.
+      batch: The batch of step n, see `data/batch_builder.py`.
+      scalars: The schedules at step n, see `schedules.Schedules`.
+      frozen: Parameters of a teacher that is not the student's EMA; None: it is.
+      meta_arch: Student, teacher and losses.
+      tx: The optimizer, from `make_optimizer`.
+      seed: Seed of the run; stochastic depth at step n depends on (seed, n) alone.
 
     Returns:
       The state at step n + 1, and float32 metrics: `loss/...`, `grad_norm/...` (before
       clipping), `skipped_in_a_row`, `skipped`.
     """
     batch = device_augmentation.augment(batch, meta_arch.policy)
-    targets, centers = meta_arch.teacher_targets(
-        state.teacher_params, state.centers, batch, scalars["teacher_temp"]
+    targets, centers = meta_arch.teacher.targets(
+        state.teacher_params if frozen is None else frozen,
+        state.centers,
+        batch,
+        scalars["teacher_temp"],
     )
     drop_path_key = jax.random.fold_in(jax.random.key(seed), state.step)
     (loss, terms), grads = jax.value_and_grad(meta_arch.loss, has_aux=True)(
@@ -61,27 +69,29 @@ def train_step(
     for norm in norms.values():
         finite &= jnp.isfinite(norm)
 
-    opt_state, params, teacher_params = tx.update(
-        grads,
-        state.opt_state,
-        state.params,
-        state.teacher_params,
-        scalars,
-        norms=norms,
-        finite=finite,
+    updates, opt_state = tx.update(
+        grads, state.opt_state, state.params, scalars=scalars, norms=norms
     )
-
+    params = optax.apply_updates(state.params, updates)
+    learned = {
+        "params": params,
+        "teacher_params": ema(
+            state.teacher_params, params, scalars["momentum_teacher"]
+        ),
+        "opt_state": opt_state,
+        "centers": centers,
+    }
     skip = (~finite).astype(jnp.int32)
     new_state = state.replace(
         step=state.step + 1,
-        params=params,
-        teacher_params=teacher_params,
-        opt_state=opt_state,
-        centers=jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), centers, state.centers
-        ),
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
         skipped=state.skipped + skip,
+        **{
+            name: jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), tree, getattr(state, name)
+            )
+            for name, tree in learned.items()
+        },
     )
     metrics = {"loss/total": loss}
     metrics |= {f"loss/{name}": term for name, term in terms.items()}
@@ -91,39 +101,55 @@ def train_step(
     return new_state, metrics
 
 
+def ema(average: Any, params: Any, momentum: jax.Array | float) -> Any:
+    """Moves an exponential moving average of parameters towards them.
+
+    As `optax.incremental_update` by 1 - momentum, but an average that equals the
+    parameters stays as it is to the bit.
+    """
+    rate = 1.0 - momentum
+    return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
+
+
 def make_train_step(
     meta_arch: ssl_meta_arch.SSLMetaArch,
-    tx: optimizer.Optimizer,
+    tx: optax.GradientTransformationExtraArgs,
     state: TrainState,
     mesh: Mesh,
     *,
     seed: int,
+    frozen: network.Params | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`train_step` jitted over the mesh, the state donated.
+    """Returns `train_step` jitted over the mesh, the state donated.
 
     Args:
-      meta_arch: From `make_ssl_meta_arch`.
-      tx: From `make_optimizer`.
-      state: Real or abstract; gives the shardings.
-      mesh: From `sharding.make_mesh`.
-      seed: Of the run.
+      meta_arch: Student, teacher and losses.
+      tx: The optimizer, from `make_optimizer`.
+      state: The state, real or abstract; gives the shardings.
+      mesh: The mesh, from `sharding.make_mesh`.
+      seed: Seed of the run.
+      frozen: Parameters of a frozen teacher, real or abstract, whose shardings they
+        give; None: the teacher is the student's EMA.
 
     Returns:
-      (state, batch, scalars) -> (state, metrics); a `jax.jit` object, to be called or
-      lowered under `jax.set_mesh(mesh)`.
+      (state, batch, scalars[, frozen]) -> (state, metrics); a `jax.jit` object, to be
+      called or lowered under `jax.set_mesh(mesh)`.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen))
 
-    def step(state, batch, scalars):
-        return train_step(state, batch, scalars, meta_arch=meta_arch, tx=tx, seed=seed)
+    def step(state, batch, scalars, *frozen):
+        return train_step(
+            state, batch, scalars, *frozen, meta_arch=meta_arch, tx=tx, seed=seed
+        )
 
     return jax.jit(
         step,
         donate_argnums=0,
         in_shardings=(
-            shardings,
+            shardings[0],
             sharding.batch_sharding(mesh),
             sharding.replicated(mesh),
+            *(() if frozen is None else (shardings[1],)),
         ),
-        out_shardings=(shardings, sharding.replicated(mesh)),
+        out_shardings=(shardings[0], sharding.replicated(mesh)),
     )

@@ -95,11 +95,11 @@ def test_backbones_multiply_so_much(model):
     config = small(**model)
     config.dino.loss_weight = config.ibot.loss_weight = 0.0  # no heads
     arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.float32)
-    params = jax.eval_shape(arch.init, jax.random.key(0))["backbone"]
+    params = jax.eval_shape(arch.student.init, jax.random.key(0))["backbone"]
     batch = abstract_batch(config)
 
     def run(params, crops, masks, key):
-        return arch.backbone.apply(
+        return arch.student.backbone.apply(
             {"params": params},
             [c.astype(jnp.float32) for c in crops],
             masks,
@@ -126,16 +126,16 @@ def test_the_loss_multiplies_so_much(separate_head, prototypes, most):
     config.dino.head_n_prototypes = prototypes
     config.ibot.head_n_prototypes = 2 * prototypes
     arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.float32)
-    params = jax.eval_shape(arch.init, jax.random.key(0))
+    params = jax.eval_shape(arch.student.init, jax.random.key(0))
     batch = abstract_batch(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     expected = flops.step_flops(config)
 
     def teacher(params, batch):
-        return arch.teacher_targets(params, {}, batch, 0.07)
+        return arch.teacher.targets(params, {}, batch, 0.07)
 
     def student(params, batch, key):
-        targets, _ = arch.teacher_targets(params, {}, batch, 0.07)
+        targets, _ = arch.teacher.targets(params, {}, batch, 0.07)
         return arch.loss(params, jax.lax.stop_gradient(targets), batch, key)[0]
 
     # On top come Sinkhorn's sums, cross-entropies, KoLeo and what is computed a second

@@ -92,7 +92,9 @@ def start(c, mesh=None):
     """The state at step 0 and the jitted step."""
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     arch = make_arch(c)
-    tx = optimizer.make_optimizer(c, jax.eval_shape(arch.init, jax.random.key(0)))
+    tx = optimizer.make_optimizer(
+        c, jax.eval_shape(arch.student.init, jax.random.key(0))
+    )
     weights = init_weights.read(c, arch)
     state = train_state.make_state(
         c.seed, arch, tx, mesh, weights.params if weights else None

@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
@@ -95,25 +96,20 @@ SCALARS = [  # lr, last_layer_lr, backbone_lr, weight_decay of every step
 def run(clip_grad, gradient_scale):
     params = random_tree(0)
     tx = make(params, clip_grad=clip_grad)
-    opt_state, teacher, history = tx.init(params), random_tree(99), []
+    opt_state, history = tx.init(params), []
     update = jax.jit(tx.update)
     for step, values in enumerate(SCALARS):
         names = ("lr", "last_layer_lr", "backbone_lr", "weight_decay")
         scalars = dict(zip(names, values))
         grads = random_tree(step + 1, gradient_scale)
-        before = teacher
-        opt_state, params, teacher = update(
+        updates, opt_state = update(
             grads,
             opt_state,
             params,
-            teacher,
-            scalars | {"momentum_teacher": 0.99},
+            scalars=scalars,
             norms=optimizer.submodule_norms(grads),
         )
-        jax.tree.map(
-            lambda t, b, p: np.testing.assert_allclose(t, 0.99 * b + 0.01 * p, 1e-5),
-            *(teacher, before, params),
-        )
+        params = optax.apply_updates(params, updates)
         history.append(flat(params))
     return history
 
@@ -171,14 +167,14 @@ def test_what_is_frozen_stands_still_while_its_moments_grow(rate, part):
         scalars = dict(lr=1.0, backbone_lr=1.0, last_layer_lr=1.0, weight_decay=0.1)
         if frozen:
             scalars[rate] = 0.0
-        state, moved_params, _ = update(
+        updates, state = update(
             grads,
             tx.init(params),
             params,
-            params,
-            scalars | {"momentum_teacher": 0.99},
+            scalars=scalars,
             norms=optimizer.submodule_norms(grads),
         )
+        moved_params = optax.apply_updates(params, updates)
         states.append(state)
         for name, value in flat(moved_params).items():
             moved = np.any(value != start[name])

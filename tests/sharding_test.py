@@ -76,7 +76,7 @@ def giants():
     for name, module in {"vitg": vitg, "vitl": vitl, "vits": vits}.items():
         c = module.get_config()
         meta_arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.bfloat16)
-        params = jax.eval_shape(meta_arch.init, jax.random.key(0))
+        params = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
         tx = optimizer.make_optimizer(c, params)
         states[name] = jax.eval_shape(
             lambda key, arch=meta_arch, tx=tx: train_state.init_state(key, arch, tx),
@@ -185,7 +185,7 @@ def test_the_batch_is_constrained_only_under_a_mesh_that_divides_it():
 def test_state_is_made_on_its_shardings():
     c = tiny.config()
     meta_arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32)
-    params = jax.eval_shape(meta_arch.init, jax.random.key(0))
+    params = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
     tx = optimizer.make_optimizer(c, params)
     devices = sharding.make_mesh(devices=jax.devices()[:1])
     abstract = train_state.abstract_state(meta_arch, tx, devices)

@@ -16,6 +16,7 @@ import tiny
 from dinov2_jax import ssl_meta_arch
 from dinov2_jax.data import recipe
 from dinov2_jax.losses import dino, teacher_targets
+from dinov2_jax.models import network
 
 TEMP = 0.05
 
@@ -23,7 +24,7 @@ TEMP = 0.05
 @functools.partial(jax.jit, static_argnames="meta_arch")
 def evaluate(meta_arch, params, teacher, centers, batch):
     """(total, terms, target probabilities, new centres)."""
-    targets, new_centers = meta_arch.teacher_targets(teacher, centers, batch, TEMP)
+    targets, new_centers = meta_arch.teacher.targets(teacher, centers, batch, TEMP)
     total, terms = meta_arch.loss(params, targets, batch, jax.random.key(0))
     return total, terms, {k: t.probabilities() for k, t in targets.items()}, new_centers
 
@@ -44,14 +45,14 @@ def weights(meta_arch, seed=0):
         ones = path[-1].key in ("scale", "gamma", "weight_g")
         return x * 0 + 1 if ones else 0.1 * x
 
-    shapes = jax.eval_shape(meta_arch.init, jax.random.key(0))
+    shapes = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def run(c, meta_arch, batch, params=None, teacher=None):
     params = weights(meta_arch) if params is None else params
     teacher = weights(meta_arch, seed=1) if teacher is None else teacher
-    return evaluate(meta_arch, params, teacher, meta_arch.init_centers(), batch)
+    return evaluate(meta_arch, params, teacher, meta_arch.teacher.init_centers(), batch)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_separate_heads_have_their_own_sizes():
     shapes = jax.tree.map(jnp.shape, weights(meta_arch))
     assert shapes["ibot_head"]["last_layer"]["weight_v"] == (48, 8)
     assert shapes["dino_head"]["last_layer"]["weight_v"] == (64, 16)
-    centers = meta_arch.init_centers()
+    centers = meta_arch.teacher.init_centers()
     assert {k: v.shape for k, v in centers.items()} == {"dino": (64,), "ibot": (48,)}
     assert not any(np.any(c) for c in centers.values())
 
@@ -235,18 +236,21 @@ def test_equals_the_definitions(centering):
     """The terms, their gradients and the centres, from whole arrays of logits."""
     c, arch = make(train={"centering": centering})
     batch, params, teacher = tiny.batch(c), weights(arch), weights(arch, seed=1)
-    centers = jax.tree.map(lambda x: x + jnp.linspace(-1, 1, 64), arch.init_centers())
+    centers = jax.tree.map(
+        lambda x: x + jnp.linspace(-1, 1, 64), arch.teacher.init_centers()
+    )
     valid = batch["masked_weights"] > 0
 
     def logits(params, crops, masks, key=None):
         """Of class tokens, and of masked patches."""
-        crops = [ssl_meta_arch.normalize(x) for x in crops]
-        features = arch.backbone.apply(
+        crops = [network.normalize(x) for x in crops]
+        features = arch.student.backbone.apply(
             {"params": params["backbone"]}, crops, masks, key, method="forward_crops"
         )
-        patches = features[0].patches.reshape(2, -1, arch.backbone.embed_dim)
+        patches = features[0].patches.reshape(2, -1, arch.student.backbone.embed_dim)
         masked = jnp.take_along_axis(patches, batch["masked_indices"][..., None], 1)
-        apply = lambda x: arch.dino_head.apply({"params": params["dino_head"]}, x)  # noqa: E731
+        head = {"params": params["dino_head"]}
+        apply = functools.partial(arch.student.dino_head.apply, head)
         return [apply(f.cls) for f in features], apply(masked)
 
     (cls,), masked = logits(teacher, [batch["global_crops"]], [None])
@@ -275,7 +279,7 @@ def test_equals_the_definitions(centering):
         return sum(terms.values()), terms
 
     arch = dataclasses.replace(arch, koleo_loss_weight=0.0)
-    targets, ours_centers = arch.teacher_targets(teacher, centers, batch, TEMP)
+    targets, ours_centers = arch.teacher.targets(teacher, centers, batch, TEMP)
     ours = jax.jit(jax.value_and_grad(arch.loss, has_aux=True))(
         params, targets, batch, jax.random.key(0)
     )

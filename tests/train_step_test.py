@@ -37,7 +37,7 @@ class Trainer:
     def __init__(self, c, mesh, start=None):
         self.c, self.mesh = c, mesh
         meta_arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32)
-        params = jax.eval_shape(meta_arch.init, jax.random.key(0))
+        params = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
         tx = optimizer.make_optimizer(c, params)
         if start is None:
             start = train_state.make_state(c.seed, meta_arch, tx, mesh)
@@ -154,7 +154,11 @@ class Rootful:
 
     policy = None
 
-    def teacher_targets(self, teacher_params, centers, batch, temp):
+    @property
+    def teacher(self):
+        return self
+
+    def targets(self, teacher_params, centers, batch, temp):
         return {}, jax.tree.map(lambda c: c + 1.0, centers)
 
     def loss(self, params, targets, batch, key):

@@ -182,7 +182,7 @@ def lower(
       The step, and (shape, stacked?) of every parameter.
     """
     meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, dtype)
-    params = jax.eval_shape(meta_arch.init, jax.random.key(0))
+    params = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
     tx = optimizer.make_optimizer(config, params)
     state = train_state.abstract_state(meta_arch, tx, mesh)
     step_fn = train_step.make_train_step(meta_arch, tx, state, mesh, seed=config.seed)

@@ -51,9 +51,9 @@ class Evaluator:
         ks: tuple[int, ...],
         temperature: float,
     ):
-        backbone = meta_arch.backbone
+        backbone = meta_arch.student.backbone
         self._backbone, self._mesh, self._pictures = backbone, mesh, pictures
-        self._normalize = meta_arch.normalize
+        self._normalize = meta_arch.student.normalize
         self._bank, self._queries = bank, queries
         self._resize_size, self._image_size = resize_size, image_size
         self._batch_size = -(-batch_size // mesh.size) * mesh.size

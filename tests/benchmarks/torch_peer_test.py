@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import jax_step, torch_peer, workloads
 from dinov2_jax import ssl_meta_arch
+from dinov2_jax.models import network
 from dinov2_jax.weights import state_dict
 
 NAMES = {
@@ -42,12 +43,12 @@ def test_loss_equals_ours(name):
     )
     config = workloads.make_config(workload.config, 4, overrides)
     arch = ssl_meta_arch.make_ssl_meta_arch(config, jax.numpy.float32)
-    student, teacher = (arch.init(jax.random.key(seed)) for seed in (0, 1))
+    student, teacher = (arch.student.init(jax.random.key(seed)) for seed in (0, 1))
     batch = jax_step.random_batch(config)
 
     @jax.jit
     def ours(student, teacher, batch):
-        targets, _ = arch.teacher_targets(teacher, {}, batch, torch_peer.TEACHER_TEMP)
+        targets, _ = arch.teacher.targets(teacher, {}, batch, torch_peer.TEACHER_TEMP)
         return arch.loss(student, targets, batch, jax.random.key(0))
 
     total, terms = ours(student, teacher, batch)
@@ -55,7 +56,7 @@ def test_loss_equals_ours(name):
     load(student, peer.student, config.model.patch_size)
     load(teacher, peer.teacher, config.model.patch_size)
     for crops in ("global_crops", "local_crops"):
-        pixels = np.array(ssl_meta_arch.normalize(jax.numpy.asarray(batch[crops][0])))
+        pixels = np.array(network.normalize(jax.numpy.asarray(batch[crops][0])))
         setattr(peer, crops, torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
     valid = batch["masked_weights"][0] > 0
     peer.masks = torch.from_numpy(batch["masks"][0])

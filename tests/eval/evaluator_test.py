@@ -57,7 +57,7 @@ def test_channels_and_their_statistics(tmp_path, channels):
     pattern = "/**/*.npy" if channels == 13 else ""
     made, meta_arch, config = make(tmp_path / "images", channels, pattern)
     seen = []
-    backbone = meta_arch.backbone
+    backbone = meta_arch.student.backbone
     params = backbone.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, channels)))
     normal = (pixels / 255 - np.array(config.data.mean)) / np.array(config.data.std)
     expected = backbone.apply(params, normal.astype(np.float32)).cls

@@ -201,7 +201,7 @@ def replay_training(arrays: Any) -> Iterator[Check]:
         name: state_dict.params_from_state_dict(under(arrays, f"init/student/{name}/"))
         for name in submodules
     }
-    expected = jax.eval_shape(meta_arch.init, jax.random.key(0))
+    expected = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
     shapes = jax.tree.map(lambda x: x.shape, (params, expected))
     if shapes[0] != shapes[1]:
         raise ValueError("recorded weights do not fit the model of their config")
@@ -267,7 +267,7 @@ def check_gradients(
     arrays, state, batch, scalars, meta_arch, config, patch_size
 ) -> Iterator[Check]:
     """The clipped gradients of the first step."""
-    targets, _ = jax.jit(meta_arch.teacher_targets)(
+    targets, _ = jax.jit(meta_arch.teacher.targets)(
         state.teacher_params, state.centers, batch, scalars["teacher_temp"]
     )
     grads, _ = jax.jit(jax.grad(meta_arch.loss, has_aux=True))(

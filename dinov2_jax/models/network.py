@@ -1,0 +1,153 @@
+"""A backbone and its heads: what a student or a teacher is made of.
+
+Shapes: G groups, B crops a group, S pixels, C channels, M masked-patch slots, D width,
+K prototypes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dinov2_jax.data import recipe
+from dinov2_jax.models import dino_head, vision_transformer
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Pure functions of parameters {"backbone", "dino_head"[, "ibot_head"]}.
+
+    Attributes:
+      backbone: The ViT.
+      dino_head: The head of class tokens.
+      ibot_head: The head of patches; None where the DINO head serves both.
+      mean: Mean of each channel of the images, of values in [0, 1].
+      std: Standard deviation of each channel.
+    """
+
+    backbone: vision_transformer.VisionTransformer
+    dino_head: dino_head.DINOHead
+    ibot_head: dino_head.DINOHead | None = None
+    mean: tuple[float, ...] = recipe.IMAGENET_MEAN
+    std: tuple[float, ...] = recipe.IMAGENET_STD
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns fresh float32 parameters with the reference's initialisation."""
+        keys = jax.random.split(key, 3)
+        size = self.backbone.image_size
+        image = jnp.zeros((1, size, size, self.backbone.in_chans))
+        token = jnp.zeros((1, self.backbone.embed_dim))
+        params = {
+            "backbone": self.backbone.init(keys[0], image)["params"],
+            "dino_head": self.dino_head.init(keys[1], token)["params"],
+        }
+        if self.ibot_head is not None:
+            params["ibot_head"] = self.ibot_head.init(keys[2], token)["params"]
+        return params
+
+    def num_prototypes(self) -> dict[str, int]:
+        """Returns K of each loss term."""
+        ibot = self.ibot_head or self.dino_head
+        return {
+            "dino": self.dino_head.num_prototypes,
+            "ibot": ibot.num_prototypes,
+        }
+
+    def normalize(self, crops: jax.Array) -> jax.Array:
+        """Normalises crops with the statistics of these images."""
+        return normalize(crops, self.mean, self.std)
+
+    def tokens(
+        self,
+        params: Params,
+        crops: Sequence[jax.Array],
+        masks: Sequence[jax.Array | None],
+        indices: jax.Array,
+        drop_path_key: jax.Array | None = None,
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """Returns the tokens that the losses are about.
+
+        Args:
+          params: The parameters.
+          crops: One [G, B, S, S, C] a crop group, uint8 or normalised.
+          masks: One bool [G, B, h*w] or None a crop group.
+          indices: [G, M] patches of the first crop group, flat over B*h*w.
+          drop_path_key: Draws the stochastic-depth subsets; None drops nothing.
+
+        Returns:
+          Normalised class tokens, one [G, B, D] a crop group, and patches [G, M, D].
+        """
+        return self.backbone.apply(
+            {"params": params["backbone"]},
+            [self.normalize(x) for x in crops],
+            masks,
+            indices,
+            drop_path_key,
+            method="forward_chosen",
+        )
+
+    def heads(self, params: Params) -> dict[str, Callable[[jax.Array], tuple]]:
+        """Returns the head of each loss term as a function.
+
+        Args:
+          params: The parameters.
+
+        Returns:
+          {"dino", "ibot"} of functions: tokens [..., D] -> bottleneck features and the
+          prototypes. The DINO head stands in for an iBOT head that is shared.
+        """
+
+        def call(head, params):
+            weights = head.apply({"params": params}, method="prototypes")  # once a step
+            return lambda x: (
+                head.apply({"params": params}, x, method="bottleneck"),
+                weights,
+            )
+
+        heads = {"dino": call(self.dino_head, params["dino_head"])}
+        heads["ibot"] = heads["dino"]
+        if self.ibot_head is not None:
+            heads["ibot"] = call(self.ibot_head, params["ibot_head"])
+        return heads
+
+
+def by_image(crops: jax.Array, views: int) -> jax.Array:
+    """Reorders crop-major tokens, [G, views * b, D] -> [G, b, views, D]."""
+    groups, count, dim = crops.shape
+    return crops.reshape(groups, views, count // views, dim).swapaxes(1, 2)
+
+
+def normalize(
+    crops: jax.Array,
+    mean: Sequence[float] = recipe.IMAGENET_MEAN,
+    std: Sequence[float] = recipe.IMAGENET_STD,
+) -> jax.Array:
+    """Turns uint8 crops in 0..255 into float32 with mean 0 and deviation 1.
+
+    Args:
+      crops: Crops, [..., C]; floating-point ones count as normalised already.
+      mean: Mean of each channel, of values in [0, 1].
+      std: Standard deviation of each channel.
+    """
+    if crops.dtype != jnp.uint8:
+        return crops.astype(jnp.float32)
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (mean, std))
+    return (crops.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def make_network(config: Any, dtype: Any) -> Network:
+    """Returns the network that a config describes, with matmuls in `dtype`."""
+    ibot_head = None
+    if config.ibot.separate_head and config.ibot.loss_weight:
+        ibot_head = dino_head.make_dino_head(config.ibot, dtype)
+    return Network(
+        backbone=vision_transformer.make_vision_transformer(config, dtype),
+        dino_head=dino_head.make_dino_head(config.dino, dtype),
+        ibot_head=ibot_head,
+        mean=tuple(config.data.mean) or recipe.IMAGENET_MEAN,
+        std=tuple(config.data.std) or recipe.IMAGENET_STD,
+    )

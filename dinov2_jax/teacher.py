@@ -1,0 +1,85 @@
+"""The teacher: a network of its own and the targets that it sets the student.
+
+In self-distillation its network is the student's and its parameters are their EMA. A
+frozen teacher has another architecture and parameters that no step changes; only the
+numbers of prototypes must agree. Mirrors `get_teacher_output` of the reference's
+`train/ssl_meta_arch.py`. Shapes: G groups, b images a group, M masked-patch slots, K
+prototypes.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dinov2_jax.losses import prototype_targets
+from dinov2_jax.models import network
+
+Batch = dict[str, jax.Array]
+Centers = dict[str, jax.Array]
+Targets = dict[str, prototype_targets.Targets]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Pure functions of parameters and a batch.
+
+    Attributes:
+      network: The backbone and heads.
+      centering: "sinkhorn_knopp" or "centering".
+      terms: The loss terms that need targets, of "dino" and "ibot".
+    """
+
+    network: network.Network
+    centering: str
+    terms: tuple[str, ...] = ("dino", "ibot")
+
+    def init_centers(self) -> Centers:
+        """Returns the centres of the EMA centring, [K] zeros; none for Sinkhorn."""
+        if self.centering == "sinkhorn_knopp":
+            return {}
+        return {k: jnp.zeros((n,)) for k, n in self.network.num_prototypes().items()}
+
+    def targets(
+        self,
+        params: network.Params,
+        centers: Centers,
+        batch: Batch,
+        temp: jax.Array | float,
+    ) -> tuple[Targets, Centers]:
+        """Computes the targets from the unmasked global crops.
+
+        Args:
+          params: The teacher's parameters.
+          centers: The centres of the EMA centring.
+          batch: The batch, see `data/batch_builder.py`.
+          temp: The teacher's temperature.
+
+        Returns:
+          {"dino": for [G, b, 2], "ibot": for [G, M, 1]} (those in use) and the centres
+          for the next step.
+        """
+        (cls,), masked = self.network.tokens(
+            params, [batch["global_crops"]], [None], batch["masked_indices"]
+        )
+        rows, valid = {}, {"dino": None, "ibot": batch["masked_weights"] > 0}
+        if "dino" in self.terms:
+            rows["dino"] = network.by_image(cls, 2)
+        if "ibot" in self.terms and batch["masked_indices"].shape[1]:
+            rows["ibot"] = masked[:, :, None]
+        heads = self.network.heads(params)
+        targets, new_centers = {}, dict(centers)
+        for term, x in rows.items():
+            x, weights = heads[term](x)
+            if self.centering == "sinkhorn_knopp":
+                targets[term] = prototype_targets.sinkhorn_knopp(
+                    x, weights, temp, valid=valid[term]
+                )
+            else:
+                targets[term] = prototype_targets.centered(
+                    x, weights, temp, centers[term]
+                )
+                new_centers[term] = prototype_targets.update_center(
+                    centers[term], targets[term], valid[term]
+                )
+        return targets, new_centers
