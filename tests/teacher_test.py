@@ -1,0 +1,80 @@
+"""A frozen teacher of another size, and the student's EMA as the special case."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from dinov2_jax import (
+    optimizer,
+    schedules,
+    sharding,
+    ssl_meta_arch,
+    teacher,
+    train_state,
+    train_step,
+)
+from dinov2_jax.models import network
+
+
+def run(c, meta_arch, frozen=None, steps=2):
+    """The state and metrics after some steps; `frozen` are a teacher's parameters."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    shapes = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
+    tx = optimizer.make_optimizer(c, shapes)
+    state = train_state.make_state(c.seed, meta_arch, tx, mesh)
+    extra = ()
+    if frozen is not None:
+        extra = (jax.device_put(frozen, sharding.state_shardings(frozen, mesh)),)
+    step = train_step.make_train_step(
+        meta_arch, tx, state, mesh, seed=c.seed, frozen=extra[0] if extra else None
+    )
+    schedule = schedules.make_schedules(c)
+    with jax.set_mesh(mesh):
+        for n in range(steps):
+            scalars = {k: np.float32(v) for k, v in schedule(n).items()}
+            state, metrics = step(state, tiny.batch(c, seed=n), scalars, *extra)
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def other():
+    """A teacher wider than the student, with another patch embedding and bottleneck."""
+    c = tiny.config(model={"embed_dim": 72, "depth": 1, "num_heads": 3})
+    c.dino.head_bottleneck_dim = c.ibot.head_bottleneck_dim = 24
+    return network.make_network(c, jnp.float32)
+
+
+def test_a_frozen_teacher_of_another_size_sets_the_targets(other):
+    c = tiny.config()
+    arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32)
+    arch = dataclasses.replace(arch, teacher=teacher.Teacher(other, "sinkhorn_knopp"))
+    frozen = [other.init(jax.random.key(seed)) for seed in (1, 2)]
+    kept = jax.tree.map(np.array, frozen[0])
+    state, metrics = run(c, arch, frozen[0])
+    jax.tree.map(np.testing.assert_array_equal, frozen[0], kept)
+    assert np.isfinite(metrics["loss/total"]) and int(state.skipped) == 0
+    # No part of the state has the teacher's width; its EMA is the student's.
+    assert not any(72 in leaf.shape for leaf in jax.tree.leaves(state))
+    shapes = jax.tree.map(jnp.shape, (state.params, state.teacher_params))
+    assert shapes[0] == shapes[1]
+    # Another teacher gives another student.
+    _, others = run(c, arch, frozen[1])
+    assert float(others["loss/total"]) != float(metrics["loss/total"])
+
+
+def test_the_ema_given_as_a_frozen_teacher_changes_nothing():
+    """A single step: the EMA moves after it, a frozen teacher does not."""
+    c = tiny.config(train={"centering": "centering"})
+    arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    tx = optimizer.make_optimizer(
+        c, jax.eval_shape(arch.student.init, jax.random.key(0))
+    )
+    start = train_state.make_state(c.seed, arch, tx, mesh).teacher_params
+    as_ema = run(c, arch, steps=1)
+    as_frozen = run(c, arch, start, steps=1)
+    jax.tree.map(np.testing.assert_array_equal, as_ema, as_frozen)
