@@ -23,7 +23,7 @@ import numpy as np
 from dinov2_jax.data import masking
 from dinov2_jax.models import stochastic_depth, vision_transformer
 
-# Dense bfloat16 peak of one JAX device, FLOP/s, from the makers' data sheets. v7x: a
+# Dense bfloat16 peak of one JAX device, FLOP/s, from the makers' data sheets. tpu7x: a
 # device is one of the chip's two cores (2307e12 a chip).
 PEAK_FLOPS = {
     "A100": 312e12,
@@ -32,7 +32,7 @@ PEAK_FLOPS = {
     "v5e": 197e12,
     "v5p": 459e12,
     "v6e": 918e12,
-    "v7x": 1153.5e12,
+    "tpu7x": 1153.5e12,
 }
 # What `jax.Device.device_kind` contains -> a name above; the first that fits counts.
 # None: boards of the same name with lower clocks, whose share would mean nothing.
@@ -46,8 +46,7 @@ _KINDS = (
     ("TPU v5e", "v5e"),
     ("TPU v5", "v5p"),
     ("TPU v6", "v6e"),
-    ("TPU7x", "v7x"),
-    ("TPU v7", "v7x"),
+    ("TPU7x", "tpu7x"),
 )
 
 

@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--topology",
         required=True,
-        help="chip and shape: v5e:16x16, v6e:4x4, v5p:2x2x2, h200:8, ...",
+        help="chip and shape: v5e:16x16, v6e:4x4, v5p:2x2x2, tpu7x:2x2x1, h200:8, ...",
     )
     parser.add_argument(
         "--profile",
