@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import skimage.color
 
+from configs import default
 from dinov2_jax import device_augmentation
 from dinov2_jax.data import augmentations, recipe
 
@@ -111,6 +112,29 @@ def test_single_changes_equal_the_host_to_a_level(change):
         want = on_host(crops[group, crop], this, policy)
         assert np.abs(out[group, crop].astype(int) - want).max() <= 1
     assert not np.array_equal(out, crops)
+
+
+@pytest.mark.parametrize("blur", ["intended", "none"])
+def test_blur_off_leaves_every_crop(blur):
+    """With every other change off too; as intended, global crop 1 is always blurred."""
+    policy = recipe.make_policy(only_blur(blur))
+    crops = crops_like_photographs()
+    draws = device_augmentation.draw(random_keys(2, 6), policy, num_local=2)
+    out = np.asarray(device_augmentation.apply(jnp.asarray(crops), draws, policy))
+    changed = np.any(out != crops, axis=(2, 3, 4))  # [G, n B]
+    if blur == "none":
+        assert not changed.any()
+    else:
+        assert changed[:, :6].mean() > 0.5  # a small sigma leaves a crop too
+
+
+def only_blur(blur):
+    """A config in which nothing else happens to a crop."""
+    config = default.get_config()
+    config.crops.blur = blur
+    for name in recipe.FIELDS:
+        config.crops[name] = 0.0
+    return config
 
 
 def test_hue_is_that_of_colorsys():
