@@ -175,7 +175,6 @@ def train(trainer, path, workdir, *flags, total):
         f"--config.data.path={path}",
         f"--config.train.steps={steps}",
         "--config.optim.warmup_steps=1",
-        "--config.data.timeout=60",
         "--config.log.tensorboard=False",
         *flags,
     )

@@ -66,7 +66,7 @@ def test_a_worker_that_dies(workers, what, how):
     assert isinstance(error, errors.UserError) and error.exit_code == errors.TRY_AGAIN
     assert f"died of {how} at image 17: " in str(error)
     assert "lower --config.data.workers" in str(error) and "\n" not in str(error)
-    assert seconds < 60 and closed < 90  # of the timeout of 600
+    assert seconds < 300 and closed < 300  # of the timeout of 600
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -74,8 +74,9 @@ def test_a_file_system_that_hangs(workers, tmp_path):
     source = Trap(40, 17, hang, armed=tmp_path / "armed")
     config = small_config(data__workers=workers, data__timeout=200.0)
     with loader.make_loader(config, source, start_step=0, num_steps=50) as batches:
-        next(batches)
-        batches._timeout = 8.0  # not of the time that workers take to start
+        for _ in range(max(workers, 1)):  # one of each worker: all have started
+            next(batches)
+        batches._timeout = 8.0
         source.armed.touch()
         start = time.monotonic()
         with pytest.raises(Exception) as caught:
@@ -86,7 +87,7 @@ def test_a_file_system_that_hangs(workers, tmp_path):
     assert isinstance(error, errors.UserError) and error.exit_code == errors.TRY_AGAIN
     assert "the loader is at image 17 for" in str(error), error
     assert "--config.data.timeout" in str(error)
-    assert 8 <= seconds < 60 and closed < 90
+    assert 8 <= seconds < 150 and closed < 300  # of the timeout of 200
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -125,7 +126,7 @@ def test_the_program_ends_although_something_hangs(workers, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(root=str(ROOT)))
     result = subprocess.run(
-        [sys.executable, str(script), str(workers)], capture_output=True, timeout=90
+        [sys.executable, str(script), str(workers)], capture_output=True, timeout=300
     )
     assert result.returncode == errors.TRY_AGAIN, result.stderr.decode()[-2000:]
 
@@ -135,7 +136,7 @@ def test_activity_is_read_by_others(tmp_path):
     assert here.of(os.getpid()) == ("", 0.0)
     here.begin("a/" + "x" * 5000 + "/é.jpg")
     name, seconds = activity.Activity(str(tmp_path)).of(os.getpid())
-    assert name.endswith("/é.jpg") and 4000 < len(name) < 4096 and 0 <= seconds < 5
+    assert name.endswith("/é.jpg") and 4000 < len(name) < 4096 and 0 <= seconds < 60
     here.begin("short")
     assert here.of(os.getpid())[0] == "short"
     here.begin("")

@@ -333,10 +333,10 @@ def test_wrong_values_in_the_files_of_a_folder(tmp_path):
         for value in bad:
             changed = json.loads(original) | {field: value}
             (folder / file).write_text(json.dumps(changed))
-            start = time.monotonic()
+            start = time.process_time()
             message = refusal(folder, num_heads=None)
             assert "\n" not in message, message
-            assert time.monotonic() - start < 5
+            assert time.process_time() - start < 5  # of the CPU; milliseconds
         (folder / file).write_text(original)
     read(folder, num_heads=None)
 
