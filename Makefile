@@ -1,5 +1,5 @@
-# make quickstart | test | test-all | mutants | fuzz | faults | soak | bench | bench-gpu |
-# clean. Needs make and Python 3.11 or newer, which may be named:
+# make quickstart | lint | test | test-all | mutants | fuzz | faults | soak | bench |
+# bench-gpu | clean. Needs make and Python 3.11 or newer, which may be named:
 # make PYTHON=/path/to/python3.11 quickstart
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -7,23 +7,25 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: quickstart test test-all mutants fuzz faults soak bench bench-gpu clean
+.PHONY: quickstart lint test test-all mutants fuzz faults soak bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/runtime.stamp
 	@$(VENV)/bin/python -m dinov2_jax.main --config=configs/quickstart.py \
 		--workdir=runs/quickstart
 
-# At most fifteen minutes on two cores.
-test: $(VENV)/test.stamp
+# Style and types, seconds.
+lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ty check
+
+# At most fifteen minutes on two cores.
+test: lint
 	$(VENV)/bin/python -m pytest -q -n 2 --durations=15 -m "not slow"
 
 # The slow tests too: before a release, and after a change of what they are about.
-test-all: $(VENV)/test.stamp
-	$(VENV)/bin/ruff check
-	$(VENV)/bin/ruff format --check
+test-all: lint
 	$(VENV)/bin/python -m pytest -q -n 2 --durations=15
 
 # Planted faults, one at a time, each of which the tests must catch.

@@ -110,7 +110,7 @@ class Optimizer:
     b2: float
     eps: float = 1e-8
 
-    def init(self, params: Any) -> optax.ScaleByAdamState:
+    def init(self, params: Any) -> optax.OptState:
         """Moments of 0."""
         return optax.scale_by_adam().init(params)
 

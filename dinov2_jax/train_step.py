@@ -3,7 +3,7 @@
 Mirrors the body of the loop of the reference's `train/train.py:do_train`.
 """
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,8 @@ def train_step(
     )
 
     skip = (~finite).astype(jnp.int32)
-    new_state = state.replace(
+    new_state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         teacher_params=teacher_params,
@@ -98,7 +99,7 @@ def make_train_step(
     mesh: Mesh,
     *,
     seed: int,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """`train_step` jitted over the mesh, the state donated.
 
     Args:
@@ -109,8 +110,8 @@ def make_train_step(
       seed: Of the run.
 
     Returns:
-      (state, batch, scalars) -> (state, metrics); a `jax.jit` object, to be called or
-      lowered under `jax.set_mesh(mesh)`.
+      (state, batch, scalars) -> (state, metrics), to be called or lowered under
+      `jax.set_mesh(mesh)`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
