@@ -1,4 +1,4 @@
-"""Trains DINOv2: python -m dinov2_jax.main --config=vitg --workdir=DIR."""
+"""Trains DINOv2: dinov2-jax train --config=vitg --workdir=DIR."""
 
 import difflib
 import errno
