@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from configs import vitg, vitl, vitl16_short, vits
 from dinov2_jax import flops, ssl_meta_arch
@@ -19,7 +20,7 @@ def count_products(jaxpr):
             depth = np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
             total += 2 * eqn.outvars[0].aval.size * int(depth)
             continue
-        inner = [count_products(sub) for sub in jax.core.jaxprs_in_params(eqn.params)]
+        inner = [count_products(sub) for sub in core.jaxprs_in_params(eqn.params)]
         inner += [
             count_products(branch.jaxpr) for branch in eqn.params.get("branches", ())
         ]
