@@ -16,6 +16,8 @@ class _Peer:
         self._name, self._needs = name, needs
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith(("_", "pytest")):  # pytest looks at whatever a file has
+            raise AttributeError(attribute)
         if self._needs:
             pytest.importorskip(self._needs)
         return getattr(pytest.importorskip(self._name), attribute)
