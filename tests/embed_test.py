@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import random_weights
-import torch
 from PIL import Image
 
 import dinov2_jax
 from dinov2_jax import embed
 from dinov2_jax.embedding import extraction, unfinished
+from dinov2_jax.weights import torch_writer
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What embed runs as, but that saves at once: a kill finds many states in little time.
@@ -35,7 +35,7 @@ SAVING = (
 
 def save_weights(path, seed=0, name="vits14"):
     drawn = random_weights.tensors(random_weights.small_shapes(name), seed)
-    torch.save({k: torch.from_numpy(v) for k, v in drawn.items()}, path)
+    torch_writer.write(path, drawn)
     return path
 
 

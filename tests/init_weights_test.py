@@ -18,7 +18,7 @@ import numpy as np
 import processes
 import pytest
 import tiny
-import torch
+from peers import torch
 
 import dinov2_jax
 from configs import adapt

@@ -9,6 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = {  # the longest prefix counts
     "": 6,  # the package, which offers `load`
     "main": 5,
+    "cli": 5,
+    "launch": 5,
     "train": 4,
     "preflight": 4,
     "eval": 4,
@@ -35,6 +37,7 @@ FLOORS = {  # the longest prefix counts
     "kernels": 0,
     "schedules": 0,
     "disk_space": -1,
+    "configs": -1,
     "record_file": -1,
     "one_line_parser": -1,
     "sharding": -1,  # where arrays live is said on every floor
@@ -193,7 +196,8 @@ def test_grain_stays_in_the_loader():
 
 
 def test_only_programs_read_flags_and_configs():
-    assert importers("configs") <= {"main"}
+    assert importers("dinov2_jax.configs") <= {"main", "aot.config_file"}
+    assert not importers("configs")  # of whoever starts a program
     assert importers("ml_collections") <= {"main"}
 
 

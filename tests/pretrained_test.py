@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import random_weights
 import skimage.data
-import torch
-import transformers
+from peers import torch, transformers
 from PIL import Image
 
 import dinov2_jax

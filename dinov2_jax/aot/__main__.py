@@ -93,12 +93,12 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dinov2_jax.aot",
+        prog="dinov2-jax aot",
         description="Compiles the train step for a machine that need not be there.",
         epilog="--config.SECTION.FIELD=VALUE overrides a field of the config.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="a file of configs/")
+    parser.add_argument("--config", required=True, help="a preset or a file")
     parser.add_argument(
         "--topology",
         required=True,

@@ -1,6 +1,7 @@
 """Machines that a step can be compiled for without having them."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -10,8 +11,9 @@ from typing import Any
 
 from dinov2_jax import errors
 
-_INSTALL_TPU = "pip install -r requirements-aot.txt"
-_INSTALL_GPU = 'pip install "jax[cuda13]==0.10.2" (4.4 GB)'
+_INSTALL_TPU = 'pip install -r requirements-aot.txt, or "dinov2-jax[aot]"'
+_JAX = importlib.metadata.version("jax")
+_INSTALL_GPU = f'pip install "jax[cuda13]=={_JAX}" (4.4 GB)'
 # What libtpu reads where there is no TPU; the first is any machine that it knows.
 _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",

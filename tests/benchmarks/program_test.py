@@ -85,6 +85,7 @@ def test_configs_load_without_ml_collections(run):
 
 
 def test_the_plan_of_a_gpu_runs_with_what_a_gpu_has(run, tmp_path):
+    pytest.importorskip("torch")
     flags = ["--tiny", "--plan=gpu", "--samples=1", f"--results={tmp_path}"]
     parts = ["attention", "prototypes", "step", "--only", "vitg14"]
     output = run("-m", "benchmarks", *parts, *flags)
@@ -124,6 +125,7 @@ def test_a_worker_that_fails_says_why(monkeypatch):
 
 
 def test_contestants_on_the_cpu_take_turns(run, tmp_path):
+    pytest.importorskip("torch")
     flags = ["--tiny", "--samples=3", "--rounds=2", f"--results={tmp_path}"]
     output = run("-m", "benchmarks", "step", "--only", "vits14-drop0", *flags)
     rows = json.loads((tmp_path / "step-cpu.json").read_text())["rows"]
@@ -137,6 +139,7 @@ def test_contestants_on_the_cpu_take_turns(run, tmp_path):
 
 
 def test_losses_over_prototypes_take_turns_too(run, tmp_path):
+    pytest.importorskip("torch")
     run(
         "-m",
         "benchmarks",

@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
-import torch
 
-from benchmarks import jax_step, torch_peer, workloads
-from dinov2_jax import ssl_meta_arch
-from dinov2_jax.weights import state_dict
+torch = pytest.importorskip("torch")
+
+from benchmarks import jax_step, torch_peer, workloads  # noqa: E402
+from dinov2_jax import ssl_meta_arch  # noqa: E402
+from dinov2_jax.weights import state_dict  # noqa: E402
 
 NAMES = {
     "patch_embed.proj.": "patch_embed.",

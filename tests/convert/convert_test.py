@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import random_weights
 import safetensors.numpy
-import torch
-import transformers
+from peers import torch, transformers
 
 import dinov2_jax
 from dinov2_jax import errors

@@ -4,7 +4,7 @@ import colorsys
 
 import numpy as np
 import pytest
-import torch
+from peers import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from configs import default

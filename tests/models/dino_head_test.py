@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from peers import torch
 
 from dinov2_jax.models import dino_head
 from dinov2_jax.weights import state_dict

@@ -17,8 +17,7 @@ import numpy as np
 import processes
 import pytest
 import random_weights
-import torch
-import transformers
+from peers import torch, transformers
 
 from dinov2_jax import errors
 from dinov2_jax.convert import __main__ as convert
