@@ -43,7 +43,7 @@ class Trainer:
 
         Args:
           *flags: The program's arguments.
-          when: {beginning of a line of output: function called before its end}.
+          when: {beginning of a line of output: function called after that line}.
         """
         output = _Output(when or {})
         with (
@@ -79,13 +79,15 @@ class Trainer:
 class _Output(io.StringIO):
     def __init__(self, when: Mapping[str, Callable[[], Any]]):
         super().__init__()
-        self._when = when
+        self._when, self._line = when, ""
 
     def write(self, text: str) -> int:
         count = super().write(text)
-        for beginning, call in self._when.items():
-            if text.startswith(beginning):
-                call()
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            for beginning, call in self._when.items():
+                if line.startswith(beginning):
+                    call()
         return count
 
 
