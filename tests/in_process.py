@@ -21,10 +21,11 @@ from absl import flags as absl_flags
 from dinov2_jax import config_check, distributed, main, program
 
 # What the compiled step does not depend on: schedules are its arguments.
-_SECTIONS = ("checkpoint", "evaluation", "init", "log", "mesh")
+_SECTIONS = ("checkpoint", "evaluation", "init", "log")
 _FIELDS = (
     *("data.source", "data.path", "data.tfds_name", "data.workers"),
-    *("data.max_bad_share", "optim.base_lr", "optim.warmup_steps"),
+    *("data.max_bad_share", "mesh.devices", "mesh.heartbeat_timeout"),
+    *("optim.base_lr", "optim.warmup_steps"),
     *("train.steps", "train.max_nonfinite_steps", "train.max_rollbacks"),
 )
 _compile = program.Program.compile
