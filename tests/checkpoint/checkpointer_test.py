@@ -116,17 +116,19 @@ def flip_a_bit(folder):
     "damage", [truncate, truncate_largest, remove_all_files, flip_a_bit]
 )
 def test_the_one_before_a_damaged_checkpoint_serves(
-    damage, uninterrupted, resumable, in_process
+    damage, uninterrupted, in_process, tmp_path
 ):
-    damage(resumable / "checkpoints/16")
-    finished = in_process.run(*processes.DEBUG, f"--workdir={resumable}")
+    workdir = tmp_path / "run"
+    processes.branch(uninterrupted[0], workdir, step=20)
+    damage(workdir / "checkpoints/20")
+    finished = in_process.run(*processes.DEBUG, f"--workdir={workdir}")
     assert finished.code == 0, finished.output
-    assert f"checkpoint {resumable / 'checkpoints/16'} " in finished.output
-    assert "resumed from step 12" in finished.output
-    moved = [path.name for path in (resumable / "damaged_checkpoints").iterdir()]
-    assert len(moved) == 1 and moved[0].startswith("16-")
-    assert processes.rows(resumable) == processes.rows(uninterrupted[0])
-    assert 16 in processes.saved_steps(resumable)
+    assert f"checkpoint {workdir / 'checkpoints/20'} " in finished.output
+    assert "resumed from step 16" in finished.output
+    moved = [path.name for path in (workdir / "damaged_checkpoints").iterdir()]
+    assert len(moved) == 1 and moved[0].startswith("20-")
+    assert processes.rows(workdir) == processes.rows(uninterrupted[0])
+    assert 20 in processes.saved_steps(workdir)
 
 
 def test_no_checkpoint_is_good(resumable, in_process):
