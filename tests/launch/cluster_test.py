@@ -315,7 +315,6 @@ def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
     assert_same_losses(workdir, alone)
 
 
-@pytest.mark.slow
 def test_a_process_that_fails_alone_does_not_wait(start):
     """jax would have it wait five minutes for the other, which waits for it."""
     devices = {i: [f"--config.mesh.devices={2 + i}"] for i in range(2)}
@@ -355,7 +354,6 @@ def results(output):
     return lines
 
 
-@pytest.mark.slow
 def test_preflight_names_the_process_that_fails(start, tmp_path):
     nowhere = f"--config.data.path={tmp_path / 'nowhere'}"
     more = {0: ["--preflight"], 1: ["--preflight", nowhere]}
