@@ -15,6 +15,7 @@ def test_written_and_read(tmp_path):
     first, second = events.read(tmp_path)
     assert (first["event"], first["step"], first["host"]) == ("start", 0, "here")
     assert (second["event"], second["step"]) == ("save", 5)
+    after = datetime.datetime.now(datetime.UTC)
     fine = datetime.timedelta(milliseconds=10)  # as the file has it
     assert before - fine <= first["time"] <= second["time"] <= after + fine
 

@@ -47,7 +47,16 @@ def test_what_another_host_holds_is_waited_for(tmp_path, monkeypatch, caplog):
     assert "waiting up to 1 s" in caplog.text
 
 
-def test_a_second_run_of_the_same_folder(uninterrupted, trainer, tmp_path):
+def test_a_second_run_of_the_same_folder(in_process, tmp_path):
+    with workdir.lock(tmp_path):  # as a run takes it
+        second = in_process.run(*processes.DEBUG, f"--workdir={tmp_path}")
+    assert second.code == 2
+    assert second.output == second.error + "\n"
+    assert f"{tmp_path} is in use by pid {os.getpid()} on " in second.error
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_folder(trainer, in_process, tmp_path):
     flags = [*processes.DEBUG, f"--workdir={tmp_path / 'run'}"]
     # Without an end: the second starts while it runs, however long that takes.
     first = trainer.start(*flags, "--config.train.steps=100000")
@@ -55,10 +64,9 @@ def test_a_second_run_of_the_same_folder(uninterrupted, trainer, tmp_path):
         lock = tmp_path / "run/run.lock"
         while not (lock.exists() and lock.stat().st_size) and first.poll() is None:
             time.sleep(0.01)
-        second = trainer.run(*flags)
+        second = in_process.run(*flags)
     finally:
         first.kill()
         first.communicate(timeout=60)
     assert second.code == 2
-    assert second.output == second.error + "\n"
     assert f"run is in use by pid {first.pid} on " in second.error
