@@ -13,12 +13,13 @@ import signal
 import tempfile
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the first process
-    _COMPILATIONS = tempfile.TemporaryDirectory(prefix="dinov2_jax-compilations-")
     os.environ |= {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": _COMPILATIONS.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # tests.mutants shares one
+        _COMPILATIONS = tempfile.TemporaryDirectory(prefix="dinov2_jax-compilations-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATIONS.name
 
 # After what jax reads when it is imported.
 import jax  # noqa: E402
