@@ -69,7 +69,11 @@ def run_clean(
     """Runs the tests of all faults on the unchanged copy; returns what is wrong."""
     tests = sorted({test for fault in chosen for test in fault.tests})
     print(f"running the tests of {len(chosen)} faults without any", flush=True)
-    running = trial.Trial(clean, tests, compilations, jobs)
+    whole = {test for test in tests if "::" not in test}
+    parts = [test for test in tests if test.partition("::")[0] not in whole]
+    running = trial.Trial(
+        clean, [*whole, *parts], compilations, limit=3600.0, processes=jobs
+    )
     try:
         while not (outcome := running.outcome()):
             time.sleep(0.2)

@@ -85,6 +85,13 @@ FAULTS = (
         (f"{_LOADER}test_workers_and_restarts_change_nothing",),
     ),
     Fault(
+        "a-resumed-loader-begins-anew",
+        "dinov2_jax/data/loader.py",
+        "grain.MapDataset.range(start_step, start_step + num_steps)",
+        "grain.MapDataset.range(num_steps)",
+        (f"{_LOADER}test_workers_and_restarts_change_nothing",),
+    ),
+    Fault(
         "the-same-crops-in-every-pass",
         "dinov2_jax/data/batch_builder.py",
         "self._rng(_CROPS, pass_number, drawn_for)",
@@ -127,11 +134,11 @@ FAULTS = (
         ("data/tar_shards_test.py::test_places_are_those_that_tarfile_finds",),
     ),
     Fault(
-        "order-of-the-file-system",
-        "dinov2_jax/data/walking.py",
-        "entries = sorted(listing, key=lambda entry: entry.name)",
-        "entries = list(listing)",
-        ("data/sources_test.py::test_order_is_not_that_of_the_file_system",),
+        "images-in-the-order-of-the-walk",
+        "dinov2_jax/data/folder_index.py",
+        "    paths.sort()\n",
+        "",
+        ("data/sources_test.py::test_nested_in_sorted_order_any_case",),
     ),
     Fault(
         "exif-ignored",

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-LIMIT = 600  # seconds of one mutant, on a busy machine
 _QUICK = ("-m", "not slow", "-x", "-q", "-p", "no:cacheprovider", "--no-header")
 
 
@@ -23,7 +22,7 @@ class Outcome:
       verdict: "passed", "failed", "timeout", or "broken" where no test could tell: a
         file of tests was not imported, no test was run, or pytest itself ended.
       test: The first test that failed, as FILE::NAME below tests/.
-      message: The first line of its error, or the end of the output.
+      message: Its error in one line, or the end of the output.
       passed: The tests that passed, as FILE::NAME[PARAMETERS].
       seconds: How long it took.
     """
@@ -42,6 +41,7 @@ class Trial:
       folder: A folder of this trial, which holds the tree as `tree`.
       tests: Files or node ids below tests/.
       compilations: The folder of the compilation cache that all trials share.
+      limit: Seconds after which it ends, on a busy machine.
       processes: How many processes of pytest divide the tests.
     """
 
@@ -50,8 +50,11 @@ class Trial:
         folder: pathlib.Path,
         tests: Sequence[str],
         compilations: pathlib.Path,
+        *,
+        limit: float = 600.0,
         processes: int = 1,
     ):
+        self._limit = limit
         self._report, self._output = folder / "report.xml", folder / "output"
         self._started = time.monotonic()
         tree = folder / "tree"
@@ -81,7 +84,7 @@ class Trial:
         """What came of the tests; None while they run."""
         seconds = time.monotonic() - self._started
         if self._process.poll() is None:
-            if seconds < LIMIT:
+            if seconds < self._limit:
                 return None
             self.end()
             return Outcome("timeout", message=self.tail(1), seconds=seconds)
@@ -111,7 +114,7 @@ class Trial:
             if problem is None:
                 problem = case.find("error")
             if problem is not None:
-                message = problem.get("message", "").partition("\n")[0]
+                message = " ".join(problem.get("message", "").split())
                 verdict = "broken" if message == "collection failure" else "failed"
                 if verdict == "broken":
                     message = self.tail(1)
