@@ -37,7 +37,8 @@ def main() -> int:
     if flags.write and flags.only:
         parser.error("--write needs all faults: leave out --only")
     chosen = [f for f in faults.ALL if not flags.only or f.name in flags.only]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):  # ends what runs, removes copies
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="dinov2_jax-mutants-") as name:
         folder = pathlib.Path(name)

@@ -32,3 +32,10 @@ def test_the_tests_of_a_fault_exist(fault):
         if name:
             name = re.escape(name.partition("[")[0])
             assert re.search(rf"^def {name}\(", content, re.MULTILINE), test
+
+
+def test_the_readme_has_a_row_for_every_fault():
+    rows = re.findall(
+        r"^\| ([\w-]+) \| `", (ROOT / "tests/README.md").read_text(), re.MULTILINE
+    )
+    assert [name for name in rows if name != "Fault"] == [f.name for f in faults.ALL]
