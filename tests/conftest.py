@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the first 
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # tests.mutants shares one
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else shared among sessions
         _COMPILATIONS = tempfile.TemporaryDirectory(prefix="dinov2_jax-compilations-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATIONS.name
 
