@@ -11,7 +11,6 @@ def test_written_and_read(tmp_path):
     events.Events(tmp_path).add("start", step=0, host="here")
     events.Events(tmp_path, enabled=False).add("start", step=0)
     events.Events(tmp_path).add("save", step=5)
-    after = datetime.datetime.now(datetime.UTC)
     first, second = events.read(tmp_path)
     assert (first["event"], first["step"], first["host"]) == ("start", 0, "here")
     assert (second["event"], second["step"]) == ("save", 5)
