@@ -227,8 +227,8 @@ def replay_training(arrays: Any) -> Iterator[Check]:
 
     tx = optimizer.make_optimizer(config, params)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    # Jitted, the arrays are the step's own, to be donated.
-    state = jax.jit(lambda p: train_state.state_from_params(p, meta_arch, tx))(params)
+    owned = jax.device_put(params, may_alias=False)  # the step takes them over
+    state = jax.jit(lambda p: train_state.state_from_params(p, meta_arch, tx))(owned)
     state = jax.device_put(state, sharding.state_shardings(state, mesh))
     step_fn = train_step.make_train_step(meta_arch, tx, state, mesh, seed=0)
     # Any static bound gives the same losses; recorded masks may have any ratios.
