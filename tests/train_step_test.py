@@ -46,7 +46,6 @@ class Trainer:
             start = jax.device_put(start, sharding.state_shardings(start, mesh))
         self.start = start
         self.schedules = schedules.make_schedules(c)
-        self.copy_fn = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self.step_fn = train_step.make_train_step(
             meta_arch, tx, self.start, mesh, seed=c.seed
         )
@@ -56,7 +55,7 @@ class Trainer:
 
     def copy(self, state=None):
         """A state of its own, for a step to consume."""
-        return self.copy_fn(self.start if state is None else state)
+        return jax.tree.map(jnp.copy, self.start if state is None else state)
 
     def step(self, state, batch, number):
         with jax.set_mesh(self.mesh):
