@@ -313,7 +313,7 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("killed", [False, True])
 def test_a_script_under_absl(tmp_path, killed):
     script = tmp_path / "script.py"
     tests = str(pathlib.Path(__file__).parent)
