@@ -73,8 +73,6 @@ SMALL = (
     V5E,
     f"--config.model.embed_dim={DIM}",
     f"--config.model.depth={DEPTH}",
-    "--config.train.batch_size=128",
-    "--config.train.group_size=16",
 )
 
 
