@@ -32,7 +32,9 @@ def load(params, branch, patch_size):
         module.load_state_dict(renamed)
 
 
-@pytest.mark.parametrize("name", ["vits14-drop0", "vitg14"])
+@pytest.mark.parametrize(
+    "name", ["vitg14", pytest.param("vits14-drop0", marks=pytest.mark.slow)]
+)
 def test_loss_equals_ours(name):
     (workload,) = (w for w in workloads.CPU + workloads.GPU if w.name == name)
     workload = workloads.tiny(workload)

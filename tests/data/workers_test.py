@@ -47,4 +47,4 @@ def test_a_worker_leaves_with_who_started_it(begins, tmp_path):
     )
     assert starter.stdout.readline() == "up\n"
     starter.kill()
-    starter.communicate(timeout=200)  # until the worker has let go of the pipe too
+    starter.communicate(timeout=300)  # until the worker has let go of the pipe too
