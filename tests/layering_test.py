@@ -1,6 +1,7 @@
 """Who imports whom: a file imports only from floors below it or its own package."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -91,6 +92,7 @@ def floor(name):
 MODULES = {module_name(path) for path in FILES}
 
 
+@functools.cache
 def imports(path, at_once=False):
     """All modules that a file imports, anywhere or when it is imported itself."""
     found, tree = set(), ast.parse(path.read_text())
