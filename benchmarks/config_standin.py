@@ -57,9 +57,10 @@ def install() -> None:
     try:
         import ml_collections  # noqa: F401
     except ImportError:
-        package = types.ModuleType("ml_collections")
-        package.config_dict = types.ModuleType("ml_collections.config_dict")
-        package.config_dict.ConfigDict = package.ConfigDict = ConfigDict
-        package.config_dict.placeholder = placeholder
+        package: Any = types.ModuleType("ml_collections")
+        config_dict: Any = types.ModuleType("ml_collections.config_dict")
+        config_dict.ConfigDict = package.ConfigDict = ConfigDict
+        config_dict.placeholder = placeholder
+        package.config_dict = config_dict
         sys.modules["ml_collections"] = package
-        sys.modules["ml_collections.config_dict"] = package.config_dict
+        sys.modules["ml_collections.config_dict"] = config_dict

@@ -15,7 +15,6 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-import jax
 from jax.extend import core
 
 from dinov2_jax.aot import hlo
@@ -82,7 +81,7 @@ def kernels(jaxpr: core.Jaxpr) -> list[Kernel]:
             steps = math.prod(grid) - skipped
             found.append(Kernel(name, (steps, *inner), skipped))
         else:
-            for inside in jax.core.jaxprs_in_params(equation.params):
+            for inside in core.jaxprs_in_params(equation.params):
                 found += kernels(inside)
     return found
 
@@ -94,7 +93,7 @@ def _loops(jaxpr) -> list[int]:
         own = []
         if equation.primitive.name == "scan":
             own = [equation.params["length"]]
-        for inside in jax.core.jaxprs_in_params(equation.params):
+        for inside in core.jaxprs_in_params(equation.params):
             nested = own + _loops(inside)
             levels = [
                 max(pair)

@@ -9,7 +9,7 @@ source, the value is a guess that no run at this size has tested: judge it by `k
 against its value at step 0, and try frozen features first.
 """
 
-from configs import default
+from dinov2_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Seconds on a CPU, for development and tests: everything small, nothing learned."""
 
-from configs import default
+from dinov2_jax.configs import default
 
 
 def get_config():

@@ -63,7 +63,8 @@ def get_config() -> config_dict.ConfigDict:
     c.crops.local_crops_size = 96  # px; 98 with patch 14
     c.crops.local_crops_scale = (0.05, 0.32)
     # "reference": probabilities 0.0 / 0.9 / 0.5 (view 1 / view 2 / locals), which the
-    # reference and the released weights really use; "intended": 1.0 / 0.1 / 0.5.
+    # reference and the released weights really use; "intended": 1.0 / 0.1 / 0.5;
+    # "none": no crop is blurred.
     c.crops.blur = "reference"
 
     c.model = config_dict.ConfigDict()

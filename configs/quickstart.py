@@ -4,7 +4,7 @@ LayerScale starts at 1 and layers share one learning rate, because a short run h
 time to grow; everything else is the recipe at small size.
 """
 
-from configs import default
+from dinov2_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """ViT-g/14, the reference's `vitg14.yaml`: 256 GPUs of 12 images, ImageNet-22k."""
 
-from configs import default
+from dinov2_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """ViT-L/14, the reference's `vitl14.yaml`: 96 GPUs of 32 images, ImageNet-22k."""
 
-from configs import default
+from dinov2_jax.configs import default
 
 
 def get_config():

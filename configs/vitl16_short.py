@@ -3,7 +3,7 @@
 k-NN 81.6 and linear 82.9 on ImageNet-1k, by the reference's README.
 """
 
-from configs import default
+from dinov2_jax.configs import default
 
 
 def get_config():

@@ -4,7 +4,7 @@ Not a recipe of the reference, whose S and B were distilled from ViT-g: the shor
 (`vitl16_short.py`) with patch 14, half the batch and less stochastic depth.
 """
 
-from configs import default
+from dinov2_jax.configs import default
 
 
 def get_config():

@@ -51,7 +51,13 @@ class Progress:
             )
 
     def update(
-        self, step: int, *, loss: float, images_per_second: float, data_wait: float
+        self,
+        step: int,
+        *,
+        loss: float,
+        images_per_second: float,
+        data_wait: float,
+        mfu: float | None = None,
     ) -> None:
         """Shows a logged step.
 
@@ -60,6 +66,8 @@ class Progress:
           loss: total loss of that step.
           images_per_second: rate since the last update.
           data_wait: share of the time spent waiting for data, in [0, 1].
+          mfu: share of the devices' peak that useful FLOPs take, in [0, 1]; None: not
+            known and not shown.
         """
         now = time.monotonic()
         if self._first is None:
@@ -69,8 +77,9 @@ class Progress:
         if step > first_step:
             seconds_per_step = (now - first_time) / (step - first_step)
             eta = time_account.duration(seconds_per_step * (self._total - step))
+        share = "" if mfu is None else f"MFU {mfu:.1%}  "
         text = (
-            f"loss {loss:.4f}  {images_per_second:.1f} images/s  "
+            f"loss {loss:.4f}  {images_per_second:.1f} images/s  {share}"
             f"data wait {data_wait:.0%}  ETA {eta}"
         )
         if self._bar is not None:

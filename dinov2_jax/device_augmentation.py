@@ -158,7 +158,8 @@ def _quarter_turn(plane):
 
 
 def _gray(x: Planes) -> jax.Array:
-    return sum(weight * plane for weight, plane in zip(recipe.GRAY_WEIGHTS, x))
+    red, *others = (weight * p for weight, p in zip(recipe.GRAY_WEIGHTS, x))
+    return sum(others, start=red)
 
 
 def _color_jitter(x: Planes, draws: Draws, policy: recipe.Policy) -> Planes:

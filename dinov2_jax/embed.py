@@ -32,7 +32,7 @@ _MAX_CPU_DEVICES = 8
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; wrong ones are one line and exit code 2."""
     parser = one_line_parser.Parser(
-        prog="python -m dinov2_jax.embed",
+        prog="dinov2-jax embed",
         description=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

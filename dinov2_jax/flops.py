@@ -23,31 +23,40 @@ import numpy as np
 from dinov2_jax.data import masking
 from dinov2_jax.models import stochastic_depth, vision_transformer
 
-# Dense bfloat16 peak of one JAX device, FLOP/s, from the makers' data sheets. v7x: a
+# Dense bfloat16 peak of one JAX device, FLOP/s, from the makers' data sheets. tpu7x: a
 # device is one of the chip's two cores (2307e12 a chip).
 PEAK_FLOPS = {
     "A100": 312e12,
     "H100": 989e12,
     "H200": 989e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "v4": 275e12,
     "v5e": 197e12,
     "v5p": 459e12,
     "v6e": 918e12,
-    "v7x": 1153.5e12,
+    "tpu7x": 1153.5e12,
 }
 # What `jax.Device.device_kind` contains -> a name above; the first that fits counts.
-# None: boards of the same name with lower clocks, whose share would mean nothing.
+# None: boards of the same name with lower clocks and parts of a GPU, whose share would
+# mean nothing.
 _KINDS = (
+    (" MIG ", None),
     ("H100 PCIe", None),
     ("H100 NVL", None),
+    ("H200 NVL", None),
     ("H100", "H100"),
     ("H200", "H200"),
     ("A100", "A100"),
+    ("GB200", "GB200"),
+    ("B200", "B200"),
+    ("TPU v4 lite", None),
+    ("TPU v4", "v4"),
     ("TPU v5 lite", "v5e"),
     ("TPU v5e", "v5e"),
     ("TPU v5", "v5p"),
     ("TPU v6", "v6e"),
-    ("TPU7x", "v7x"),
-    ("TPU v7", "v7x"),
+    ("TPU7x", "tpu7x"),
 )
 
 
@@ -123,6 +132,23 @@ def peak_flops(device_kind: str) -> float | None:
         if text in device_kind:
             return PEAK_FLOPS[name] if name else None
     return None
+
+
+def peak_rate(config: Any, device_kind: str, num_devices: int) -> float | None:
+    """Returns the images/s at which every device would run at its peak.
+
+    A run's images/s divided by this is its MFU.
+
+    Args:
+      config: The config of a run.
+      device_kind: What `jax.Device.device_kind` says of each device.
+      num_devices: Devices that share a batch.
+
+    Returns:
+      Images/s; None where `peak_flops` knows no peak.
+    """
+    peak = peak_flops(device_kind)
+    return peak and num_devices * peak / step_flops(config).per_image
 
 
 def drop_rates(config: Any) -> list[float]:

@@ -1,4 +1,4 @@
-"""Trains DINOv2: python -m dinov2_jax.main --config=configs/vitg.py --workdir=DIR."""
+"""Trains DINOv2: dinov2-jax train --config=vitg --workdir=DIR."""
 
 import difflib
 import errno
@@ -13,12 +13,14 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from configs import default
-from dinov2_jax import config_check, distributed, errors, host_memory
+from dinov2_jax import config_check, configs, distributed, errors, host_memory
+from dinov2_jax.configs import default
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/; override fields with --config.train.steps=10."
+    "config",
+    None,
+    "A preset, such as vits, or a file; override fields with --config.train.steps=10.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -91,13 +93,8 @@ def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
     if len(argv) > 1:
         raise errors.UserError(f"unknown arguments {argv[1:]}: flags begin with --")
     if _CONFIG.value is None:
-        raise errors.UserError("no config is set: add --config=configs/quickstart.py")
+        raise errors.UserError("no config is set: add --config=quickstart")
     path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if not path.is_file():
-        known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-        raise errors.UserError(
-            f"there is no config {path}: use one of {', '.join(known)} or a path"
-        )
     _CONFIG.value.items()  # raises here if the file does not load
     return _CONFIG.value, pathlib.Path(_WORKDIR.value or f"runs/{path.stem}")
 
@@ -116,17 +113,35 @@ def _steps_to_profile(text: str | None) -> tuple[int, int] | None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; a bad one is one line with the nearest field, exit code 2."""
     given = argv
-    # `from` is a keyword of Python, which config_flags does not take for a field; it
-    # looks into sys.argv itself.
-    argv = [re.sub(r"^(--?config\.init)\.from\b", r'\1["from"]', a) for a in argv]
-    sys.argv = argv
     try:
+        given = argv[:1] + flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+        argv = _with_path_of_config(given)
+        # `from` is a keyword of Python, which config_flags does not take for a field;
+        # it looks into sys.argv itself.
+        argv = [re.sub(r"^(--?config\.init)\.from\b", r'\1["from"]', a) for a in argv]
+        sys.argv = argv
         return flags.FLAGS(argv)
     except Exception as error:  # a config may raise anything
         message = _broken_config(error, argv) or _unknown_fields(given)
         message = message or " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
+
+
+def _with_path_of_config(argv: list[str]) -> list[str]:
+    """Returns the arguments with a preset's name in --config replaced by its path."""
+    argv = list(argv)
+    for i, text in enumerate(argv):
+        if text in ("--config", "-config") and i + 1 < len(argv):
+            argv[i + 1] = _path_of_config(argv[i + 1])
+        elif match := re.match(r"--?config=", text):
+            argv[i] = match[0] + _path_of_config(text[match.end() :])
+    return argv
+
+
+def _path_of_config(text: str) -> str:
+    name, colon, argument = text.partition(":")  # of get_config()
+    return f"{configs.find(name)}{colon}{argument}"
 
 
 def _broken_config(error: BaseException | None, argv: list[str]) -> str:

@@ -6,7 +6,9 @@ JSON has no non-finite numbers: they are written as Python's NaN and Infinity, w
 `json.loads` reads back.
 """
 
+import importlib.util
 import json
+import logging
 import os
 import socket
 import time
@@ -48,7 +50,7 @@ class MetricsWriter:
 
     Args:
       workdir: the run's folder, created when missing.
-      tensorboard: also write TensorBoard event files.
+      tensorboard: also write TensorBoard event files, where it is installed.
       resume_step: the step of the checkpoint the run goes on from, 0 for a new run;
         rows of later steps are dropped, for they will be written again (with 0, all).
     """
@@ -75,7 +77,12 @@ class MetricsWriter:
                 temporary.write_bytes(kept)
                 temporary.replace(self.path)
         self._file = record_file.RecordFile(self.path)
-        if tensorboard:
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            logging.info(
+                "no files for TensorBoard, which is not installed (pip install "
+                "tensorboard): metrics.jsonl has all numbers"
+            )
+        elif tensorboard:
             self._tensorboard = _EventFile(folder / "tensorboard", resume_step)
 
     def write(self, step: int, metrics: Mapping[str, object]) -> None:
@@ -116,7 +123,7 @@ class _EventFile:
     """
 
     def __init__(self, folder: Path, resume_step: int):
-        from tensorboard.compat.proto import event_pb2, summary_pb2  # not all want it
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # optional
         from tensorboard.summary.writer import record_writer
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary

@@ -13,6 +13,7 @@ from dinov2_jax import (
     console,
     errors,
     events,
+    flops,
     metrics,
     monitor,
     rollback,
@@ -49,7 +50,12 @@ class RunLog:
             config.train.steps, start_step, enabled=self._leads
         )
         self.message = self._progress.message
-        self.rates = time_account.Rates(account, config.train.batch_size)
+        device = jax.devices()[0]
+        self.rates = time_account.Rates(
+            account,
+            config.train.batch_size,
+            flops.peak_rate(config, device.device_kind, jax.device_count()),
+        )
         self._uniform_loss = monitor.UniformLossMonitor(
             config.dino.head_n_prototypes,
             loss_weight=config.dino.loss_weight,
@@ -114,6 +120,7 @@ class RunLog:
             loss=row["loss/total"],
             images_per_second=row["images_per_second"],
             data_wait=row["data_wait"],
+            mfu=row.get("mfu"),
         )
         for warning in (
             self._uniform_loss.message(step, row),

@@ -20,7 +20,7 @@ _BACK = 1000  # steps between the two losses that are shown
 def main(argv: list[str] | None = None) -> int:
     """Prints the status of the runs that the command line names; an exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m dinov2_jax.status", description=__doc__.splitlines()[0]
+        prog="dinov2-jax status", description=__doc__.splitlines()[0]
     )
     parser.add_argument("workdir", nargs="+", type=pathlib.Path)
     code, between = 0, ""

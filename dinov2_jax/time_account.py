@@ -58,10 +58,15 @@ class Rates:
     Args:
       account: Of this process.
       batch_size: Images a step.
+      peak_rate: Images/s with all devices at their peak (`flops.peak_rate`); None
+        where that is not known.
     """
 
-    def __init__(self, account: TimeAccount, batch_size: int):
+    def __init__(
+        self, account: TimeAccount, batch_size: int, peak_rate: float | None = None
+    ):
         self._account, self._batch_size = account, batch_size
+        self._peak_rate = peak_rate
         self.restart()
 
     def restart(self) -> None:
@@ -73,7 +78,12 @@ class Rates:
         self._steps += 1
 
     def take(self) -> dict[str, float]:
-        """`images_per_second` and `data_wait` (share of time) of the interval."""
+        """Returns the rates of the interval and begins a new one.
+
+        Returns:
+          `images_per_second`, `data_wait` (share of time) and, where the peak rate is
+          known, `mfu` (share of the peak).
+        """
         now = self._account.seconds()
         step, waited = (
             now.get(what, 0.0) - self._before.get(what, 0.0)
@@ -84,5 +94,7 @@ class Rates:
             "images_per_second": self._steps * self._batch_size / seconds,
             "data_wait": waited / seconds,
         }
+        if self._peak_rate:
+            rates["mfu"] = rates["images_per_second"] / self._peak_rate
         self.restart()
         return rates

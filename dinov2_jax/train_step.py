@@ -3,7 +3,7 @@
 Mirrors the body of the loop of the reference's `train/train.py:do_train`.
 """
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
@@ -82,7 +82,8 @@ def train_step(
         "centers": centers,
     }
     skip = (~finite).astype(jnp.int32)
-    new_state = state.replace(
+    new_state = dataclasses.replace(
+        state,
         step=state.step + 1,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
         skipped=state.skipped + skip,
@@ -119,7 +120,7 @@ def make_train_step(
     *,
     seed: int,
     frozen: network.Params | None = None,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Returns `train_step` jitted over the mesh, the state donated.
 
     Args:

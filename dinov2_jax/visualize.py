@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = one_line_parser.Parser(
-        prog="python -m dinov2_jax.visualize", description=_DESCRIPTION, epilog=_EPILOG
+        prog="dinov2-jax visualize", description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="files of any shapes"

@@ -21,10 +21,8 @@ shift || true
 cd -- "$REPOSITORY"
 
 install() { # PYTHON
-  local jax
-  jax=$(sed -n 's/^jax==//p' requirements.txt)
   run "$1" -m venv .venv
-  run .venv/bin/python -m pip install -q -r requirements.txt "jax[tpu]==$jax"
+  run .venv/bin/python -m pip install -q -r requirements.txt "jax[tpu]"
 }
 
 # The training, of which `start` is the parent only as long as it takes.

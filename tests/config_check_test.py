@@ -9,84 +9,83 @@ import pytest
 from configs import default, quickstart
 from dinov2_jax import config_check, errors
 
-# field, bad value, words that the message must have beside the field
+# field, bad value
 BAD = [
+    ("data.workers", -1),
+    ("data.prefetch", -1),
+    ("data.max_bad_share", 1.5),
+    ("data.max_pixels", 0),
+    ("crops.global_crops_size", 0),
+    ("crops.local_crops_number", -1),
+    ("crops.global_crops_scale", (0.5, 0.3)),
+    ("crops.local_crops_scale", (0.0, 0.3)),
+    ("model.arch", "custom"),
+    ("model.patch_size", 0),
+    ("model.in_chans", 0),
+    ("data.value_range", (1.0,)),
+    ("data.value_range", (2.0, 2.0)),
+    ("data.value_range", (0.0, float("nan"))),
+    ("data.mean", (0.5, 0.5, float("nan"))),
+    ("data.std", (0.5,)),
+    ("data.std", (0.5, 0.5, 0.0)),
+    ("model.ffn_layer", "swiglu"),
+    ("model.layerscale", -1.0),
+    ("model.num_register_tokens", -4),
+    ("model.drop_path_rate", 1.1),
+    ("model.dtype", "float16"),
+    ("model.remat", "all"),
+    ("model.scan_unroll", 0),
+    ("dino.loss_weight", -1.0),
+    ("dino.head_n_prototypes", 0),
+    ("ibot.head_nlayers", 0),
+    ("ibot.mask_sample_probability", 2.0),
+    ("ibot.mask_ratio_min_max", (0.6, 0.5)),
+    ("train.group_size", 1),
+    ("train.group_size", 0),
+    ("train.steps", 0),
+    ("train.steps", 1000),
+    ("train.centering", "sinkhorn"),
+    ("teacher.momentum_teacher", 1.2),
+    ("teacher.teacher_temp", 0.0),
+    ("optim.base_lr", 0.0),
+    ("optim.base_lr", float("nan")),
+    ("optim.weight_decay", float("inf")),
+    ("optim.warmup_steps", -1),
+    ("optim.layerwise_decay", 0.0),
+    ("mesh.replica", -1),
+    ("mesh.fsdp", -1),
+    ("mesh.heartbeat_timeout", 0),
+    ("mesh.processes", -1),
+    ("mesh.devices", -1),
+    ("init.which", "ema"),
+    ("init.heads", "old"),
+    ("init.heads_only_steps", -1),
+    ("checkpoint.every", 0),
+    ("log.every", 0),
+    ("evaluation.photos_split", "train"),
+    ("evaluation.resize_size", 200),
+    ("evaluation.train_path", "somewhere"),
+    ("data.std", ("a", "b", "c")),
+    ("data.mean", (None, 1.0, 1.0)),
+    ("crops.local_crops_scale", ("a", "b")),
+    ("ibot.mask_ratio_min_max", (None, 1)),
+    ("evaluation.knn_k", ("10",)),
+]
+# field, bad value, what the message names to put in its place
+FIXES = [
     ("data.source", "imagefolder", "array_record, webdataset, tfds, photos"),
-    ("data.workers", -1, "must not be negative"),
-    ("data.prefetch", -1, "must not be negative"),
-    ("data.max_bad_share", 1.5, "between 0 and 1"),
-    ("data.max_pixels", 0, "above 0"),
-    ("crops.global_crops_size", 0, "above 0"),
-    (
-        "crops.global_crops_size",
-        220,
-        "multiple of model.patch_size = 16: use 208 or 224",
-    ),
+    ("crops.global_crops_size", 220, "use 208 or 224"),
     ("crops.global_crops_size", 7, "use 16"),
     ("crops.local_crops_size", 98, "use 96 or 112"),
-    ("crops.local_crops_number", -1, "must not be negative"),
-    ("crops.global_crops_scale", (0.5, 0.3), "0 < low <= high <= 1"),
-    ("crops.local_crops_scale", (0.0, 0.3), "0 < low <= high <= 1"),
-    ("crops.blur", "gaussian", "reference, intended"),
+    ("crops.blur", "gaussian", "choose one of reference, intended, none"),
     ("model.arch", "vit_huge", "vit_small, vit_base"),
-    ("model.arch", "custom", "embed_dim = 0"),
     ("model.depth", 12, "--config.model.arch=custom"),
-    ("model.patch_size", 0, "above 0"),
-    ("model.in_chans", 0, "above 0"),
-    ("data.value_range", (1.0,), "two numbers, (low, high)"),
-    ("data.value_range", (2.0, 2.0), "two numbers, (low, high)"),
-    ("data.value_range", (0.0, float("nan")), "two numbers, (low, high)"),
     ("data.mean", (0.5, 0.5), "stats PATH --channels 3"),
-    ("data.mean", (0.5, 0.5, float("nan")), "finite"),
-    ("data.std", (0.5,), "has 1 values for model.in_chans = 3"),
-    ("data.std", (0.5, 0.5, 0.0), "above 0"),
-    ("model.ffn_layer", "swiglu", "mlp, swiglufused"),
-    ("model.layerscale", -1.0, "must not be negative"),
-    ("model.num_register_tokens", -4, "must not be negative"),
-    ("model.drop_path_rate", 1.1, "between 0 and 1"),
-    ("model.dtype", "float16", "auto, float32, bfloat16"),
-    ("model.remat", "all", "none, selective, full"),
-    ("model.scan_unroll", 0, "above 0"),
-    ("dino.loss_weight", -1.0, "must not be negative"),
-    ("dino.head_n_prototypes", 0, "above 0"),
-    ("ibot.head_nlayers", 0, "above 0"),
-    ("ibot.mask_sample_probability", 2.0, "between 0 and 1"),
-    ("ibot.mask_ratio_min_max", (0.6, 0.5), "0 <= low <= high <= 1"),
-    ("train.batch_size", 2000, "multiple of train.group_size = 64: use 1984"),
-    ("train.group_size", 1, "without a neighbour"),
-    ("train.group_size", 0, "above 0"),
-    ("train.steps", 0, "above 0"),
-    ("train.steps", 1000, "exceeds train.steps = 1000"),
-    ("train.centering", "sinkhorn", "centering, sinkhorn_knopp"),
-    ("teacher.momentum_teacher", 1.2, "between 0 and 1"),
-    ("teacher.teacher_temp", 0.0, "above 0"),
-    ("optim.base_lr", 0.0, "above 0"),
-    ("optim.base_lr", float("nan"), "above 0"),
-    ("optim.weight_decay", float("inf"), "finite"),
-    ("optim.warmup_steps", -1, "must not be negative"),
-    ("optim.layerwise_decay", 0.0, "above 0"),
-    ("mesh.replica", -1, "must not be negative"),
-    ("mesh.fsdp", -1, "must not be negative"),
-    ("mesh.heartbeat_timeout", 0, "above 0"),
-    ("mesh.processes", -1, "must not be negative"),
-    ("mesh.devices", -1, "must not be negative"),
-    ("init.which", "ema", "choose one of teacher, student"),
+    ("train.batch_size", 2000, "use 1984"),
     ("init.which", "student", "--config.init.from="),
-    ("init.heads", "old", "fresh, loaded"),
     ("init.heads", "loaded", "--config.init.from="),
-    ("init.heads_only_steps", -1, "must not be negative"),
     ("init.heads_only_steps", 10, "--config.init.from="),
-    ("checkpoint.every", 0, "above 0"),
-    ("log.every", 0, "above 0"),
-    ("evaluation.photos_split", "train", "val, test"),
     ("evaluation.image_size", 230, "use 224 or 240"),
-    ("evaluation.resize_size", 200, "below evaluation.image_size = 224"),
-    ("evaluation.train_path", "somewhere", "evaluation.val_path"),
-    ("data.std", ("a", "b", "c"), "finite numbers"),
-    ("data.mean", (None, 1.0, 1.0), "finite numbers"),
-    ("crops.local_crops_scale", ("a", "b"), "two shares"),
-    ("ibot.mask_ratio_min_max", (None, 1), "two shares"),
-    ("evaluation.knn_k", ("10",), "numbers of neighbours"),
 ]
 
 
@@ -104,13 +103,15 @@ def message(c):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("field, value, words", BAD)
+@pytest.mark.parametrize(
+    "field, value, words", [*((field, value, "") for field, value in BAD), *FIXES]
+)
 def test_a_bad_value_is_named_with_its_fix(field, value, words):
     said = message(changed((field, value)))
     section, name = field.split(".")
     assert field in said or (f"{section}." in said and name in said)
     assert words in said
-    others = {f for f, _, _ in BAD} - {field}
+    others = {f for f, *_ in [*BAD, *FIXES]} - {field}
     blamed = [f for f in others if said.startswith(f) or f"; {f}" in said]
     # A size that fits no longer may be blamed on its partner.
     assert len(blamed) <= 1, said
@@ -140,6 +141,8 @@ def test_the_default_is_good():
         [("dino.loss_weight", 0.0), ("ibot.loss_weight", 0.0)],
         [("optim.clip_grad", 0.0), ("optim.warmup_steps", 0), ("data.workers", 0)],
         [("ibot.mask_ratio_min_max", (0.0, 0.0))],
+        [("crops.blur", "intended")],
+        [("crops.blur", "none")],
         [("model.layerscale", 0.0), ("model.drop_path_rate", 0.0)],
         [("init.from", "x"), ("init.heads", "loaded"), ("init.which", "student")],
         [("init.from", "x"), ("init.heads_only_steps", 125_000)],
@@ -163,7 +166,7 @@ def test_what_is_switched_off_need_not_fit(changes):
 def test_all_weights_zero():
     weights = ("dino.loss_weight", "dino.koleo_loss_weight", "ibot.loss_weight")
     said = message(changed(*((w, 0.0) for w in weights)))
-    assert "every loss weight is 0: set --config.dino.loss_weight=1" in said
+    assert "--config.dino.loss_weight=1" in said
 
 
 @pytest.mark.parametrize("heads, dim, depth", [(3, 32, 2), (0, 32, 2), (2, 32, 0)])
@@ -197,15 +200,12 @@ def test_policies_fit_their_channels_and_their_operations():
     assert "set --config.crops.policy=multispectral" in said
     one = [("model.in_chans", 1), ("data.mean", (0.5,)), ("data.std", (0.5,))]
     said = message(changed(*one, ("crops.policy", "gray"), ("crops.hue", 0.1)))
-    assert said == (
-        "crops.hue = 0.1 makes no sense for crops.policy = 'gray', one channel has no "
-        "colour: leave it out"
-    )
+    assert said.startswith("crops.hue = 0.1") and "; " not in said
     said = message(
         changed(("crops.policy", "histology"), ("crops.solarize_probability", 0.2))
     )
-    assert "an inverted stain is another stain" in said
-    assert "crops.hue = 0.7: must lie" in message(changed(("crops.hue", 0.7)))
+    assert said.startswith("crops.solarize_probability")
+    assert message(changed(("crops.hue", 0.7))).startswith("crops.hue = 0.7")
     config_check.check(changed(("crops.policy", "histology"), ("crops.hue", 0.05)))
 
 
@@ -216,13 +216,13 @@ def test_the_photographs_have_no_more_channels():
         ("data.std", (0.5,) * 4),
     ]
     said = message(changed(("model.in_chans", 4), ("data.source", "photos"), *four))
-    assert said.startswith("model.in_chans = 4: the photos source gives 3")
+    assert said.startswith("model.in_chans = 4") and "photos" in said
 
 
 def test_photographs_beside_a_path():
     said = message(changed(("data.source", "photos"), ("data.path", "/data/mine")))
-    assert said.startswith("data.path = '/data/mine' is not looked at")
-    assert said.endswith("set --config.data.source=auto")
+    assert said.startswith("data.path = '/data/mine'")
+    assert "--config.data.source=auto" in said
 
 
 def test_all_problems_at_once():

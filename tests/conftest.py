@@ -13,14 +13,16 @@ import signal
 import tempfile
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the first process
-    _COMPILATIONS = tempfile.TemporaryDirectory(prefix="dinov2_jax-compilations-")
     os.environ |= {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": _COMPILATIONS.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else shared among sessions
+        _COMPILATIONS = tempfile.TemporaryDirectory(prefix="dinov2_jax-compilations-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATIONS.name
 
 # After what jax reads when it is imported.
+import in_process as in_process_lib  # noqa: E402
 import jax  # noqa: E402
 import processes  # noqa: E402
 import pytest  # noqa: E402
@@ -50,8 +52,14 @@ def shared_folder(tmp_path_factory, worker_id) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def trainer() -> processes.Trainer:
-    """The training program."""
+    """The training program, as processes."""
     return processes.Trainer()
+
+
+@pytest.fixture(scope="session")
+def in_process() -> in_process_lib.Trainer:
+    """The training program within this process, which is much quicker."""
+    return in_process_lib.Trainer()
 
 
 @pytest.fixture(scope="session")

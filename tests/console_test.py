@@ -29,6 +29,13 @@ def test_progress_without_a_terminal_prints_plain_lines(monkeypatch):
     ]
 
 
+def test_mfu_is_shown_where_it_is_known():
+    stream = io.StringIO()
+    progress = console.Progress(100, stream=stream)
+    progress.update(1, loss=1.0, images_per_second=2.0, data_wait=0.0, mfu=0.4567)
+    assert "  2.0 images/s  MFU 45.7%  data wait 0%  " in stream.getvalue()
+
+
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     shown = _show(_Terminal(), monkeypatch)

@@ -4,11 +4,13 @@ import colorsys
 import dataclasses
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.color
 
+from configs import default
 from dinov2_jax import device_augmentation
 from dinov2_jax.data import augmentations, recipe
 
@@ -19,6 +21,30 @@ NOTHING = recipe.Policy(
     solarize_probability=0.0,
     blur_probabilities=(0.0, 0.0, 0.0),
 )
+
+
+# Compiled whole, as in the step: one after the other is many small compilations.
+
+
+def draw(keys, policy, *, num_local):
+    @jax.jit
+    def run(keys):
+        return vars(device_augmentation.draw(keys, policy, num_local=num_local))
+
+    return device_augmentation.Draws(**run(keys))
+
+
+def apply(crops, draws, policy):
+    @jax.jit
+    def run(crops, fields):
+        fields = device_augmentation.Draws(**fields)
+        return device_augmentation.apply(crops, fields, policy)
+
+    return run(crops, vars(draws))
+
+
+def augment(batch, policy):
+    return jax.jit(device_augmentation.augment, static_argnums=1)(batch, policy)
 
 
 def crops_like_photographs(groups=2, count=24, size=32, channels=3, seed=0):
@@ -70,8 +96,8 @@ def test_equals_the_host(name, channels):
     """Every crop, every change together, given the same draws."""
     policy = recipe.POLICIES[name]
     crops = crops_like_photographs(channels=channels)
-    draws = device_augmentation.draw(random_keys(2, 6), policy, num_local=2)
-    out = np.asarray(device_augmentation.apply(jnp.asarray(crops), draws, policy))
+    draws = draw(random_keys(2, 6), policy, num_local=2)
+    out = np.asarray(apply(crops, draws, policy))
     assert out.dtype == np.uint8 and out.shape == crops.shape
     fields = {k: np.asarray(v) for k, v in vars(draws).items()}
     changed = 0
@@ -101,8 +127,8 @@ def test_single_changes_equal_the_host_to_a_level(change):
     }[change]
     policy = recipe.Policy(**{**vars(NOTHING), **policy})
     crops = crops_like_photographs()
-    draws = device_augmentation.draw(random_keys(2, 6), policy, num_local=2)
-    out = np.asarray(device_augmentation.apply(jnp.asarray(crops), draws, policy))
+    draws = draw(random_keys(2, 6), policy, num_local=2)
+    out = np.asarray(apply(crops, draws, policy))
     fields = {k: np.asarray(v) for k, v in vars(draws).items()}
     for group, crop in np.ndindex(2, 24):
         this = device_augmentation.Draws(
@@ -113,12 +139,35 @@ def test_single_changes_equal_the_host_to_a_level(change):
     assert not np.array_equal(out, crops)
 
 
+@pytest.mark.parametrize("blur", ["intended", "none"])
+def test_blur_off_leaves_every_crop(blur):
+    """With every other change off too; as intended, global crop 1 is always blurred."""
+    policy = recipe.make_policy(only_blur(blur))
+    crops = crops_like_photographs()
+    draws = device_augmentation.draw(random_keys(2, 6), policy, num_local=2)
+    out = np.asarray(device_augmentation.apply(jnp.asarray(crops), draws, policy))
+    changed = np.any(out != crops, axis=(2, 3, 4))  # [G, n B]
+    if blur == "none":
+        assert not changed.any()
+    else:
+        assert changed[:, :6].mean() > 0.5  # a small sigma leaves a crop too
+
+
+def only_blur(blur):
+    """A config in which nothing else happens to a crop."""
+    config = default.get_config()
+    config.crops.blur = blur
+    for name in recipe.FIELDS:
+        config.crops[name] = 0.0
+    return config
+
+
 def test_hue_is_that_of_colorsys():
     policy = recipe.Policy(**{**vars(NOTHING), "jitter_probability": 1.0})
     policy = dataclasses.replace(policy, brightness=0, contrast=0, saturation=0)
     crops = crops_like_photographs(groups=1, count=6, size=8)
-    draws = device_augmentation.draw(random_keys(1, 3), policy, num_local=0)
-    out = np.asarray(device_augmentation.apply(jnp.asarray(crops), draws, policy))
+    draws = draw(random_keys(1, 3), policy, num_local=0)
+    out = np.asarray(apply(crops, draws, policy))
     shifts = np.asarray(draws.amounts)[3, 0]
     assert np.abs(shifts).min() > 1e-3
     for crop, turned, shift in zip(crops[0], out[0], shifts):
@@ -130,7 +179,7 @@ def test_hue_is_that_of_colorsys():
 
 def test_no_change_leaves_every_bit():
     crops = crops_like_photographs()
-    draws = device_augmentation.draw(random_keys(2, 6), recipe.Policy(), num_local=2)
+    draws = draw(random_keys(2, 6), recipe.Policy(), num_local=2)
     still = device_augmentation.Draws(
         **{name: jnp.zeros_like(x) for name, x in vars(draws).items()}
         | {
@@ -140,7 +189,7 @@ def test_no_change_leaves_every_bit():
             ),
         }
     )
-    out = device_augmentation.apply(jnp.asarray(crops), still, recipe.Policy())
+    out = apply(crops, still, recipe.Policy())
     np.testing.assert_array_equal(np.asarray(out), crops)
 
 
@@ -160,7 +209,7 @@ def test_ten_thousand_draws(blur):
     """Rates, ranges and orders as the reference documents them, view by view."""
     policy = recipe.Policy(blur_probabilities=recipe.BLUR_PROBABILITIES[blur])
     images = 2500
-    draws = device_augmentation.draw(random_keys(4, images), policy, num_local=2)
+    draws = draw(random_keys(4, images), policy, num_local=2)
     views = {
         k: np.asarray(v).reshape(*v.shape[:-2], 4, 4, images)
         for k, v in vars(draws).items()
@@ -208,7 +257,7 @@ def test_an_image_is_changed_alike_wherever_it_is():
         "local_crops": crops[:, 6:, :16, :16],
         "augmentation_keys": keys,
     }
-    out = device_augmentation.augment(batch, policy)
+    out = augment(batch, policy)
     assert set(out) == {"global_crops", "local_crops"}
     turned = {
         name: x.reshape(2, -1, 3, *x.shape[2:])[::-1, :, ::-1].reshape(x.shape)
@@ -216,7 +265,7 @@ def test_an_image_is_changed_alike_wherever_it_is():
         if name != "augmentation_keys"
     }
     turned["augmentation_keys"] = keys[::-1, ::-1]
-    other = device_augmentation.augment(turned, policy)
+    other = augment(turned, policy)
     for name, x in other.items():
         x = np.asarray(x)
         x = x.reshape(2, -1, 3, *x.shape[2:])[::-1, :, ::-1].reshape(x.shape)
@@ -232,6 +281,6 @@ def test_without_keys_or_local_crops():
         "local_crops": np.zeros((2, 0, 8, 8, 3), np.uint8),
         "augmentation_keys": random_keys(2, 3),
     }
-    out = device_augmentation.augment(batch, recipe.Policy())
+    out = augment(batch, recipe.Policy())
     assert out["local_crops"].shape == (2, 0, 8, 8, 3)
     assert not np.array_equal(out["global_crops"], crops)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from configs import vitg, vitl, vitl16_short, vits
 from dinov2_jax import flops, ssl_meta_arch
@@ -19,7 +20,7 @@ def count_products(jaxpr):
             depth = np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
             total += 2 * eqn.outvars[0].aval.size * int(depth)
             continue
-        inner = [count_products(sub) for sub in jax.core.jaxprs_in_params(eqn.params)]
+        inner = [count_products(sub) for sub in core.jaxprs_in_params(eqn.params)]
         inner += [
             count_products(branch.jaxpr) for branch in eqn.params.get("branches", ())
         ]
@@ -173,6 +174,15 @@ def test_parts_of_the_whole():
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", None),
         ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),
+        ("NVIDIA H20", None),
+        ("TPU v3", None),
+        ("TPU v4", 275e12),
+        ("TPU v4 lite", None),
         ("TPU v5 lite", 197e12),
         ("TPU v5", 459e12),
         ("TPU v5p", 459e12),
@@ -183,3 +193,19 @@ def test_parts_of_the_whole():
 )
 def test_peaks_by_device_kind(kind, peak):
     assert flops.peak_flops(kind) == peak
+
+
+def test_the_rate_at_the_peak_gives_the_published_mfu():
+    # 325 images/s of ViT-L/14 on one H200 are 45 %: 1.370 TFLOP an image.
+    config = vitl.get_config()
+    one = flops.peak_rate(config, "NVIDIA H200", 1)
+    assert 325 / one == pytest.approx(325 * 1.370e12 / 989e12, rel=1e-3)
+    assert 325 / one == pytest.approx(0.45, abs=1e-3)
+    # The same step in the same time on eight devices with eight times the images.
+    config.train.batch_size *= 8
+    assert 8 * 325 / flops.peak_rate(config, "NVIDIA H200", 8) == 325 / one
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA RTX A6000", "TPU v9"])
+def test_no_rate_at_an_unknown_peak(kind):
+    assert flops.peak_rate(vitl.get_config(), kind, 8) is None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
+from peers import torch
 
 from configs import default
 from dinov2_jax import optimizer

@@ -36,8 +36,8 @@ def results(finished):
     return {row[1]: (row[0], row[2]) for row in rows if len(row) == 3}
 
 
-def test_bad_images_within_the_allowed_share(trainer, flags):
-    finished = trainer.run(*flags)
+def test_bad_images_within_the_allowed_share(in_process, flags):
+    finished = in_process.run(*flags)
     assert finished.code == 0, finished.output
     found = results(finished)
     assert {result for result, _ in found.values()} == {"ok"} and "saving" in found
@@ -46,25 +46,17 @@ def test_bad_images_within_the_allowed_share(trainer, flags):
     assert said.endswith(", which data.max_bad_share = 0.5 allows")
 
 
-def test_bad_images_beyond_the_allowed_share(trainer, flags):
-    finished = trainer.run(*flags, "--config.data.max_bad_share=0.05")
+def test_bad_images_beyond_the_allowed_share(in_process, flags):
+    finished = in_process.run(*flags, "--config.data.max_bad_share=0.05")
     assert finished.code == 2, finished.output
     result, said = results(finished)["data"]
     assert result == "WRONG" and "more than data.max_bad_share = 0.05: see" in said
     assert results(finished)["step"][0] == "skipped"
 
 
-def test_it_ends_when_it_is_asked_to(trainer, flags, tmp_path):
-    process = trainer.start(*flags)
-    try:
-        said = ""
-        while "one folder" not in said:  # what is left takes seconds
-            line = process.stdout.readline()
-            assert line, said
-            said += line
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + signal.SIGTERM, said + output
-    assert "saving" not in output and not (tmp_path / "run").exists()
+def test_it_ends_when_it_is_asked_to(in_process, flags, tmp_path):
+    ask = {"ok       one folder": lambda: signal.raise_signal(signal.SIGTERM)}
+    finished = in_process.run(*flags, when=ask)
+    assert finished.code == 128 + signal.SIGTERM, finished.output
+    assert finished.output.splitlines()[-1].startswith("ok       one folder")
+    assert not (tmp_path / "run").exists()

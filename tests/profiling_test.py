@@ -1,7 +1,6 @@
 """Traces and memory on demand, of a run under way."""
 
 import signal
-import time
 
 import processes
 import pytest
@@ -15,14 +14,13 @@ def written(workdir):
     return [(e["step"], e["path"]) for e in events.read(workdir) if "path" in e]
 
 
-def test_asked_for_before_and_under_way(uninterrupted, trainer, tmp_path):
+def test_asked_for_before_and_under_way(uninterrupted, in_process, tmp_path):
     """Beside them the run goes on as it would have, to the bit."""
-    process = trainer.start(*FLAGS, f"--workdir={tmp_path}", "--profile=2:3")
-    while processes.steps_logged(tmp_path) < 4 and process.poll() is None:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    ask = {"step 5/": lambda: signal.raise_signal(signal.SIGUSR1)}
+    flags = (*FLAGS, f"--workdir={tmp_path}", "--profile=2:3")
+    finished = in_process.run(*flags, when=ask)
+    assert finished.code == 0, finished.output
+    output = finished.output
     (first, second) = written(tmp_path)
     assert first == (3, str(tmp_path / "profile/step-2"))
     assert second[0] >= 4 + 5
@@ -41,7 +39,7 @@ def test_asked_for_before_and_under_way(uninterrupted, trainer, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["5", "0:3", "4:3", "a:b"])
-def test_no_steps(trainer, text, tmp_path):
-    finished = trainer.run(*FLAGS, f"--workdir={tmp_path}", f"--profile={text}")
+def test_no_steps(in_process, text, tmp_path):
+    finished = in_process.run(*FLAGS, f"--workdir={tmp_path}", f"--profile={text}")
     assert finished.code == 2
     assert f"--profile={text}: write FIRST:LAST" in finished.error

@@ -23,6 +23,32 @@ def assert_same_run(workdir, uninterrupted):
     ).read_bytes()
 
 
+def test_killed_at_a_random_moment(uninterrupted, trainer, in_process, tmp_path):
+    expected, _ = uninterrupted
+    workdir = tmp_path / "run"
+    flags = [*DEBUG, f"--workdir={workdir}"]
+    seed = time.time_ns()  # another moment every time; the assertion names it
+    draw = random.Random(seed)
+    in_a_step, delay = draw.randrange(5, 13), draw.uniform(0.0, 0.05)
+
+    def logged():
+        if processes.steps_logged(workdir) < in_a_step:
+            return False
+        time.sleep(delay)
+        return True
+
+    killed = trainer.kill_when(logged, *flags)
+    assert killed.code == -signal.SIGKILL, (seed, killed.output)
+    saved = processes.saved_steps(workdir)
+    finished = in_process.run(*flags)
+    assert finished.code == 0, (seed, finished.output)
+    if saved:
+        assert f"resumed from step {saved[-1]}" in finished.output
+    assert not processes.unfinished_saves(workdir)
+    assert_same_run(workdir, expected)
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments_and_in_a_save(uninterrupted, trainer, tmp_path):
     expected, _ = uninterrupted
     workdir = tmp_path / "run"
@@ -66,7 +92,7 @@ def test_killed_at_random_moments_and_in_a_save(uninterrupted, trainer, tmp_path
     assert_same_run(workdir, expected)
 
 
-def test_killed_in_the_last_save(uninterrupted, trainer, tmp_path):
+def test_killed_in_the_last_save(uninterrupted, trainer, in_process, tmp_path):
     expected, _ = uninterrupted
     workdir = tmp_path / "run"
     processes.branch(expected, workdir, step=16)
@@ -75,31 +101,38 @@ def test_killed_in_the_last_save(uninterrupted, trainer, tmp_path):
     assert killed.code == -signal.SIGKILL
     # Every row that a checkpoint stands on was on the disk before it.
     assert processes.rows(workdir) == processes.rows(expected)
-    assert trainer.run(*flags).code == 0
+    assert in_process.run(*flags).code == 0
     assert_same_run(workdir, expected)
 
 
-def test_without_worker_processes(uninterrupted, trainer, tmp_path):
-    resume_with_workers(0, uninterrupted, trainer, tmp_path)
-
-
-def test_with_more_worker_processes(uninterrupted, trainer, tmp_path):
-    resume_with_workers(2, uninterrupted, trainer, tmp_path)
-
-
-def resume_with_workers(workers, uninterrupted, trainer, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])  # the run before had one
+def test_with_another_number_of_worker_processes(
+    workers, uninterrupted, in_process, tmp_path
+):
     expected, _ = uninterrupted
     workdir = tmp_path / "run"
-    processes.branch(expected, workdir, step=8)
-    finished = trainer.run(
+    processes.branch(expected, workdir, step=12)
+    finished = in_process.run(
         *DEBUG, f"--workdir={workdir}", f"--config.data.workers={workers}"
     )
     assert finished.code == 0, finished.output
-    assert "resumed from step 8" in finished.output
+    assert "resumed from step 12" in finished.output
     assert not processes.noise(finished.output)
     assert_same_run(workdir, expected)
 
 
+def test_on_two_devices(uninterrupted, trainer, tmp_path):
+    one, _ = uninterrupted
+    two = tmp_path / "two"
+    processes.branch(one, two, step=16)
+    finished = trainer.run(*DEBUG, f"--workdir={two}", devices=2)
+    assert finished.code == 0, finished.output
+    assert "2 cpu, mesh replica 1 x fsdp 2" in finished.output
+    assert "resumed from step 16" in finished.output
+    processes.assert_close_losses(two, one)
+
+
+@pytest.mark.slow
 def test_on_eight_devices_then_on_four(uninterrupted, trainer, tmp_path):
     one, _ = uninterrupted
     eight, four = tmp_path / "eight", tmp_path / "four"
@@ -116,46 +149,73 @@ def test_on_eight_devices_then_on_four(uninterrupted, trainer, tmp_path):
     processes.assert_close_losses(four, eight)
 
 
-@pytest.mark.parametrize("seconds_later", [0.0, 0.05])
+def test_asked_to_end_again_and_again(uninterrupted, trainer, in_process, tmp_path):
+    """Also in the save that follows."""
+    expected, _ = uninterrupted
+    workdir = tmp_path / "run"
+    flags = [*DEBUG, f"--workdir={workdir}"]
+    process = trainer.start(*flags)
+    while processes.steps_logged(workdir) < 5 and process.poll() is None:
+        time.sleep(0.001)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    output, _ = process.communicate(timeout=60)
+    assert_saved_and_asked(workdir, processes.Finished(process.returncode, output))
+    finished = in_process.run(*flags)
+    assert finished.code == 0, finished.output
+    assert_same_run(workdir, expected)
+
+
 def test_asked_to_end_it_saves_and_asks_to_be_started_again(
-    seconds_later, uninterrupted, trainer, tmp_path
+    uninterrupted, in_process, tmp_path
 ):
     expected, _ = uninterrupted
     workdir = tmp_path / "run"
     flags = [*DEBUG, f"--workdir={workdir}"]
-    process = trainer.start(*flags)
-    while processes.steps_logged(workdir) < 5 and process.poll() is None:
-        time.sleep(0.001)
-    time.sleep(seconds_later)
-    process.send_signal(signal.SIGTERM)
-    while seconds_later and process.poll() is None:  # again and again, in the save too
-        time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 42, output
+    ask = {"step 5/": lambda: signal.raise_signal(signal.SIGTERM)}
+    step = assert_saved_and_asked(workdir, in_process.run(*flags, when=ask))
+    finished = in_process.run(*flags)
+    assert finished.code == 0 and f"resumed from step {step}" in finished.output
+    assert_same_run(workdir, expected)
+
+
+def assert_saved_and_asked(workdir, finished):
+    """It saved its last step, which is returned, and left with the code for that."""
+    assert finished.code == 42, finished.output
     saved = processes.saved_steps(workdir)[-1]
-    assert output.splitlines()[-1] == (
+    assert finished.output.splitlines()[-1] == (
         f"asked to end: saved step {saved}; the same command goes on"
     )
     assert processes.steps_logged(workdir) == saved >= 5  # nothing is lost
-    finished = trainer.run(*flags)
-    assert finished.code == 0 and f"resumed from step {saved}" in finished.output
-    assert_same_run(workdir, expected)
+    return saved
 
 
-def test_interrupted_from_the_keyboard(uninterrupted, trainer, tmp_path):
+def test_interrupted_from_the_keyboard(uninterrupted, in_process, tmp_path):
     expected, _ = uninterrupted
     workdir = tmp_path / "run"
     flags = [*DEBUG, f"--workdir={workdir}"]
-    process = trainer.start(*flags)
-    while processes.steps_logged(workdir) < 5 and process.poll() is None:
+    press = {"step 5/": lambda: signal.raise_signal(signal.SIGINT)}
+    finished = in_process.run(*flags, when=press)
+    assert_interrupted(workdir, finished)
+    assert in_process.run(*flags).code == 0
+    assert_same_run(workdir, expected)
+
+
+@pytest.mark.slow
+def test_interrupted_anywhere(trainer, tmp_path):
+    """As above, but in whatever line the process is at."""
+    process = trainer.start(*DEBUG, f"--workdir={tmp_path}")
+    while processes.steps_logged(tmp_path) < 5 and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert output.splitlines()[-1].startswith("interrupted: ")
-    assert "Traceback" not in output
+    assert_interrupted(tmp_path, processes.Finished(process.returncode, output))
+
+
+def assert_interrupted(workdir, finished):
+    assert finished.code == 130, finished.output
+    assert finished.output.splitlines()[-1].startswith("interrupted: ")
+    assert "Traceback" not in finished.output
     assert processes.saved_steps(workdir)
     assert not processes.unfinished_saves(workdir)
-    assert trainer.run(*flags).code == 0
-    assert_same_run(workdir, expected)

@@ -6,32 +6,36 @@ import subprocess
 import sys
 import time
 
+import in_process
+import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
 from PIL import Image
 
 from configs import debug
-from dinov2_jax import errors, events, rollback
+from dinov2_jax import errors, events, rollback, ssl_meta_arch
 from dinov2_jax.data import batch_builder, sources
 
 # Trains with a loss that is not finite wherever a crop shows one colour alone.
 POISONED = """
-import jax.numpy as jnp
 from absl import app
 from dinov2_jax import main, ssl_meta_arch
+import rollback_test
 
-plain = ssl_meta_arch.SSLMetaArch.loss
+ssl_meta_arch.SSLMetaArch.loss = rollback_test.poisoned_loss
+app.run(main.main, flags_parser=main.parse_flags)
+"""
+plain_loss = ssl_meta_arch.SSLMetaArch.loss
 
-def loss(self, params, targets, batch, key):
-    total, terms = plain(self, params, targets, batch, key)
+
+def poisoned_loss(self, params, targets, batch, key):
+    total, terms = plain_loss(self, params, targets, batch, key)
     crops = batch["global_crops"]
     poison = (crops.max((2, 3)) == crops.min((2, 3))).any()
     return jnp.where(poison, jnp.nan, total), terms
 
-ssl_meta_arch.SSLMetaArch.loss = loss
-app.run(main.main, flags_parser=main.parse_flags)
-"""
+
 POISON = 17  # the number of the image
 
 
@@ -127,6 +131,8 @@ def flags(images, workdir, *more):
         f"--workdir={workdir}",
         f"--config.data.path={images}",
         "--config.data.source=folder",
+        "--config.data.augmentation=host",  # less to compile
+        "--config.model.depth=1",
         "--config.train.steps=24",
         "--config.train.max_nonfinite_steps=1",
         "--config.train.max_rollbacks=6",
@@ -139,17 +145,11 @@ def start(trainer, *flags) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", POISONED, *flags],
         cwd=processes.ROOT,
-        env=trainer.environment,
+        env=trainer.environment | {"PYTHONPATH": str(processes.ROOT / "tests")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def run(trainer, *flags) -> processes.Finished:
-    process = start(trainer, *flags)
-    output, _ = process.communicate(timeout=300)
-    return processes.Finished(process.returncode, output)
 
 
 def poisoned_steps(images):
@@ -165,9 +165,17 @@ def poisoned_steps(images):
     ]
 
 
-def test_goes_back_and_leaves_out(images, trainer, tmp_path):
+@pytest.fixture(scope="module")
+def poisoned():
+    """The training program with the loss that fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl_meta_arch.SSLMetaArch, "loss", poisoned_loss)
+        yield in_process.Trainer()
+
+
+def test_goes_back_and_leaves_out(images, poisoned, tmp_path):
     workdir = tmp_path / "run"
-    finished = run(trainer, *flags(images, workdir))
+    finished = poisoned.run(*flags(images, workdir))
     assert finished.code == 0, finished.output
 
     # What should have happened, on paper: saved every second step.
@@ -199,15 +207,31 @@ def test_goes_back_and_leaves_out(images, trainer, tmp_path):
     state = processes.load(workdir, 24)
     assert state["/skipped"] == 0  # those steps were undone
 
-    # Killed after a rollback, it ends the same.
+    # Asked to end after a rollback, it ends the same.
     again = tmp_path / "again"
+    ask = {
+        f"step {failed}: the loss blew up": lambda: signal.raise_signal(signal.SIGTERM)
+    }
+    finished = poisoned.run(*flags(images, again), when=ask)
+    assert finished.code == errors.REQUEUE, finished.output
+    assert len(json.loads((again / "rollbacks.json").read_text())) == 1
+    finished = poisoned.run(*flags(images, again))
+    assert finished.code == 0, finished.output
+    assert processes.rows(again) == rows
+    processes.assert_same_arrays(processes.load(again, 24), state)
+
+
+@pytest.mark.slow
+def test_killed_after_going_back(images, poisoned, trainer, tmp_path):
+    workdir, again = tmp_path / "run", tmp_path / "again"
+    assert poisoned.run(*flags(images, workdir)).code == 0
     process = start(trainer, *flags(images, again))
     while process.poll() is None and not (again / "rollbacks.json").exists():
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    finished = run(trainer, *flags(images, again))
+    finished = poisoned.run(*flags(images, again))
     assert finished.code == 0, finished.output
-    assert processes.rows(again) == rows
-    processes.assert_same_arrays(processes.load(again, 24), state)
+    assert processes.rows(again) == processes.rows(workdir)
+    processes.assert_same_arrays(processes.load(again, 24), processes.load(workdir, 24))

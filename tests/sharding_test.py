@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from configs import vitg, vitl, vits
 from dinov2_jax import optimizer, sharding, ssl_meta_arch, train_state
 
 
 def mesh(fsdp, replica=1):
-    return AbstractMesh((replica, fsdp), ("replica", "fsdp"))
+    sizes, names = (replica, fsdp), ("replica", "fsdp")
+    return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * 2)
 
 
 def shape(*sizes):

@@ -75,7 +75,9 @@ def test_trouble(killed):
     log.add("start", step=16, seconds={"start": 1.0}, **start)
     log.add("skip", step=17, terms="loss/total = nan", lr=1.0)
     log.add("rollback", step=18, to=12, why="loss/total = nan")
-    log.add("end", step=13, code=errors.REQUEUE, reason="saved", seconds={"step": 2.0})
+    # Ten days: what the run before took on this machine does not show beside them.
+    seconds = {"step": 1e6}
+    log.add("end", step=13, code=errors.REQUEUE, reason="saved", seconds=seconds)
     log.add("start", step=13, seconds={"start": 1.0}, **start)
     said = lines(killed)
     assert said["run"].endswith("batch 32, 8 H100, 4 processes")
@@ -83,7 +85,7 @@ def test_trouble(killed):
         "2 restarts, 1 preemption, 1 sudden end, 1 skipped step, 1 rollback, "
         "2 unreadable images"
     )
-    assert "lost" in said["goodput"]
+    assert "lost 66." in said["goodput"]  # two of the three steps
     log.add("hang", doing="step 14", path="/stacks.txt")
     said = lines(killed)
     assert said["state"] == "hung at step 14, 0:00 ago; stacks in /stacks.txt"

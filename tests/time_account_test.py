@@ -63,6 +63,16 @@ def test_rates_leave_out_what_is_no_step():
     assert taken["images_per_second"] <= 10 / 0.01 and taken["data_wait"] == 0
 
 
+def test_mfu_is_the_rate_over_that_at_the_peak():
+    account = time_account.TimeAccount(time_account.STEP)
+    rates = time_account.Rates(account, batch_size=10, peak_rate=4000.0)
+    rates.step_done()
+    time.sleep(0.01)
+    taken = rates.take()
+    assert 0 < taken["mfu"] == taken["images_per_second"] / 4000
+    assert "mfu" not in time_account.Rates(account, batch_size=10).take()
+
+
 @pytest.mark.parametrize(
     "seconds, text",
     [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05"), (266_400, "3 d 02:00:00")],

@@ -84,17 +84,17 @@ def write_cifar(root):
             save(photograph(i + count), root / part / name)
 
 
-def test_class_folders_and_a_change_on_resume(trainer, tmp_path):
+def test_class_folders_and_a_change_on_resume(in_process, tmp_path):
     root, workdir = tmp_path / "cifar", tmp_path / "run"
     write_cifar(root)
     (root / "test/cat/0000.png").write_bytes(b"")  # evaluation does without it
     flags = ("--config.data.source=folder", f"--config.data.path={root / 'train'}")
-    said = images_line(run(trainer, workdir, *flags))
+    said = images_line(run(in_process, workdir, *flags))
     assert f"40 images in 2 folders below {root / 'train'}" in said
     before = json.loads((workdir / "data.json").read_text())
     save(photograph(99), root / "train/dog/new.png")
     output = run(
-        trainer,
+        in_process,
         workdir,
         *flags,
         *EVALUATE,
@@ -114,21 +114,21 @@ def test_class_folders_and_a_change_on_resume(trainer, tmp_path):
     assert (workdir / "pca.png").exists()
 
 
-def test_imagenet(trainer, tmp_path):
+def test_imagenet(in_process, tmp_path):
     root = tmp_path / "imagenet"
     for i in range(34):
         name = f"n0144{i % 4:04}/n0144{i % 4:04}_{i}.JPEG"
         save(photograph(i, (500, 375 + i)), root / "train" / name)
     flags = ("--config.data.source=auto", f"--config.data.path={root / 'train'}")
-    said = images_line(run(trainer, tmp_path / "run", *flags))
+    said = images_line(run(in_process, tmp_path / "run", *flags))
     assert f"34 images in 4 folders below {root / 'train'}" in said
 
 
-def test_a_flat_folder(trainer, tmp_path):
+def test_a_flat_folder(in_process, tmp_path):
     for i in range(33):
         save(photograph(i, (70 + i, 90)), tmp_path / "flat" / f"IMG_{i}.JPG")
     flags = ("--config.data.source=folder", f"--config.data.path={tmp_path / 'flat'}")
-    said = images_line(run(trainer, tmp_path / "run", *flags))
+    said = images_line(run(in_process, tmp_path / "run", *flags))
     assert f"33 images in 1 folder below {tmp_path / 'flat'}" in said
 
 
@@ -158,7 +158,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
-def test_tfds(trainer, tmp_path):
+def test_tfds(trainer, in_process, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     command = [sys.executable, "-c", PREPARE, str(tmp_path / "tfds")]
     subprocess.run(command, check=True, capture_output=True)
@@ -173,10 +173,10 @@ def test_tfds(trainer, tmp_path):
     environment = {"PYTHONPATH": str(tmp_path / "path")}
     output = run(trainer, tmp_path / "run", *flags, **environment)
     assert "36 images" in images_line(output) and "squares" in images_line(output)
-    run(trainer, tmp_path / "run", *flags, resumed=True, **environment)
+    run(in_process, tmp_path / "run", *flags, resumed=True)
 
 
-def test_webdataset(trainer, tmp_path):
+def test_webdataset(in_process, tmp_path):
     (tmp_path / "tars").mkdir()
     for shard in range(3):
         with tarfile.open(tmp_path / "tars" / f"x-{shard:04}.tar", "w") as tar:
@@ -189,18 +189,18 @@ def test_webdataset(trainer, tmp_path):
                     tar.addfile(info, io.BytesIO(content))
     pattern = f"{tmp_path}/tars/x-{{0000..0002}}.tar"
     flags = ("--config.data.source=auto", f"--config.data.path={pattern}")
-    output = run(trainer, tmp_path / "run", *flags)
+    output = run(in_process, tmp_path / "run", *flags)
     assert "36 images" in images_line(output) and "3 " in images_line(output)
-    run(trainer, tmp_path / "run", *flags, resumed=True)
+    run(in_process, tmp_path / "run", *flags, resumed=True)
 
 
-def test_array_records_of_shard(trainer, tmp_path):
+def test_array_records_of_shard(in_process, tmp_path):
     write_cifar(tmp_path / "cifar")
     records = tmp_path / "records"
     program("shard", tmp_path / "cifar/train", records, "--shard-size=15")
     flags = ("--config.data.source=auto", f"--config.data.path={records}")
-    assert "40 images" in images_line(run(trainer, tmp_path / "run", *flags))
-    run(trainer, tmp_path / "run", *flags, resumed=True)
+    assert "40 images" in images_line(run(in_process, tmp_path / "run", *flags))
+    run(in_process, tmp_path / "run", *flags, resumed=True)
 
 
 def stats_flags(values, *arguments):
@@ -217,7 +217,7 @@ def stats_flags(values, *arguments):
     return flags
 
 
-def test_one_channel(trainer, tmp_path):
+def test_one_channel(in_process, tmp_path):
     root, workdir, pixels = tmp_path / "scans", tmp_path / "run", []
     for i in range(40):
         image = photograph(i, channels=1)
@@ -233,14 +233,14 @@ def test_one_channel(trainer, tmp_path):
         f"--config.evaluation.val_path={root}",
         "--config.evaluation.picture_size=32",
     ]
-    run(trainer, workdir, *flags, *SMALL, *EVALUATE)
+    run(in_process, workdir, *flags, *SMALL, *EVALUATE)
     # The same images on both sides: each finds itself, and another is not far.
     assert accuracies(workdir)["knn/top1_pixels"] > 0.5
     assert "knn/top1_color_histogram" not in accuracies(workdir)
     assert (workdir / "pca.png").exists()
 
 
-def test_thirteen_channels_by_a_pattern(trainer, tmp_path):
+def test_thirteen_channels_by_a_pattern(in_process, tmp_path):
     root, workdir, pixels = tmp_path / "tiles", tmp_path / "run", []
     for i in range(36):
         rng = np.random.default_rng(i)
@@ -259,10 +259,10 @@ def test_thirteen_channels_by_a_pattern(trainer, tmp_path):
         "--config.model.in_chans=13",
         "--config.crops.policy=multispectral",
     ]
-    output = run(trainer, workdir, *flags, *SMALL)
+    output = run(in_process, workdir, *flags, *SMALL)
     assert "36 images" in images_line(output)
     evaluation = [f"--config.evaluation.{n}_path={pattern}" for n in ("train", "val")]
-    run(trainer, workdir, *flags, *SMALL, *EVALUATE, *evaluation, resumed=True)
+    run(in_process, workdir, *flags, *SMALL, *EVALUATE, *evaluation, resumed=True)
     found = accuracies(workdir)
     assert {"knn/top1", "knn/top1_random_init", "knn/top1_pixels"} <= found.keys()
     assert "knn/top1_color_histogram" not in found

@@ -98,6 +98,7 @@ def test_step_compiles_once(uninterrupted):
     assert not [lines[i] for i in compilations if first < i < last]
 
 
+@pytest.mark.slow
 def test_compiled_as_users_compile_it(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     finished = processes.Trainer(processes.as_users()).run(
@@ -108,11 +109,11 @@ def test_compiled_as_users_compile_it(uninterrupted, tmp_path):
     processes.assert_close_losses(workdir, uninterrupted[0], absolute=1e-5)
 
 
-def test_same_command_again(uninterrupted, trainer, tmp_path):
+def test_same_command_again(uninterrupted, in_process, tmp_path):
     workdir = tmp_path / "run"
     processes.branch(uninterrupted[0], workdir, step=20)
     before = (workdir / "metrics.jsonl").read_bytes()
-    finished = trainer.run(*processes.DEBUG, f"--workdir={workdir}")
+    finished = in_process.run(*processes.DEBUG, f"--workdir={workdir}")
     assert finished.code == 0
     assert "nothing to do: step 20 of 20" in finished.output
     assert "compiled" not in finished.output
@@ -120,9 +121,9 @@ def test_same_command_again(uninterrupted, trainer, tmp_path):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_not_finite(uninterrupted, trainer, tmp_path):
+def test_not_finite(uninterrupted, in_process, tmp_path):
     """The learning rate is 0 at step 1, sane in no later one."""
-    finished = trainer.run(
+    finished = in_process.run(
         *processes.DEBUG,
         f"--workdir={tmp_path}",
         "--config.optim.base_lr=1e30",
@@ -149,12 +150,12 @@ def test_not_finite(uninterrupted, trainer, tmp_path):
     rows = processes.rows(tmp_path)
     assert [row["skipped_in_a_row"] for row in rows] == [0, 0, 1, 2, 3]
     # The remedy is another config, which the same folder takes only from the start.
-    again = trainer.run(*processes.DEBUG, f"--workdir={tmp_path}")
+    again = in_process.run(*processes.DEBUG, f"--workdir={tmp_path}")
     assert again.code == 2 and "optim.base_lr: 1e+30 -> 0.002" in again.error
 
 
-def test_skipped_steps_leave_the_state(uninterrupted, trainer, tmp_path):
-    finished = trainer.run(
+def test_skipped_steps_leave_the_state(uninterrupted, in_process, tmp_path):
+    finished = in_process.run(
         *processes.DEBUG,
         f"--workdir={tmp_path}",
         "--config.optim.base_lr=1e30",
@@ -218,7 +219,7 @@ def make_folder_of_horrors(folder, photographs):
     return sorted([*bad, "huge.png"])
 
 
-def test_folder_of_horrors(uninterrupted, trainer, tmp_path, photographs):
+def test_folder_of_horrors(uninterrupted, in_process, tmp_path, photographs):
     images, workdir = tmp_path / "images", tmp_path / "run"
     bad = make_folder_of_horrors(images, photographs)
     flags = [
@@ -228,7 +229,7 @@ def test_folder_of_horrors(uninterrupted, trainer, tmp_path, photographs):
         f"--config.data.path={images}",
         "--config.train.steps=6",  # four passes
     ]
-    finished = trainer.run(*flags)
+    finished = in_process.run(*flags)
     assert finished.code == 0, finished.output
     assert f"images      47 images in 3 folders below {images} (1 sk" in finished.output
     log = (workdir / "bad_images.txt").read_text().splitlines()
@@ -247,16 +248,16 @@ def test_folder_of_horrors(uninterrupted, trainer, tmp_path, photographs):
     again = tmp_path / "again"
     processes.branch(workdir, again, step=4)
     flags[flags.index(f"--workdir={workdir}")] = f"--workdir={again}"
-    finished = trainer.run(*flags, "--config.data.workers=0")
+    finished = in_process.run(*flags, "--config.data.workers=0")
     assert finished.code == 0, finished.output
     assert processes.rows(again) == rows
     assert (again / "bad_images.txt").read_text().splitlines() == log
 
 
-def test_too_many_bad_images(uninterrupted, trainer, tmp_path, photographs):
+def test_too_many_bad_images(uninterrupted, in_process, tmp_path, photographs):
     images, workdir = tmp_path / "images", tmp_path / "run"
     make_folder_of_horrors(images, photographs)
-    finished = trainer.run(
+    finished = in_process.run(
         *processes.DEBUG,
         f"--workdir={workdir}",
         "--config.data.source=folder",
@@ -271,10 +272,10 @@ def test_too_many_bad_images(uninterrupted, trainer, tmp_path, photographs):
     assert not processes.noise(finished.output)
 
 
-def test_only_bad_images(uninterrupted, trainer, tmp_path):
+def test_only_bad_images(uninterrupted, in_process, tmp_path):
     for i in range(40):
         (tmp_path / f"{i}.jpg").write_text("This is not a picture.")
-    finished = trainer.run(
+    finished = in_process.run(
         *processes.DEBUG,
         f"--workdir={tmp_path / 'run'}",
         "--config.data.source=folder",

@@ -15,7 +15,7 @@ from dinov2_jax import errors, workdir
 def hold(folder, held):
     with workdir.lock(folder):
         held.put(os.getpid())
-        time.sleep(100)
+        time.sleep(1000)
 
 
 def test_the_second_is_refused_until_the_first_is_gone(tmp_path):
@@ -24,7 +24,7 @@ def test_the_second_is_refused_until_the_first_is_gone(tmp_path):
     holder = context.Process(target=hold, args=(tmp_path, held))
     holder.start()
     try:
-        pid = held.get(timeout=60)
+        pid = held.get(timeout=300)
         with pytest.raises(errors.UserError) as refused:
             workdir.lock(tmp_path)
         assert refused.value.exit_code == errors.BAD_INPUT
@@ -47,17 +47,26 @@ def test_what_another_host_holds_is_waited_for(tmp_path, monkeypatch, caplog):
     assert "waiting up to 1 s" in caplog.text
 
 
-def test_a_second_run_of_the_same_folder(uninterrupted, trainer, tmp_path):
+def test_a_second_run_of_the_same_folder(in_process, tmp_path):
+    with workdir.lock(tmp_path):  # as a run takes it
+        second = in_process.run(*processes.DEBUG, f"--workdir={tmp_path}")
+    assert second.code == 2
+    assert second.output == second.error + "\n"
+    assert f"{tmp_path} is in use by pid {os.getpid()} on " in second.error
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_folder(trainer, in_process, tmp_path):
     flags = [*processes.DEBUG, f"--workdir={tmp_path / 'run'}"]
-    first = trainer.start(*flags)
+    # Without an end: the second starts while it runs, however long that takes.
+    first = trainer.start(*flags, "--config.train.steps=100000")
     try:
         lock = tmp_path / "run/run.lock"
         while not (lock.exists() and lock.stat().st_size) and first.poll() is None:
             time.sleep(0.01)
-        second = trainer.run(*flags)
+        second = in_process.run(*flags)
     finally:
         first.kill()
         first.communicate(timeout=60)
     assert second.code == 2
-    assert second.output == second.error + "\n"
     assert f"run is in use by pid {first.pid} on " in second.error

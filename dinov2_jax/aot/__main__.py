@@ -93,16 +93,16 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dinov2_jax.aot",
+        prog="dinov2-jax aot",
         description="Compiles the train step for a machine that need not be there.",
         epilog="--config.SECTION.FIELD=VALUE overrides a field of the config.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="a file of configs/")
+    parser.add_argument("--config", required=True, help="a preset or a file")
     parser.add_argument(
         "--topology",
         required=True,
-        help="chip and shape: v5e:16x16, v6e:4x4, v5p:2x2x2, h200:8, ...",
+        help="chip and shape: v5e:16x16, v6e:4x4, v5p:2x2x2, tpu7x:2x2x1, h200:8, ...",
     )
     parser.add_argument(
         "--profile",

@@ -3,30 +3,24 @@
 import ast
 import difflib
 import importlib.util
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from dinov2_jax import config_check, errors
+from dinov2_jax import config_check, configs, errors
 
 
 def read(path: str, overrides: Sequence[str]) -> Any:
     """The checked config of a file.
 
     Args:
-      path: Of a Python file with `get_config()`.
+      path: A preset, or the path of a Python file with `get_config()`.
       overrides: "--config.SECTION.FIELD=VALUE" each.
 
     Raises:
       UserError: The file, a field or a value is no good.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-        raise errors.UserError(
-            f"there is no config {path}: use one of {', '.join(known)} or a path"
-        )
+    file = configs.find(path)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     try:

@@ -209,8 +209,21 @@ def parse(text: str) -> Module:
             continue
         start = _INSTRUCTION.match(line)
         if start:
-            current[start[1]] = _instruction(start[1], line[start.end() :])
+            instruction = _instruction(start[1], line[start.end() :])
+            for operand in instruction.operands:
+                _add_element(current, operand)
+            current[start[1]] = instruction
     return Module(computations, entry)
+
+
+def _add_element(instructions: dict[str, Instruction], operand: str) -> None:
+    """Adds the get-tuple-element that newer XLA writes as `fusion.3#1`."""
+    name, _, index = operand.partition("#")
+    if index.isdecimal() and name in instructions and operand not in instructions:
+        array = instructions[name].arrays[int(index)]
+        instructions[operand] = Instruction(
+            operand, (array,), "get-tuple-element", (name,), f", index={index}"
+        )
 
 
 def _instruction(name: str, text: str) -> Instruction:

@@ -1,6 +1,7 @@
 """Machines that a step can be compiled for without having them."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -10,8 +11,9 @@ from typing import Any
 
 from dinov2_jax import errors
 
-_INSTALL_TPU = "pip install -r requirements-aot.txt"
-_INSTALL_GPU = 'pip install "jax[cuda13]==0.10.2" (4.4 GB)'
+_INSTALL_TPU = 'pip install -r requirements-aot.txt, or "dinov2-jax[aot]"'
+_JAX = importlib.metadata.version("jax")
+_INSTALL_GPU = f'pip install "jax[cuda13]=={_JAX}" (4.4 GB)'
 # What libtpu reads where there is no TPU; the first is any machine that it knows.
 _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -25,7 +27,7 @@ _ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of device, from the maker's data sheet where nothing else is said.
+    """One kind of chip and its devices, from the maker's data sheet unless noted.
 
     Attributes:
       name: As in --topology.
@@ -37,8 +39,9 @@ class Chip:
       hbm_bandwidth: Bytes/s.
       clock: Cycles/s, for which the cores' width gives the peak; 0: no cycles known.
       link_bandwidth: Bytes/s that a device sends over its links along one axis of the
-        topology, both directions.
+        topology, both directions; its share where a chip's devices have them together.
       axes: Lengths that a topology has; sizes and an axis of 1 may be left out.
+      devices: JAX devices on one chip.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Chip:
     clock: float
     link_bandwidth: float
     axes: int
+    devices: int = 1
 
     @property
     def peak_flops(self) -> float:
@@ -65,19 +69,24 @@ CHIPS = {
         Chip("v5e", "v5e", "tpu", "v5e", 15.75 * 2**30, 819e9, 1.5e9, 90e9, 2),
         Chip("v6e", "v6e", "tpu", "v6e", 31.24 * 2**30, 1640e9, 1.75e9, 180e9, 2),
         Chip("v5p", "v5p", "tpu", "v5", 95.73 * 2**30, 2765e9, 1.75e9, 180e9, 3),
+        # A device is one of a chip's two cores. The sheet gives no clock: that of four
+        # 256 x 256 units, for which the compiler's cycles make sense (docs/aot.md).
+        Chip(
+            "tpu7x", "tpu7x", "tpu", "tpu7x", 94.74 * 2**30, 3690e9, 2.2e9, 90e9, 3, 2
+        ),
         Chip("h200", "H200", "cuda", "", 0.92 * 141e9, 4800e9, 0.0, 450e9, 1),
     )
 }
-_EXAMPLES = "v5e:16x16, v6e:4x4, v5p:2x2x2, h200:8"
+_EXAMPLES = "v5e:16x16, v6e:4x4, v5p:2x2x2, tpu7x:2x2x1, h200:8"
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Some devices of one kind, connected.
+    """Some chips of one kind, connected.
 
     Attributes:
-      chip: Of each device.
-      shape: Devices along each axis.
+      chip: What each of them is.
+      shape: Chips along each axis.
     """
 
     chip: Chip
@@ -90,8 +99,8 @@ class Machine:
 
     @property
     def num_devices(self) -> int:
-        """All of them."""
-        return math.prod(self.shape)
+        """JAX devices of all chips."""
+        return math.prod(self.shape) * self.chip.devices
 
     @property
     def send_bandwidth(self) -> float:

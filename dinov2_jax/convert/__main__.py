@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser(names: list[str]) -> argparse.ArgumentParser:
     parser = one_line_parser.Parser(
-        prog="python -m dinov2_jax.convert",
+        prog="dinov2-jax convert",
         description="Converts DINOv2 weights and runs the result in its own world.",
     )
     parser.add_argument("source", help="whatever dinov2_jax.load takes")

@@ -117,6 +117,7 @@ def _load_huggingface(path, weights, which, heads) -> Run:
     del which, heads
     import torch
     import transformers
+    import transformers.utils.logging
 
     transformers.utils.logging.disable_progress_bar()
     model, info = transformers.AutoModel.from_pretrained(

@@ -19,7 +19,7 @@ _PROGRAMS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs a program as the flags say; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m dinov2_jax.data", description="Programs for data sets."
+        prog="dinov2-jax data", description="Programs for data sets."
     )
     programs = parser.add_subparsers(dest="program", required=True)
     modules = {}

@@ -123,9 +123,9 @@ def open_tiff(
                 values = page.asarray(maxworkers=1)
             except ValueError as error:
                 if "imagecodecs" in str(error):
+                    name = tifffile.COMPRESSION(page.compression).name
                     raise pixel_formats.Unusable(
-                        f"{page.compression.name} compression in TIFF needs: pip "
-                        "install imagecodecs"
+                        f"{name} compression in TIFF needs: pip install imagecodecs"
                     ) from error
                 raise
             pixels = pixel_formats.to_uint8(values, value_range)

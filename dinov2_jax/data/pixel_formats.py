@@ -7,7 +7,7 @@ photographs are sRGB, and what a network learns from does not gain by the conver
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dinov2_jax.data import tiff_header
 
@@ -71,7 +71,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return items.view(kind).reshape(*items.shape, channels)
 
 
-def loses_bits(image: Image.Image) -> bool:
+def loses_bits(image: ImageFile.ImageFile) -> bool:
     """Whether Pillow gives 8 bits of the 16 that a channel has."""
     return any(";16" in str(tile.args) for tile in image.tile) and not _is_deep(image)
 

@@ -15,7 +15,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Probability of the blur in (global crop 1, global crop 2, local crops). The reference
 # passes 1 - p where p is meant, and its released weights were trained that way.
-BLUR_PROBABILITIES = {"reference": (0.0, 0.9, 0.5), "intended": (1.0, 0.1, 0.5)}
+BLUR_PROBABILITIES = {
+    "reference": (0.0, 0.9, 0.5),
+    "intended": (1.0, 0.1, 0.5),
+    "none": (0.0, 0.0, 0.0),
+}
 
 RATIO = (3 / 4, 4 / 3)  # width / height of a crop before it is resized
 BLUR_TAPS = 9

@@ -28,13 +28,14 @@ def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[s
     said = os.path.expanduser(path)
     fix = f"set --config.{field} to a file, a folder or a pattern such as x-{{00..99}}"
     if os.path.isdir(said):
-        found = [
-            os.path.join(folder, name)
-            for folder, folders, names in os.walk(said, followlinks=False)
-            if not folders.sort()  # in place, for the order in which they are entered
-            for name in names
-            if ending.search(name) and not name.startswith(".")
-        ]
+        found = []
+        for folder, folders, names in os.walk(said, followlinks=False):
+            folders.sort()  # in place, for the order in which they are entered
+            found += [
+                os.path.join(folder, name)
+                for name in names
+                if ending.search(name) and not name.startswith(".")
+            ]
         if not found:
             raise errors.UserError(f"no {what} below {field} = {said}: {fix}")
     elif os.path.exists(said):

@@ -34,16 +34,19 @@ class Source(Protocol):
     """Images by index, the same at every call.
 
     A source may also have `pass_length` and `resolve`, see `places` and `at_place`.
-
-    Attributes:
-      labels: int32 [length], or None where there are none.
-      label_names: the names of the labels; empty where there are none.
-      fingerprint: hexadecimal; another one where the images are others.
     """
 
-    labels: np.ndarray | None
-    label_names: list[str]
-    fingerprint: str
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [length], or None where there are none."""
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the labels; empty where there are none."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal; another one where the images are others."""
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -135,7 +138,8 @@ def _mixture_entry(entry: Any) -> tuple[str, float, str]:
             f"data.mixture has the entry {entry!r}: write a path and a weight, and "
             "perhaps a kind, such as (('/data/a', 3.0), ('/data/b', 1.0, 'folder'))"
         )
-    path, weight, kind = (*entry, "auto")[:3]
+    path, weight = entry[:2]
+    kind = entry[2] if len(entry) == 3 else "auto"
     if kind not in ("auto", *_BY_PATH):
         raise errors.UserError(
             f"data.mixture has the kind {kind!r} of {path}: use {', '.join(_BY_PATH)}; "

@@ -215,6 +215,7 @@ def _begin(source, sizes, channels) -> None:
 
 
 def _do(name: str, first: int) -> int:
+    assert _work is not None  # `_begin` ran in this process
     return _work(name, first)
 
 

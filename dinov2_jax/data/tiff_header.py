@@ -66,4 +66,4 @@ def _integers(file, tags):
 def largest_tile(file: BinaryIO) -> tuple[int, int]:
     """Reads the (width, length) of a TIFF's tiles; (0, 0): it is in strips."""
     found = integers(file, (_TILE_WIDTH, _TILE_LENGTH))
-    return tuple(max(found[tag], default=0) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+    return max(found[_TILE_WIDTH], default=0), max(found[_TILE_LENGTH], default=0)

@@ -9,7 +9,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def batches(
     start: int,
     batch_size: int,
     workers: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The images from `start` on, the last batch filled up with zeros.
 
     Args:

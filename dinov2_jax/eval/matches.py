@@ -205,7 +205,8 @@ def _color(index: int) -> tuple[int, int, int]:
     """Hues that differ for neighbouring numbers: steps of the golden ratio."""
     hue = (index * 0.6180339887) % 1.0
     value = (1.0, 0.75)[index % 2]
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.9, value))
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.9, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _centres(places: np.ndarray, size: tuple[int, int], grid: tuple[int, int]):

@@ -96,7 +96,7 @@ def sheet(
     return canvas
 
 
-def font() -> ImageFont.ImageFont:
+def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The font of all writing."""
     return ImageFont.load_default(FONT_SIZE)
 

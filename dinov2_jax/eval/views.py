@@ -55,7 +55,8 @@ def size_in_patches(
     """
     longer = max(int(size / patch_size + 0.5), 1)
     scale = longer / max(width, height)
-    return tuple(max(int(n * scale + 0.5), 1) * patch_size for n in (width, height))
+    columns, rows = (max(int(n * scale + 0.5), 1) for n in (width, height))
+    return columns * patch_size, rows * patch_size
 
 
 def look(

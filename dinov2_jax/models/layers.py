@@ -178,7 +178,10 @@ def halves(weight: Any) -> tuple[jax.Array | None, jax.Array | None]:
     """Gate and value of a packed kernel or bias; of one that was split, itself."""
     if isinstance(weight, tuple):
         return weight
-    return (None, None) if weight is None else tuple(jnp.split(weight, 2, axis=-1))
+    if weight is None:
+        return None, None
+    gate, value = jnp.split(weight, 2, axis=-1)
+    return gate, value
 
 
 class LayerScale(nn.Module):

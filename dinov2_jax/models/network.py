@@ -81,7 +81,7 @@ class Network:
         Returns:
           Normalised class tokens, one [G, B, D] a crop group, and patches [G, M, D].
         """
-        return self.backbone.apply(
+        tokens: Any = self.backbone.apply(
             {"params": params["backbone"]},
             [self.normalize(x) for x in crops],
             masks,
@@ -89,6 +89,7 @@ class Network:
             drop_path_key,
             method="forward_chosen",
         )
+        return tokens
 
     def heads(self, params: Params) -> dict[str, Callable[[jax.Array], tuple]]:
         """Returns the head of each loss term as a function.

@@ -62,18 +62,18 @@ def draw_kept(
     Returns:
       For the two branches, for each crop group: int32 [L, G, k].
     """
-    branches = []
-    for branch_key in jax.random.split(key, 2):
+
+    def draw(branch_key):
         keys = jax.random.split(branch_key, len(batches))
-        branches.append(
-            tuple(
-                jnp.argsort(jax.random.uniform(k, (depth, num_groups, batch)), axis=-1)[
-                    ..., : num_kept(batch, rate)
-                ]
-                for k, batch in zip(keys, batches)
-            )
+        return tuple(
+            jnp.argsort(jax.random.uniform(k, (depth, num_groups, batch)), axis=-1)[
+                ..., : num_kept(batch, rate)
+            ]
+            for k, batch in zip(keys, batches)
         )
-    return tuple(branches)
+
+    first, second = jax.random.split(key, 2)
+    return draw(first), draw(second)
 
 
 def draw_runs(

@@ -135,8 +135,8 @@ def looks(start: bytes) -> tuple[str, str] | None:
 class _DirectoryFile(io.FileIO):
     """For zipfile, which otherwise reads as many bytes as a forged size says."""
 
-    def read(self, size: int = -1, /) -> bytes:
-        if size > _MAX_DIRECTORY:
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY:
             raise ValueError(f"its zip directory claims {size} bytes")
         return super().read(size)
 

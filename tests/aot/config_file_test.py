@@ -29,18 +29,18 @@ def test_values_take_the_type_of_the_field():
 
 
 @pytest.mark.parametrize(
-    "override, words",
+    "override, name",
     [
-        ("--config.train.batchsize=1", "did you mean --config.train.batch_size?"),
-        ("--config.train.batch_size=x", "not a int like 2048"),
-        ("--config.ibot.separate_head=maybe", "not a bool like False"),
-        ("--batch=3", "unknown argument --batch=3"),
+        ("--config.train.batchsize=1", "--config.train.batch_size"),
+        ("--config.train.batch_size=x", "--config.train.batch_size=x"),
+        ("--config.ibot.separate_head=maybe", "--config.ibot.separate_head=maybe"),
+        ("--batch=3", "--batch=3"),
     ],
 )
-def test_bad_overrides(override, words):
+def test_bad_overrides(override, name):
     with pytest.raises(errors.UserError) as raised:
         overridden("--config.train.steps=5", override)
-    assert words in str(raised.value)
+    assert name in str(raised.value)
 
 
 def test_all_errors_at_once():

@@ -21,6 +21,21 @@ def test_shapes_opcodes_and_operands():
     assert hlo.Array("f32", ()).num_bytes == 4
 
 
+def test_elements_of_tuples_in_short():
+    """As XLA of jax 0.12 writes them."""
+    module = hlo.parse(
+        "ENTRY %main (p: f32[2]) -> f32[2] {\n"
+        "  %p = f32[2]{0} parameter(0)\n"
+        "  %both = (f32[2]{0}, bf16[3]{0}) fusion(%p), kind=kLoop, calls=%f\n"
+        "  ROOT %sum = bf16[3]{0} negate(%both#1)\n"
+        "}\n"
+    )
+    main = module.computations["main"]
+    element = main.instructions[main.root.operands[0]]
+    assert (element.opcode, element.operands) == ("get-tuple-element", ("both",))
+    assert element.arrays == (hlo.Array("bf16", (3,)),)
+
+
 def test_a_loop_that_counts_to_a_constant():
     executions = hlo.parse(hlo_snippets.LOOP).executions
     # What a fusion or a reduction calls is a part of it.

@@ -13,23 +13,34 @@ def test_names():
     assert (machine.num_devices, machine.name) == (256, "v5e:16x16")
     assert machines.parse(" V5P:2x2x4 ").shape == (2, 2, 4)
     assert machines.parse("h200:8").num_devices == 8
+    machine = machines.parse("tpu7x:2x2x1")  # two devices a chip
+    assert (machine.num_devices, machine.name) == (8, "tpu7x:2x2x1")
 
 
 def test_the_links_of_the_axes_that_are_there():
     assert machines.parse("v5e:4x4").send_bandwidth == 180e9
     assert machines.parse("v5e:1x4").send_bandwidth == 90e9
     assert machines.parse("v5e:1x1").send_bandwidth == 0
+    # The links of v5p, between two devices.
+    halves = machines.parse("tpu7x:2x2x2"), machines.parse("v5p:2x2x2")
+    assert 2 * halves[0].send_bandwidth == halves[1].send_bandwidth
 
 
 def test_doubled():
     assert machines.parse("v5e:2x4").doubled().name == "v5e:4x4"
     assert machines.parse("v5p:2x2x2").doubled().name == "v5p:2x2x4"
+    assert machines.parse("tpu7x:2x2x1").doubled().name == "tpu7x:2x2x2"
     assert machines.parse("h200:8").doubled().name == "h200:16"
 
 
 @pytest.mark.parametrize(
     "name, units",
-    [("v5e", 4 * 128 * 128), ("v5p", 2 * 4 * 128 * 128), ("v6e", 2 * 2 * 256 * 256)],
+    [
+        ("v5e", 4 * 128 * 128),
+        ("v5p", 2 * 4 * 128 * 128),
+        ("v6e", 2 * 2 * 256 * 256),
+        ("tpu7x", 4 * 256 * 256),
+    ],
 )
 def test_the_clock_and_the_matrix_units_give_the_peak(name, units):
     chip = machines.CHIPS[name]
@@ -41,20 +52,21 @@ def test_every_chip_has_a_peak():
 
 
 @pytest.mark.parametrize(
-    "text, words",
+    "text, name",
     [
-        ("v5e", "name a chip and a shape"),
-        ("v5e:4by4", "name a chip and a shape"),
-        ("v9:4x4", "unknown chip 'v9': use one of v5e"),
-        ("v5e:4x4x4", "v5e has 2 axes: write v5e:AxB"),
-        ("v5p:4x4", "v5p has 3 axes: write v5p:AxBxC"),
-        ("h200:0", "h200 has 1 axis"),
+        ("v5e", "v5e:16x16"),
+        ("v5e:4by4", "v5e:16x16"),
+        ("v9:4x4", "'v9'"),
+        ("v5e:4x4x4", "v5e:AxB"),
+        ("v5p:4x4", "v5p:AxBxC"),
+        ("tpu7x:4x4", "tpu7x:AxBxC"),
+        ("h200:0", "h200:A"),
     ],
 )
-def test_bad_names(text, words):
-    with pytest.raises(errors.UserError, match="--topology=") as raised:
+def test_bad_names(text, name):
+    with pytest.raises(errors.UserError, match=f"--topology={text}") as raised:
         machines.parse(text)
-    assert words in str(raised.value)
+    assert name in str(raised.value)
 
 
 def test_no_jax_before_the_environment_is_set():

@@ -1,7 +1,8 @@
 """ViT-L and ViT-g train steps compiled for TPU pods that nobody here has.
 
-Quick compilations, which send what full ones send or more. Each takes three quarters of
-a minute of a core; depth costs nothing, because the blocks are a scan.
+Quick compilations, which send what full ones send or more. Each takes a minute or more
+of a core; depth costs nothing, because the blocks are a scan. `aot_program_test` has a
+small model for eight chips with the same demands, in every run of the tests.
 """
 
 import programs
@@ -25,6 +26,7 @@ PODS = {
 }
 
 
+@pytest.mark.slow
 @programs.needs_libtpu
 @pytest.mark.parametrize(
     "config, topology, images, overrides", PODS.values(), ids=PODS.keys()

@@ -7,10 +7,10 @@ from dinov2_jax.checkpoint import cadence
 RARE = (*processes.DEBUG, "--config.checkpoint.every=1000")
 
 
-def test_saves_when_the_last_one_is_long_ago(uninterrupted, trainer, tmp_path):
+def test_saves_when_the_last_one_is_long_ago(uninterrupted, in_process, tmp_path):
     """Here after every step; the run learns the same."""
     workdir = tmp_path / "run"
-    finished = trainer.run(
+    finished = in_process.run(
         *RARE,
         f"--workdir={workdir}",
         "--config.checkpoint.minutes=1e-9",

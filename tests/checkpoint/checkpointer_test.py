@@ -33,9 +33,9 @@ def test_holds_the_whole_state(uninterrupted):
     assert not (student == teacher).all()
 
 
-def test_steps_and_logging_may_change(uninterrupted, resumable, trainer):
+def test_steps_and_logging_may_change(uninterrupted, resumable, in_process):
     """The same run shows what is kept: the newest, multiples of 8, the last step."""
-    finished = trainer.run(
+    finished = in_process.run(
         *processes.DEBUG,
         f"--workdir={resumable}",
         "--config.train.steps=22",
@@ -53,9 +53,9 @@ def test_steps_and_logging_may_change(uninterrupted, resumable, trainer):
     assert not processes.noise(finished.output)
 
 
-def test_changed_config_is_refused(resumable, trainer):
+def test_changed_config_is_refused(resumable, in_process):
     before = (resumable / "config.json").read_bytes()
-    finished = trainer.run(
+    finished = in_process.run(
         *processes.DEBUG,
         f"--workdir={resumable}",
         "--config.optim.base_lr=0.001",
@@ -71,10 +71,10 @@ def test_changed_config_is_refused(resumable, trainer):
     assert (resumable / "config.json").read_bytes() == before
 
 
-def test_changed_config_without_a_checkpoint(resumable, trainer):
+def test_changed_config_without_a_checkpoint(resumable, in_process):
     """There is nothing to go on from, so the run begins anew."""
     shutil.rmtree(resumable / "checkpoints")
-    finished = trainer.run(
+    finished = in_process.run(
         *processes.DEBUG,
         f"--workdir={resumable}",
         "--config.optim.base_lr=0.001",
@@ -116,24 +116,26 @@ def flip_a_bit(folder):
     "damage", [truncate, truncate_largest, remove_all_files, flip_a_bit]
 )
 def test_the_one_before_a_damaged_checkpoint_serves(
-    damage, uninterrupted, resumable, trainer
+    damage, uninterrupted, in_process, tmp_path
 ):
-    damage(resumable / "checkpoints/16")
-    finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
+    workdir = tmp_path / "run"
+    processes.branch(uninterrupted[0], workdir, step=20)
+    damage(workdir / "checkpoints/20")
+    finished = in_process.run(*processes.DEBUG, f"--workdir={workdir}")
     assert finished.code == 0, finished.output
-    assert f"checkpoint {resumable / 'checkpoints/16'} " in finished.output
-    assert "resumed from step 12" in finished.output
-    moved = [path.name for path in (resumable / "damaged_checkpoints").iterdir()]
-    assert len(moved) == 1 and moved[0].startswith("16-")
-    assert processes.rows(resumable) == processes.rows(uninterrupted[0])
-    assert 16 in processes.saved_steps(resumable)
+    assert f"checkpoint {workdir / 'checkpoints/20'} " in finished.output
+    assert "resumed from step 16" in finished.output
+    moved = [path.name for path in (workdir / "damaged_checkpoints").iterdir()]
+    assert len(moved) == 1 and moved[0].startswith("20-")
+    assert processes.rows(workdir) == processes.rows(uninterrupted[0])
+    assert 20 in processes.saved_steps(workdir)
 
 
-def test_no_checkpoint_is_good(resumable, trainer):
+def test_no_checkpoint_is_good(resumable, in_process):
     for step in processes.saved_steps(resumable):
         flip_a_bit(resumable / "checkpoints" / str(step))
     rows, steps = processes.rows(resumable), processes.saved_steps(resumable)
-    finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
+    finished = in_process.run(*processes.DEBUG, f"--workdir={resumable}")
     assert finished.code == 2, finished.output
     assert finished.output == finished.error + "\n"  # so nothing was compiled
     assert f"no checkpoint in {resumable / 'checkpoints'} is intact (16: " in (
@@ -145,10 +147,10 @@ def test_no_checkpoint_is_good(resumable, trainer):
 
 
 def test_a_checkpoint_without_checksums_is_trusted_aloud(
-    uninterrupted, resumable, trainer
+    uninterrupted, resumable, in_process
 ):
     (resumable / "checkpoints/16" / checksums.NAME).unlink()
-    finished = trainer.run(*processes.DEBUG, f"--workdir={resumable}")
+    finished = in_process.run(*processes.DEBUG, f"--workdir={resumable}")
     assert finished.code == 0, finished.output
     assert "checkpoints/16 has no checksums: it is trusted" in finished.output
     assert checksums.is_sealed(resumable / "checkpoints/16")
@@ -157,9 +159,9 @@ def test_a_checkpoint_without_checksums_is_trusted_aloud(
     assert processes.rows(resumable) == processes.rows(uninterrupted[0])
 
 
-def test_checkpoint_of_another_model(resumable, trainer):
+def test_checkpoint_of_another_model(resumable, in_process):
     (resumable / "config.json").unlink()  # which would have named the field
-    finished = trainer.run(
+    finished = in_process.run(
         *processes.DEBUG,
         f"--workdir={resumable}",
         "--config.dino.head_n_prototypes=128",

@@ -50,7 +50,7 @@ def assert_saved(path, step, state):
 
 
 def wait_for_failure(checkpoints):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while not checkpoints.failed:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -215,29 +215,27 @@ def test_room_is_looked_at_before_a_run_begins(disk):
 FLAGS = (*processes.DEBUG, "--config.checkpoint.keep_last=2")
 
 
-def start_and_fill(trainer, disk, workdir, *flags):
-    """A run whose disk is full as soon as it has saved once."""
-    process = trainer.start(*FLAGS, f"--workdir={workdir}", *flags)
+def fill_after_a_save(disk, workdir):
+    """What is called at step 7, when the save of step 4 is or will be done."""
     sealed = workdir / "checkpoints/4" / checksums.NAME
-    while not sealed.exists() and process.poll() is None:
-        time.sleep(0.001)
-    disk.fill()
-    return process
+
+    def fill():
+        deadline = time.monotonic() + 200
+        while not sealed.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        disk.fill()
+
+    return {"step 7/": fill}
 
 
-def test_a_run_on_a_disk_that_is_full_for_a_while(uninterrupted, trainer, disk):
+def test_a_run_on_a_disk_that_is_full_for_a_while(uninterrupted, in_process, disk):
     expected, _ = uninterrupted
     workdir = disk.path / "run"
-    process = start_and_fill(trainer, disk, workdir)
-    try:
-        output = ""
-        for line in process.stdout:
-            output += line
-            if line.startswith("cannot save step "):
-                disk.free()
-        assert process.wait() == 0, output
-    finally:
-        process.kill()
+    when = fill_after_a_save(disk, workdir) | {"cannot save step ": disk.free}
+    finished = in_process.run(*FLAGS, f"--workdir={workdir}", when=when)
+    assert finished.code == 0, finished.output
+    output = finished.output
     assert f"({FULL}): 2.0 MB needed" in output and "training goes on" in output
     assert all(line.startswith("cannot ") for line in processes.noise(output))
     assert processes.rows(workdir) == processes.rows(expected)
@@ -247,20 +245,15 @@ def test_a_run_on_a_disk_that_is_full_for_a_while(uninterrupted, trainer, disk):
     )
 
 
-def test_a_run_on_a_disk_that_stays_full(uninterrupted, trainer, disk):
+def test_a_run_on_a_disk_that_stays_full(uninterrupted, in_process, disk):
     workdir = disk.path / "run"
-    more_steps = "--config.train.steps=60"  # it must end before
-    process = start_and_fill(trainer, disk, workdir, more_steps)
-    try:
-        output, _ = process.communicate(timeout=100)
-    finally:
-        process.kill()
-    finished = processes.Finished(process.returncode, output)
-    assert finished.code == errors.TRY_AGAIN, output
+    flags = (*FLAGS, f"--workdir={workdir}")
+    when = fill_after_a_save(disk, workdir)
+    finished = in_process.run(*flags, when=when)
+    assert finished.code == errors.TRY_AGAIN, finished.output
     assert "cannot save step " in finished.error and "Make room" in finished.error
-    saved = processes.saved_steps(workdir)
-    assert finished.error.count(f"is {workdir / 'checkpoints' / str(saved[-1])}. ") == 1
+    assert finished.error.count(f"is {workdir / 'checkpoints/4'}. ") == 1
     assert not processes.unfinished_saves(workdir)
-    again = trainer.run(*FLAGS, f"--workdir={workdir}", more_steps)
+    again = in_process.run(*flags)
     assert again.code == errors.BAD_INPUT
     assert "no room for one checkpoint" in again.error

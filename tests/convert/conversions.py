@@ -5,7 +5,7 @@ import hashlib
 import json
 
 import random_weights
-import torch
+from peers import torch
 
 from dinov2_jax.convert import __main__ as convert
 from dinov2_jax.weights import own, reading

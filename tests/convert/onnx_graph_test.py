@@ -52,6 +52,7 @@ def test_features_are_the_modules(tmp_path, kind):
     onnx.checker.check_model(str(path), full_check=True)
 
 
+@pytest.mark.slow
 def test_features_of_a_released_size(tmp_path):
     dim, depth, heads = vision_transformer.ARCHS["vit_small"]
     module = small_backbones.make(

@@ -4,9 +4,10 @@ import colorsys
 
 import numpy as np
 import pytest
-import torch
+from peers import torch
 from PIL import Image, ImageEnhance, ImageOps
 
+from configs import default
 from dinov2_jax.data import augmentations, recipe
 
 FACTORS = (0.0, 0.61, 0.8, 1.0, 1.19, 1.4)
@@ -146,6 +147,25 @@ def test_ten_thousand_draws(monkeypatch, blur):
     for kind, (low, high) in enumerate([(0.6, 1.4), (0.6, 1.4), (0.8, 1.2)]):
         uniform(amounts[kind], low, high)
     uniform(amounts[3], -0.1, 0.1)
+
+
+@pytest.mark.parametrize("blur", ["intended", "none"])
+def test_blur_off_leaves_every_crop(blur):
+    """With every other change off too; as intended, global crop 1 is always blurred."""
+    config = default.get_config()
+    config.crops.blur = blur
+    for name in recipe.FIELDS:
+        config.crops[name] = 0.0
+    policy, crop = recipe.make_policy(config), picture()
+    changed = np.zeros((3, 20), bool)
+    for view, seed in np.ndindex(changed.shape):
+        rng = np.random.default_rng(seed)
+        out = augmentations.augment(rng, crop, policy, view)
+        changed[view, seed] = not np.array_equal(out, crop)
+    if blur == "none":
+        assert not changed.any()
+    else:
+        assert changed[0].mean() > 0.5  # a small sigma leaves a crop too
 
 
 def uniform(values, low, high):

@@ -175,7 +175,6 @@ def train(trainer, path, workdir, *flags, total):
         f"--config.data.path={path}",
         f"--config.train.steps={steps}",
         "--config.optim.warmup_steps=1",
-        "--config.data.timeout=60",
         "--config.log.tensorboard=False",
         *flags,
     )
@@ -247,6 +246,7 @@ def test_as_a_folder(horrors, trainer, tmp_path):
     assert delivered_in_one_pass(root) == set(map(os.fsencode, good))
 
 
+@pytest.mark.slow
 def test_as_a_manifest(horrors, trainer, tmp_path):
     """Where everything is named, everything that cannot be used is reported."""
     root, good, bad, no_files = horrors

@@ -87,7 +87,7 @@ def test_absurd_ratios_are_refused(lengths, weights, least):
     with pytest.raises(errors.UserError) as caught:
         make(lengths, weights)
     said = str(caught.value)
-    assert f"a weight of {least} or more" in said and "\n" not in said
+    assert f" {least} " in said and "\n" not in said
     rare = weights.index(min(weights))
     weights[rare] = float(least)  # the fix fixes it, and hardly less does
     assert make(lengths, weights).pass_length > 0
@@ -179,19 +179,19 @@ def test_bad_images_of_a_mixture_are_replaced(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value, words",
+    "value, name",
     [
-        ((("/a", 0.0),), "weight of /a is 0.0"),
-        ((("/a", float("nan")),), "finite"),
-        ((("/a",),), "has the entry ('/a',)"),
-        (("/a", "/b"), "has the entry '/a'"),
-        ((("/a", "1"),), "has the entry ('/a', '1')"),
-        ((("/a", 1, 2),), "has the entry ('/a', 1, 2)"),
-        ((("/a", 1, "photos"),), "has the kind 'photos' of /a: use folder, manifest"),
-        ((("/a", 1, "tfds"),), "--tfds-name=NAME) and name DST"),
+        ((("/a", 0.0),), "/a is 0.0"),
+        ((("/a", float("nan")),), "/a is nan"),
+        ((("/a",),), "('/a',)"),
+        (("/a", "/b"), "'/a'"),
+        ((("/a", "1"),), "('/a', '1')"),
+        ((("/a", 1, 2),), "('/a', 1, 2)"),
+        ((("/a", 1, "photos"),), "'photos'"),
+        ((("/a", 1, "tfds"),), "--tfds-name"),
     ],
 )
-def test_bad_mixtures(tmp_path, value, words):
+def test_bad_mixtures(tmp_path, value, name):
     config = default.get_config()
     value = tuple((str(tmp_path), *e[1:]) if isinstance(e, tuple) else e for e in value)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
@@ -199,7 +199,7 @@ def test_bad_mixtures(tmp_path, value, words):
     with pytest.raises(errors.UserError) as caught:
         sources.make_source(config)
     said = str(caught.value).replace(str(tmp_path), "/a")
-    assert words in said or "give a number above 0" in said
+    assert name in said and "\n" not in said
     config.data.path = "/elsewhere"
-    with pytest.raises(errors.UserError, match="beside data.path = '/elsewhere'"):
+    with pytest.raises(errors.UserError, match="data.path = '/elsewhere'"):
         sources.make_source(config)

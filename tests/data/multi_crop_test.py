@@ -1,5 +1,6 @@
 """The crops of one image: sizes, places, determinism, and less decoding."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -69,6 +70,39 @@ def test_crop_is_cut_before_it_is_resized(policy):
     )
     crops, _ = crops_of(images.from_array(pixels), np.random.default_rng(3))
     assert crops[0].max() == 0 and crops[1].max() > 0
+
+
+@pytest.mark.parametrize("policy", [None, recipe.Policy(jitter_probability=0.0)])
+def test_every_view_shows_its_share_of_the_image(policy):
+    """Pixels that hold their own place tell what a crop shows."""
+    if policy:
+        policy = dataclasses.replace(
+            policy,
+            grayscale_probability=0.0,
+            solarize_probability=0.0,
+            blur_probabilities=(0.0, 0.0, 0.0),
+        )
+    place = np.arange(250, dtype=np.uint8)
+    rows, columns = np.meshgrid(place, place, indexing="ij")
+    image = images.from_array(np.stack([rows, columns, rows * 0], axis=2))
+    crops_of = multi_crop.MultiCrop(
+        global_crops_size=32,
+        global_crops_scale=(0.5, 0.8),
+        local_crops_number=4,
+        local_crops_size=16,
+        local_crops_scale=(0.1, 0.3),
+        policy=policy,
+    )
+    rng = np.random.default_rng(0)
+    drawn = [crops_of(image, rng) for _ in range(25)]
+    for crops, least, most in zip(zip(*drawn), (0.5, 0.1), (0.8, 0.3)):
+        crops = np.concatenate(crops)[..., :2].astype(int)
+        size = crops.shape[1]
+        # From the first pixel's middle to the last one's is one pixel less.
+        sides = np.ptp(crops, axis=(1, 2)) * size / (size - 1) / 250
+        shares = sides.prod(axis=1)
+        assert least - 0.03 < shares.min() < least + 0.05
+        assert most - 0.05 < shares.max() < most + 0.03
 
 
 def photograph(width, height):

@@ -20,7 +20,7 @@ from dinov2_jax.data import batch_builder, loader, sources
 
 IMAGES = 24
 BATCH, GROUP, LOCALS = 8, 2, 3
-STEPS = 7  # two passes and a part of the third
+STEPS = 5  # a pass and a part of the second
 
 
 def encoded(number):
@@ -190,18 +190,26 @@ def assert_stream(data, batches, expected, start=0, stop=STEPS):
         assert got == expected[kind][start * BATCH : stop * BATCH], kind
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 4])
+@pytest.mark.parametrize(
+    "num_workers",
+    [0, pytest.param(1, marks=pytest.mark.slow), 2]
+    + [pytest.param(4, marks=pytest.mark.slow)],
+)
 def test_any_number_of_workers(data, expected, num_workers):
     assert_stream(data, through_loader(data, num_workers), expected)
 
 
-@pytest.mark.parametrize("num_workers, start", [(0, 3), (2, 4)])
+@pytest.mark.parametrize(
+    "num_workers, start", [(0, 3), pytest.param(2, 4, marks=pytest.mark.slow)]
+)
 def test_a_restart_in_the_middle(data, expected, num_workers, start):
     batches = through_loader(data, num_workers, start=start)
     assert_stream(data, batches, expected, start)
 
 
-@pytest.mark.parametrize("num_workers, start", [(0, 0), (1, 2)])
+@pytest.mark.parametrize(
+    "num_workers, start", [(0, 0), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
 def test_two_processes(data, expected, num_workers, start):
     parts = [
         through_loader(data, num_workers, start=start, process=(p, 2)) for p in range(2)

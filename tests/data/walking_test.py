@@ -219,6 +219,7 @@ def test_removed_and_overwritten_files(tmp_path):
 
 def test_a_folder_that_just_changed_is_listed_again(tmp_path):
     touch(tmp_path / "1.jpg")
+    os.utime(tmp_path, (time.time() + 300,) * 2)  # just changed, on a slow machine too
     status = os.stat(tmp_path)
     folder.FolderSource(tmp_path, DECODER)
     touch(tmp_path / "2.jpg")  # within the file system's tick, as it were
@@ -365,7 +366,7 @@ def test_a_pattern_that_matches_nothing(tmp_path):
     with pytest.raises(errors.UserError) as caught:
         sources.open_path(f"{tmp_path}/*/*.png", DECODER)
     said = str(caught.value)
-    assert f"{tmp_path}/*/*.png" in said and "\n" not in said and "quote it" in said
+    assert f"{tmp_path}/*/*.png" in said and "\n" not in said
 
 
 def test_progress_is_silent_off_a_terminal(tmp_path, capfd):

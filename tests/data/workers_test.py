@@ -25,7 +25,7 @@ def work(begins):
         time.sleep(0.01)
     if begins == "after":
         workers.initialise(0, 0)
-    time.sleep(60)
+    time.sleep(600)
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
@@ -47,4 +47,4 @@ def test_a_worker_leaves_with_who_started_it(begins, tmp_path):
     )
     assert starter.stdout.readline() == "up\n"
     starter.kill()
-    starter.communicate(timeout=20)  # until the worker has let go of the pipe too
+    starter.communicate(timeout=300)  # until the worker has let go of the pipe too

@@ -52,30 +52,55 @@ def images(count, size):
 
 
 def expected(module, params, pixels):
-    return module.apply({"params": params}, PREPARE.normalize(pixels))
+    return jax.jit(module.apply)({"params": params}, PREPARE.normalize(pixels))
 
 
-def found(module, params, pixels, kind, by_image=True):
+def found(module, params, pixels, kinds, by_image=True):
+    """Features of each kind, from one compiled program."""
     prepared = forward.prepare(module, params, pixels.shape[1])
-    return jax.jit(
-        lambda prepared, pixels: forward.features(
-            module,
-            prepared,
-            pixels,
-            kind=kind,
-            prepare_images=PREPARE,
-            by_image=by_image,
-        )
-    )(prepared, pixels)
+
+    @jax.jit
+    def run(prepared, pixels):
+        return {
+            kind: forward.features(
+                module,
+                prepared,
+                pixels,
+                kind=kind,
+                prepare_images=PREPARE,
+                by_image=by_image,
+            )
+            for kind in kinds
+        }
+
+    return run(prepared, pixels)
 
 
-@pytest.mark.parametrize("size", [20, 28])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("mlp", 20),
+        ("swiglu", 28),
+        ("registers", 28),
+        ("bare", 20),
+        ("one block", 28),
+        *(
+            pytest.param(name, size, marks=pytest.mark.slow)
+            for name, size in [
+                ("mlp", 28),
+                ("swiglu", 20),
+                ("registers", 20),
+                ("bare", 28),
+                ("one block", 20),
+            ]
+        ),
+    ],
+)
 def test_every_kind_equals_the_module(name, size):
     module, params = model(**MODELS[name])
     pixels = images(3, size)
     whole = expected(module, params, pixels)
-    mean = whole.patches.mean((1, 2))
+    mean = np.mean(whole.patches, axis=(1, 2))
     wanted = {
         "cls": whole.cls,
         "patch_mean": mean,
@@ -83,21 +108,22 @@ def test_every_kind_equals_the_module(name, size):
         "patches": whole.patches,
     }
     assert tuple(wanted) == forward.KINDS
+    results = found(module, params, pixels, forward.KINDS)
     for kind, features in wanted.items():
-        got = found(module, params, pixels, kind)
+        got = results[kind]
         assert got.shape == (3, *forward.features_shape(module, kind, size))
         np.testing.assert_allclose(got, features, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["cls", "patches"])
-def test_the_order_of_accelerators_gives_the_same(kind):
+def test_the_order_of_accelerators_gives_the_same():
     module, params = model(num_register_tokens=2)
-    pixels = images(2, 20)
-    np.testing.assert_allclose(
-        found(module, params, pixels, kind, by_image=False),
-        found(module, params, pixels, kind, by_image=True),
-        atol=2e-5,
+    pixels, kinds = images(2, 20), ["cls", "patches"]
+    one, other = (
+        found(module, params, pixels, kinds, by_image=by_image)
+        for by_image in (False, True)
     )
+    for kind in kinds:
+        np.testing.assert_allclose(one[kind], other[kind], atol=2e-5)
 
 
 @pytest.mark.parametrize("by_image", [False, True])
@@ -107,7 +133,7 @@ def test_bfloat16_is_no_worse_than_the_modules(by_image):
     exact = np.asarray(expected(module, params, pixels).cls)
     low = module.clone(dtype=jnp.bfloat16)
     theirs = np.asarray(expected(low, params, pixels).cls, np.float32)
-    ours = found(low, params, pixels, "cls", by_image)
+    ours = found(low, params, pixels, ["cls"], by_image)["cls"]
     assert ours.dtype == jnp.float32
     error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
     assert error < 1.5 * np.linalg.norm(theirs - exact) / np.linalg.norm(exact)
@@ -117,7 +143,7 @@ def test_large_scores_do_not_overflow():
     module, params = model()
     params["blocks"]["attn"]["qkv"]["kernel"] *= 30
     pixels = images(2, 20)
-    got = found(module, params, pixels, "patch_mean")
+    got = found(module, params, pixels, ["patch_mean"])["patch_mean"]
     assert np.isfinite(got).all()
-    wanted = expected(module, params, pixels).patches.mean((1, 2))
+    wanted = np.mean(expected(module, params, pixels).patches, axis=(1, 2))
     np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)

@@ -58,9 +58,10 @@ def test_channels_and_their_statistics(tmp_path, channels):
     made, meta_arch, config = make(tmp_path / "images", channels, pattern)
     seen = []
     backbone = meta_arch.student.backbone
-    params = backbone.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, channels)))
+    image = np.zeros((1, SIZE, SIZE, channels))
+    params = jax.jit(backbone.init)(jax.random.key(0), image)
     normal = (pixels / 255 - np.array(config.data.mean)) / np.array(config.data.std)
-    expected = backbone.apply(params, normal.astype(np.float32)).cls
+    expected = jax.jit(backbone.apply)(params, normal.astype(np.float32)).cls
 
     features = made._features
 

@@ -13,12 +13,16 @@ def test_class_token_depends_on_the_image_and_shapes_are_the_backbones():
     )
     images = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
 
+    apply = jax.jit(lambda params: model.apply({"params": params}, images).cls)
+
     def spread(params):
-        cls = np.asarray(model.apply({"params": params}, images).cls)
+        cls = np.asarray(apply(params))
         return np.mean(np.std(cls, axis=0)) / np.mean(np.abs(cls))
 
-    dead = model.init(jax.random.key(0), images)["params"]
-    alive = random_init.fair_random_params(model, jax.random.key(0))
+    dead = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    alive = jax.jit(lambda key: random_init.fair_random_params(model, key))(
+        jax.random.key(0)
+    )
     assert spread(dead) < 1e-2
     assert spread(alive) > 0.1
     shapes = [jax.tree.map(np.shape, tree) for tree in (dead, alive)]

@@ -61,9 +61,15 @@ def block_diagonal(qkv, sequences, num_heads):
     return out.reshape(groups, tokens, width // 3)
 
 
-def test_equals_a_float64_loop():
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+def test_equals_a_float64_loop(implementation):
     qkv = packed()
-    out = attention.attention(qkv, sequences=SEQUENCES, num_heads=HEADS)
+    out = attention.attention(
+        qkv,
+        sequences=SEQUENCES,
+        num_heads=HEADS,
+        implementation=implementation,
+    )
     assert out.shape == (2, TOKENS, 12) and out.dtype == jnp.float32
     np.testing.assert_allclose(out, slow(qkv, SEQUENCES, HEADS), atol=2e-6)
 

@@ -1,6 +1,7 @@
 """Taking crops and adding to them, plain and by the TPU kernels, against loops."""
 
 import functools
+import itertools
 import types
 
 import jax
@@ -14,13 +15,15 @@ from dinov2_jax.models import block_weights, layers
 
 # Fresh vector memory and rows beyond the end of an array are not numbers; copies end at
 # once, or when they are waited for.
-POISONED = [
-    pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode=mode)
+POISONED = {
+    mode: pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode=mode)
     for mode in ("eager", "on_wait")
-]
-# Groups, crops, tokens, width, kept: blocks of whole tiles, a last block that is not
-# full, a single one, all crops.
+}
+# Groups, crops, tokens, width, kept: a block with fewer crops than it could have, more
+# blocks than are in memory of which the last is not full, all crops, a single one.
 SHAPES = [(2, 6, 5, 128, 3), (1, 20, 6, 256, 17), (2, 7, 8, 128, 7), (1, 3, 50, 128, 1)]
+# With the tolerance of each.
+DTYPES = {"float32": 1e-6, "bfloat16": 1e-2}
 
 
 @pytest.fixture
@@ -61,10 +64,23 @@ def slow_add(x, kept, rows):
     return out
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 1e-2)])
-@pytest.mark.parametrize("interpret", POISONED, ids=["eager", "on_wait"])
-def test_kernels_equal_loops(monkeypatch, shape, dtype, tolerance, interpret):
+# Every shape, dtype and mode, and every dtype in every mode.
+QUICK = list(
+    zip(SHAPES, ("bfloat16", "float32") * 2, ("eager", "on_wait", "on_wait", "eager"))
+)
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, mode",
+    QUICK
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(SHAPES, DTYPES, POISONED)
+        if case not in QUICK
+    ],
+)
+def test_kernels_equal_loops(monkeypatch, shape, dtype, mode):
+    tolerance, interpret = DTYPES[dtype], POISONED[mode]
     monkeypatch.setattr(crops_tpu, "_ROWS", 40)
     x, kept, rows, _ = random(*shape, dtype=dtype)
     tokens, mean, inverse, sums = crops_tpu.take(
@@ -110,13 +126,20 @@ def check_gradients(shape, tolerance):
     x, kept, _, bias = random(*shape)
     rng = np.random.default_rng(1)
     weight = jnp.asarray(centred(rng, x.shape[-1]), jnp.float32)
-    out, pull = jax.vjp(lambda *a: through(a[0], kept, *a[1:]), x, weight, bias)
-    grad = rng.standard_normal(out.shape)
-    found = out, *pull(jnp.asarray(grad, out.dtype))
+    grad = rng.standard_normal(x.shape)
+
+    def with_gradients(function, dtype):
+        @jax.jit
+        def compute(x, weight, bias, grad):
+            branch = lambda *a: function(a[0], kept, *a[1:])  # noqa: E731
+            out, pull = jax.vjp(branch, x, weight, bias)
+            return out, *pull(grad)
+
+        return compute(*(np.asarray(a, dtype) for a in (x, weight, bias, grad)))
+
+    found = with_gradients(through, np.float32)
     with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, weight, bias)]
-        out, pull = jax.vjp(lambda *a: plain(a[0], kept, *a[1:]), *wide)
-        expected = out, *pull(jnp.asarray(grad))
+        expected = with_gradients(plain, np.float64)
     for ours, theirs in zip(found, expected):
         theirs = np.asarray(theirs)
         assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
@@ -127,24 +150,30 @@ def test_gradients_are_those_of_automatic_differentiation(shape):
     check_gradients(shape, 2e-6)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    SHAPES[:2] + [pytest.param(s, marks=pytest.mark.slow) for s in SHAPES[2:]],
+)
 def test_gradients_by_the_kernels(interpreted, shape):
     check_gradients(shape, 1e-5)
 
 
-@pytest.mark.parametrize("folded", [True, False])
 @pytest.mark.parametrize(
-    "dtype, stream", [("bfloat16", "bfloat16"), ("float32", "bfloat16")]
+    "dtype, folded",
+    [
+        ("bfloat16", True),
+        ("float32", False),
+        pytest.param("bfloat16", False, marks=pytest.mark.slow),
+        pytest.param("float32", True, marks=pytest.mark.slow),
+    ],
 )
-def test_a_block_is_the_same_by_the_kernels(
-    interpreted, monkeypatch, folded, dtype, stream
-):
+def test_a_block_is_the_same_by_the_kernels(interpreted, monkeypatch, dtype, folded):
     """Statistics and biases arrive where they belong, of two crop groups."""
     block = layers.Block(num_heads=2, dtype=jnp.dtype(dtype))
     sequences = ((7, 5), (9, 4))
     rng = np.random.default_rng(2)
     x = 3 + rng.standard_normal((2, 7 * 5 + 9 * 4, 128))
-    x = jnp.asarray(x, stream)
+    x = jnp.asarray(x, jnp.bfloat16)
     params = block.init(jax.random.key(0), x, sequences)["params"]
     params = jax.tree.map(
         lambda p: p + jnp.asarray(rng.standard_normal(p.shape) * 0.1, p.dtype), params
@@ -165,9 +194,15 @@ def test_a_block_is_the_same_by_the_kernels(
         assert out.dtype == x.dtype
         return jnp.sum(jnp.sin(out.astype(jnp.float32)))
 
-    by_kernels = jax.value_and_grad(loss, (0, 1))(params, x)
+    def loss_and_gradients(by_kernels):
+        step = jax.jit(jax.value_and_grad(lambda *a: loss(*a), (0, 1)))
+        traced = step.trace(params, x)
+        assert ("take_crops" in str(traced.jaxpr)) == by_kernels
+        return traced.lower().compile()(params, x)
+
+    by_kernels = loss_and_gradients(True)
     monkeypatch.setattr(crops, "_kernels", lambda x: None)
-    by_xla = jax.value_and_grad(loss, (0, 1))(params, x)
+    by_xla = loss_and_gradients(False)
     for ours, theirs in zip(jax.tree.leaves(by_kernels), jax.tree.leaves(by_xla)):
         assert ours.dtype == theirs.dtype
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)

@@ -43,13 +43,23 @@ def in_float64(function, args, grads):
         args, grads = jax.tree.map(
             lambda a: jnp.asarray(np.asarray(a, np.float64)), (args, grads)
         )
+        return with_gradients(function, args, grads)
+
+
+def with_gradients(function, args, grads):
+    """Result and gradients, compiled as one program."""
+
+    @jax.jit
+    def compute(args, grads):
         result, vjp = jax.vjp(function, *args)
         return result, vjp(grads)
 
+    return compute(args, grads)
+
 
 def check(function, exact, args, grads, tolerance):
-    result, vjp = jax.vjp(function, *args)
-    found = jax.tree.leaves((result, vjp(grads)))
+    result, gradients = with_gradients(function, args, grads)
+    found = jax.tree.leaves((result, gradients))
     known = jax.tree.leaves(in_float64(exact, args, grads))
     assert known[0].dtype == np.float64
     for a, b, like in zip(found, known, jax.tree.leaves((result, args)), strict=True):
@@ -119,7 +129,7 @@ def test_through_vmap_scan_and_remat():
         return jax.lax.scan(jax.checkpoint(step), 0.0, x)[0]
 
     found, known = (
-        jax.vmap(jax.grad(lambda x, f=f: total(f, x)))(jnp.stack([x, 2 * x]))
+        jax.jit(jax.vmap(jax.grad(lambda x, f=f: total(f, x))))(jnp.stack([x, 2 * x]))
         for f in (projected, plain)
     )
     np.testing.assert_allclose(found, known, rtol=1e-4, atol=1e-5)

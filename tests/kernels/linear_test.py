@@ -1,5 +1,7 @@
 """Linear layers beside the automatic gradients of what they compute."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,13 +30,19 @@ def test_activated(activation, count, use_bias):
     *hidden, kernel, grad = arrays(*[(2, 7, 12)] * count, (12, 5), (2, 7, 5))
     biases = arrays(*[(12,)] * count) if use_bias else [None] * count
     args = tuple(hidden), tuple(biases), kernel
-    found, pull = jax.vjp(lambda *a: linear.activated(activation, *a), *args)
-    known, pull_plain = jax.vjp(lambda *a: plain(activation, *a), *args)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def with_gradients(function, args, grad):
+        result, pull = jax.vjp(lambda *a: function(activation, *a), *args)
+        return result, pull(grad)
+
+    found, gradients = with_gradients(linear.activated, args, grad)
+    known, plain_gradients = with_gradients(plain, args, grad)
     np.testing.assert_allclose(found, known, rtol=1e-6, atol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        pull(grad),
-        pull_plain(grad),
+        gradients,
+        plain_gradients,
     )
 
 

@@ -55,16 +55,21 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+def quick_and_slow(quick, *slow):
+    return [quick, *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
+
+
 @pytest.mark.parametrize(
     "chip, crops",
-    [
+    quick_and_slow(
+        ("v5e", "1x257,3x50"),
         ("v5e", "38x257,153x50"),
         ("v5p", "38x257,153x50"),
         ("v6e", "38x257,153x50"),
         ("v5e", "3x37,20x197"),
         ("v5p", "4x1370,1x1374"),
         ("v6e", "2x257,9x50:float32"),
-    ],
+    ),
 )
 def test_attention_compiles(chip, crops):
     numbers = run("attention", TOPOLOGIES[chip], crops).split()
@@ -73,11 +78,12 @@ def test_attention_compiles(chip, crops):
 
 @pytest.mark.parametrize(
     "chip, moves",
-    [
+    quick_and_slow(
+        ("v6e", "8x50x384:5"),
         ("v5p", "24x257x1536:14,8x261x384:5"),
         ("v5e", "9x197x768:6,96x37x384:57"),
         ("v6e", "6x54x768:6,8x50x384:5:float32"),
-    ],
+    ),
 )
 def test_crops_leave_and_rejoin(chip, moves):
     """Taken and added ahead, added and taken on the way back, by kernels alone."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 LOCAL = processes.ROOT / "launch/local.sh"
 PROGRAM = pathlib.Path(__file__).with_name("shared_compilations.py")
-STEPS = 14
+STEPS = 20
 HEARTBEAT = 15  # seconds
 # Weighted, a tenth of a mean of logarithms of distances near 1, which goes through 0:
 # four roundings of such a distance.
@@ -131,11 +131,11 @@ def start(flags, environment, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def alone_in(flags, environment, tmp_path_factory):
+def alone_in(flags, in_process, tmp_path_factory):
     """The folder of the run of one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    with Cluster(1, flags, environment, workdir) as cluster:
-        assert cluster.codes() == [0], cluster.output(0)
+    finished = in_process.run(*flags, f"--workdir={workdir}")
+    assert finished.code == 0, finished.output
     return workdir
 
 
@@ -168,23 +168,46 @@ def assert_saved_in_parts(workdir, step, number):
     assert sum("fsdp" in spec for spec in specs) == 4 * 9
 
 
+def test_two_processes_then_one(start, alone, flags, in_process, tmp_path):
+    """One is killed, which ends the other; SIGTERM to one ends both."""
+    workdir = tmp_path / "run"
+    with start(2) as cluster:
+        cluster.wait_for_a_step()
+        cluster.processes[1].kill()
+        code = cluster.processes[0].wait(timeout=200)
+        assert code not in (0, 2, 3, 42), cluster.output(0)
+    step = ended_by_sigterm(start, 2, workdir)
+    assert_saved_in_parts(workdir, step, 2)
+    finished = in_process.run(*flags, f"--workdir={workdir}")
+    assert finished.code == 0, finished.output
+    assert f"resumed from step {step}" in finished.output
+    assert_same_losses(workdir, alone)
+
+
+def ended_by_sigterm(start, number, workdir):
+    """Starts processes and sends one of them SIGTERM; returns the step they saved."""
+    with start(number) as cluster:
+        cluster.wait_for_a_step()
+        cluster.processes[-1].send_signal(signal.SIGTERM)
+        assert cluster.codes() == [42] * number, cluster.output(0)
+        mesh = f"{number} cpu, mesh replica 1 x fsdp {number}"
+        assert mesh in cluster.output(0)
+        # All stopped at one step, which is saved, once.
+        step = max(processes.saved_steps(workdir))
+        end = f"asked to end: saved step {step}; the same command goes on"
+        assert cluster.output(0).splitlines()[-1] == end
+        for i in range(1, number):
+            assert f"process {i}: {end}\n" in cluster.output(i)
+    return step
+
+
+@pytest.mark.slow
 def test_a_run_moves_between_numbers_of_processes(start, alone, tmp_path):
     """From four to two to one to two; SIGTERM, sent to one of them, ends each start."""
     workdir = tmp_path / "run"
     for number in (4, 2, 1):
         before = processes.saved_steps(workdir)
-        with start(number) as cluster:
-            cluster.wait_for_a_step()
-            cluster.processes[-1].send_signal(signal.SIGTERM)
-            assert cluster.codes() == [42] * number, cluster.output(0)
-            mesh = f"{number} cpu, mesh replica 1 x fsdp {number}"
-            assert mesh in cluster.output(0)
-            # All stopped at one step, which is saved, once.
-            step = max(processes.saved_steps(workdir))
-            end = f"asked to end: saved step {step}; the same command goes on"
-            assert cluster.output(0).splitlines()[-1] == end
-            for i in range(1, number):
-                assert f"process {i}: {end}\n" in cluster.output(i)
+        step = ended_by_sigterm(start, number, workdir)
         due = range(2, step, 2)
         assert set(processes.saved_steps(workdir)) == {*before, *due, step}
         assert processes.steps_logged(workdir) == step
@@ -196,6 +219,7 @@ def test_a_run_moves_between_numbers_of_processes(start, alone, tmp_path):
     assert_same_losses(workdir, alone)
 
 
+@pytest.mark.slow
 def test_the_launcher_starts_again_whatever_ended_one(
     flags, environment, alone, tmp_path
 ):
@@ -232,6 +256,7 @@ def test_the_launcher_starts_again_whatever_ended_one(
     assert processes.pid_of(0, workdir) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost, how, seconds",
     [
@@ -251,6 +276,7 @@ def test_a_process_that_loses_another_ends(start, lost, how, seconds):
         assert time.monotonic() - begin < seconds + 60
 
 
+@pytest.mark.slow
 def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
     """And they agree on when to save by the clock."""
     workdir = tmp_path / "run"
@@ -301,10 +327,11 @@ def test_a_process_that_fails_alone_does_not_wait(start):
     assert error.startswith("error: process 1: mesh.devices = 3, but there are 2: ")
 
 
+@pytest.mark.slow
 def test_preflight(start, tmp_path):
     with start(2, more={i: ["--preflight"] for i in range(2)}) as cluster:
         assert cluster.codes() == [0, 0], cluster.output(0)
-        lines = results(cluster)
+        lines = results(cluster.output(0))
     assert [line[:2] for line in lines] == [
         ["ok", name]
         for name in (
@@ -316,13 +343,14 @@ def test_preflight(start, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def results(cluster):
-    """[result, check, text] of each line of process 0."""
-    lines = cluster.output(0).splitlines()
+def results(output):
+    """[result, check, text] of each line."""
     lines = [
-        re.split("  +", x, maxsplit=2) for x in lines if not x.startswith("[Gloo]")
+        re.split("  +", x, maxsplit=2)
+        for x in output.splitlines()
+        if not x.startswith("[Gloo]")
     ]
-    assert all(len(line) == 3 for line in lines), cluster.output(0)
+    assert all(len(line) == 3 for line in lines), output
     return lines
 
 
@@ -331,7 +359,9 @@ def test_preflight_names_the_process_that_fails(start, tmp_path):
     more = {0: ["--preflight"], 1: ["--preflight", nowhere]}
     with start(2, more=more) as cluster:
         assert cluster.codes() == [2, 2], cluster.output(0)
-        found = {name: (result, text) for result, name, text in results(cluster)}
+        found = {
+            name: (result, text) for result, name, text in results(cluster.output(0))
+        }
     wrong = [name for name, (result, _) in found.items() if result == "WRONG"]
     assert wrong == ["data"] and found["weights"][0] == "ok"
     said = f"process 1: data.path = {tmp_path / 'nowhere'} does not exist: set "
@@ -340,19 +370,19 @@ def test_preflight_names_the_process_that_fails(start, tmp_path):
     assert found["saving"] == ("skipped", "needs step")
 
 
-def test_preflight_leaves_a_run_as_it_is(alone_in, flags, environment):
+def test_preflight_leaves_a_run_as_it_is(alone_in, flags, in_process):
     def files():
         return {p: p.stat().st_mtime_ns for p in alone_in.rglob("*")}
 
     before = files()
-    more = {0: ["--preflight", "--config.mesh.devices=1"]}
-    with Cluster(1, flags, environment, alone_in, more) as cluster:
-        assert cluster.codes() == [0], cluster.output(0)
+    flags = [*flags, f"--workdir={alone_in}", "--preflight"]
+    finished = in_process.run(*flags, "--config.mesh.devices=1")
+    assert finished.code == 0, finished.output
     assert files() == before
-    more = {0: ["--preflight", "--config.mesh.devices=2", "--config.seed=1"]}
-    with Cluster(1, flags, environment, alone_in, more) as cluster:
-        assert cluster.codes() == [2], cluster.output(0)
-        (devices, _, _, *others) = results(cluster)
+    wrong = ("--config.mesh.devices=2", "--config.seed=1")
+    finished = in_process.run(*flags, *wrong)
+    assert finished.code == 2, finished.output
+    (devices, _, _, *others) = results(finished.output)
     assert devices[:2] == ["WRONG", "devices"]
     assert "mesh.devices = 2, but there are 1" in devices[2]
     assert {result for result, *_ in others} == {"skipped"}

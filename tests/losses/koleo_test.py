@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from peers import torch
 
 from dinov2_jax.losses import koleo
 

@@ -52,8 +52,7 @@ TEACHER = draw(GROUPS, ITEMS, 1, CHANNELS), 3 * draw(K, CHANNELS, seed=1)
 VALID = np.random.default_rng(2).random((GROUPS, ITEMS)) < 0.7
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 3])
-@pytest.mark.parametrize("valid", [None, VALID])
+@pytest.mark.parametrize("valid, iterations", [(None, 1), (VALID, 2), (VALID, 3)])
 def test_sinkhorn_knopp(valid, iterations):
     ours = prototype_targets.sinkhorn_knopp(
         *TEACHER, TEMP, valid=valid, num_iterations=iterations
@@ -126,7 +125,8 @@ def test_ibot():
         return 3.0 * 7 * GROUPS * dino.ibot_loss(x, plain, scale * VALID, 7)
 
     expected = jax.value_and_grad(definition, argnums=(0, 1))(student, weights)
-    (total, parts), grads = jax.jit(ibot)(student, weights, scale)
+    # A function of this test: that of another would be as another `memory` divides it.
+    (total, parts), grads = jax.jit(lambda *a: ibot(*a))(student, weights, scale)
     np.testing.assert_allclose(total, expected[0], rtol=1e-6)
     np.testing.assert_allclose(3.0 * parts.sum(), total, rtol=1e-6)
     for ours, wanted in zip(grads, expected[1]):
@@ -141,7 +141,7 @@ def test_ibot():
     np.testing.assert_allclose(3.0 * without, total, rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_local", [0, 1, 3])
+@pytest.mark.parametrize("num_local", [0, 3])
 def test_dino(num_local):
     images = 5
     features = draw(GROUPS, images, 2, CHANNELS)
@@ -164,7 +164,7 @@ def test_dino(num_local):
         return sum(terms), jnp.stack(terms)
 
     results = [
-        jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(student, weights)
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(student, weights)
         for f in (ours, definition)
     ]
     (total, parts), grads = results[0]

@@ -17,9 +17,10 @@ def make_block(**settings):
     block = layers.Block(num_heads=2, **settings)
     draw = np.random.default_rng(0)
     x = jnp.asarray(draw.standard_normal((1, 10, 32)) * 2 + 1, jnp.float32)
-    params = block.init(jax.random.key(0), x, SEQUENCES)["params"]
+    shapes = jax.eval_shape(lambda k: block.init(k, x, SEQUENCES), jax.random.key(0))
     params = jax.tree.map(
-        lambda p: jnp.asarray(draw.uniform(-0.4, 0.4, p.shape), jnp.float32), params
+        lambda p: jnp.asarray(draw.uniform(-0.4, 0.4, p.shape), jnp.float32),
+        shapes["params"],
     )
     return block, params, x
 

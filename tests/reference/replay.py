@@ -8,6 +8,7 @@ and schedules come from the config inside it. Only the reference's names and lay
 are translated here: model, losses, optimizer and step are those of `main`.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -226,23 +227,19 @@ def replay_training(arrays: Any) -> Iterator[Check]:
 
     tx = optimizer.make_optimizer(config, params)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    state = train_state.state_from_params(
-        jax.tree.map(jnp.asarray, params), meta_arch, tx
-    )
-    state = jax.device_put(
-        state, sharding.state_shardings(state, mesh), may_alias=False
-    )
+    owned = jax.device_put(params, may_alias=False)  # the step takes them over
+    state = jax.jit(lambda p: train_state.state_from_params(p, meta_arch, tx))(owned)
+    state = jax.device_put(state, sharding.state_shardings(state, mesh))
     step_fn = train_step.make_train_step(meta_arch, tx, state, mesh, seed=0)
     # Any static bound gives the same losses; recorded masks may have any ratios.
     bound = max(int(arrays[f"step{i}/masks"].sum()) for i in range(recorded["steps"]))
     with jax.set_mesh(mesh):
         for i in range(recorded["steps"]):
             batch = load_batch(arrays, i, bound)
-            if i == 0:
-                yield from check_gradients(
-                    arrays, state, batch, values[0], meta_arch, config, patch_size
-                )
             state, metrics = step_fn(state, batch, values[i])
+            metrics = jax.device_get(metrics)
+            if i == 0:
+                yield from check_gradients(arrays, state, config, patch_size)
             for key, value in under(arrays, f"step{i}/loss/").items():
                 ours = metrics.get(LOSS_NAMES[key], 0.0) / logged_share(config, key)
                 yield f"step{i}/loss/{key}", relative_error(ours, value), "loss"
@@ -250,6 +247,7 @@ def replay_training(arrays: Any) -> Iterator[Check]:
                 error = relative_error(metrics[f"grad_norm/{key}"], value)
                 yield f"step{i}/grad_norm/{key}", error, "gradient"
 
+    state = jax.device_get(state)
     trees = {"student": state.params, "teacher": state.teacher_params}
     for role, tree in trees.items():
         for name in submodules:
@@ -263,21 +261,13 @@ def replay_training(arrays: Any) -> Iterator[Check]:
         yield f"final/center/{name}", error, "weight"
 
 
-def check_gradients(
-    arrays, state, batch, scalars, meta_arch, config, patch_size
-) -> Iterator[Check]:
-    """The clipped gradients of the first step."""
-    targets, _ = jax.jit(meta_arch.teacher.targets)(
-        state.teacher_params, state.centers, batch, scalars["teacher_temp"]
-    )
-    grads, _ = jax.jit(jax.grad(meta_arch.loss, has_aux=True))(
-        state.params, targets, batch, jax.random.key(0)
-    )
-    factors = optimizer.clip_factors(
-        optimizer.submodule_norms(grads), config.optim.clip_grad
-    )
-    for name, tree in grads.items():
-        tree = jax.tree.map(lambda g: g * factors[name], tree)  # noqa: B023
+def check_gradients(arrays, state, config, patch_size) -> Iterator[Check]:
+    """The clipped gradients of the first step, from the moments that it left.
+
+    Adam's first moment begins at 0, so it is then (1 - beta1) times the gradient.
+    """
+    for name, tree in jax.device_get(state.opt_state.mu).items():
+        tree = jax.tree.map(lambda m: m / (1 - config.optim.adamw_beta1), tree)
         ours = state_dict.state_dict_from_params(tree, patch_size=patch_size)
         recorded = under(arrays, f"step0/clipped_grad/{name}/")
         yield from check_tree(f"step0/clipped_grad/{name}", ours, recorded, "gradient")
@@ -350,15 +340,11 @@ def replay_forward(arrays: Any) -> Iterator[Check]:
     )
     weights = state_dict.params_from_state_dict(under(arrays, "params/"))
     variables = {"params": weights}
-    sizes = sorted({k.split("/")[0] for k in arrays.files if k.endswith("/images")})
-    for size in sizes:
-        expected = under(arrays, f"{size}/")
-        images = expected.pop("images").astype(np.float32).transpose(0, 2, 3, 1)
-        masks = expected.pop("masks")
-        height, width = images.shape[1:3]
-        out = jax.jit(model.apply)(variables, images)
-        masked = jax.jit(model.apply)(variables, images, masks)
-        count = len({k.split("/")[1] for k in expected if "intermediate" in k})
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def outputs(images, masks, count):
+        out = model.apply(variables, images)
+        masked = model.apply(variables, images, masks)
         ours = {
             "x_norm_clstoken": out.cls,
             "x_norm_regtokens": out.registers,
@@ -368,13 +354,22 @@ def replay_forward(arrays: Any) -> Iterator[Check]:
             "masked/x_norm_patchtokens": _flat(masked.patches),
             "masked/x_prenorm": masked.prenorm,
             "pos_embed": model.apply(
-                variables, height, width, method="position_embeddings"
+                variables, *images.shape[1:3], method="position_embeddings"
             ),
         }
         layers = model.apply(variables, images, count, method="get_intermediate_layers")
         for i, layer in enumerate(layers):
             ours[f"intermediate/{i}/patch"] = _flat(layer.patches)
             ours[f"intermediate/{i}/cls"] = layer.cls
+        return ours
+
+    sizes = sorted({k.split("/")[0] for k in arrays.files if k.endswith("/images")})
+    for size in sizes:
+        expected = under(arrays, f"{size}/")
+        images = expected.pop("images").astype(np.float32).transpose(0, 2, 3, 1)
+        masks = expected.pop("masks")
+        count = len({k.split("/")[1] for k in expected if "intermediate" in k})
+        ours = outputs(images, masks, count)
         for key, value in expected.items():
             yield f"{size}/{key}", relative_error(ours[key], value), "forward"
 

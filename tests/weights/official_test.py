@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import random_weights
-import torch
+from peers import torch
 
 from dinov2_jax import errors
 from dinov2_jax.weights import official, reading

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 import zipfile
 
 import jax
@@ -17,8 +16,7 @@ import numpy as np
 import processes
 import pytest
 import random_weights
-import torch
-import transformers
+from peers import torch, transformers
 
 from dinov2_jax import errors
 from dinov2_jax.convert import __main__ as convert
@@ -309,7 +307,7 @@ def test_damaged_json_files(tmp_path):
 
 
 def test_wrong_values_in_the_files_of_a_folder(tmp_path):
-    """None of them is a crash, or a wait."""
+    """None of them is a crash."""
     source, folder = save(tmp_path / "a.pth", weights()), tmp_path / "hf"
     flags = ["--to", "huggingface", "--no-verify", "--num-heads=4"]
     assert convert.main([str(source), str(folder), *flags]) == 0
@@ -333,10 +331,8 @@ def test_wrong_values_in_the_files_of_a_folder(tmp_path):
         for value in bad:
             changed = json.loads(original) | {field: value}
             (folder / file).write_text(json.dumps(changed))
-            start = time.monotonic()
             message = refusal(folder, num_heads=None)
             assert "\n" not in message, message
-            assert time.monotonic() - start < 5
         (folder / file).write_text(original)
     read(folder, num_heads=None)
 
@@ -525,7 +521,13 @@ def test_no_heads_and_unknown_owner(tmp_path):
         read(path, which="both")
 
 
-@pytest.mark.parametrize("kind", ["b.pth", "b.safetensors", "hf"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "b.pth",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("b.safetensors", "hf")),
+    ],
+)
 def test_memory_stays_below_one_and_a_third_of_the_weights(tmp_path, kind):
     """Of a large file in a process of its own, beyond what the imports take."""
     shapes = random_weights.shapes("dinov2_vitb14")

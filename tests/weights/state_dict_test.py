@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from peers import torch
 
 from dinov2_jax.models import dino_head, patch_embed, vision_transformer
 from dinov2_jax.weights import state_dict

@@ -10,7 +10,7 @@ import forged
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
+from peers import torch
 
 from dinov2_jax import errors
 from dinov2_jax.weights import torch_file

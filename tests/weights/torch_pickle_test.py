@@ -9,7 +9,7 @@ import zlib
 
 import forged
 import pytest
-import torch
+from peers import torch
 
 from dinov2_jax.weights import torch_file, torch_pickle
 

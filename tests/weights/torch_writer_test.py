@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
+from peers import torch
 
 from dinov2_jax import errors
 from dinov2_jax.weights import lazy, torch_file, torch_pickle, torch_writer

@@ -1,0 +1,56 @@
+"""The command `dinov2-jax`: every program under a short name.
+
+`dinov2-jax embed ...` is `python -m dinov2_jax.embed ...`, start-up included.
+"""
+
+import difflib
+import os
+import runpy
+import sys
+
+from dinov2_jax import errors
+
+# Name: module, what stands before the user's arguments, and what it does.
+_PROGRAMS = {
+    "train": ("main", [], "train, or go on training, as a config says"),
+    "preflight": ("main", ["--preflight"], "try what a run will need, and end"),
+    "embed": ("embed", [], "write the features of every image in a folder"),
+    "visualize": ("visualize", [], "draw what a model sees in photographs"),
+    "convert": ("convert", [], "write weights for other frameworks, verified"),
+    "data": ("data", [], "scan, measure and pack data sets"),
+    "status": ("status", [], "say how a run is doing"),
+    "aot": ("aot", [], "compile a run for a machine that is not here: does it fit?"),
+    "launch": ("launch", [], "copy the scripts that start runs on clusters"),
+}
+
+
+def main() -> None:
+    """Runs the program that the command line names, and exits with its code."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if arguments else sys.stderr)
+        sys.exit(0 if arguments else errors.BAD_INPUT)
+    name = arguments.pop(0)
+    if name not in _PROGRAMS:
+        close = difflib.get_close_matches(name, _PROGRAMS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "dinov2-jax --help lists them"
+        print(f"error: there is no command {name}; {hint}", file=sys.stderr)
+        sys.exit(errors.BAD_INPUT)
+    module, before, _ = _PROGRAMS[name]
+    # `python -m` puts the current folder first; last, it can hide no installed package,
+    # and a config there may still import what lies beside it.
+    sys.path.append(os.getcwd())
+    sys.argv[1:] = before + arguments
+    runpy.run_module(f"dinov2_jax.{module}", run_name="__main__", alter_sys=True)
+
+
+def _usage() -> str:
+    width = max(map(len, _PROGRAMS))
+    lines = [f"  {name:{width}}  {about}" for name, (*_, about) in _PROGRAMS.items()]
+    return "\n".join(
+        ["usage: dinov2-jax COMMAND ...", "", *lines, "", "COMMAND --help tells more."]
+    )
+
+
+if __name__ == "__main__":
+    main()

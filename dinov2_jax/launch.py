@@ -1,0 +1,42 @@
+"""Copies the launchers, scripts to run and to edit: dinov2-jax launch [FOLDER]."""
+
+import pathlib
+import shutil
+import sys
+
+from dinov2_jax import errors, one_line_parser
+
+_PACKAGE = pathlib.Path(__file__).parent
+
+
+def main() -> int:
+    """Copies as the flags say; returns the exit code."""
+    parser = one_line_parser.Parser(
+        prog="dinov2-jax launch",
+        description="Copies the scripts that start runs on several processes, SLURM, "
+        "Cloud TPU and GKE.",
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=pathlib.Path,
+        default=pathlib.Path("launch"),
+        help="a new one; default: ./launch",
+    )
+    folder = parser.parse_args().folder
+    # An installed package has them inside, a checkout beside the package.
+    inside, beside = _PACKAGE / "launch", _PACKAGE.parent / "launch"
+    try:
+        shutil.copytree(inside if inside.is_dir() else beside, folder)
+    except FileExistsError:
+        print(f"error: {folder} exists: name another folder", file=sys.stderr)
+        return errors.BAD_INPUT
+    except OSError as error:
+        print(f"error: cannot write {folder}: {error}", file=sys.stderr)
+        return errors.BAD_INPUT
+    print(f"the launchers are in {folder}; each has --help and --dry-run")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

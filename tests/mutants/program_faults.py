@@ -1,0 +1,83 @@
+"""Faults of evaluation, embedding, planning, and the programs around a run."""
+
+from tests.mutants.fault import Fault
+
+FAULTS = (
+    Fault(
+        "knn-without-temperature",
+        "dinov2_jax/eval/knn.py",
+        "jax.nn.softmax(similarity / temperature, axis=-1)",
+        "jax.nn.softmax(similarity, axis=-1)",
+        ("eval/knn_test.py",),
+    ),
+    Fault(
+        "sign-of-the-components-is-left-to-chance",
+        "dinov2_jax/eval/pca.py",
+        "np.where(skew < 0, -1.0, 1.0)",
+        "np.where(skew < 0, 1.0, 1.0)",
+        ("eval/pca_test.py::test_sign_does_not_depend_on_the_basis",),
+    ),
+    Fault(
+        "registers-in-the-attention-maps",
+        "dinov2_jax/eval/attention_maps.py",
+        "patches = attention[..., 1 + num_registers :]",
+        "patches = attention[..., 1 : 1 + height * width]",
+        ("eval/attention_maps_test.py",),
+    ),
+    Fault(
+        "registers-in-the-mean-of-patches",
+        "dinov2_jax/embedding/forward.py",
+        "x[:, 1 + module.num_register_tokens :]",
+        "x[:, 1:]",
+        ("embedding/forward_test.py::test_every_kind_equals_the_module",),
+    ),
+    Fault(
+        "embedding-resumes-over-its-rows",
+        "dinov2_jax/embedding/unfinished.py",
+        "        self._rows.seek(self._end(self.rows))\n",
+        "",
+        ("embedding/unfinished_test.py",),
+    ),
+    Fault(
+        "reductions-sent-once",
+        "dinov2_jax/aot/collectives.py",
+        'passes = 2 if self.kind in ("all-reduce", PADDED_GATHER) else 1',
+        "passes = 1",
+        ("aot/collectives_test.py::test_a_pair_in_a_loop_counts_once_an_iteration",),
+    ),
+    Fault(
+        "loops-counted-once-too-few",
+        "dinov2_jax/aot/hlo.py",
+        '+ (direction[1] == "LE")',
+        "",
+        ("aot/hlo_test.py",),
+    ),
+    Fault(
+        "backward-pass-counted-once",
+        "dinov2_jax/flops.py",
+        "per_image=(teacher + 3 * student_forward - sum(embed)) / b",
+        "per_image=(teacher + 2 * student_forward - sum(embed)) / b",
+        ("flops_test.py::test_equals_the_table",),
+    ),
+    Fault(
+        "another-batch-size-may-resume",
+        "dinov2_jax/config_check.py",
+        '    "train.steps",\n',
+        '    "train.steps",\n    "train.",\n',
+        ("config_check_test.py::test_other_changes_are_refused",),
+    ),
+    Fault(
+        "bad-input-looks-like-a-crash",
+        "dinov2_jax/errors.py",
+        "BAD_INPUT = 2",
+        "BAD_INPUT = 1",
+        ("visualize_test.py::test_bad_flags_are_one_line",),
+    ),
+    Fault(
+        "failed-machines-are-not-requeued",
+        "launch/common.sh",
+        "$1 == 42 || $1 == 75 ||",
+        "$1 == 42 ||",
+        ("launch/slurm_test.py::test_requeue",),
+    ),
+)

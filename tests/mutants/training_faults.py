@@ -1,0 +1,191 @@
+"""Faults of the losses, the optimizer, the schedules, the step and its sharding."""
+
+from tests.mutants.fault import Fault
+
+_OPTIMIZER = "optimizer_test.py::test_five_steps_equal_torch"
+_META_ARCH = "ssl_meta_arch_test.py::"
+_TILED = "losses/prototype_loss_test.py::"
+
+FAULTS = (
+    Fault(
+        "sign-of-the-cross-entropy",
+        "dinov2_jax/losses/prototype_loss.py",
+        "loss = (mass * lse - expected)",
+        "loss = (expected - mass * lse)",
+        (f"{_TILED}test_dino",),
+    ),
+    Fault(
+        "teacher-views-not-swapped",
+        "dinov2_jax/losses/dino.py",
+        "pairs = ((1,), (0,))",
+        "pairs = ((0,), (1,))",
+        (f"{_TILED}test_dino",),
+    ),
+    Fault(
+        "student-temperature",
+        "dinov2_jax/losses/dino.py",
+        "STUDENT_TEMP = 0.1",
+        "STUDENT_TEMP = 0.07",
+        ("losses/dino_test.py",),
+    ),
+    Fault(
+        "koleo-without-normalisation",
+        "dinov2_jax/losses/koleo.py",
+        "    x = x / norm\n",
+        "",
+        ("losses/koleo_test.py",),
+    ),
+    Fault(
+        "koleo-across-groups",
+        "dinov2_jax/ssl_meta_arch.py",
+        "cls[0].reshape(num_groups, 2, images, -1)",
+        "cls[0].reshape(1, 2, num_groups * images, -1)",
+        (f"{_META_ARCH}test_sinkhorn_knopp_spans_the_groups_but_koleo_does_not",),
+    ),
+    Fault(
+        "teacher-sees-the-masks",
+        "dinov2_jax/ssl_meta_arch.py",
+        "            [None],\n",
+        '            [batch["masks"]],\n',
+        (f"{_META_ARCH}test_the_teacher_sees_unmasked_global_crops_alone",),
+    ),
+    Fault(
+        "masked-patches-weigh-alike",
+        "dinov2_jax/ssl_meta_arch.py",
+        'batch["masked_weights"] * scale',
+        '(batch["masked_weights"] > 0) * scale',
+        (f"{_META_ARCH}test_equals_the_definitions",),
+    ),
+    Fault(
+        "padded-rows-count-in-sinkhorn",
+        "dinov2_jax/losses/prototype_targets.py",
+        "return jnp.sum(jnp.where(valid, q, 0.0), axis=0)",
+        "return jnp.sum(q, axis=0)",
+        (f"{_TILED}test_sinkhorn_knopp",),
+    ),
+    Fault(
+        "center-not-divided-by-the-temperature",
+        "dinov2_jax/losses/prototype_targets.py",
+        "bias = -center / temp",
+        "bias = -center",
+        (f"{_TILED}test_centering",),
+    ),
+    Fault(
+        "center-momentum",
+        "dinov2_jax/losses/teacher_targets.py",
+        "CENTER_MOMENTUM = 0.9",
+        "CENTER_MOMENTUM = 0.99",
+        ("losses/teacher_targets_test.py",),
+    ),
+    Fault(
+        "ema-before-the-update",
+        "dinov2_jax/optimizer.py",
+        "teacher_rate * (p - teacher)",
+        "teacher_rate * (old[2] - teacher)",
+        (_OPTIMIZER,),
+    ),
+    Fault(
+        "no-bias-correction",
+        "dinov2_jax/optimizer.py",
+        "direction = (mu / mu_scale)",
+        "direction = mu",
+        (_OPTIMIZER,),
+    ),
+    Fault(
+        "weight-decay-on-norms",
+        "dinov2_jax/optimizer.py",
+        ' or any("norm" in n for n in names)',
+        "",
+        ("optimizer_test.py",),
+    ),
+    Fault(
+        "layer-decay-off-by-one",
+        "dinov2_jax/optimizer.py",
+        "layer = range(1, depth + 1)",
+        "layer = range(depth)",
+        ("optimizer_test.py",),
+    ),
+    Fault(
+        "last-layer-never-frozen",
+        "dinov2_jax/optimizer.py",
+        'rate = scalars["last_layer_lr"]',
+        'rate = scalars["lr"]',
+        ("optimizer_test.py",),
+    ),
+    Fault(
+        "one-clip-for-all-submodules",
+        "dinov2_jax/optimizer.py",
+        "max_norm / (n + 1e-6)) for k, n in norms.items()",
+        "max_norm / (sum(norms.values()) + 1e-6)) for k in norms",
+        ("optimizer_test.py",),
+    ),
+    Fault(
+        "a-skipped-step-moves",
+        "dinov2_jax/optimizer.py",
+        "tuple(jnp.where(finite, n, o) for n, o in zip(new, old))",
+        "tuple(new)",
+        (
+            "train_step_test.py::"
+            "test_a_finite_loss_with_a_non_finite_gradient_is_skipped",
+        ),
+    ),
+    Fault(
+        "a-skipped-step-moves-the-centers",
+        "dinov2_jax/train_step.py",
+        "lambda new, old: jnp.where(finite, new, old)",
+        "lambda new, old: new",
+        (
+            "train_step_test.py::"
+            "test_a_finite_loss_with_a_non_finite_gradient_is_skipped",
+        ),
+    ),
+    Fault(
+        "warm-up-off-by-one",
+        "dinov2_jax/schedules.py",
+        "/ (self.warmup_steps - 1)",
+        "/ self.warmup_steps",
+        ("schedules_test.py",),
+    ),
+    Fault(
+        "teacher-temperature-jumps",
+        "dinov2_jax/schedules.py",
+        "start=teacher.warmup_teacher_temp,",
+        "start=teacher.teacher_temp,",
+        ("schedules_test.py",),
+    ),
+    Fault(
+        "momentum-falls",
+        "dinov2_jax/schedules.py",
+        "teacher.momentum_teacher, teacher.final_momentum_teacher, steps",
+        "teacher.final_momentum_teacher, teacher.momentum_teacher, steps",
+        ("schedules_test.py",),
+    ),
+    Fault(
+        "linear-instead-of-square-root-rule",
+        "dinov2_jax/schedules.py",
+        "base_lr * math.sqrt(batch_size / 1024.0)",
+        "base_lr * (batch_size / 1024.0)",
+        ("schedules_test.py",),
+    ),
+    Fault(
+        "shard-rule-replicates-matrices",
+        "dinov2_jax/sharding.py",
+        "if axes and len(shape) > 1",
+        "if axes and len(shape) > 2",
+        ("sharding_test.py::test_rule",),
+    ),
+    Fault(
+        "rollback-leaves-batches-in",
+        "dinov2_jax/rollback.py",
+        "r.failed + before - (r.to + kept)",
+        "r.failed - r.to",
+        ("rollback_test.py::test_no_batch_is_taken_twice",),
+    ),
+    Fault(
+        "rows-of-the-resumed-step-are-lost",
+        "dinov2_jax/metrics.py",
+        'row["step"] <= resume_step',
+        'row["step"] < resume_step',
+        ("metrics_test.py::test_resume_drops_later_rows_and_a_torn_line",),
+    ),
+)

@@ -1,0 +1,44 @@
+"""What a run writes of a step, with and without a device whose peak is known."""
+
+import json
+
+import jax
+import pytest
+from tensorboard.backend.event_processing import event_file_loader
+
+from configs import debug
+from dinov2_jax import flops, run_log, time_account
+
+
+def one_row(workdir):
+    """The row of a logged step."""
+    account = time_account.TimeAccount(time_account.STEP)
+    log = run_log.RunLog(debug.get_config(), workdir, 0, account)
+    log.step(1, {"skipped_in_a_row": 0, "loss/total": 8.0}, {"lr": 0.1})
+    log.end(None)
+    (line,) = (workdir / "metrics.jsonl").read_text().splitlines()
+    return json.loads(line)
+
+
+def tags(workdir):
+    """What TensorBoard shows."""
+    (path,) = (workdir / "tensorboard").iterdir()
+    events = event_file_loader.LegacyEventFileLoader(str(path)).Load()
+    return {value.tag for event in events for value in event.summary.value}
+
+
+def test_mfu_of_a_device_with_a_known_peak(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(flops, "peak_flops", {"cpu": 1e12}.get)
+    row = one_row(tmp_path)
+    peak = jax.device_count() * 1e12
+    per_image = flops.step_flops(debug.get_config()).per_image
+    assert row["mfu"] == pytest.approx(row["images_per_second"] * per_image / peak)
+    assert "mfu" in tags(tmp_path)
+    assert " MFU " in capsys.readouterr().err
+
+
+def test_no_mfu_on_the_cpu(tmp_path, capsys):
+    row = one_row(tmp_path)
+    assert row["images_per_second"] > 0 and "mfu" not in row
+    assert tags(tmp_path) >= {"images_per_second"} and "mfu" not in tags(tmp_path)
+    assert "MFU" not in capsys.readouterr().err
