@@ -28,11 +28,11 @@ lint: $(TEST)
 
 # At most fifteen minutes on two cores.
 test: lint
-	$(VENV)/bin/python -m pytest -q -n 2 --durations=15 -m "not slow"
+	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal --durations=15 -m "not slow"
 
 # The slow tests too: before a release, and after a change of what they are about.
 test-all: lint
-	$(VENV)/bin/python -m pytest -q -n 2 --durations=15
+	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal --durations=15
 
 # Planted faults, one at a time, each of which the tests must catch.
 mutants: $(TEST)
