@@ -13,7 +13,8 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from dinov2_jax import config_check, configs, distributed, errors, host_memory
+from dinov2_jax import config as config_lib
+from dinov2_jax import configs, distributed, errors, host_memory
 from dinov2_jax.configs import default
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -163,7 +164,7 @@ def _broken_config(error: BaseException | None, argv: list[str]) -> str:
 
 def _unknown_fields(argv: list[str]) -> str:
     """Names the unknown --config fields and what may have been meant."""
-    known = list(config_check.flatten(default.get_config()))
+    known = list(config_lib.flatten(default.get_config()))
     given = [m[1] for m in (re.match(r"--config\.([\w.]+)", a) for a in argv) if m]
     hints = []
     for field in given:

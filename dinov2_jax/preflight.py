@@ -21,15 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinov2_jax import (
-    config_check,
-    disk_space,
-    distributed,
-    errors,
-    init_weights,
-    program,
-    sharding,
-)
+from dinov2_jax import config as config_lib
+from dinov2_jax import disk_space, distributed, errors, init_weights, program, sharding
 from dinov2_jax import workdir as workdir_lib
 from dinov2_jax.checkpoint import checkpointer
 from dinov2_jax.data import loader, sources, wording
@@ -58,7 +51,7 @@ def preflight(
     Raises:
       UserError: The config is wrong, or the processes do not find each other.
     """
-    config_check.check(config)
+    config_lib.check(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     if not distributed.joined():  # there is no step to finish first
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -137,8 +130,8 @@ class _Preflight:
 
     def devices(self) -> str:
         processes, devices = jax.process_count(), jax.device_count()
-        config_check.check_cluster(self.config, processes, devices)
-        config_check.check_devices(self.config, devices)
+        config_lib.check_cluster(self.config, processes, devices)
+        config_lib.check_devices(self.config, devices)
         self.program = program.Program(self.config)
         replica, fsdp = self.program.mesh.devices.shape
         return (
@@ -181,7 +174,7 @@ class _Preflight:
     def folder(self) -> str:
         """Written to by each process, and large enough."""
         if checkpointer.has_checkpoint(self.workdir):
-            config_check.check_resume(self.config, self.workdir)
+            config_lib.check_resume(self.config, self.workdir)
         workdir_lib.make_workdir(self.workdir)
         self.scratch.mkdir(exist_ok=True)
         temporary = self._file(jax.process_index()).with_suffix(".tmp")

@@ -11,7 +11,6 @@ import numpy as np
 
 from dinov2_jax import (
     bad_images,
-    config_check,
     console,
     data_record,
     disk_space,
@@ -26,6 +25,7 @@ from dinov2_jax import (
     time_account,
     watchdog,
 )
+from dinov2_jax import config as config_lib
 from dinov2_jax import workdir as workdir_lib
 from dinov2_jax.checkpoint import cadence, checkpointer
 from dinov2_jax.data import batch_builder, loader, sources, wording
@@ -54,17 +54,17 @@ def train(
     """
     account = time_account.TimeAccount("start")
     workdir = pathlib.Path(workdir)
-    config_check.check(config)
+    config_lib.check(config)
     source = sources.make_source(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     num_processes = jax.process_count()
-    config_check.check_cluster(config, num_processes, jax.device_count())
+    config_lib.check_cluster(config, num_processes, jax.device_count())
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
-    config_check.check_devices(config, jax.device_count())
+    config_lib.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)
     lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
     if checkpointer.has_checkpoint(workdir):  # without one, the run begins anew
-        config_check.check_resume(config, workdir)
+        config_lib.check_resume(config, workdir)
 
     with contextlib.ExitStack() as stack:
         if lock:
@@ -107,7 +107,7 @@ class Run:
             rollback.uniform_loss(config), config.train.max_nonfinite_steps
         )
         self.rollbacks = rollback.Rollbacks(workdir)
-        another = config_check.differing(config, workdir)
+        another = config_lib.differing(config, workdir)
         self.checkpoints = checkpointer.Checkpointer(
             workdir,
             keep_last=config.checkpoint.keep_last,

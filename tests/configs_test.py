@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from configs import default
-from dinov2_jax import config_check
+from dinov2_jax import config as config_lib
 from dinov2_jax.data import recipe
 
 EPOCH = 1250  # the reference's OFFICIAL_EPOCH_LENGTH
@@ -116,7 +116,7 @@ def load(name):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_equals_the_reference(name):
-    flat = config_check.flatten(load(name))
+    flat = config_lib.flatten(load(name))
     differing = {
         field: (flat[field], value)
         for field, value in EXPECTED[name].items()
@@ -155,11 +155,9 @@ def test_equals_the_reference(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_passes_the_check_and_is_locked(name):
     c = load(name)
-    config_check.check(c)
+    config_lib.check(c)
     assert c.is_locked
-    assert set(config_check.flatten(c)) == set(
-        config_check.flatten(default.get_config())
-    )
+    assert set(config_lib.flatten(c)) == set(config_lib.flatten(default.get_config()))
     with pytest.raises(AttributeError):
         c.optim.learning_rate = 1.0
 

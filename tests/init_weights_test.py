@@ -22,8 +22,8 @@ from peers import torch
 
 import dinov2_jax
 from configs import adapt
+from dinov2_jax import config as config_lib
 from dinov2_jax import (
-    config_check,
     errors,
     init_weights,
     optimizer,
@@ -317,7 +317,7 @@ def test_adapt_takes_every_released_backbone(name):
         with pytest.raises(errors.UserError) as caught:
             check()
         follow(str(caught.value), c)
-        config_check.check(c)
+        config_lib.check(c)
     check()
     assert make_arch(c).backbone.image_size == 224
 

@@ -7,86 +7,12 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FLOORS = {  # the longest prefix counts
-    "": 6,  # the package, which offers `load`
-    "main": 5,
-    "cli": 5,
-    "launch": 5,
-    "train": 4,
-    "preflight": 4,
-    "eval": 4,
-    "convert": 4,
-    "aot": 4,
-    "embed": 5,
-    "embedding": 3,
-    "visualize": 5,
-    "pretrained": 3,
-    "init_weights": 3,
-    "program": 3,
-    "train_step": 3,
-    "flops": 2,
-    "ssl_meta_arch": 2,
-    "train_state": 2,
-    "optimizer": 2,
-    "data.loader": 2,
-    "data.bench": 4,
-    "data.throughput": 3,
-    "data.batch_builder": 1,
-    "config_check": 1,
-    "models": 1,
-    "losses": 0,
-    "kernels": 0,
-    "schedules": 0,
-    "disk_space": -1,
-    "configs": -1,
-    "record_file": -1,
-    "one_line_parser": -1,
-    "sharding": -1,  # where arrays live is said on every floor
-    "checkpoint": 0,
-    "metrics": 0,
-    "data": 0,
-    "device_augmentation": 1,
-    "errors": -2,
-    "workdir": 1,
-    "bad_images": 1,
-    "console": 1,
-    "data_record": 1,
-    "distributed": 0,
-    "host_memory": 0,
-    "monitor": 0,
-    "events": 1,
-    "profiling": 0,
-    "goodput": 1,
-    "rollback": 1,
-    "run_log": 3,
-    "status": 5,
-    "time_account": 0,
-    "watchdog": 1,
-    "weights": 2,
-}
-# Importer and imported on one floor: the state holds the architecture's parameters,
-# the loop evaluates, which the checks before it try, and a program is built of what
-# starts and of what steps.
-BESIDE = {
-    ("train_state", "ssl_meta_arch"),
-    ("train_state", "optimizer"),
-    ("train", "eval.evaluator"),
-    ("preflight", "eval.evaluator"),
-    ("program", "init_weights"),
-    ("program", "train_step"),
-}
 FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 
 
 def module_name(path):
     parts = path.relative_to(ROOT / "dinov2_jax").with_suffix("").parts
     return ".".join(p for p in parts if p != "__init__")
-
-
-def floor(name):
-    while name and name not in FLOORS:
-        name = name.rpartition(".")[0]
-    return FLOORS.get(name)
 
 
 MODULES = {module_name(path) for path in FILES}
@@ -117,26 +43,6 @@ def importers(package, at_once=False):
         for path in FILES
         if any(f"{name}.".startswith(f"{package}.") for name in imports(path, at_once))
     }
-
-
-def test_every_file_has_a_floor():
-    unknown = [name for name in MODULES if name and floor(name) is None]
-    assert not unknown
-
-
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_imports_go_down(path):
-    name = module_name(path)
-    package = name.rpartition(".")[0]
-    for imported in imports(path):
-        if not imported.startswith("dinov2_jax."):
-            continue
-        other = imported.removeprefix("dinov2_jax.")
-        below = floor(other) < floor(name)
-        beside = floor(other) == floor(name) and (
-            (package and other.startswith(f"{package}.")) or (name, other) in BESIDE
-        )
-        assert below or beside, f"{name} (floor {floor(name)}) imports {other}"
 
 
 def test_there_are_no_circles():

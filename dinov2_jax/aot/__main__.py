@@ -12,7 +12,8 @@ import pathlib
 import sys
 import time
 
-from dinov2_jax import config_check, errors
+from dinov2_jax import config as config_lib
+from dinov2_jax import errors
 from dinov2_jax.aot import config_file, machines, profiles
 
 _DOES_NOT_FIT = 1
@@ -35,7 +36,7 @@ def _plan(argv: list[str] | None) -> int:
     args, overrides = _parser().parse_known_args(argv)
     machine = machines.parse(args.topology)
     config = config_file.read(args.config, overrides)
-    config_check.check_devices(config, machine.num_devices)
+    config_lib.check_devices(config, machine.num_devices)
     out = pathlib.Path(args.out) if args.out else None
     if out and not out.parent.is_dir():
         raise errors.UserError(f"--out={out}: there is no folder {out.parent}")

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dinov2_jax import config_check, configs, errors
+from dinov2_jax import config as config_lib
+from dinov2_jax import configs, errors
 
 
 def read(path: str, overrides: Sequence[str]) -> Any:
@@ -32,13 +33,13 @@ def read(path: str, overrides: Sequence[str]) -> Any:
             "function get_config() as in configs/default.py"
         ) from error
     apply(config, overrides)
-    config_check.check(config)
+    config_lib.check(config)
     return config
 
 
 def apply(config: Any, overrides: Sequence[str]) -> None:
     """Sets fields of a config; see `read`."""
-    known = config_check.flatten(config)
+    known = config_lib.flatten(config)
     problems = []
     for override in overrides:
         match = re.fullmatch(r"--?config\.([\w.]+)=(.*)", override, re.DOTALL)

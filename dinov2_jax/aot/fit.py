@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dinov2_jax import config_check, errors
+from dinov2_jax import config as config_lib
+from dinov2_jax import errors
 from dinov2_jax.aot import machines
 from dinov2_jax.aot import step as step_lib
 from dinov2_jax.models import remat
@@ -112,8 +113,8 @@ def _possible(config: Any, machine: machines.Machine) -> bool:
     if not config.train.batch_size or not config.train.group_size:
         return False
     try:
-        config_check.check(config)
-        config_check.check_devices(config, machine.num_devices)
+        config_lib.check(config)
+        config_lib.check_devices(config, machine.num_devices)
     except errors.UserError:
         return False
     return True

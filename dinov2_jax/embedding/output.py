@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax import errors
-from dinov2_jax.weights import whole_file
+from dinov2_jax import errors, files
 
 SUFFIXES = (".npy", ".parquet")
 _GROUP_BYTES = 64 * 2**20  # features of a row group of Parquet
@@ -122,7 +121,7 @@ def _describe(out, rows, count, names, skipped, settings) -> None:
         "rows": count,
         "skipped": {os.fsdecode(name): reason for name, reason in skipped.items()},
     }
-    with whole_file.open_new(description_of(out)) as binary:
+    with files.open_new(description_of(out)) as binary:
         file = io.TextIOWrapper(binary, "ascii", newline="\n")
         file.write(json.dumps(fields, indent=1)[:-2])  # less "\n}"
         if out.suffix == ".npy":

@@ -24,8 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dinov2_jax import errors
-from dinov2_jax.weights import whole_file
+from dinov2_jax import errors, files
 
 SAVE_SECONDS = 5.0  # between saves: what a kill can cost
 
@@ -85,7 +84,7 @@ class Unfinished:
             self._lock = stack.enter_context(open(self._folder / "lock", "wb"))
             _take(self._lock, self._out)
             self._refuse_another_run()
-            with whole_file.open_new(self._folder / "run.json") as file:
+            with files.open_new(self._folder / "run.json") as file:
                 file.write(json.dumps(self._settings, indent=2).encode())
             self._open(stack)
             self._opened = stack.pop_all()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dinov2_jax.weights import whole_file
+from dinov2_jax import files
 
 GAP = 6  # px between panels
 FONT_SIZE = 16
@@ -206,5 +206,5 @@ def save(image: Image.Image, path: str | os.PathLike) -> None:
     Raises:
       UserError: It cannot be written.
     """
-    with whole_file.open_new(path) as file:
+    with files.open_new(path) as file:
         image.save(file, format="PNG")

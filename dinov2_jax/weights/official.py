@@ -15,9 +15,8 @@ from typing import Any
 
 import tqdm
 
-from dinov2_jax import errors
+from dinov2_jax import errors, files
 from dinov2_jax.models import vision_transformer
-from dinov2_jax.weights import whole_file
 
 _BASE_URL = "https://dl.fbaipublicfiles.com/dinov2"
 _ARCHS = {
@@ -94,7 +93,7 @@ def _download(address: str, path: pathlib.Path) -> None:
     try:
         with (
             urllib.request.urlopen(address, timeout=30) as response,
-            whole_file.open_new(path) as file,
+            files.open_new(path) as file,
         ):
             size = int(response.headers.get("Content-Length") or 0)
             with tqdm.tqdm(

@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from dinov2_jax import errors
-from dinov2_jax.weights import lazy, whole_file
+from dinov2_jax import errors, files
+from dinov2_jax.weights import lazy
 
 _DTYPES = {
     "F64": np.float64,
@@ -90,7 +90,7 @@ def write(path: str | os.PathLike, tensors: Mapping[str, lazy.LazyTensor]) -> No
         start = stop
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the data begin aligned
-    with whole_file.open_new(path) as file:
+    with files.open_new(path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for tensor in tensors.values():

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dinov2_jax import errors
-from dinov2_jax.weights import lazy, torch_pickle, whole_file
+from dinov2_jax import errors, files
+from dinov2_jax.weights import lazy, torch_pickle
 
 _FOLDER = "archive"  # as torch names it when it saves to memory
 _ALIGNMENT = 64  # bytes
@@ -63,7 +63,7 @@ def write(path: str | os.PathLike, tree: Any) -> None:
     data = bytearray(b"\x80\x02")
     _pickle(tree, data, tensors, "")
     data += b"."
-    with whole_file.open_new(path) as file:
+    with files.open_new(path) as file:
         archive = _ZipWriter(file)
         archive.add("data.pkl", lambda: data)
         archive.add("byteorder", lambda: b"little")

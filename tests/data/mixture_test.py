@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from configs import debug, default
-from dinov2_jax import config_check, errors
+from dinov2_jax import config as config_lib
+from dinov2_jax import errors
 from dinov2_jax.data import batch_builder, mixture, sources
 
 
@@ -131,7 +132,7 @@ def config(tmp_path):
 
 
 def test_a_mixture_of_folders(config, tmp_path):
-    config_check.check(config)
+    config_lib.check(config)
     source = sources.make_source(config)
     assert len(source) == 16 and source.pass_length == 36
     assert source.name(4) == f"{tmp_path}/many/*.png: 0.png"
@@ -166,7 +167,7 @@ def test_an_entry_may_name_its_kind(config, tmp_path):
         in (str(caught.value))
     )
     config.data.mixture = ((str(tmp_path / "few"), 1), (path, 1, "folder"))
-    config_check.check(config)
+    config_lib.check(config)
     assert len(sources.make_source(config)) == 16
 
 

@@ -19,7 +19,7 @@ FAULTS = (
     ),
     Fault(
         "written-in-place",
-        "dinov2_jax/weights/whole_file.py",
+        "dinov2_jax/files.py",
         '        with open(temporary, "wb") as file:\n'
         "            yield file\n"
         "            file.flush()\n"

@@ -7,7 +7,8 @@ import ml_collections
 import pytest
 
 from configs import default, quickstart
-from dinov2_jax import config_check, errors
+from dinov2_jax import config as config_lib
+from dinov2_jax import errors
 
 # field, bad value
 BAD = [
@@ -97,7 +98,7 @@ def changed(*changes):
 
 def message(c):
     with pytest.raises(errors.UserError) as caught:
-        config_check.check(c)
+        config_lib.check(c)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -120,7 +121,7 @@ def test_a_bad_value_is_named_with_its_fix(field, value, words):
 def test_a_seed_that_jax_does_not_take():
     assert "seed = 4294967296: must be below" in message(changed(("seed", 2**32)))
     c = changed(("seed", 2**32 - 1))
-    config_check.check(c)
+    config_lib.check(c)
     jax.random.key(c.seed)
 
 
@@ -130,7 +131,7 @@ def test_a_config_of_something_else():
 
 
 def test_the_default_is_good():
-    config_check.check(default.get_config())
+    config_lib.check(default.get_config())
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_the_default_is_good():
     ],
 )
 def test_what_is_switched_off_need_not_fit(changes):
-    config_check.check(changed(*changes))
+    config_lib.check(changed(*changes))
 
 
 def test_all_weights_zero():
@@ -206,7 +207,7 @@ def test_policies_fit_their_channels_and_their_operations():
     )
     assert said.startswith("crops.solarize_probability")
     assert message(changed(("crops.hue", 0.7))).startswith("crops.hue = 0.7")
-    config_check.check(changed(("crops.policy", "histology"), ("crops.hue", 0.05)))
+    config_lib.check(changed(("crops.policy", "histology"), ("crops.hue", 0.05)))
 
 
 def test_the_photographs_have_no_more_channels():
@@ -246,8 +247,8 @@ def test_all_problems_at_once():
 
 
 def test_the_suggested_values_are_good():
-    config_check.check(changed(("crops.global_crops_size", 208)))
-    config_check.check(changed(("train.batch_size", 1984)))
+    config_lib.check(changed(("crops.global_crops_size", 208)))
+    config_lib.check(changed(("train.batch_size", 1984)))
 
 
 # --- devices --------------------------------------------------------------------
@@ -267,45 +268,45 @@ def test_the_suggested_values_are_good():
 def test_devices_divide_the_groups(batch, group, devices, good):
     c = changed(("train.batch_size", batch), ("train.group_size", group))
     if good:
-        config_check.check_devices(c, devices)
+        config_lib.check_devices(c, devices)
         return
     with pytest.raises(errors.UserError) as caught:
-        config_check.check_devices(c, devices)
+        config_lib.check_devices(c, devices)
     said = str(caught.value)
     assert f"{devices} devices" in said and f"train.group_size = {group}" in said
     flag, _, fix = said.partition("--config.train.group_size=")
     if fix:  # the suggestion works
         c.train.group_size = int(fix)
-        config_check.check_devices(c, devices)
-        config_check.check(c)
+        config_lib.check_devices(c, devices)
+        config_lib.check(c)
     else:
         assert f"a multiple of {devices}" in said
 
 
 def test_replicas_divide_the_devices():
-    config_check.check_devices(changed(("mesh.replica", 4)), 8)
+    config_lib.check_devices(changed(("mesh.replica", 4)), 8)
     with pytest.raises(errors.UserError, match="mesh.replica = 3 .* 8 devices"):
-        config_check.check_devices(changed(("mesh.replica", 3)), 8)
+        config_lib.check_devices(changed(("mesh.replica", 3)), 8)
 
 
 def test_the_mesh_has_as_many_places_as_there_are_devices():
-    config_check.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 4)), 8)
-    config_check.check_devices(changed(("mesh.fsdp", 4)), 8)
+    config_lib.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 4)), 8)
+    config_lib.check_devices(changed(("mesh.fsdp", 4)), 8)
     with pytest.raises(errors.UserError, match="mesh.fsdp = 3 .* 8 devices"):
-        config_check.check_devices(changed(("mesh.fsdp", 3)), 8)
+        config_lib.check_devices(changed(("mesh.fsdp", 3)), 8)
     words = "replica = 2 times mesh.fsdp = 2 are 4, but there are 8 devices: "
     with pytest.raises(errors.UserError, match=words):
-        config_check.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 2)), 8)
+        config_lib.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 2)), 8)
 
 
 def test_as_many_as_expected_must_come():
-    config_check.check_cluster(default.get_config(), 3, 12)
+    config_lib.check_cluster(default.get_config(), 3, 12)
     expected = changed(("mesh.processes", 4), ("mesh.devices", 16))
-    config_check.check_cluster(expected, 4, 16)
+    config_lib.check_cluster(expected, 4, 16)
     with pytest.raises(errors.UserError, match="mesh.devices = 16, .* there are 12: "):
-        config_check.check_cluster(expected, 4, 12)
+        config_lib.check_cluster(expected, 4, 12)
     with pytest.raises(errors.UserError, match="found no cluster .* --coordinator"):
-        config_check.check_cluster(expected, 1, 4)
+        config_lib.check_cluster(expected, 1, 4)
 
 
 # --- resume ---------------------------------------------------------------------
@@ -319,9 +320,9 @@ def saved(c, folder):
 
 
 def test_resume_of_the_same_config(tmp_path):
-    config_check.check_resume(quickstart.get_config(), tmp_path)  # nothing there yet
+    config_lib.check_resume(quickstart.get_config(), tmp_path)  # nothing there yet
     saved(quickstart.get_config(), tmp_path)
-    config_check.check_resume(quickstart.get_config(), tmp_path)
+    config_lib.check_resume(quickstart.get_config(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_resume_of_the_same_config(tmp_path):
 )
 def test_harmless_changes(tmp_path, field, value):
     saved(default.get_config(), tmp_path)
-    config_check.check_resume(changed((field, value)), tmp_path)
+    config_lib.check_resume(changed((field, value)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +369,7 @@ def test_harmless_changes(tmp_path, field, value):
 def test_other_changes_are_refused(tmp_path, field, value, words):
     saved(default.get_config(), tmp_path)
     with pytest.raises(errors.UserError) as caught:
-        config_check.check_resume(changed((field, value)), tmp_path)
+        config_lib.check_resume(changed((field, value)), tmp_path)
     said = str(caught.value)
     assert words in said and str(tmp_path) in said and "--workdir" in said
     assert said.count("->") == 1 and "\n" not in said
@@ -378,9 +379,9 @@ def test_a_run_older_than_the_fields_of_init(tmp_path):
     fields = json.loads(default.get_config().to_json_best_effort())
     del fields["init"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    config_check.check_resume(default.get_config(), tmp_path)
+    config_lib.check_resume(default.get_config(), tmp_path)
     with pytest.raises(errors.UserError, match="init.from: '' -> 'x'"):
-        config_check.check_resume(changed(("init.from", "x")), tmp_path)
+        config_lib.check_resume(changed(("init.from", "x")), tmp_path)
 
 
 def test_a_run_older_than_the_fields_of_data(tmp_path):
@@ -389,10 +390,10 @@ def test_a_run_older_than_the_fields_of_data(tmp_path):
         del fields["data"][name]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(errors.UserError) as caught:  # it did not turn images
-        config_check.check_resume(default.get_config(), tmp_path)
+        config_lib.check_resume(default.get_config(), tmp_path)
     assert "data.exif_orientation: False -> True" in str(caught.value)
     assert str(caught.value).count("->") == 1
-    config_check.check_resume(changed(("data.exif_orientation", False)), tmp_path)
+    config_lib.check_resume(changed(("data.exif_orientation", False)), tmp_path)
 
 
 def test_all_differences_are_named(tmp_path):
@@ -403,7 +404,7 @@ def test_all_differences_are_named(tmp_path):
     del tree["optim"]["clip_grad"]
     path.write_text(json.dumps(tree))
     with pytest.raises(errors.UserError) as caught:
-        config_check.check_resume(changed(("seed", 3)), tmp_path)
+        config_lib.check_resume(changed(("seed", 3)), tmp_path)
     for words in (
         "optim.momentum: 0.5 -> 'not set'",
         "optim.clip_grad: 'not set' -> 3.0",
@@ -416,12 +417,12 @@ def test_all_differences_are_named(tmp_path):
 def test_an_unreadable_config(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(errors.UserError, match="not valid JSON"):
-        config_check.check_resume(default.get_config(), tmp_path)
+        config_lib.check_resume(default.get_config(), tmp_path)
 
 
 def test_flatten():
     nested = {"a": {"b": 1, "c": {"d": (2, 3)}}, "e": "f"}
-    assert config_check.flatten(nested) == {"a.b": 1, "a.c.d": (2, 3), "e": "f"}
+    assert config_lib.flatten(nested) == {"a.b": 1, "a.c.d": (2, 3), "e": "f"}
 
 
 @pytest.mark.parametrize(
@@ -441,10 +442,10 @@ def test_a_kind_of_source_may_be_left_to_be_found(tmp_path, before, now, fine):
     path.write_text(json.dumps(fields))
     config = changed(("data.source", now))
     if fine:
-        config_check.check_resume(config, tmp_path)
+        config_lib.check_resume(config, tmp_path)
     else:
         with pytest.raises(errors.UserError, match=f"'{before}' -> '{now}'"):
-            config_check.check_resume(config, tmp_path)
+            config_lib.check_resume(config, tmp_path)
     config = changed(("data.mixture", (("/a", 1.0),)))
     with pytest.raises(errors.UserError, match="data.mixture"):
-        config_check.check_resume(config, tmp_path)
+        config_lib.check_resume(config, tmp_path)
