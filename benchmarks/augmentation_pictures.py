@@ -13,8 +13,10 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dinov2_jax import device_augmentation
-from dinov2_jax.data import augmentations, photos, recipe, resize
+from dinov2_jax.augment import on_device as on_device_lib
+from dinov2_jax.augment import on_host as on_host_lib
+from dinov2_jax.augment import policies, resize
+from dinov2_jax.data import photos
 
 OUT = pathlib.Path(__file__).parents[1] / "docs" / "augmentations.png"
 SIDE, MARGIN, HEAD, LEFT = 112, 4, 16, 64
@@ -57,10 +59,10 @@ def on_host(crop: np.ndarray, draws: dict) -> np.ndarray:
         crop = crop[:, ::-1]
     if not np.array_equal(draws["amounts"], NOTHING["amounts"]):
         changes = (
-            augmentations.adjust_brightness,
-            augmentations.adjust_contrast,
-            augmentations.adjust_saturation,
-            augmentations.adjust_hue,
+            on_host_lib.adjust_brightness,
+            on_host_lib.adjust_contrast,
+            on_host_lib.adjust_saturation,
+            on_host_lib.adjust_hue,
         )
         for kind in draws["order"]:
             crop = changes[kind](crop, float(draws["amounts"][kind]))
@@ -68,16 +70,16 @@ def on_host(crop: np.ndarray, draws: dict) -> np.ndarray:
         gray = np.asarray(Image.fromarray(np.ascontiguousarray(crop)).convert("L"))
         crop = np.repeat(gray[:, :, None], 3, axis=2)
     if draws["sigma"]:
-        crop = augmentations.gaussian_blur(crop, float(draws["sigma"]))
-    return augmentations.solarize(crop) if draws["solarize"] else crop
+        crop = on_host_lib.gaussian_blur(crop, float(draws["sigma"]))
+    return on_host_lib.solarize(crop) if draws["solarize"] else crop
 
 
 def on_device(crop: np.ndarray, draws: dict) -> np.ndarray:
     """The step's function with the same draws."""
     arrays = {k: np.asarray(v)[..., None, None] for k, v in draws.items()}
-    draws = device_augmentation.Draws(**arrays)
-    out = device_augmentation.apply(
-        jax.numpy.asarray(crop[None, None]), draws, recipe.Policy()
+    draws = on_device_lib.Draws(**arrays)
+    out = on_device_lib.apply(
+        jax.numpy.asarray(crop[None, None]), draws, policies.Policy()
     )
     return np.asarray(out)[0, 0]
 
@@ -85,7 +87,7 @@ def on_device(crop: np.ndarray, draws: dict) -> np.ndarray:
 def whole_draws() -> dict[str, dict]:
     """Three draws of the reference's policy, of its second global crop."""
     keys = np.random.default_rng(5).integers(0, 2**32, (1, 3, 2), np.uint32)
-    drawn = vars(device_augmentation.draw(keys, recipe.Policy(), num_local=0))
+    drawn = vars(on_device_lib.draw(keys, policies.Policy(), num_local=0))
     return {
         f"draw {i + 1}": {k: np.asarray(v)[..., 0, 3 + i] for k, v in drawn.items()}
         for i in range(3)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dinov2_jax import errors
-from dinov2_jax.data import recipe
+from dinov2_jax.augment import policies
 
 # Fields that may change between a run and its continuation.
 HARMLESS = (
@@ -32,8 +32,8 @@ _CHOICES = {
         *("tfds", "photos"),
     ),
     "data.augmentation": ("device", "host"),
-    "crops.policy": tuple(recipe.POLICIES),
-    "crops.blur": tuple(recipe.BLUR_PROBABILITIES),
+    "crops.policy": tuple(policies.POLICIES),
+    "crops.blur": tuple(policies.BLUR_PROBABILITIES),
     "model.ffn_layer": ("mlp", "swiglufused"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": (
@@ -100,7 +100,7 @@ _ADDED = {
     "data.std": [],
     "crops.policy": "rgb",
     "optim.name": "adamw",
-    **{f"crops.{name}": None for name in recipe.FIELDS},
+    **{f"crops.{name}": None for name in policies.FIELDS},
 }
 
 
@@ -251,7 +251,7 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
                 f"{name} = {flat[name]!r} is not looked at where data.source = "
                 "'photos': set --config.data.source=auto"
             )
-    yield from recipe.problems(flat)
+    yield from policies.problems(flat)
     yield from _channels(flat)
     if flat["optim.warmup_steps"] > flat["train.steps"]:
         yield (

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dinov2_jax import teacher as teacher_lib
-from dinov2_jax.data import recipe
+from dinov2_jax.augment import policies
 from dinov2_jax.losses import dino, koleo, prototype_loss
 from dinov2_jax.models import network
 
@@ -37,7 +37,7 @@ class SSLMetaArch:
     dino_loss_weight: float
     koleo_loss_weight: float
     ibot_loss_weight: float
-    policy: recipe.Policy = recipe.POLICIES["rgb"]
+    policy: policies.Policy = policies.POLICIES["rgb"]
 
     def loss(
         self,
@@ -114,5 +114,5 @@ def make_ssl_meta_arch(config: Any, dtype: Any) -> SSLMetaArch:
         dino_loss_weight=config.dino.loss_weight,
         koleo_loss_weight=config.dino.koleo_loss_weight,
         ibot_loss_weight=config.ibot.loss_weight,
-        policy=recipe.make_policy(config),
+        policy=policies.make_policy(config),
     )

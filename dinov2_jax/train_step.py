@@ -11,13 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import (
-    device_augmentation,
-    optimizer,
-    sharding,
-    ssl_meta_arch,
-    train_state,
-)
+from dinov2_jax import optimizer, sharding, ssl_meta_arch, train_state
+from dinov2_jax.augment import on_device
 from dinov2_jax.models import network
 
 TrainState = train_state.TrainState
@@ -52,7 +47,7 @@ def train_step(
       The state at step n + 1, and float32 metrics: `loss/...`, `grad_norm/...` (before
       clipping), `skipped_in_a_row`, `skipped`.
     """
-    batch = device_augmentation.augment(batch, meta_arch.policy)
+    batch = on_device.augment(batch, meta_arch.policy)
     targets, centers = meta_arch.teacher.targets(
         state.teacher_params if frozen is None else frozen,
         state.centers,

@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from dinov2_jax import config as config_lib
-from dinov2_jax.data import recipe
+from dinov2_jax.augment import policies
 
 EPOCH = 1250  # the reference's OFFICIAL_EPOCH_LENGTH
 NAMES = sorted(
@@ -134,10 +134,10 @@ def test_equals_the_reference(name):
         "train.max_rollbacks",
         "train.hang_timeout",
     )
-    own += ("crops.policy", *(f"crops.{field}" for field in recipe.FIELDS))
+    own += ("crops.policy", *(f"crops.{field}" for field in policies.FIELDS))
     assert {f for f in flat if not f.startswith(own)} <= set(EXPECTED[name])
     # Constants of the reference's data/augmentations.py.
-    assert dataclasses.asdict(recipe.make_policy(load(name))) == {
+    assert dataclasses.asdict(policies.make_policy(load(name))) == {
         "flip_probability": 0.5,
         "vertical_flip_probability": 0.0,
         "quarter_turn_probability": 0.0,

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from dinov2_jax import ssl_meta_arch
-from dinov2_jax.data import recipe
+from dinov2_jax.augment import policies
 from dinov2_jax.losses import dino, teacher_targets
 from dinov2_jax.models import network
 
@@ -173,10 +173,10 @@ def test_uint8_crops_are_normalised(usual):
     for name in ("global_crops", "local_crops"):
         image = rng.integers(0, 256, batch[name].shape, np.uint8)
         pixels[name] = image
-        mean, std = recipe.IMAGENET_MEAN, recipe.IMAGENET_STD
+        mean, std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
         floats[name] = ((image / 255.0 - mean) / std).astype(np.float32)
-    assert tuple(recipe.IMAGENET_MEAN) == (0.485, 0.456, 0.406)
-    assert tuple(recipe.IMAGENET_STD) == (0.229, 0.224, 0.225)
+    assert tuple(policies.IMAGENET_MEAN) == (0.485, 0.456, 0.406)
+    assert tuple(policies.IMAGENET_STD) == (0.229, 0.224, 0.225)
     close(run(c, meta_arch, pixels)[:2], run(c, meta_arch, floats)[:2], rtol=2e-5)
 
 

@@ -32,9 +32,10 @@ import grain.experimental
 import numpy as np
 
 from dinov2_jax import errors
+from dinov2_jax.augment import policies
 from dinov2_jax.data import activity as activity_lib
 from dinov2_jax.data import batch_spec as batch_spec_lib
-from dinov2_jax.data import images, masking, multi_crop, recipe
+from dinov2_jax.data import images, masking, multi_crop
 from dinov2_jax.data import sources as sources_lib
 
 BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U1024"), ("reason", "U120")])
@@ -223,7 +224,7 @@ def make_batch_builder(
             local_crops_number=crops.local_crops_number,
             local_crops_size=crops.local_crops_size,
             local_crops_scale=tuple(crops.local_crops_scale),
-            policy=recipe.make_policy(config) if on_host else None,
+            policy=policies.make_policy(config) if on_host else None,
         ),
         seed=config.seed,
         batch_size=batch_size,

@@ -3,21 +3,15 @@
 Mirrors the reference's DataAugmentationDINO (`data/augmentations.py`). On the host as
 the reference does it, decoded whole and augmented here; or split: a JPEG is decoded no
 larger than its crops need, crops are cut and resized, and what follows happens on the
-device (`device_augmentation`).
+device (`on_device`).
 """
 
 import dataclasses
 
 import numpy as np
 
-from dinov2_jax.data import (
-    augmentations,
-    crop_boxes,
-    fast_resize,
-    images,
-    recipe,
-    resize,
-)
+from dinov2_jax.augment import crop_boxes, fast_resize, on_host, policies, resize
+from dinov2_jax.data import images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +32,7 @@ class MultiCrop:
     local_crops_number: int = 8
     local_crops_size: int = 96
     local_crops_scale: tuple[float, float] = (0.05, 0.32)
-    policy: recipe.Policy | None = None
+    policy: policies.Policy | None = None
 
     def __call__(
         self, image: images.OpenedImage, rng: np.random.Generator
@@ -67,7 +61,7 @@ class MultiCrop:
         for view, size, scale in self.views():
             box = self._box(rng, image, scale)
             crop = resize.crop_and_resize(pixels, box, size)
-            crops.append(augmentations.augment(rng, crop, self.policy, view))
+            crops.append(on_host.augment(rng, crop, self.policy, view))
         return crops
 
     def _cut(self, image, rng):
@@ -90,7 +84,7 @@ class MultiCrop:
     def views(self) -> list[tuple[int, int, tuple[float, float]]]:
         """(view, size in pixels, share of the area) of every crop, global ones first.
 
-        A view is what `recipe.Policy` counts: 0 and 1 are global, 2 is local.
+        A view is what `policies.Policy` counts: 0 and 1 are global, 2 is local.
         """
         large = (self.global_crops_size, self.global_crops_scale)
         small = (self.local_crops_size, self.local_crops_scale)

@@ -28,15 +28,8 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import (
-    augmentations,
-    crop_boxes,
-    images,
-    index_file,
-    recipe,
-    resize,
-    wording,
-)
+from dinov2_jax.augment import crop_boxes, on_host, policies, resize
+from dinov2_jax.data import images, index_file, wording
 
 TILE = 64  # px
 WINDOW = 128  # px
@@ -216,7 +209,7 @@ class PhotosSource:
         pixels = resize.crop_and_resize(pixels, box, TILE)
         if rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        return augmentations.color_jitter(rng, pixels, recipe.POLICIES["rgb"])
+        return on_host.color_jitter(rng, pixels, policies.POLICIES["rgb"])
 
     def name(self, index: int) -> str:
         """Returns what to call an item in messages."""

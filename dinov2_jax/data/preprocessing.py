@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import recipe
+from dinov2_jax.augment import policies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Preprocessing:
 
     resize_size: int = 256
     crop_size: int = 224
-    mean: tuple[float, ...] = recipe.IMAGENET_MEAN
-    std: tuple[float, ...] = recipe.IMAGENET_STD
+    mean: tuple[float, ...] = policies.IMAGENET_MEAN
+    std: tuple[float, ...] = policies.IMAGENET_STD
 
     def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
         """A uint8 [H, W, C] or Pillow image -> float32 [crop_size, crop_size, C]."""
@@ -57,8 +57,8 @@ def for_patches(
     return Preprocessing(
         resize_size=max(Preprocessing.resize_size, crop_size),
         crop_size=crop_size,
-        mean=tuple(mean) or recipe.IMAGENET_MEAN,
-        std=tuple(std) or recipe.IMAGENET_STD,
+        mean=tuple(mean) or policies.IMAGENET_MEAN,
+        std=tuple(std) or policies.IMAGENET_STD,
     )
 
 

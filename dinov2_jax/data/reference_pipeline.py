@@ -10,7 +10,7 @@ import io
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from dinov2_jax.data import crop_boxes, recipe
+from dinov2_jax.augment import crop_boxes, policies
 
 
 class ReferencePipeline:
@@ -32,8 +32,8 @@ class ReferencePipeline:
         self._torch = torch
         large, small = (global_size, (0.32, 1.0)), (local_size, (0.05, 0.32))
         self._views = [(0, *large), (1, *large)] + [(2, *small)] * num_local
-        self._mean = torch.tensor(recipe.IMAGENET_MEAN)[:, None, None]
-        self._std = torch.tensor(recipe.IMAGENET_STD)[:, None, None]
+        self._mean = torch.tensor(policies.IMAGENET_MEAN)[:, None, None]
+        self._std = torch.tensor(policies.IMAGENET_STD)[:, None, None]
 
     def __call__(self, content: bytes, rng: np.random.Generator) -> list:
         """Draws all crops of an image file: float32 [3, S, S] each."""
@@ -41,7 +41,7 @@ class ReferencePipeline:
         return [self._view(image, rng, *view) for view in self._views]
 
     def _view(self, image, rng, view, size, scale):
-        policy, torch = recipe.POLICIES["rgb"], self._torch
+        policy, torch = policies.POLICIES["rgb"], self._torch
         box = crop_boxes.random_crop_box(
             rng, width=image.width, height=image.height, scale=scale
         )
@@ -54,15 +54,15 @@ class ReferencePipeline:
             gray = np.asarray(image.convert("L"))
             image = Image.fromarray(np.dstack([gray, gray, gray]))
         if rng.random() < policy.blur_probabilities[view]:
-            image = self._blur(image, rng.uniform(*recipe.BLUR_SIGMA))
+            image = self._blur(image, rng.uniform(*policies.BLUR_SIGMA))
         if rng.random() < policy.solarize_probabilities[view]:
-            image = ImageOps.solarize(image, recipe.SOLARIZE_THRESHOLD)
+            image = ImageOps.solarize(image, policies.SOLARIZE_THRESHOLD)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels.to(torch.float32).div(255).sub_(self._mean).div_(self._std)
 
     def _blur(self, image, sigma):
-        torch, radius = self._torch, recipe.BLUR_TAPS // 2
-        x = torch.linspace(-radius, radius, recipe.BLUR_TAPS)
+        torch, radius = self._torch, policies.BLUR_TAPS // 2
+        x = torch.linspace(-radius, radius, policies.BLUR_TAPS)
         kernel = torch.exp(-0.5 * (x / sigma) ** 2)
         kernel = kernel / kernel.sum()
         kernel = torch.mm(kernel[:, None], kernel[None]).expand(3, 1, -1, -1)

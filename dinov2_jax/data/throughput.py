@@ -16,17 +16,13 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import errors
+from dinov2_jax.augment import crop_boxes, fast_resize, on_host, policies, resize
 from dinov2_jax.data import (
-    augmentations,
     batch_builder,
-    crop_boxes,
-    fast_resize,
     images,
     loader,
     multi_crop,
-    recipe,
     reference_pipeline,
-    resize,
     sources,
     workers,
 )
@@ -46,7 +42,7 @@ class Sizes:
     local_size: int = 98
     num_local: int = 8
 
-    def multi_crop(self, policy: recipe.Policy | None) -> multi_crop.MultiCrop:
+    def multi_crop(self, policy: policies.Policy | None) -> multi_crop.MultiCrop:
         """Crops with the host's part of the augmentation, or all of it."""
         return multi_crop.MultiCrop(
             global_crops_size=self.global_size,
@@ -113,8 +109,8 @@ def measure(
     }
 
 
-def _policy(channels: int) -> recipe.Policy:
-    return recipe.POLICIES[_POLICIES.get(channels, "multispectral")]
+def _policy(channels: int) -> policies.Policy:
+    return policies.POLICIES[_POLICIES.get(channels, "multispectral")]
 
 
 def _stages(source, sizes, policy) -> dict[str, float]:
@@ -136,7 +132,7 @@ def _stages(source, sizes, policy) -> dict[str, float]:
 
     def augmented(rng, cut, views):
         return [
-            augmentations.augment(rng, crop, policy, view)
+            on_host.augment(rng, crop, policy, view)
             for crop, (view, _, _) in zip(cut, views)
         ]
 

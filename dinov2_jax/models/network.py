@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax.data import recipe
+from dinov2_jax.augment import policies
 from dinov2_jax.models import dino_head, vision_transformer
 
 Params = dict[str, Any]
@@ -32,8 +32,8 @@ class Network:
     backbone: vision_transformer.VisionTransformer
     dino_head: dino_head.DINOHead
     ibot_head: dino_head.DINOHead | None = None
-    mean: tuple[float, ...] = recipe.IMAGENET_MEAN
-    std: tuple[float, ...] = recipe.IMAGENET_STD
+    mean: tuple[float, ...] = policies.IMAGENET_MEAN
+    std: tuple[float, ...] = policies.IMAGENET_STD
 
     def init(self, key: jax.Array) -> Params:
         """Returns fresh float32 parameters with the reference's initialisation."""
@@ -124,8 +124,8 @@ def by_image(crops: jax.Array, views: int) -> jax.Array:
 
 def normalize(
     crops: jax.Array,
-    mean: Sequence[float] = recipe.IMAGENET_MEAN,
-    std: Sequence[float] = recipe.IMAGENET_STD,
+    mean: Sequence[float] = policies.IMAGENET_MEAN,
+    std: Sequence[float] = policies.IMAGENET_STD,
 ) -> jax.Array:
     """Turns uint8 crops in 0..255 into float32 with mean 0 and deviation 1.
 
@@ -149,6 +149,6 @@ def make_network(config: Any, dtype: Any) -> Network:
         backbone=vision_transformer.make_vision_transformer(config, dtype),
         dino_head=dino_head.make_dino_head(config.dino, dtype),
         ibot_head=ibot_head,
-        mean=tuple(config.data.mean) or recipe.IMAGENET_MEAN,
-        std=tuple(config.data.std) or recipe.IMAGENET_STD,
+        mean=tuple(config.data.mean) or policies.IMAGENET_MEAN,
+        std=tuple(config.data.std) or policies.IMAGENET_STD,
     )

@@ -10,15 +10,9 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import errors
+from dinov2_jax.augment import policies
 from dinov2_jax.data import __main__ as program
-from dinov2_jax.data import (
-    images,
-    multi_crop,
-    recipe,
-    reference_pipeline,
-    sources,
-    throughput,
-)
+from dinov2_jax.data import images, multi_crop, reference_pipeline, sources, throughput
 
 
 def test_the_program(tmp_path):
@@ -104,11 +98,11 @@ def test_the_reference_draws_what_the_host_draws():
         global_crops_size=32,
         local_crops_number=1,
         local_crops_size=16,
-        policy=recipe.POLICIES["rgb"],
+        policy=policies.POLICIES["rgb"],
     )
     image = images.Decoder().open(content, name="astronaut")
     image = images.from_array(image.pixels())
-    mean, std = np.array(recipe.IMAGENET_MEAN), np.array(recipe.IMAGENET_STD)
+    mean, std = np.array(policies.IMAGENET_MEAN), np.array(policies.IMAGENET_STD)
     samples = {"theirs": [], "ours": []}
     for i in range(600):
         crops = theirs(content, np.random.default_rng(i))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data import crop_boxes, images, multi_crop, recipe
+from dinov2_jax.augment import crop_boxes, policies
+from dinov2_jax.data import images, multi_crop
 
 
 def opened(height, width, channels=3, seed=0):
@@ -17,7 +18,7 @@ def opened(height, width, channels=3, seed=0):
     return images.from_array(pixels)
 
 
-@pytest.mark.parametrize("policy", [None, recipe.POLICIES["rgb"]])
+@pytest.mark.parametrize("policy", [None, policies.POLICIES["rgb"]])
 def test_shapes_determinism_and_thin_images(policy):
     crops_of = multi_crop.MultiCrop(
         global_crops_size=32, local_crops_number=3, local_crops_size=16, policy=policy
@@ -37,7 +38,7 @@ def test_shapes_determinism_and_thin_images(policy):
 
 @pytest.mark.parametrize("policy, channels", [("gray", 1), ("multispectral", 13)])
 def test_other_numbers_of_channels(policy, channels):
-    for applied in (None, recipe.POLICIES[policy]):
+    for applied in (None, policies.POLICIES[policy]):
         crops_of = multi_crop.MultiCrop(
             global_crops_size=16,
             local_crops_number=0,
@@ -49,11 +50,11 @@ def test_other_numbers_of_channels(policy, channels):
         assert crops[1].shape == (0, 8, 8, channels)
 
 
-@pytest.mark.parametrize("policy", [None, recipe.Policy(0, 0, 0, 0)])
+@pytest.mark.parametrize("policy", [None, policies.Policy(0, 0, 0, 0)])
 def test_crop_is_cut_before_it_is_resized(policy):
     # White around the box must not leak into the crop.
     if policy:
-        policy = recipe.Policy(
+        policy = policies.Policy(
             jitter_probability=0.0,
             solarize_probability=0.0,
             blur_probabilities=(0.0, 0.0, 0.0),
@@ -72,7 +73,7 @@ def test_crop_is_cut_before_it_is_resized(policy):
     assert crops[0].max() == 0 and crops[1].max() > 0
 
 
-@pytest.mark.parametrize("policy", [None, recipe.Policy(jitter_probability=0.0)])
+@pytest.mark.parametrize("policy", [None, policies.Policy(jitter_probability=0.0)])
 def test_every_view_shows_its_share_of_the_image(policy):
     """Pixels that hold their own place tell what a crop shows."""
     if policy:

@@ -2,44 +2,44 @@
 
 from tests.mutants.fault import Fault
 
-_DEVICE = "device_augmentation_test.py::"
+_DEVICE = "augment/on_device_test.py::"
 _LOADER = "data/loader_test.py::"
 
 FAULTS = (
     Fault(
         "solarize-threshold",
-        "dinov2_jax/data/augmentations.py",
-        "pixels < recipe.SOLARIZE_THRESHOLD",
-        "pixels <= recipe.SOLARIZE_THRESHOLD",
-        ("data/augmentations_test.py::test_solarize",),
+        "dinov2_jax/augment/on_host.py",
+        "pixels < policies.SOLARIZE_THRESHOLD",
+        "pixels <= policies.SOLARIZE_THRESHOLD",
+        ("augment/on_host_test.py::test_solarize",),
     ),
     Fault(
         "blurred-pixels-cut-off",
-        "dinov2_jax/data/augmentations.py",
+        "dinov2_jax/augment/on_host.py",
         "np.rint(x, out=x).astype(np.uint8)",
         "x.astype(np.uint8)",
-        ("data/augmentations_test.py::test_blur_against_torch",),
+        ("augment/on_host_test.py::test_blur_against_torch",),
     ),
     Fault(
         "blur-probability",
-        "dinov2_jax/data/recipe.py",
+        "dinov2_jax/augment/policies.py",
         '"reference": (0.0, 0.9, 0.5)',
         '"reference": (0.1, 0.9, 0.5)',
         (f"{_DEVICE}test_ten_thousand_draws",),
     ),
     Fault(
         "hue-range",
-        "dinov2_jax/data/recipe.py",
+        "dinov2_jax/augment/policies.py",
         "hue: float = 0.1",
         "hue: float = 0.2",
         (f"{_DEVICE}test_ten_thousand_draws",),
     ),
     Fault(
         "crop-ratio-not-logarithmic",
-        "dinov2_jax/data/crop_boxes.py",
+        "dinov2_jax/augment/crop_boxes.py",
         "ratio = math.exp(log_low + (log_high - log_low) * v)",
         "ratio = low + (high - low) * v",
-        ("data/crop_boxes_test.py",),
+        ("augment/crop_boxes_test.py",),
     ),
     Fault(
         "local-crops-as-large-as-global-ones",
@@ -50,15 +50,15 @@ FAULTS = (
     ),
     Fault(
         "resize-without-antialias",
-        "dinov2_jax/data/resize.py",
+        "dinov2_jax/augment/resize.py",
         "image.resize((size, size), Image.Resampling.BICUBIC)",
         "image.transform((size, size), Image.Transform.EXTENT, "
         "(0, 0, width, height), Image.Resampling.BICUBIC)",
-        ("data/resize_test.py",),
+        ("augment/resize_test.py",),
     ),
     Fault(
         "uint8-cut-off-on-the-device",
-        "dinov2_jax/device_augmentation.py",
+        "dinov2_jax/augment/on_device.py",
         "jnp.round(p).astype(jnp.uint8)",
         "p.astype(jnp.uint8)",
         (f"{_DEVICE}test_hue_is_that_of_colorsys",),

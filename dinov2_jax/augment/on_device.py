@@ -1,6 +1,6 @@
 """Augmentation of crops on the device, inside of the step.
 
-The same changes as `data.augmentations` makes on the host, to whole batches: flips,
+The same changes as `augment.on_host` makes on the host, to whole batches: flips,
 colours, blur and solarization of uint8 crops, from one key an image. So the host only
 decodes, cuts and resizes. In float32 between the first and the last step, where the
 host rounds after each.
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax.data import recipe
+from dinov2_jax.augment import policies
 
 _UNIFORMS = 16  # drawn for each crop, more than are used
 Planes = list[jax.Array]  # one for each channel, [G, n B, S, S] in 0..255
@@ -48,7 +48,9 @@ class Draws:
     solarize: jax.Array
 
 
-def augment(batch: dict[str, jax.Array], policy: recipe.Policy) -> dict[str, jax.Array]:
+def augment(
+    batch: dict[str, jax.Array], policy: policies.Policy
+) -> dict[str, jax.Array]:
     """The batch as the host would have augmented it.
 
     Args:
@@ -78,7 +80,7 @@ def augment(batch: dict[str, jax.Array], policy: recipe.Policy) -> dict[str, jax
     return batch
 
 
-def draw(keys: jax.Array, policy: recipe.Policy, *, num_local: int) -> Draws:
+def draw(keys: jax.Array, policy: policies.Policy, *, num_local: int) -> Draws:
     """Draws what happens to all crops of all images.
 
     Args:
@@ -104,7 +106,7 @@ def draw(keys: jax.Array, policy: recipe.Policy, *, num_local: int) -> Draws:
     center = jnp.asarray([1.0, 1.0, 1.0, 0.0])[:, None, None]
     jitter = u[3] < policy.jitter_probability
     amounts = center + strengths * (2 * u[8:12] - 1)
-    low, high = recipe.BLUR_SIGMA
+    low, high = policies.BLUR_SIGMA
     return Draws(
         flip=u[0] < policy.flip_probability,
         vertical_flip=u[1] < policy.vertical_flip_probability,
@@ -117,7 +119,7 @@ def draw(keys: jax.Array, policy: recipe.Policy, *, num_local: int) -> Draws:
     )
 
 
-def apply(crops: jax.Array, draws: Draws, policy: recipe.Policy) -> jax.Array:
+def apply(crops: jax.Array, draws: Draws, policy: policies.Policy) -> jax.Array:
     """Changes crops as drawn.
 
     Args:
@@ -158,11 +160,11 @@ def _quarter_turn(plane):
 
 
 def _gray(x: Planes) -> jax.Array:
-    red, *others = (weight * p for weight, p in zip(recipe.GRAY_WEIGHTS, x))
+    red, *others = (weight * p for weight, p in zip(policies.GRAY_WEIGHTS, x))
     return sum(others, start=red)
 
 
-def _color_jitter(x: Planes, draws: Draws, policy: recipe.Policy) -> Planes:
+def _color_jitter(x: Planes, draws: Draws, policy: policies.Policy) -> Planes:
     """Four changes in each crop's own order.
 
     Brightness, contrast and saturation are one formula, zero + f (x - zero), with a
@@ -210,7 +212,7 @@ def _turn_hue(x: Planes, shift: jax.Array) -> Planes:
 
 def _blur(plane: jax.Array, sigma: jax.Array) -> jax.Array:
     """`BLUR_TAPS` taps along both axes, borders reflected; 0 leaves the crop."""
-    radius = recipe.BLUR_TAPS // 2
+    radius = policies.BLUR_TAPS // 2
     offsets = jnp.arange(radius + 1)
     exponent = -0.5 * (offsets / jnp.maximum(sigma, 1e-3)[..., None]) ** 2
     kernel = jnp.exp(exponent)  # [G, n B, 5], of 0, 1, ... pixels away
@@ -232,4 +234,4 @@ def _blur(plane: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def _solarized(plane):
-    return jnp.where(plane >= recipe.SOLARIZE_THRESHOLD, 255.0 - plane, plane)
+    return jnp.where(plane >= policies.SOLARIZE_THRESHOLD, 255.0 - plane, plane)

@@ -1,8 +1,8 @@
 """What the augmentations do, in numbers: the reference's recipe, and others for images
 that are no photographs.
 
-Mirrors the reference's `data/augmentations.py`. Who applies it is `data.augmentations`
-on the host and `device_augmentation` in the step. Needs nothing but the standard
+Mirrors the reference's `data/augmentations.py`. Who applies it is `augment.on_host`
+on the host and `on_device` in the step. Needs nothing but the standard
 library.
 """
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from dinov2_jax.data import recipe
+from dinov2_jax.augment import policies
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 REDUCTIONS = (8, 4, 2)  # what JPEG decoders offer
@@ -15,7 +15,7 @@ def random_crop_box(
 ) -> Box:
     """Draws the box of torchvision's RandomResizedCrop.
 
-    The area is uniform in `scale`, the ratio log-uniform in `recipe.RATIO`; after 10
+    The area is uniform in `scale`, the ratio log-uniform in `policies.RATIO`; after 10
     boxes that do not fit, the largest central box of an allowed ratio.
 
     Args:
@@ -27,7 +27,7 @@ def random_crop_box(
     Returns:
       (left, top, right, bottom), inside the image and not empty.
     """
-    low, high = recipe.RATIO
+    low, high = policies.RATIO
     log_low, log_high = math.log(low), math.log(high)
     for _ in range(10):
         u, v = rng.random(2)

@@ -9,11 +9,11 @@ Crops stay uint8: normalisation happens on the device.
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import recipe
+from dinov2_jax.augment import policies
 
 
 def augment(
-    rng: np.random.Generator, pixels: np.ndarray, policy: recipe.Policy, view: int
+    rng: np.random.Generator, pixels: np.ndarray, policy: policies.Policy, view: int
 ) -> np.ndarray:
     """Flips, jitters, grays, blurs and solarizes one crop.
 
@@ -41,7 +41,7 @@ def augment(
     if gray < policy.grayscale_probability:
         pixels = np.repeat(_gray(pixels)[:, :, None], 3, axis=2)
     if blur < policy.blur_probabilities[view]:
-        pixels = gaussian_blur(pixels, rng.uniform(*recipe.BLUR_SIGMA))
+        pixels = gaussian_blur(pixels, rng.uniform(*policies.BLUR_SIGMA))
     if sun < policy.solarize_probabilities[view]:
         pixels = solarize(pixels)
     return pixels
@@ -80,7 +80,7 @@ _ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hu
 
 
 def color_jitter(
-    rng: np.random.Generator, pixels: np.ndarray, policy: recipe.Policy
+    rng: np.random.Generator, pixels: np.ndarray, policy: policies.Policy
 ) -> np.ndarray:
     """Applies the colour changes of a policy by random amounts in random order.
 
@@ -103,7 +103,7 @@ def color_jitter(
 
 
 def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Blurs with `recipe.BLUR_TAPS` taps and reflected borders.
+    """Blurs with `policies.BLUR_TAPS` taps and reflected borders.
 
     Args:
       pixels: uint8 [H, W, C]; H and W at least 5.
@@ -112,7 +112,7 @@ def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     Returns:
       uint8 [H, W, C].
     """
-    radius = recipe.BLUR_TAPS // 2
+    radius = policies.BLUR_TAPS // 2
     offsets = np.arange(radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / (kernel[0] + 2 * kernel[1:].sum())).astype(np.float32)
@@ -148,8 +148,8 @@ def _convolve(x, kernel, radius, size, *, step, axis):
 
 
 def solarize(pixels: np.ndarray) -> np.ndarray:
-    """Inverts the uint8 values from `recipe.SOLARIZE_THRESHOLD` on."""
-    return np.where(pixels < recipe.SOLARIZE_THRESHOLD, pixels, ~pixels)
+    """Inverts the uint8 values from `policies.SOLARIZE_THRESHOLD` on."""
+    return np.where(pixels < policies.SOLARIZE_THRESHOLD, pixels, ~pixels)
 
 
 def _gray(pixels):

@@ -8,7 +8,7 @@ from peers import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from configs import default
-from dinov2_jax.data import augmentations, recipe
+from dinov2_jax.augment import on_host, policies
 
 FACTORS = (0.0, 0.61, 0.8, 1.0, 1.19, 1.4)
 
@@ -26,9 +26,9 @@ def picture(height=37, width=53, seed=0):
 @pytest.mark.parametrize(
     "ours, theirs",
     [
-        (augmentations.adjust_brightness, ImageEnhance.Brightness),
-        (augmentations.adjust_contrast, ImageEnhance.Contrast),
-        (augmentations.adjust_saturation, ImageEnhance.Color),
+        (on_host.adjust_brightness, ImageEnhance.Brightness),
+        (on_host.adjust_contrast, ImageEnhance.Contrast),
+        (on_host.adjust_saturation, ImageEnhance.Color),
     ],
 )
 def test_enhancers_of_pillow(factor, ours, theirs):
@@ -41,7 +41,7 @@ def test_enhancers_of_pillow(factor, ours, theirs):
 @pytest.mark.parametrize("shift", [-0.1, -0.03, 0.0, 0.07, 0.1, 0.5])
 def test_hue_turns(shift):
     pixels = picture()
-    turned = augmentations.adjust_hue(pixels, shift)
+    turned = on_host.adjust_hue(pixels, shift)
     turned = turned.reshape(-1, 3)
     errors = []
     for before, after in zip(pixels.reshape(-1, 3) / 255, turned):
@@ -65,7 +65,7 @@ def test_blur_against_torch(sigma, size):
     padded = torch.nn.functional.pad(image, [4] * 4, mode="reflect")
     want = torch.nn.functional.conv2d(padded, kernel, groups=3)
     want = want.round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
-    ours = augmentations.gaussian_blur(pixels, sigma)
+    ours = on_host.gaussian_blur(pixels, sigma)
     assert ours.dtype == np.uint8
     difference = np.abs(ours.astype(int) - want)
     assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3
@@ -74,7 +74,7 @@ def test_blur_against_torch(sigma, size):
 def test_solarize():
     pixels = picture()
     want = np.asarray(ImageOps.solarize(Image.fromarray(pixels), 128))
-    np.testing.assert_array_equal(augmentations.solarize(pixels), want)
+    np.testing.assert_array_equal(on_host.solarize(pixels), want)
 
 
 class Record:
@@ -83,13 +83,13 @@ class Record:
     def __init__(self, monkeypatch):
         self.calls = []
         for name in ("gaussian_blur", "solarize", "color_jitter"):
-            self.wrap(monkeypatch, augmentations, name)
+            self.wrap(monkeypatch, on_host, name)
         monkeypatch.setattr(
-            augmentations,
+            on_host,
             "_ADJUSTMENTS",
             tuple(
                 self.wrapped(kind, function)
-                for kind, function in enumerate(augmentations._ADJUSTMENTS)
+                for kind, function in enumerate(on_host._ADJUSTMENTS)
             ),
         )
 
@@ -108,7 +108,7 @@ class Record:
 def test_ten_thousand_draws(monkeypatch, blur):
     """Rates, ranges and orders as the reference documents them."""
     count, record = 10_000, Record(monkeypatch)
-    policy = recipe.Policy(blur_probabilities=recipe.BLUR_PROBABILITIES[blur])
+    policy = policies.Policy(blur_probabilities=policies.BLUR_PROBABILITIES[blur])
     crop = np.zeros((9, 9, 3), np.uint8)
     crop[:, :, 0] = np.arange(9) * 20 + 40  # red grows to the right
     seen = {name: np.zeros((3, count), bool) for name in ("blur", "sun", "jitter")}
@@ -117,7 +117,7 @@ def test_ten_thousand_draws(monkeypatch, blur):
     for i in range(count):
         view = i % 3
         record.calls.clear()
-        out = augmentations.augment(np.random.default_rng(i), crop, policy, view)
+        out = on_host.augment(np.random.default_rng(i), crop, policy, view)
         names = [name for name, _ in record.calls]
         seen["blur"][view, i] = "gaussian_blur" in names
         seen["sun"][view, i] = "solarize" in names
@@ -154,13 +154,13 @@ def test_blur_off_leaves_every_crop(blur):
     """With every other change off too; as intended, global crop 1 is always blurred."""
     config = default.get_config()
     config.crops.blur = blur
-    for name in recipe.FIELDS:
+    for name in policies.FIELDS:
         config.crops[name] = 0.0
-    policy, crop = recipe.make_policy(config), picture()
+    policy, crop = policies.make_policy(config), picture()
     changed = np.zeros((3, 20), bool)
     for view, seed in np.ndindex(changed.shape):
         rng = np.random.default_rng(seed)
-        out = augmentations.augment(rng, crop, policy, view)
+        out = on_host.augment(rng, crop, policy, view)
         changed[view, seed] = not np.array_equal(out, crop)
     if blur == "none":
         assert not changed.any()
@@ -181,7 +181,7 @@ def uniform(values, low, high):
 def test_other_policies():
     """Turned crops keep their values; bands are changed each by its own mean."""
     bands = np.random.default_rng(0).integers(0, 256, (12, 12, 5), np.uint8)
-    still = recipe.Policy(
+    still = policies.Policy(
         flip_probability=0.5,
         vertical_flip_probability=0.5,
         quarter_turn_probability=0.5,
@@ -192,13 +192,13 @@ def test_other_policies():
     )
     positions = {
         np.ascontiguousarray(
-            augmentations.augment(np.random.default_rng(i), bands, still, 0)
+            on_host.augment(np.random.default_rng(i), bands, still, 0)
         ).tobytes()
         for i in range(200)
     }
     turns = [np.rot90(x, k) for x in (bands, bands[:, ::-1]) for k in range(4)]
     assert positions == {np.ascontiguousarray(x).tobytes() for x in turns}
-    out = augmentations.adjust_contrast(bands, 0.5)
+    out = on_host.adjust_contrast(bands, 0.5)
     mean = bands.reshape(-1, 5).mean(0).round()
     np.testing.assert_allclose(out, (bands + mean) / 2, atol=1.01)
     for name in ("gray", "multispectral", "histology"):
@@ -207,5 +207,5 @@ def test_other_policies():
         for view in range(3):
             for i in range(50):
                 rng = np.random.default_rng(i)
-                out = augmentations.augment(rng, crop, recipe.POLICIES[name], view)
+                out = on_host.augment(rng, crop, policies.POLICIES[name], view)
                 assert out.shape == crop.shape and out.dtype == np.uint8

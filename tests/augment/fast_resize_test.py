@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data import fast_resize, resize
+from dinov2_jax.augment import fast_resize, resize
 
 
 def picture(height, width, channels, seed=0):

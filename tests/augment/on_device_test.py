@@ -11,10 +11,10 @@ import pytest
 import skimage.color
 
 from configs import default
-from dinov2_jax import device_augmentation
-from dinov2_jax.data import augmentations, recipe
+from dinov2_jax.augment import on_device, policies
+from dinov2_jax.augment import on_host as on_host_lib
 
-NOTHING = recipe.Policy(
+NOTHING = policies.Policy(
     flip_probability=0.0,
     jitter_probability=0.0,
     grayscale_probability=0.0,
@@ -29,22 +29,22 @@ NOTHING = recipe.Policy(
 def draw(keys, policy, *, num_local):
     @jax.jit
     def run(keys):
-        return vars(device_augmentation.draw(keys, policy, num_local=num_local))
+        return vars(on_device.draw(keys, policy, num_local=num_local))
 
-    return device_augmentation.Draws(**run(keys))
+    return on_device.Draws(**run(keys))
 
 
 def apply(crops, draws, policy):
     @jax.jit
     def run(crops, fields):
-        fields = device_augmentation.Draws(**fields)
-        return device_augmentation.apply(crops, fields, policy)
+        fields = on_device.Draws(**fields)
+        return on_device.apply(crops, fields, policy)
 
     return run(crops, vars(draws))
 
 
 def augment(batch, policy):
-    return jax.jit(device_augmentation.augment, static_argnums=1)(batch, policy)
+    return jax.jit(on_device.augment, static_argnums=1)(batch, policy)
 
 
 def crops_like_photographs(groups=2, count=24, size=32, channels=3, seed=0):
@@ -79,13 +79,13 @@ def on_host(crop, draws, policy):
     if not np.array_equal(draws.amounts, [1, 1, 1, 0]):
         for kind in draws.order:
             if strengths[kind]:
-                change = exact_hue if kind == 3 else augmentations._ADJUSTMENTS[kind]
+                change = exact_hue if kind == 3 else on_host_lib._ADJUSTMENTS[kind]
                 crop = change(crop, float(draws.amounts[kind]))
     if draws.gray:
-        crop = np.repeat(augmentations._gray(crop)[:, :, None], 3, axis=2)
+        crop = np.repeat(on_host_lib._gray(crop)[:, :, None], 3, axis=2)
     if draws.sigma:
-        crop = augmentations.gaussian_blur(crop, float(draws.sigma))
-    return augmentations.solarize(crop) if draws.solarize else crop
+        crop = on_host_lib.gaussian_blur(crop, float(draws.sigma))
+    return on_host_lib.solarize(crop) if draws.solarize else crop
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def on_host(crop, draws, policy):
 )
 def test_equals_the_host(name, channels):
     """Every crop, every change together, given the same draws."""
-    policy = recipe.POLICIES[name]
+    policy = policies.POLICIES[name]
     crops = crops_like_photographs(channels=channels)
     draws = draw(random_keys(2, 6), policy, num_local=2)
     out = np.asarray(apply(crops, draws, policy))
@@ -102,9 +102,7 @@ def test_equals_the_host(name, channels):
     fields = {k: np.asarray(v) for k, v in vars(draws).items()}
     changed = 0
     for group, crop in np.ndindex(2, 24):
-        this = device_augmentation.Draws(
-            **{k: v[..., group, crop] for k, v in fields.items()}
-        )
+        this = on_device.Draws(**{k: v[..., group, crop] for k, v in fields.items()})
         want = on_host(crops[group, crop], this, policy)
         difference = np.abs(out[group, crop].astype(int) - want)
         # The host cuts off fractions after every change.
@@ -125,15 +123,13 @@ def test_single_changes_equal_the_host_to_a_level(change):
         "solarize": {"solarize_probability": 1.0},
         "gray": {"grayscale_probability": 1.0},
     }[change]
-    policy = recipe.Policy(**{**vars(NOTHING), **policy})
+    policy = policies.Policy(**{**vars(NOTHING), **policy})
     crops = crops_like_photographs()
     draws = draw(random_keys(2, 6), policy, num_local=2)
     out = np.asarray(apply(crops, draws, policy))
     fields = {k: np.asarray(v) for k, v in vars(draws).items()}
     for group, crop in np.ndindex(2, 24):
-        this = device_augmentation.Draws(
-            **{k: v[..., group, crop] for k, v in fields.items()}
-        )
+        this = on_device.Draws(**{k: v[..., group, crop] for k, v in fields.items()})
         want = on_host(crops[group, crop], this, policy)
         assert np.abs(out[group, crop].astype(int) - want).max() <= 1
     assert not np.array_equal(out, crops)
@@ -142,10 +138,10 @@ def test_single_changes_equal_the_host_to_a_level(change):
 @pytest.mark.parametrize("blur", ["intended", "none"])
 def test_blur_off_leaves_every_crop(blur):
     """With every other change off too; as intended, global crop 1 is always blurred."""
-    policy = recipe.make_policy(only_blur(blur))
+    policy = policies.make_policy(only_blur(blur))
     crops = crops_like_photographs()
-    draws = device_augmentation.draw(random_keys(2, 6), policy, num_local=2)
-    out = np.asarray(device_augmentation.apply(jnp.asarray(crops), draws, policy))
+    draws = on_device.draw(random_keys(2, 6), policy, num_local=2)
+    out = np.asarray(on_device.apply(jnp.asarray(crops), draws, policy))
     changed = np.any(out != crops, axis=(2, 3, 4))  # [G, n B]
     if blur == "none":
         assert not changed.any()
@@ -157,13 +153,13 @@ def only_blur(blur):
     """A config in which nothing else happens to a crop."""
     config = default.get_config()
     config.crops.blur = blur
-    for name in recipe.FIELDS:
+    for name in policies.FIELDS:
         config.crops[name] = 0.0
     return config
 
 
 def test_hue_is_that_of_colorsys():
-    policy = recipe.Policy(**{**vars(NOTHING), "jitter_probability": 1.0})
+    policy = policies.Policy(**{**vars(NOTHING), "jitter_probability": 1.0})
     policy = dataclasses.replace(policy, brightness=0, contrast=0, saturation=0)
     crops = crops_like_photographs(groups=1, count=6, size=8)
     draws = draw(random_keys(1, 3), policy, num_local=0)
@@ -179,8 +175,8 @@ def test_hue_is_that_of_colorsys():
 
 def test_no_change_leaves_every_bit():
     crops = crops_like_photographs()
-    draws = draw(random_keys(2, 6), recipe.Policy(), num_local=2)
-    still = device_augmentation.Draws(
+    draws = draw(random_keys(2, 6), policies.Policy(), num_local=2)
+    still = on_device.Draws(
         **{name: jnp.zeros_like(x) for name, x in vars(draws).items()}
         | {
             "order": draws.order,
@@ -189,7 +185,7 @@ def test_no_change_leaves_every_bit():
             ),
         }
     )
-    out = apply(crops, still, recipe.Policy())
+    out = apply(crops, still, policies.Policy())
     np.testing.assert_array_equal(np.asarray(out), crops)
 
 
@@ -207,7 +203,7 @@ def uniform(values, low, high):
 @pytest.mark.parametrize("blur", ["reference", "intended"])
 def test_ten_thousand_draws(blur):
     """Rates, ranges and orders as the reference documents them, view by view."""
-    policy = recipe.Policy(blur_probabilities=recipe.BLUR_PROBABILITIES[blur])
+    policy = policies.Policy(blur_probabilities=policies.BLUR_PROBABILITIES[blur])
     images = 2500
     draws = draw(random_keys(4, images), policy, num_local=2)
     views = {
@@ -249,7 +245,7 @@ def test_ten_thousand_draws(blur):
 
 def test_an_image_is_changed_alike_wherever_it_is():
     """Its key decides: not its place, its neighbours, or the number of groups."""
-    policy = recipe.Policy()
+    policy = policies.Policy()
     keys = random_keys(2, 3)
     crops = crops_like_photographs(count=3 * 4)
     batch = {
@@ -274,13 +270,13 @@ def test_an_image_is_changed_alike_wherever_it_is():
 
 def test_without_keys_or_local_crops():
     batch = {"global_crops": crops_like_photographs(), "local_crops": None}
-    assert device_augmentation.augment(batch, recipe.Policy()) is batch
+    assert on_device.augment(batch, policies.Policy()) is batch
     crops = crops_like_photographs(count=6)
     batch = {
         "global_crops": crops,
         "local_crops": np.zeros((2, 0, 8, 8, 3), np.uint8),
         "augmentation_keys": random_keys(2, 3),
     }
-    out = augment(batch, recipe.Policy())
+    out = augment(batch, policies.Policy())
     assert out["local_crops"].shape == (2, 0, 8, 8, 3)
     assert not np.array_equal(out["global_crops"], crops)

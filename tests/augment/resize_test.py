@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data import resize
+from dinov2_jax.augment import resize
 
 BOXES = [
     (0, 0, 90, 70),

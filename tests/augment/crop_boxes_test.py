@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dinov2_jax.data import crop_boxes
+from dinov2_jax.augment import crop_boxes
 
 
 def test_box_of_typical_images():
