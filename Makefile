@@ -40,7 +40,7 @@ mutants: $(TEST)
 
 # Ten thousand damaged image files: decoded or refused, in time and within memory.
 fuzz: $(TEST)
-	@$(VENV)/bin/python -m tests.data.fuzz_images
+	@$(VENV)/bin/python -m tests.data.decode.fuzz_images
 
 # Half an hour of kills, full disks and damaged files; the table goes to docs/faults.md.
 faults: $(TEST)

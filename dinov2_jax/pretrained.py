@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import images as images_lib
 from dinov2_jax.data import preprocessing
+from dinov2_jax.data.decode import image_decoder as image_decoder_lib
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import reading
 
@@ -66,9 +66,9 @@ class Model:
 
     def _prepare(self, image: Any) -> np.ndarray:
         if isinstance(image, str | os.PathLike):
-            image = images_lib.Decoder().decode(image, name=os.fspath(image))
+            image = image_decoder_lib.Decoder().decode(image, name=os.fspath(image))
         elif isinstance(image, Image.Image):
-            image = images_lib.Decoder().from_pillow(image, name="the image")
+            image = image_decoder_lib.Decoder().from_pillow(image, name="the image")
         array = isinstance(image, np.ndarray)
         if not array or image.dtype != np.uint8 or image.shape[2:] != (3,):
             what = f"{image.dtype} {list(image.shape)}" if array else type(image)

@@ -10,7 +10,7 @@ import tempfile
 import numpy as np
 
 from dinov2_jax import errors, one_line_parser
-from dinov2_jax.data import images
+from dinov2_jax.data.decode import image_decoder
 
 _MAX_STEM = 60  # characters of an image's name in a picture's
 
@@ -195,7 +195,7 @@ def _check_images(paths: list[str]) -> None:
     for path in paths:
         try:
             _decode(path)
-        except images.BadImage as error:
+        except image_decoder.BadImage as error:
             bad.append(str(error))
     if bad:
         raise errors.UserError(
@@ -204,7 +204,7 @@ def _check_images(paths: list[str]) -> None:
 
 
 def _decode(path: str) -> np.ndarray:
-    return images.Decoder().decode(path, name=path)
+    return image_decoder.Decoder().decode(path, name=path)
 
 
 def _stems(paths: list[str]) -> list[str]:

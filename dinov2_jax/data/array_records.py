@@ -18,14 +18,8 @@ import struct
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import (
-    images,
-    index_file,
-    manifest,
-    shard_files,
-    tfds_files,
-    wording,
-)
+from dinov2_jax.data import index_file, manifest, shard_files, tfds_files, wording
+from dinov2_jax.data.decode import image_decoder
 
 MAGIC = b"dinov2\x00\x01"
 SHARDS = "shards.json"  # in a folder that `shard` writes
@@ -89,7 +83,9 @@ class ArrayRecordSource:
       field: Of the configuration, for messages.
     """
 
-    def __init__(self, path: str, decoder: images.Decoder, *, field: str = "data.path"):
+    def __init__(
+        self, path: str, decoder: image_decoder.Decoder, *, field: str = "data.path"
+    ):
         module()
         _check_finished(os.path.expanduser(path))
         shards = shard_files.find(
@@ -157,7 +153,7 @@ class ArrayRecordSource:
             (record,) = reader.read([place])
         except (RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:100]
-            raise images.BadImage(
+            raise image_decoder.BadImage(
                 self._place_name(index), f"its record cannot be read ({reason})"
             ) from error
         return record
@@ -170,13 +166,13 @@ class ArrayRecordSource:
         try:
             return unpack(self._record(index))
         except ValueError as error:
-            raise images.BadImage(self._place_name(index), str(error)) from error
+            raise image_decoder.BadImage(self._place_name(index), str(error)) from error
 
     def content(self, index: int) -> bytes:
         """The bytes of an image file; raises `BadImage`."""
         return self._unpacked(index)[0]
 
-    def open(self, index: int) -> images.OpenedImage:
+    def open(self, index: int) -> image_decoder.OpenedImage:
         """Reads an image and its header; raises `BadImage`."""
         content, fields = self._unpacked(index)
         return self._decoder.open(content, name=self._name(index, fields))
@@ -185,7 +181,7 @@ class ArrayRecordSource:
         """The name in the record, or else the file and the record's number."""
         try:
             return self._name(index, self._unpacked(index)[1])
-        except images.BadImage as error:
+        except image_decoder.BadImage as error:
             return error.name
 
     def _name(self, index: int, fields: dict[str, str]) -> str:

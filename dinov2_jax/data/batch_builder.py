@@ -35,8 +35,9 @@ from dinov2_jax import errors
 from dinov2_jax.augment import policies
 from dinov2_jax.data import activity as activity_lib
 from dinov2_jax.data import batch_spec as batch_spec_lib
-from dinov2_jax.data import images, masking, multi_crop
+from dinov2_jax.data import masking, multi_crop
 from dinov2_jax.data import sources as sources_lib
+from dinov2_jax.data.decode import image_decoder
 
 BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U1024"), ("reason", "U120")])
 MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
@@ -158,7 +159,7 @@ class BatchBuilder:
             try:
                 image = self.source.open(index)
                 return self.multi_crop(image, self._rng(_CROPS, pass_number, drawn_for))
-            except images.BadImage as error:
+            except image_decoder.BadImage as error:
                 bad.append((index, error.name[-1024:], error.reason[:120]))
             except errors.UserError:
                 raise

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from dinov2_jax.data import images, many_channels
+from dinov2_jax.data.decode import image_decoder, multichannel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Examine:
     """
 
     source: Any
-    decoder: images.Decoder
+    decoder: image_decoder.Decoder
 
     def __call__(self, index: int) -> Examined:
         """Reads and decodes an image; never raises for a bad one."""
         try:
             content = file_bytes(self.source, index)
-        except images.BadImage as error:
+        except image_decoder.BadImage as error:
             return Examined(error.reason)
         found: dict[str, Any] = dict(
             size=len(content), digest=hashlib.sha256(content).digest()[:16]
@@ -62,11 +62,11 @@ class Examine:
             pass
         try:
             pixels = self.decoder.decode(content, name="")
-        except images.BadImage as error:
+        except image_decoder.BadImage as error:
             return Examined(error.reason, **found)
         if "format" not in found:  # what only the decoder knows
             height, width, channels = pixels.shape
-            npy = content.startswith(many_channels.NPY_MAGIC)
+            npy = content.startswith(multichannel.NPY_MAGIC)
             found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
             found |= dict(mode=f"{channels} channels")
         return Examined("", **found)

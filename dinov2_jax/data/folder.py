@@ -8,13 +8,13 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data import (
     folder_index,
-    images,
     index_file,
     patterns,
     tfds_files,
     walking,
     wording,
 )
+from dinov2_jax.data.decode import image_decoder
 
 
 class FilesSource:
@@ -27,7 +27,9 @@ class FilesSource:
       decoder: Of the files.
     """
 
-    def __init__(self, root: str, index: index_file.Index, decoder: images.Decoder):
+    def __init__(
+        self, root: str, index: index_file.Index, decoder: image_decoder.Decoder
+    ):
         self.path, self._index, self._decoder = root, index, decoder
         self._load()
 
@@ -70,13 +72,13 @@ class FilesSource:
             mode = os.stat(path).st_mode
         except (OSError, ValueError) as error:  # the latter: a zero byte in it
             reason = getattr(error, "strerror", None) or str(error)
-            raise images.BadImage(self.name(index), reason) from error
+            raise image_decoder.BadImage(self.name(index), reason) from error
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-            raise images.BadImage(self.name(index), what)
+            raise image_decoder.BadImage(self.name(index), what)
         return os.fsdecode(path)
 
-    def open(self, index: int) -> images.OpenedImage:
+    def open(self, index: int) -> image_decoder.OpenedImage:
         """Reads an image's file and header; raises `BadImage`."""
         return self._decoder.open(self._checked_path(index), name=self.name(index))
 
@@ -87,7 +89,7 @@ class FilesSource:
                 return file.read()
         except OSError as error:
             reason = error.strerror or "cannot be read"
-            raise images.BadImage(self.name(index), reason) from error
+            raise image_decoder.BadImage(self.name(index), reason) from error
 
     def name(self, index: int) -> str:
         """The path relative to the root; \\xff for what is not UTF-8."""
@@ -127,7 +129,7 @@ class FolderSource(FilesSource):
     def __init__(
         self,
         path: str | os.PathLike,
-        decoder: images.Decoder,
+        decoder: image_decoder.Decoder,
         *,
         field: str = "data.path",
     ):
@@ -203,7 +205,7 @@ class GlobSource(FolderSource):
     """
 
     def __init__(
-        self, pattern: str, decoder: images.Decoder, *, field: str = "data.path"
+        self, pattern: str, decoder: image_decoder.Decoder, *, field: str = "data.path"
     ):
         self.pattern = os.path.abspath(os.path.expanduser(pattern))
         rule = patterns.Rule(self.pattern)

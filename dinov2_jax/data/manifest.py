@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import folder, images, index_file, walking, wording
+from dinov2_jax.data import folder, index_file, walking, wording
+from dinov2_jax.data.decode import image_decoder
 
 EXTENSIONS = (".txt", ".csv", ".tsv", ".parquet")
 _PATH_COLUMNS = ("path", "file", "image", "filename")
@@ -38,7 +39,9 @@ class ManifestSource(folder.FilesSource):
       field: Of the configuration, for messages.
     """
 
-    def __init__(self, path: str, decoder: images.Decoder, *, field: str = "data.path"):
+    def __init__(
+        self, path: str, decoder: image_decoder.Decoder, *, field: str = "data.path"
+    ):
         said = os.path.expanduser(path)
         self.manifest = os.path.abspath(said)
         if not os.path.isfile(said):

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import images, wording
+from dinov2_jax.data import wording
+from dinov2_jax.data.decode import image_decoder
 
 _MOST_TIMES = 10_000  # that an image may come in a pass
 
@@ -84,14 +85,14 @@ class MixtureSource:
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
         return which, index - self._starts[which]
 
-    def open(self, index: int) -> images.OpenedImage:
+    def open(self, index: int) -> image_decoder.OpenedImage:
         """Reads an image's file and header; raises `BadImage`."""
         which, local = self._find(index)
         try:
             return self._sources[which].open(local)
-        except images.BadImage as error:
+        except image_decoder.BadImage as error:
             name = f"{self._names[which]}: {error.name}"
-            raise images.BadImage(name, error.reason) from error
+            raise image_decoder.BadImage(name, error.reason) from error
 
     def content(self, index: int) -> bytes:
         """The bytes of an image's file; raises `BadImage`."""

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from dinov2_jax.augment import crop_boxes, fast_resize, on_host, policies, resize
-from dinov2_jax.data import images
+from dinov2_jax.data.decode import image_decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MultiCrop:
     policy: policies.Policy | None = None
 
     def __call__(
-        self, image: images.OpenedImage, rng: np.random.Generator
+        self, image: image_decoder.OpenedImage, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draws all crops of an image.
 

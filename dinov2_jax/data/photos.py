@@ -29,7 +29,8 @@ from PIL import Image
 
 from dinov2_jax import errors
 from dinov2_jax.augment import crop_boxes, on_host, policies, resize
-from dinov2_jax.data import images, index_file, wording
+from dinov2_jax.data import index_file, wording
+from dinov2_jax.data.decode import image_decoder
 
 TILE = 64  # px
 WINDOW = 128  # px
@@ -94,8 +95,8 @@ def _load(package: str, name: str) -> np.ndarray:
         )
     path = pathlib.Path(spec.origin).parent / _FOLDERS[package] / name
     try:
-        return images.Decoder().decode(path, name=name)
-    except images.BadImage as error:
+        return image_decoder.Decoder().decode(path, name=name)
+    except image_decoder.BadImage as error:
         raise errors.UserError(
             f"data.source=photos: {package} has no usable {error}; "
             "pip install the versions in requirements.txt"
@@ -191,7 +192,7 @@ class PhotosSource:
         where = f"of {count}, split {self.split}"
         return wording.described(len(self), where, skipped={}, first=())
 
-    def open(self, index: int) -> images.OpenedImage:
+    def open(self, index: int) -> image_decoder.OpenedImage:
         """Returns uint8 [h, w, C]: [64, 64, C], or [128, 64..128, C] of "train"."""
         label, left, top, right, bottom = self._rows[index]
         pixels = load_photographs()[label][top:bottom, left:right]
@@ -199,7 +200,7 @@ class PhotosSource:
             pixels = self._render(pixels, index)
         if self.channels == 1:
             pixels = luma(pixels)
-        return images.from_array(np.ascontiguousarray(pixels))
+        return image_decoder.from_array(np.ascontiguousarray(pixels))
 
     def _render(self, pixels: np.ndarray, index: int) -> np.ndarray:
         rng = np.random.default_rng((SPLITS.index(self.split), index))

@@ -7,7 +7,8 @@ import os
 import pathlib
 
 from dinov2_jax import errors
-from dinov2_jax.data import images, sources, tfds
+from dinov2_jax.data import sources, tfds
+from dinov2_jax.data.decode import image_decoder
 
 _MOST_SECONDS = 86_400.0  # a day; waiting for much longer is refused by systems
 
@@ -27,7 +28,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels",
         type=int,
-        default=images.PILLOWS_LIMIT,
+        default=image_decoder.PILLOWS_LIMIT,
         metavar="N",
         help="data.max_pixels: larger images are refused",
     )
@@ -42,7 +43,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_decoder(args: argparse.Namespace) -> images.Decoder:
+def make_decoder(args: argparse.Namespace) -> image_decoder.Decoder:
     """The decoder that the flags of `add_images` describe.
 
     Raises:
@@ -57,20 +58,20 @@ def make_decoder(args: argparse.Namespace) -> images.Decoder:
                 f"--value-range {low:g} {high:g}: LOW must be below HIGH, both finite"
             )
         value_range = low, high
-    return images.Decoder(
+    return image_decoder.Decoder(
         max_pixels=args.max_pixels, channels=args.channels, value_range=value_range
     )
 
 
-def decoding(decoder: images.Decoder) -> dict:
+def decoding(decoder: image_decoder.Decoder) -> dict:
     """What a decoder does otherwise than the default one, as JSON has it."""
-    default = dataclasses.asdict(images.Decoder())
+    default = dataclasses.asdict(image_decoder.Decoder())
     changed = dataclasses.asdict(decoder)
     return {name: x for name, x in changed.items() if x != default[name]}
 
 
 def open_source(
-    args: argparse.Namespace, path: str, decoder: images.Decoder, *, field: str
+    args: argparse.Namespace, path: str, decoder: image_decoder.Decoder, *, field: str
 ) -> sources.Source:
     """The source at a path, or the data set of tensorflow-datasets that lies there.
 

@@ -11,14 +11,8 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from dinov2_jax.data import (
-    examination,
-    images,
-    isolated,
-    program_flags,
-    sources,
-    wording,
-)
+from dinov2_jax.data import examination, isolated, program_flags, sources, wording
+from dinov2_jax.data.decode import image_decoder
 
 _SHOWN = 10  # lines of a list in the table; the JSON has all
 
@@ -75,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 def scan(
     source: sources.Source,
-    decoder: images.Decoder,
+    decoder: image_decoder.Decoder,
     *,
     workers: int,
     seconds: float = 120.0,

@@ -22,13 +22,13 @@ from dinov2_jax import errors
 from dinov2_jax.data import (
     array_records,
     examination,
-    images,
     isolated,
     program_flags,
     scan,
     shard_folder,
     wording,
 )
+from dinov2_jax.data.decode import image_decoder
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BAD = "bad_images.txt"
@@ -124,16 +124,16 @@ class Packing:
     """
 
     source: Any
-    decoder: images.Decoder
+    decoder: image_decoder.Decoder
     short_side: int
     quality: int
 
-    def __call__(self, index: int) -> bytes | images.BadImage:
+    def __call__(self, index: int) -> bytes | image_decoder.BadImage:
         """The bytes of an image file, or why there are none."""
         try:
             content = examination.file_bytes(self.source, index)
             pixels = self.decoder.decode(content, name=str(index))
-        except images.BadImage as error:
+        except image_decoder.BadImage as error:
             return error
         height, width = pixels.shape[:2]
         if not self.short_side or min(height, width) <= self.short_side:
@@ -167,7 +167,7 @@ def _write_all(packing, destination, limit, args) -> None:
         bar.update(start)
         for index, result in results:
             bar.update()
-            if isinstance(result, (images.BadImage, isolated.Lost)):
+            if isinstance(result, (image_decoder.BadImage, isolated.Lost)):
                 shard.bad.append([source.name(index), result.reason])
                 continue
             label = None if labels is None else label_names[labels[index]]

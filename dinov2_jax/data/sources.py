@@ -13,7 +13,6 @@ from dinov2_jax import errors
 from dinov2_jax.data import (
     array_records,
     folder,
-    images,
     manifest,
     mixture,
     patterns,
@@ -24,6 +23,7 @@ from dinov2_jax.data import (
     walking,
     wording,
 )
+from dinov2_jax.data.decode import image_decoder
 
 EXTENSIONS = walking.EXTENSIONS
 FolderSource = folder.FolderSource
@@ -51,7 +51,7 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Returns the number of images."""
 
-    def open(self, index: int) -> images.OpenedImage:
+    def open(self, index: int) -> image_decoder.OpenedImage:
         """Reads an image's file and header; raises `BadImage`."""
 
     def name(self, index: int) -> str:
@@ -88,7 +88,7 @@ def make_source(config: Any) -> Source:
     Raises:
       UserError: nothing is set, or there is nothing where it points.
     """
-    data, decoder = config.data, images.make_decoder(config)
+    data, decoder = config.data, image_decoder.make_decoder(config)
     if data.source not in KINDS:
         raise errors.UserError(
             f"data.source = {data.source!r} is unknown: use {', '.join(KINDS)}"
@@ -106,7 +106,7 @@ def make_source(config: Any) -> Source:
     return open_path(data.path, decoder, kind=data.source)
 
 
-def _mixture(config: Any, decoder: images.Decoder) -> Source:
+def _mixture(config: Any, decoder: image_decoder.Decoder) -> Source:
     data = config.data
     if data.path or data.tfds_name or data.source != "auto":
         raise errors.UserError(
@@ -151,7 +151,7 @@ def _mixture_entry(entry: Any) -> tuple[str, float, str]:
 
 def open_path(
     path: str,
-    decoder: images.Decoder,
+    decoder: image_decoder.Decoder,
     *,
     kind: str = "auto",
     field: str = "data.path",

@@ -19,7 +19,8 @@ import numpy as np
 import tqdm
 
 from dinov2_jax import errors
-from dinov2_jax.data import images, program_flags, sources
+from dinov2_jax.data import program_flags, sources
+from dinov2_jax.data.decode import image_decoder
 
 _SHOWN = 10  # bad images by name; JSON has all
 _AHEAD = 2  # images in work or waiting, per thread
@@ -100,7 +101,7 @@ def _count(source: sources.Source, index: int) -> tuple[str, np.ndarray | str]:
     """Returns an image's name, and int64 [C, 256] or why it is bad."""
     try:
         pixels = source.open(index).pixels()
-    except images.BadImage as error:
+    except image_decoder.BadImage as error:
         return error.name, error.reason
     flat = pixels.reshape(-1, pixels.shape[-1])
     counts = [np.bincount(channel, minlength=256) for channel in flat.T]

@@ -13,7 +13,6 @@ import tqdm
 
 from dinov2_jax import errors
 from dinov2_jax.data import (
-    images,
     index_file,
     manifest,
     shard_files,
@@ -21,6 +20,7 @@ from dinov2_jax.data import (
     walking,
     wording,
 )
+from dinov2_jax.data.decode import image_decoder
 
 _VERSION = "1"
 _THREADS = 8  # on network file systems they wait
@@ -39,7 +39,9 @@ class TarSource:
       field: Of the configuration, for messages.
     """
 
-    def __init__(self, path: str, decoder: images.Decoder, *, field: str = "data.path"):
+    def __init__(
+        self, path: str, decoder: image_decoder.Decoder, *, field: str = "data.path"
+    ):
         if shard_files.COMPRESSED_TAR.search(path):
             raise errors.UserError(_compressed(path))
         shards = shard_files.find(path, shard_files.TAR, what=".tar files", field=field)
@@ -108,9 +110,9 @@ class TarSource:
             content = self._pread(shard, int(size), offset)
         except OSError as error:
             reason = error.strerror or "cannot be read"
-            raise images.BadImage(self.name(index), reason) from error
+            raise image_decoder.BadImage(self.name(index), reason) from error
         if len(content) < size:
-            raise images.BadImage(self.name(index), "its shard was cut off")
+            raise image_decoder.BadImage(self.name(index), "its shard was cut off")
         return content
 
     def _pread(self, shard: int, size: int, offset: int) -> bytes:
@@ -127,7 +129,7 @@ class TarSource:
                     os.close(descriptor)
         return _pread_all(self._files[shard], size, offset)
 
-    def open(self, index: int) -> images.OpenedImage:
+    def open(self, index: int) -> image_decoder.OpenedImage:
         """Reads an image and its header; raises `BadImage`."""
         return self._decoder.open(self.content(index), name=self.name(index))
 

@@ -6,7 +6,8 @@ import os
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import images, index_file, tfds_files, wording
+from dinov2_jax.data import index_file, tfds_files, wording
+from dinov2_jax.data.decode import image_decoder
 
 
 class TfdsSource:
@@ -16,7 +17,7 @@ class TfdsSource:
     """
 
     def __init__(
-        self, name: str, split: str, *, data_dir: str, decoder: images.Decoder
+        self, name: str, split: str, *, data_dir: str, decoder: image_decoder.Decoder
     ):
         self._args = (name, split, data_dir or None)
         self._decoder = decoder
@@ -100,7 +101,7 @@ class TfdsSource:
         """The bytes of an image."""
         return bytes(self._records()[index]["image"])
 
-    def open(self, index: int) -> images.OpenedImage:
+    def open(self, index: int) -> image_decoder.OpenedImage:
         """Reads an image's record and header; raises `BadImage`."""
         return self._decoder.open(self.content(index), name=self.name(index))
 

@@ -19,13 +19,13 @@ from dinov2_jax import errors
 from dinov2_jax.augment import crop_boxes, fast_resize, on_host, policies, resize
 from dinov2_jax.data import (
     batch_builder,
-    images,
     loader,
     multi_crop,
     reference_pipeline,
     sources,
     workers,
 )
+from dinov2_jax.data.decode import image_decoder
 
 PATCH = 14  # pixels
 _CONTESTANTS = ("reference", "host", "split")
@@ -152,7 +152,7 @@ def _stages(source, sizes, policy) -> dict[str, float]:
             timed("decode, as small as crops allow", image.pixels, factor)
             again = source.open(int(index))
             pixels = timed("decode, whole", again.pixels)
-        except images.BadImage:
+        except image_decoder.BadImage:
             continue
         timed("cut and resize", resized, fast_resize, pixels, boxes, views)
         exact = "cut and resize, Pillow's arithmetic"
@@ -184,7 +184,7 @@ class _Work:
                     self._by_reference(index, rng)
                 else:
                     self.crops[name](self.source.open(index), rng)
-            except images.BadImage:
+            except image_decoder.BadImage:
                 continue
             done += 1
         return done
@@ -198,7 +198,7 @@ class _Work:
         try:
             self.reference(content, rng)
         except OSError as error:  # as Pillow has it of damaged files
-            raise images.BadImage(self.source.name(index), str(error)) from error
+            raise image_decoder.BadImage(self.source.name(index), str(error)) from error
 
 
 _work: _Work | None = None

@@ -14,8 +14,8 @@ from collections.abc import Generator
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import images as images_lib
 from dinov2_jax.data import preprocessing, sources
+from dinov2_jax.data.decode import image_decoder as image_decoder_lib
 
 _BATCHES_AHEAD = 2
 
@@ -35,7 +35,7 @@ class Folder(sources.FolderSource):
             what = "is not a folder" if os.path.exists(path) else "does not exist"
             raise errors.UserError(f"{path} {what}: name a folder of images")
         try:
-            super().__init__(path, images_lib.Decoder())
+            super().__init__(path, image_decoder_lib.Decoder())
         except errors.UserError as error:  # whose advice is on the trainer's flags
             fact = str(error).split("; looked for")[0]
             fact = fact.replace("data.path = ", "")
@@ -135,12 +135,14 @@ def _read(folder, prepare, index) -> np.ndarray | str:
         image = folder.open(index).pixels()
         height, width = image.shape[:2]
         long, short = max(height, width), min(height, width)
-        if long / short * prepare.resize_size**2 > images_lib.PILLOWS_LIMIT:
+        if long / short * prepare.resize_size**2 > image_decoder_lib.PILLOWS_LIMIT:
             return f"{width}x{height} px cannot be resized to a short side of " + str(
                 prepare.resize_size
             )
         return preprocessing.resize_and_crop(
-            images_lib.Image.fromarray(image), prepare.resize_size, prepare.crop_size
+            image_decoder_lib.Image.fromarray(image),
+            prepare.resize_size,
+            prepare.crop_size,
         )
-    except images_lib.BadImage as error:
+    except image_decoder_lib.BadImage as error:
         return error.reason

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, sharding, ssl_meta_arch
-from dinov2_jax.data import images, photos, preprocessing, sources
+from dinov2_jax.data import photos, preprocessing, sources
+from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.eval import knn, pca, random_init
 
 NUM_PICTURES = 4
@@ -173,7 +174,7 @@ class Evaluator:
         def read(index):
             try:
                 image = source.open(int(index)).pixels()
-            except images.BadImage as error:
+            except image_decoder.BadImage as error:
                 if str(error) not in self._left_out:
                     self._left_out.add(str(error))
                     logging.warning("evaluation leaves out %s", error)
@@ -195,7 +196,7 @@ def _some(source: sources.Source) -> list[np.ndarray]:
     """Up to `NUM_PICTURES` readable images, evenly spaced."""
     found = []
     for index in np.linspace(0, len(source) - 1, NUM_PICTURES).astype(int):
-        with contextlib.suppress(images.BadImage):
+        with contextlib.suppress(image_decoder.BadImage):
             found.append(source.open(int(index)).pixels())
     return found
 
@@ -215,7 +216,7 @@ def make_evaluator(
     if c.train_path:
         bank, queries = (
             sources.open_path(
-                c[name], images.make_decoder(config), field=f"evaluation.{name}"
+                c[name], image_decoder.make_decoder(config), field=f"evaluation.{name}"
             )
             for name in ("train_path", "val_path")
         )

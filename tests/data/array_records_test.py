@@ -10,9 +10,10 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import array_records, images, sources
+from dinov2_jax.data import array_records, sources
+from dinov2_jax.data.decode import image_decoder
 
-DECODER = images.Decoder()
+DECODER = image_decoder.Decoder()
 
 
 def encoded(width, kind="PNG"):
@@ -107,7 +108,7 @@ def test_a_damaged_record_is_a_bad_image(tmp_path):
     for i in range(300):
         try:
             source.open(i)
-        except images.BadImage as error:
+        except image_decoder.BadImage as error:
             bad.append(i)
             assert error.name == "x.array_record record 250"
             assert "its record cannot be read" in error.reason
@@ -115,7 +116,7 @@ def test_a_damaged_record_is_a_bad_image(tmp_path):
     cut = [encoded(5), array_records.MAGIC + b"\xff\xff\0\0{"]
     write(tmp_path / "y.array_record", cut)
     source = sources.open_path(str(tmp_path / "y.array_record"), DECODER)
-    with pytest.raises(images.BadImage, match="the record is cut off"):
+    with pytest.raises(image_decoder.BadImage, match="the record is cut off"):
         source.open(1)
 
 

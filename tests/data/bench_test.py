@@ -12,7 +12,8 @@ from PIL import Image
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
 from dinov2_jax.data import __main__ as program
-from dinov2_jax.data import images, multi_crop, reference_pipeline, sources, throughput
+from dinov2_jax.data import multi_crop, reference_pipeline, sources, throughput
+from dinov2_jax.data.decode import image_decoder
 
 
 def test_the_program(tmp_path):
@@ -52,14 +53,14 @@ def test_a_damaged_image_does_not_stop_the_reference(tmp_path):
     for i in range(4):
         Image.new("RGB", (40, 40)).save(tmp_path / f"{i}.jpg")
     (tmp_path / "1.jpg").write_bytes(b"no image")
-    source = sources.open_path(str(tmp_path), images.Decoder())
+    source = sources.open_path(str(tmp_path), image_decoder.Decoder())
     work = throughput._Work(source, throughput.Sizes(28, 14, 1), 3)
     assert work("reference", 0) == 6  # of 8, the four images twice
 
 
 def test_crops_take_what_their_sizes_say():
     crops = throughput.Sizes(28, 14, 3).multi_crop(None)
-    image = images.from_array(np.zeros((40, 40, 5), np.uint8))
+    image = image_decoder.from_array(np.zeros((40, 40, 5), np.uint8))
     made = crops(image, np.random.default_rng(0))
     assert throughput.Sizes(28, 14, 3).crop_bytes(5) == sum(x.nbytes for x in made)
 
@@ -100,8 +101,8 @@ def test_the_reference_draws_what_the_host_draws():
         local_crops_size=16,
         policy=policies.POLICIES["rgb"],
     )
-    image = images.Decoder().open(content, name="astronaut")
-    image = images.from_array(image.pixels())
+    image = image_decoder.Decoder().open(content, name="astronaut")
+    image = image_decoder.from_array(image.pixels())
     mean, std = np.array(policies.IMAGENET_MEAN), np.array(policies.IMAGENET_STD)
     samples = {"theirs": [], "ours": []}
     for i in range(600):

@@ -14,14 +14,8 @@ from PIL import Image
 
 from configs import default
 from dinov2_jax import errors
-from dinov2_jax.data import (
-    batch_builder,
-    batch_spec,
-    images,
-    loader,
-    masking,
-    sources,
-)
+from dinov2_jax.data import batch_builder, batch_spec, loader, masking, sources
+from dinov2_jax.data.decode import image_decoder
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -40,8 +34,8 @@ class Flat:
 
     def open(self, index):
         if index in self.bad:
-            raise images.BadImage(self.name(index), "broken on purpose")
-        return images.from_array(np.full((20, 24, 3), index, np.uint8))
+            raise image_decoder.BadImage(self.name(index), "broken on purpose")
+        return image_decoder.from_array(np.full((20, 24, 3), index, np.uint8))
 
     def name(self, index):
         return f"image {index}"
@@ -49,7 +43,7 @@ class Flat:
 
 class Noise(Flat):
     def open(self, index):
-        return images.from_array(
+        return image_decoder.from_array(
             np.random.default_rng(index).integers(0, 256, (40, 48, 3), np.uint8)
         )
 
@@ -67,7 +61,9 @@ class Worker(Flat):
             and not xla_bridge._backends
             and "torch" not in sys.modules
         )
-        return images.from_array(np.full((20, 20, 3), 0 if ok else 255, np.uint8))
+        return image_decoder.from_array(
+            np.full((20, 20, 3), 0 if ok else 255, np.uint8)
+        )
 
 
 def small_config(**overrides):
@@ -232,7 +228,7 @@ def test_folder_of_horrors(tmp_path):
     (tmp_path / "bad_empty.jpg").touch()
     (tmp_path / "bad_text.jpg").write_text("not an image at all")
     good.resize((200, 200)).save(tmp_path / "bad_large.bmp")
-    source = sources.FolderSource(tmp_path, images.Decoder(10_000))
+    source = sources.FolderSource(tmp_path, image_decoder.Decoder(10_000))
     builder = batch_builder.make_batch_builder(small_config(), source)
     batches = [builder(step) for step in range(-(-len(source) // 8))]
     reported = {str(bad["name"]) for batch in batches for bad in batch["bad_images"]}

@@ -10,9 +10,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from dinov2_jax import errors
-from dinov2_jax.data import images, manifest, sources
+from dinov2_jax.data import manifest, sources
+from dinov2_jax.data.decode import image_decoder
 
-DECODER = images.Decoder()
+DECODER = image_decoder.Decoder()
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_what_it_names_is_not_trusted(folder):
     source = sources.open_path(str(folder / "list.txt"), DECODER)
     reasons = []
     for i in range(6):
-        with pytest.raises(images.BadImage) as caught:
+        with pytest.raises(image_decoder.BadImage) as caught:
             source.open(i)
         reasons.append(caught.value.reason)
     assert reasons[0] == reasons[4] == "not a regular file"

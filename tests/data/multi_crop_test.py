@@ -8,14 +8,15 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.augment import crop_boxes, policies
-from dinov2_jax.data import images, multi_crop
+from dinov2_jax.data import multi_crop
+from dinov2_jax.data.decode import image_decoder
 
 
 def opened(height, width, channels=3, seed=0):
     pixels = np.random.default_rng(seed).integers(
         0, 256, (height, width, channels), np.uint8
     )
-    return images.from_array(pixels)
+    return image_decoder.from_array(pixels)
 
 
 @pytest.mark.parametrize("policy", [None, policies.POLICIES["rgb"]])
@@ -69,7 +70,7 @@ def test_crop_is_cut_before_it_is_resized(policy):
         local_crops_number=0,
         policy=policy,
     )
-    crops, _ = crops_of(images.from_array(pixels), np.random.default_rng(3))
+    crops, _ = crops_of(image_decoder.from_array(pixels), np.random.default_rng(3))
     assert crops[0].max() == 0 and crops[1].max() > 0
 
 
@@ -85,7 +86,7 @@ def test_every_view_shows_its_share_of_the_image(policy):
         )
     place = np.arange(250, dtype=np.uint8)
     rows, columns = np.meshgrid(place, place, indexing="ij")
-    image = images.from_array(np.stack([rows, columns, rows * 0], axis=2))
+    image = image_decoder.from_array(np.stack([rows, columns, rows * 0], axis=2))
     crops_of = multi_crop.MultiCrop(
         global_crops_size=32,
         global_crops_scale=(0.5, 0.8),
@@ -112,19 +113,21 @@ def photograph(width, height):
     image = Image.fromarray(data.astronaut()).resize((width, height))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=95)
-    return images.Decoder().open(stream.getvalue(), name="photograph")
+    return image_decoder.Decoder().open(stream.getvalue(), name="photograph")
 
 
 def test_large_photographs_are_decoded_small():
     """The same crops, from a copy that has just enough pixels."""
     asked = []
     image = photograph(1600, 1200)
-    spied = images.OpenedImage(
+    spied = image_decoder.OpenedImage(
         image.width,
         image.height,
         lambda reduce: asked.append(reduce) or image.pixels(reduce),
     )
-    full = images.OpenedImage(image.width, image.height, lambda _: image.pixels())
+    full = image_decoder.OpenedImage(
+        image.width, image.height, lambda _: image.pixels()
+    )
     crops_of = multi_crop.MultiCrop(
         global_crops_size=64, local_crops_number=2, local_crops_size=32
     )

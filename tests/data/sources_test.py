@@ -14,7 +14,8 @@ from PIL import Image
 from configs import default
 from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
-from dinov2_jax.data import images, photos, sources
+from dinov2_jax.data import photos, sources
+from dinov2_jax.data.decode import image_decoder
 
 
 def save(path, value=0, size=(4, 3)):
@@ -23,7 +24,7 @@ def save(path, value=0, size=(4, 3)):
 
 
 def folder(path):
-    return sources.FolderSource(path, images.Decoder(max_pixels=10_000))
+    return sources.FolderSource(path, image_decoder.Decoder(max_pixels=10_000))
 
 
 def names(source):
@@ -97,13 +98,15 @@ def test_a_file_that_vanishes_is_a_bad_image(tmp_path):
     save(tmp_path / "a.png")
     source = folder(tmp_path)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(images.BadImage, match="a.png: No such file"):
+    with pytest.raises(image_decoder.BadImage, match="a.png: No such file"):
         source.open(0).pixels()
 
 
 def test_too_large_is_refused(tmp_path):
     save(tmp_path / "a.png", size=(101, 100))
-    with pytest.raises(images.BadImage, match="101x100 px is more than max_pixels"):
+    with pytest.raises(
+        image_decoder.BadImage, match="101x100 px is more than max_pixels"
+    ):
         folder(tmp_path).open(0).pixels()
 
 
@@ -210,15 +213,15 @@ def test_tfds_without_tensorflow(tfds_dir):
     assert source.name(2) == "dots:1.0.0/train record 2"
     assert "tensorflow" not in sys.modules
     small = sources.TfdsSource(
-        "dots", "train", data_dir=tfds_dir, decoder=images.Decoder(71)
+        "dots", "train", data_dir=tfds_dir, decoder=image_decoder.Decoder(71)
     )
-    with pytest.raises(images.BadImage, match="record 0: 8x9 px"):
+    with pytest.raises(image_decoder.BadImage, match="record 0: 8x9 px"):
         small.open(0)
 
 
 def test_changed_tfds_files_are_noticed(tfds_dir):
     def fingerprint():
-        decoder = images.Decoder()
+        decoder = image_decoder.Decoder()
         source = sources.TfdsSource("dots", "train", data_dir=tfds_dir, decoder=decoder)
         return pickle.loads(pickle.dumps(source)).fingerprint
 
@@ -233,7 +236,7 @@ def test_changed_tfds_files_are_noticed(tfds_dir):
 def test_a_folder_of_tfds_says_how_to_name_it(tfds_dir, below):
     path = os.path.join(tfds_dir, below)
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path(path, images.Decoder())
+        sources.open_path(path, image_decoder.Decoder())
     want = f"--config.data.tfds_name=dots:1.0.0 --config.data.path={tfds_dir}"
     assert one_line(caught).endswith(want)
 
@@ -249,7 +252,9 @@ def test_the_programs_read_tfds(tfds_dir, capsys):
 @pytest.mark.parametrize("name, split", [("nosuchset", "train"), ("dots", "val")])
 def test_tfds_not_prepared(tfds_dir, name, split):
     with pytest.raises(errors.UserError) as caught:
-        sources.TfdsSource(name, split, data_dir=tfds_dir, decoder=images.Decoder(100))
+        sources.TfdsSource(
+            name, split, data_dir=tfds_dir, decoder=image_decoder.Decoder(100)
+        )
     assert name in one_line(caught) and split in one_line(caught)
     assert f"tfds build {name} --file_format=array_record" in one_line(caught)
 
@@ -296,13 +301,13 @@ def test_a_path_that_is_nothing(tmp_path, name, words):
     if "." in name:
         (tmp_path / name).touch()
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path(str(tmp_path / name), images.Decoder())
+        sources.open_path(str(tmp_path / name), image_decoder.Decoder())
     assert words in one_line(caught) and str(tmp_path / name) in one_line(caught)
 
 
 def test_a_url_is_no_path():
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path("gs://bucket/images", images.Decoder())
+        sources.open_path("gs://bucket/images", image_decoder.Decoder())
     said = one_line(caught)
     assert "gs://bucket/images" in said
 
@@ -311,5 +316,5 @@ def test_folder_of_bytes_is_decoded_alike(tmp_path):
     stream = io.BytesIO()
     Image.new("RGB", (5, 5), "red").save(stream, "JPEG")
     (tmp_path / "a.jpe").write_bytes(stream.getvalue())
-    want = images.Decoder().decode(stream.getvalue(), name="")
+    want = image_decoder.Decoder().decode(stream.getvalue(), name="")
     np.testing.assert_array_equal(folder(tmp_path).open(0).pixels(), want)

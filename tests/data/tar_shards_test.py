@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import images, sources, tar_index, tar_shards
+from dinov2_jax.data import sources, tar_index, tar_shards
+from dinov2_jax.data.decode import image_decoder
 
-DECODER = images.Decoder()
+DECODER = image_decoder.Decoder()
 
 
 def png(width):
@@ -191,7 +192,9 @@ def test_a_damaged_shard_is_read_up_to_the_damage(shards, where):
 def test_a_shard_that_shrinks_later(shards):
     source = sources.open_path(str(shards), DECODER)
     (shards / "x-02.tar").write_bytes(b"")
-    with pytest.raises(images.BadImage, match="x-02.tar/0011.PNG: its shard was cut"):
+    with pytest.raises(
+        image_decoder.BadImage, match="x-02.tar/0011.PNG: its shard was cut"
+    ):
         source.open(11)
 
 

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import folder, folder_index, images, index_file, sources
+from dinov2_jax.data import folder, folder_index, index_file, sources
+from dinov2_jax.data.decode import image_decoder
 
-DECODER = images.Decoder()
+DECODER = image_decoder.Decoder()
 
 
 def touch(path, content=b"x"):
@@ -85,7 +86,7 @@ def test_what_cannot_be_an_image_is_never_opened(tmp_path):
     # A pipe that took the place of an image is not opened either: that would hang.
     (tmp_path / "good.png").unlink()
     os.mkfifo(tmp_path / "good.png")
-    with pytest.raises(images.BadImage, match="good.png: not a regular file"):
+    with pytest.raises(image_decoder.BadImage, match="good.png: not a regular file"):
         source.open(1)
 
 
@@ -229,9 +230,10 @@ def test_a_folder_that_just_changed_is_listed_again(tmp_path):
 
 INDEX = """
 import sys
-from dinov2_jax.data import folder, images
+from dinov2_jax.data import folder
+from dinov2_jax.data.decode import image_decoder
 sys.stdin.readline()
-source = folder.FolderSource(sys.argv[1], images.Decoder())
+source = folder.FolderSource(sys.argv[1], image_decoder.Decoder())
 print(len(source), source.fingerprint)
 """
 

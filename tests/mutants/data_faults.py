@@ -142,16 +142,16 @@ FAULTS = (
     ),
     Fault(
         "exif-ignored",
-        "dinov2_jax/data/images.py",
+        "dinov2_jax/data/decode/image_decoder.py",
         "pixel_formats.orientation(image) if self.exif_orientation else 1",
         "1",
-        ("data/pixel_formats_test.py::test_images_are_turned_upright",),
+        ("data/decode/pixel_formats_test.py::test_images_are_turned_upright",),
     ),
     Fault(
         "16-bit-gray-clipped",
-        "dinov2_jax/data/pixel_formats.py",
+        "dinov2_jax/data/decode/pixel_formats.py",
         "value_range = (0, np.iinfo(kind).max)",
         "value_range = (0, 255)",
-        ("data/images_test.py::test_16_bit_gray_is_scaled",),
+        ("data/decode/image_decoder_test.py::test_16_bit_gray_is_scaled",),
     ),
 )

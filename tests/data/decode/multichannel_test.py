@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dinov2_jax.data import images, tiff_header
+from dinov2_jax.data.decode import image_decoder, tiff_header
 
 
 def npy(array, **options):
@@ -24,7 +24,9 @@ def tiff(array, **options):
 
 
 def decode(content, channels=13, value_range=None, max_pixels=1000):
-    decoder = images.Decoder(max_pixels, channels=channels, value_range=value_range)
+    decoder = image_decoder.Decoder(
+        max_pixels, channels=channels, value_range=value_range
+    )
     opened = decoder.open(content, name="x")
     pixels = opened.pixels(2)
     assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
@@ -95,7 +97,7 @@ def test_a_given_range(layout, kind):
 @pytest.mark.parametrize("kind", ["int16", "float32", "float16"])
 def test_types_without_a_range_need_one(layout, kind):
     content = LAYOUTS[layout](np.zeros((5, 7, 13), kind))
-    with pytest.raises(images.BadImage, match=f"{kind} pixels.*value_range='"):
+    with pytest.raises(image_decoder.BadImage, match=f"{kind} pixels.*value_range='"):
         decode(content)
 
 
@@ -117,7 +119,7 @@ def test_npy_from_a_path(tmp_path):
     path = tmp_path / "a.npy"
     large = bands(channels=13, height=600, width=600)
     np.save(path, large)
-    decoder = images.Decoder(channels=13)
+    decoder = image_decoder.Decoder(channels=13)
     np.testing.assert_array_equal(decoder.decode(path, name="x"), large)
 
 
@@ -207,14 +209,14 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_bad(kind):
     content, reason = BAD[kind]
-    with pytest.raises(images.BadImage, match=reason) as caught:
+    with pytest.raises(image_decoder.BadImage, match=reason) as caught:
         decode(content)
     assert len(caught.value.reason) < 140 and "\n" not in caught.value.reason
 
 
 def test_a_tile_that_is_a_bomb_for_pillow():
     assert decode(tiled(1, 16), 1).shape == (5, 7, 1)
-    with pytest.raises(images.BadImage, match="16x10000000 px is more than max"):
+    with pytest.raises(image_decoder.BadImage, match="16x10000000 px is more than max"):
         decode(tiled(1, 10**7), 1)
 
 
@@ -222,7 +224,7 @@ def test_a_tile_behind_damage_where_pillow_stops_reading():
     content = tiled(1, 10**7)
     at = content.index(struct.pack("<HH", 282, 5))  # a resolution, before the tiles
     content = content[: at + 4] + struct.pack("<I", 10**9) + content[at + 8 :]
-    with pytest.raises(images.BadImage, match="16x10000000 px is more than max"):
+    with pytest.raises(image_decoder.BadImage, match="16x10000000 px is more than max"):
         decode(content, 1)
 
 
@@ -233,7 +235,7 @@ def test_a_tile_of_a_later_page():
     np.testing.assert_array_equal(decode(content), bands())
     at = content.rindex(struct.pack("<HHII", 323, 4, 1, 16)) + 8
     content = content[:at] + struct.pack("<I", 10**7) + content[at + 4 :]
-    with pytest.raises(images.BadImage, match="16x10000000 px is more than max"):
+    with pytest.raises(image_decoder.BadImage, match="16x10000000 px is more than max"):
         decode(content)
 
 
@@ -251,7 +253,7 @@ def test_pages_that_differ():
     with tifffile.TiffWriter(stream) as writer:
         for index in range(13):
             writer.write(np.zeros((5, 7 + (index == 12)), np.uint8), contiguous=False)
-    with pytest.raises(images.BadImage, match="pages of the TIFF differ"):
+    with pytest.raises(image_decoder.BadImage, match="pages of the TIFF differ"):
         decode(stream.getvalue())
 
 
@@ -261,7 +263,7 @@ def test_a_large_bomb_is_refused_unread(tmp_path, monkeypatch):
         file.write(lying_npy((2000, 2000, 13)))
         file.truncate(4_000_000 * 13 + 128)
     reads = []
-    real = images.Decoder._parse
+    real = image_decoder.Decoder._parse
 
     def parse(self, file):
         try:
@@ -269,7 +271,7 @@ def test_a_large_bomb_is_refused_unread(tmp_path, monkeypatch):
         finally:
             reads.append(file.tell())
 
-    monkeypatch.setattr(images.Decoder, "_parse", parse)
-    with pytest.raises(images.BadImage, match="2000x2000 px is more than"):
-        images.Decoder(3_999_999, channels=13).open(path, name="x")
+    monkeypatch.setattr(image_decoder.Decoder, "_parse", parse)
+    with pytest.raises(image_decoder.BadImage, match="2000x2000 px is more than"):
+        image_decoder.Decoder(3_999_999, channels=13).open(path, name="x")
     assert len(reads) == 1 and reads[0] < 1000

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tests.data import fuzz_images
+from tests.data.decode import fuzz_images
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_the_damage_is_the_same_every_time():
 def test_a_file_that_does_harm_is_named(monkeypatch, harm, how):
     """The decoding process does harm at its fifth file."""
     code = (
-        "import os, sys, time; from tests.data import fuzz_images as f\n"
+        "import os, sys, time; from tests.data.decode import fuzz_images as f\n"
         "real, f.damaged_file = f.damaged_file, lambda s, n, w: (\n"
         "  ('jpeg', b'harm') if n == 5 else real(s, n, w))\n"
         "decode = f.try_to_decode\n"

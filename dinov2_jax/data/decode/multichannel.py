@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dinov2_jax.data import pixel_formats, tiff_header
+from dinov2_jax.data.decode import pixel_formats, tiff_header
 
 NPY_MAGIC = b"\x93NUMPY"
 # Width and height as shown, and what reads uint8 [H, W, C].

@@ -9,7 +9,7 @@ import io
 import numpy as np
 from PIL import Image, ImageFile
 
-from dinov2_jax.data import tiff_header
+from dinov2_jax.data.decode import tiff_header
 
 
 class Unusable(ValueError):

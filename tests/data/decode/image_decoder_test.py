@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from configs import default
-from dinov2_jax.data import images
+from dinov2_jax.data.decode import image_decoder
 
 LIMIT = 10_000
 
@@ -30,7 +30,7 @@ def encode(image, kind, **options):
 
 
 def decode(content):
-    return images.Decoder(LIMIT).decode(content, name="x")
+    return image_decoder.Decoder(LIMIT).decode(content, name="x")
 
 
 def rgb(height=7, width=5):
@@ -50,7 +50,9 @@ def test_lossless_webp():
 def test_path(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encode(Image.fromarray(rgb()), "PNG"))
-    np.testing.assert_array_equal(images.Decoder(LIMIT).decode(path, name="x"), rgb())
+    np.testing.assert_array_equal(
+        image_decoder.Decoder(LIMIT).decode(path, name="x"), rgb()
+    )
 
 
 def test_gray_and_bilevel():
@@ -151,7 +153,7 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_bad(kind):
     content, reason = BAD[kind]
-    with pytest.raises(images.BadImage, match=reason) as caught:
+    with pytest.raises(image_decoder.BadImage, match=reason) as caught:
         decode(content)
     assert caught.value.name == "x"
     assert 0 < len(caught.value.reason) < 140 and "\n" not in caught.value.reason
@@ -160,8 +162,8 @@ def test_bad(kind):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(images.BadImage, match="No such file"):
-        images.Decoder(LIMIT).decode(tmp_path / "no.png", name="no.png")
+    with pytest.raises(image_decoder.BadImage, match="No such file"):
+        image_decoder.Decoder(LIMIT).decode(tmp_path / "no.png", name="no.png")
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
@@ -177,8 +179,8 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         ("/dev/zero", "a device"),
         ("/dev/null", "a device"),
     ]:
-        with pytest.raises(images.BadImage, match=f"x: is {kind}, not a file"):
-            images.Decoder().decode(path, name="x")
+        with pytest.raises(image_decoder.BadImage, match=f"x: is {kind}, not a file"):
+            image_decoder.Decoder().decode(path, name="x")
     bound.close()
     shutil.rmtree(folder)
 
@@ -189,8 +191,8 @@ def test_a_fifo_that_took_the_place_of_a_file_is_not_waited_for(tmp_path, monkey
     status = os.stat(tmp_path / "b.jpg")
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", lambda path: status)
-        with pytest.raises(images.BadImage, match="x: empty file"):
-            images.Decoder().decode(tmp_path / "a.jpg", name="x")
+        with pytest.raises(image_decoder.BadImage, match="x: empty file"):
+            image_decoder.Decoder().decode(tmp_path / "a.jpg", name="x")
 
 
 @pytest.mark.parametrize("start", [b"", jpeg()[:500], huge_png(9)])
@@ -199,14 +201,16 @@ def test_a_huge_file_is_not_read(tmp_path, start):
     with open(path, "wb") as file:
         file.write(start)
         file.truncate(100 * 2**30)
-    with pytest.raises(images.BadImage, match="107374182400 bytes is more than images"):
-        images.Decoder().decode(path, name="x")
+    with pytest.raises(
+        image_decoder.BadImage, match="107374182400 bytes is more than images"
+    ):
+        image_decoder.Decoder().decode(path, name="x")
 
 
 GROWN = """
 import sys
 from PIL import Image
-from dinov2_jax.data import images
+from dinov2_jax.data.decode import image_decoder
 
 def peak():  # not ru_maxrss, which begins with that of the parent
     line = [x for x in open("/proc/self/status") if x.startswith("VmHWM")][0]
@@ -215,8 +219,8 @@ def peak():  # not ru_maxrss, which begins with that of the parent
 Image.init()
 before, said = peak(), "decoded"
 try:
-    images.Decoder(int(sys.argv[1])).decode(sys.argv[2], name="x")
-except images.BadImage as error:
+    image_decoder.Decoder(int(sys.argv[1])).decode(sys.argv[2], name="x")
+except image_decoder.BadImage as error:
     said = error.reason
 print(peak() - before, said)
 """
@@ -247,14 +251,14 @@ def test_a_large_file_is_read_only_after_its_header(tmp_path):
     whole = sizes.pop("decoded")
     assert whole > 2**13 and max(sizes.values()) < whole / 2
     path.write_bytes(content + bytes(2**23))  # which PNG allows
-    decoded = images.Decoder(LIMIT).decode(path, name="x")
+    decoded = image_decoder.Decoder(LIMIT).decode(path, name="x")
     np.testing.assert_array_equal(decoded, rgb(100, 100))
 
 
 def test_only_known_formats_are_opened():
     postscript = encode(Image.fromarray(rgb()), "EPS")  # would start Ghostscript
     for content in (postscript, encode(Image.fromarray(rgb()), "PPM")):
-        with pytest.raises(images.BadImage, match="not an image.*JPEG, PNG"):
+        with pytest.raises(image_decoder.BadImage, match="not an image.*JPEG, PNG"):
             decode(content)
 
 
@@ -282,7 +286,7 @@ def test_the_header_is_parsed_once(monkeypatch):
         return real(*args, **options)
 
     monkeypatch.setattr(Image, "open", open_)
-    opened = images.Decoder().open(jpeg(), name="x")
+    opened = image_decoder.Decoder().open(jpeg(), name="x")
     first = opened.pixels()
     assert len(opened_by_pillow) == 1
     np.testing.assert_array_equal(opened.pixels(), first)
@@ -291,18 +295,20 @@ def test_the_header_is_parsed_once(monkeypatch):
 
 def test_images_that_pillow_has_opened():
     image = Image.fromarray(rgb(), "RGB").convert("CMYK")
-    decoded = images.Decoder().from_pillow(image, name="x")
+    decoded = image_decoder.Decoder().from_pillow(image, name="x")
     np.testing.assert_array_equal(decoded, rgb())
-    with pytest.raises(images.BadImage, match="x: float32 pixels"):
-        images.Decoder().from_pillow(Image.new("F", (3, 3)), name="x")
+    with pytest.raises(image_decoder.BadImage, match="x: float32 pixels"):
+        image_decoder.Decoder().from_pillow(Image.new("F", (3, 3)), name="x")
 
 
 def test_the_decoder_of_a_configuration():
     config = default.get_config()
-    assert images.make_decoder(config) == images.Decoder()
+    assert image_decoder.make_decoder(config) == image_decoder.Decoder()
     config.data.max_pixels, config.data.exif_orientation = 9, False
     config.model.in_chans, config.data.value_range = 13, (0, 10_000)
-    assert images.make_decoder(config) == images.Decoder(9, 13, False, (0, 10_000))
+    assert image_decoder.make_decoder(config) == image_decoder.Decoder(
+        9, 13, False, (0, 10_000)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -317,7 +323,7 @@ def test_random_damage_is_never_another_error():
             damaged[places] = rng.integers(0, 256, 5)
             try:
                 assert decode(damaged.tobytes()).dtype == np.uint8
-            except images.BadImage:
+            except image_decoder.BadImage:
                 pass
 
 
@@ -328,10 +334,10 @@ def test_no_warnings(tmp_path):
     palette.save(path, transparency=bytes([0, 128, 255]))
     (tmp_path / "big.png").write_bytes(huge_png(10_000))
     code = (
-        "import sys; from dinov2_jax.data import images\n"
-        "images.Decoder(99).decode(sys.argv[1], name='')\n"
-        "try: images.Decoder(99).decode(sys.argv[2], name='')\n"
-        "except images.BadImage: pass\n"
+        "import sys; from dinov2_jax.data.decode import image_decoder\n"
+        "image_decoder.Decoder(99).decode(sys.argv[1], name='')\n"
+        "try: image_decoder.Decoder(99).decode(sys.argv[2], name='')\n"
+        "except image_decoder.BadImage: pass\n"
         "assert 'jax' not in sys.modules and 'grain' not in sys.modules"
     )
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "big.png")]

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from dinov2_jax.data import pixel_formats
+from dinov2_jax.data.decode import pixel_formats
 
 _LARGE = 2**22  # bytes from which on a file is looked at before it is read
 

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import (
-    image_libraries,
-    many_channels,
+from dinov2_jax.data.decode import (
+    multichannel,
+    pillow_setup,
     pixel_formats,
     regular_files,
     tiff_header,
@@ -150,25 +150,23 @@ class Decoder:
         """Returns the width, the height, and what maps `reduce` to the pixels."""
         magic = file.read(8)
         file.seek(0)
-        if magic.startswith(many_channels.NPY_MAGIC):
-            opened = self._from_arrays(many_channels.open_npy, file)
+        if magic.startswith(multichannel.NPY_MAGIC):
+            opened = self._from_arrays(multichannel.open_npy, file)
         elif not magic.startswith(tiff_header.MAGIC):
-            opened = self._from_pillow(
-                Image.open(file, formats=image_libraries.FORMATS)
-            )
+            opened = self._from_pillow(Image.open(file, formats=pillow_setup.FORMATS))
         else:
             # Tiles are allocated whole, however small the image.
             self._check_size(*tiff_header.largest_tile(file))
             file.seek(0)
             try:
-                image = Image.open(file, formats=image_libraries.FORMATS)
+                image = Image.open(file, formats=pillow_setup.FORMATS)
             except Image.UnidentifiedImageError:
                 image = None  # 13 bands, or colour in floating point
             if image is not None and self._pillow_keeps_all(image):
                 opened = self._from_pillow(image)
             else:
                 file.seek(0)
-                opened = self._from_arrays(many_channels.open_tiff, file)
+                opened = self._from_arrays(multichannel.open_tiff, file)
         width, height, _ = opened
         if width < 1 or height < 1:
             raise pixel_formats.Unusable(f"{width}x{height} px is empty")
@@ -239,7 +237,7 @@ def _reasons(name: str):
     except pixel_formats.Unusable as error:
         raise BadImage(name, str(error)) from error
     except Image.UnidentifiedImageError as error:
-        kinds = ", ".join(image_libraries.FORMATS)
+        kinds = ", ".join(pillow_setup.FORMATS)
         raise BadImage(name, f"not an image ({kinds} or .npy)") from error
     except Image.DecompressionBombError as error:
         raise BadImage(name, "more pixels than Pillow's limit") from error

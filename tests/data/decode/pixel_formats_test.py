@@ -10,7 +10,7 @@ import skimage.color
 import tifffile
 from PIL import Image
 
-from dinov2_jax.data import images, pixel_formats
+from dinov2_jax.data.decode import image_decoder, pixel_formats
 
 EXIF_ORIENTATION = 0x0112
 
@@ -28,7 +28,7 @@ def tiff(array, **options):
 
 
 def decode(content, **fields):
-    return images.Decoder(100_000, **fields).decode(content, name="x")
+    return image_decoder.Decoder(100_000, **fields).decode(content, name="x")
 
 
 def noise(*shape, kind=np.uint8):
@@ -71,13 +71,13 @@ def test_images_are_turned_upright(kind, orientation):
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
     content = encode(stored, kind, exif=marked(orientation), **options.get(kind, {}))
-    opened = images.Decoder().open(content, name="x")
+    opened = image_decoder.Decoder().open(content, name="x")
     assert (opened.width, opened.height) == (80, 48)
     tolerance = 4 if kind == "JPEG" else 0
     assert np.abs(opened.pixels().astype(int) - upright).max() <= tolerance
     if kind == "TIFF":
         return  # its own tag, which Pillow always heeds
-    as_stored = images.Decoder(exif_orientation=False).open(content, name="x")
+    as_stored = image_decoder.Decoder(exif_orientation=False).open(content, name="x")
     assert (as_stored.width, as_stored.height) == stored.size
     want = np.asarray(stored).astype(int)
     assert np.abs(as_stored.pixels() - want).max() <= tolerance
@@ -95,7 +95,7 @@ def test_reduced_jpegs_of_every_kind(mode, orientation, reduce):
     want = np.asarray(stored.convert("RGB")).astype(float)
     undo = STORED[{6: 8}.get(orientation, orientation)]
     want = undo(want)
-    opened = images.Decoder().open(content, name="x")
+    opened = image_decoder.Decoder().open(content, name="x")
     assert (opened.width, opened.height) == (99, 61)
     for _ in range(2):  # the second reading parses again
         pixels = opened.pixels(reduce)
@@ -113,14 +113,16 @@ def test_reduced_jpegs_of_every_kind(mode, orientation, reduce):
 @pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 9), (7, 5), (15, 16), (17, 8)])
 @pytest.mark.parametrize("reduce", [2, 4, 8])
 def test_reduced_sizes_are_rounded_up(size, reduce):
-    opened = images.Decoder().open(encode(Image.new("RGB", size), "JPEG"), name="x")
+    opened = image_decoder.Decoder().open(
+        encode(Image.new("RGB", size), "JPEG"), name="x"
+    )
     shape = -(-size[1] // reduce), -(-size[0] // reduce), 3
     assert opened.pixels(reduce).shape == shape
 
 
 def test_other_formats_give_the_full_size():
     content = encode(Image.new("RGB", (9, 7)), "PNG")
-    assert images.Decoder().open(content, name="x").pixels(4).shape == (7, 9, 3)
+    assert image_decoder.Decoder().open(content, name="x").pixels(4).shape == (7, 9, 3)
 
 
 @pytest.mark.parametrize("value", [0, 9, 300])
@@ -201,7 +203,9 @@ def test_16_bit_rgb_png_is_scaled_not_clipped():
     values = np.array([0, 255, 256, 32768, 65280, 65535], ">u2").repeat(3)
     content = png16(values.reshape(1, 6, 3))
     assert decode(content)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
-    with pytest.raises(images.BadImage, match="data.value_range needs 16-bit colour"):
+    with pytest.raises(
+        image_decoder.BadImage, match="data.value_range needs 16-bit colour"
+    ):
         decode(content, value_range=(0, 1000))
 
 
@@ -239,7 +243,7 @@ def test_signed_and_float_tiff_need_a_range(kind):
     gray = np.array([[-9, -2, 0, 2, 9]], kind)
     for array in (gray, np.repeat(gray[:, :, None], 3, 2)):
         content = tiff(array, photometric=PHOTOMETRIC[array.ndim])
-        with pytest.raises(images.BadImage, match="data.value_range"):
+        with pytest.raises(image_decoder.BadImage, match="data.value_range"):
             decode(content)
         pixels = decode(content, value_range=(-2, 2))
         assert pixels[0, :, 0].tolist() == [0, 0, 128, 255, 255]
@@ -273,7 +277,7 @@ def test_one_channel_is_the_luma():
         assert np.abs(pixels[..., 0] - luma).max() <= 1
     smooth = Image.fromarray(np.kron(rgb, np.ones((16, 16, 1), np.uint8)))
     content = encode(smooth, "JPEG", quality=100)
-    pixels = images.Decoder(channels=1).decode(content, name="x")
+    pixels = image_decoder.Decoder(channels=1).decode(content, name="x")
     assert np.abs(pixels[8::16, 8::16, 0] - luma).max() <= 4
 
 
@@ -316,7 +320,9 @@ def test_two_channels():
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
 def test_missing_channels_are_refused(kind):
     content = encode(Image.fromarray(noise(8, 8, 3)), kind)
-    with pytest.raises(images.BadImage, match="3 (channels|samples).*expected 13"):
+    with pytest.raises(
+        image_decoder.BadImage, match="3 (channels|samples).*expected 13"
+    ):
         decode(content, channels=13)
 
 

@@ -1,4 +1,4 @@
-"""Damages image files at random and decodes them: python -m tests.data.fuzz_images.
+"""Decodes files damaged at random: python -m tests.data.decode.fuzz_images.
 
 Every file must be decoded or refused by `BadImage`, in time and within memory. The
 decoding runs in a process of its own, which tells what it begins: where it crashes or
@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from dinov2_jax.data import images
+from dinov2_jax.data.decode import image_decoder
 
 MAX_PIXELS = 1_000_000
 TIME_LIMIT = 10  # seconds per image
@@ -29,10 +29,10 @@ TIME_LIMIT = 10  # seconds per image
 # in float32 with its copies, many times over.
 MEMORY_LIMIT = 400 * 1024
 DECODERS = [
-    images.Decoder(MAX_PIXELS),
-    images.Decoder(MAX_PIXELS, channels=1, exif_orientation=False),
-    images.Decoder(MAX_PIXELS, channels=4, value_range=(0, 1000)),
-    images.Decoder(MAX_PIXELS, channels=3, value_range=(-1, 1)),
+    image_decoder.Decoder(MAX_PIXELS),
+    image_decoder.Decoder(MAX_PIXELS, channels=1, exif_orientation=False),
+    image_decoder.Decoder(MAX_PIXELS, channels=4, value_range=(0, 1000)),
+    image_decoder.Decoder(MAX_PIXELS, channels=3, value_range=(-1, 1)),
 ]
 
 
@@ -210,12 +210,12 @@ def _peak() -> int:
         return int(re.search(r"VmHWM:\s*(\d+)", file.read())[1])
 
 
-def try_to_decode(decoder: images.Decoder, content: bytes, reduce: int) -> str:
+def try_to_decode(decoder: image_decoder.Decoder, content: bytes, reduce: int) -> str:
     """Returns "" or the reason of a refusal; anything else is raised."""
     try:
         opened = decoder.open(content, name="x")
         pixels = opened.pixels(reduce)
-    except images.BadImage as error:
+    except image_decoder.BadImage as error:
         return error.reason
     sizes = (opened.height, opened.width)
     small = tuple(-(-size // reduce) for size in sizes)
@@ -264,7 +264,7 @@ def run(seed: int, count: int, keep: pathlib.Path | None = None) -> Report:
     """Decodes `count` damaged files; starts again after each failure."""
     whole, report, start = seeds(), Report(), 0
     while start < count:
-        command = [sys.executable, "-m", "tests.data.fuzz_images", "--decode"]
+        command = [sys.executable, "-m", "tests.data.decode.fuzz_images", "--decode"]
         command += [f"--seed={seed}", f"--start={start}", f"--count={count}"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
