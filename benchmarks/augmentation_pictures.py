@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from dinov2_jax.augment import on_device as on_device_lib
 from dinov2_jax.augment import on_host as on_host_lib
 from dinov2_jax.augment import policies, resize
-from dinov2_jax.data import photos
+from dinov2_jax.data.sources import photos
 
 OUT = pathlib.Path(__file__).parents[1] / "docs" / "augmentations.png"
 SIDE, MARGIN, HEAD, LEFT = 112, 4, 16, 64

@@ -14,14 +14,15 @@ from benchmarks.settings import Settings
 
 def run(args: Settings) -> None:
     """Measures, prints and writes."""
-    from dinov2_jax.data import bench, sources, throughput
+    from dinov2_jax.data import bench, throughput
     from dinov2_jax.data.decode import image_decoder
+    from dinov2_jax.data.sources import registry
 
     sizes = throughput.Sizes(56, 28, 2) if args.tiny else throughput.Sizes()
     with tempfile.TemporaryDirectory() as folder:
         bench.make_jpegs(pathlib.Path(folder), 16 if args.tiny else 2000)
         found = throughput.measure(
-            sources.open_path(folder, image_decoder.Decoder()),
+            registry.open_path(folder, image_decoder.Decoder()),
             sizes,
             workers=os.cpu_count() or 1,
             rounds=args.rounds,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import tqdm
 
 from dinov2_jax import schedules, time_account
-from dinov2_jax.data import sources
+from dinov2_jax.data.sources import registry
 
 
 class Progress:
@@ -109,10 +109,10 @@ def banner(config: Any, program: Any, source: Any) -> str:
     Args:
       config: Of the run.
       program: `program.Program`.
-      source: `data.sources.Source`.
+      source: `data.sources.registry.Source`.
     """
     batch, steps = config.train.batch_size, config.train.steps
-    places = sources.places(source)
+    places = registry.places(source)
     mesh = program.mesh
     device = mesh.devices.flat[0]
     lr = schedules.scaled_lr(config.optim.base_lr, batch)

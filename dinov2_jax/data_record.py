@@ -4,14 +4,14 @@ import json
 import pathlib
 from typing import Any
 
-from dinov2_jax.data import wording
+from dinov2_jax.data.sources import messages
 
 
 def update(source: Any, workdir: pathlib.Path, *, resumed: bool, write: bool) -> str:
     """Compares the images with those of the run so far, and notes what they are now.
 
     Args:
-      source: `data.sources.Source`.
+      source: `data.sources.registry.Source`.
       workdir: Of the run.
       resumed: False where the run begins, whatever the folder says.
       write: False for all but one of several processes.
@@ -32,7 +32,7 @@ def update(source: Any, workdir: pathlib.Path, *, resumed: bool, write: bool) ->
         temporary.replace(path)
     if not before or before["fingerprint"] == now["fingerprint"]:
         return ""
-    then = wording.counted(before["images"], "image")
+    then = messages.counted(before["images"], "image")
     if before["images"] == now["images"]:
         what = f"{then} then and now, but other names, sizes or times of change"
     else:

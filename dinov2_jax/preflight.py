@@ -25,7 +25,8 @@ from dinov2_jax import config as config_lib
 from dinov2_jax import disk_space, distributed, errors, init_weights, program, sharding
 from dinov2_jax import workdir as workdir_lib
 from dinov2_jax.checkpoint import checkpointer
-from dinov2_jax.data import loader, sources, wording
+from dinov2_jax.data import loader
+from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.eval import evaluator
 
 _MAX_SKEW = 10.0  # seconds between the clocks of two hosts
@@ -135,7 +136,7 @@ class _Preflight:
         self.program = program.Program(self.config)
         replica, fsdp = self.program.mesh.devices.shape
         return (
-            f"{wording.counted(processes, 'process', 'processes')}, {devices} "
+            f"{messages.counted(processes, 'process', 'processes')}, {devices} "
             f"{jax.devices()[0].device_kind}, mesh replica {replica} x fsdp {fsdp}"
         )
 
@@ -204,7 +205,7 @@ class _Preflight:
             if time.monotonic() > deadline:
                 raise errors.UserError(
                     f"{self.scratch} on {socket.gethostname()} lacks what "
-                    f"{wording.counted(len(missing), 'process', 'processes')} wrote "
+                    f"{messages.counted(len(missing), 'process', 'processes')} wrote "
                     f"there, such as process {missing[0]}: --workdir must be one "
                     "folder for all, on a shared file system"
                 )
@@ -214,7 +215,7 @@ class _Preflight:
     def data(self) -> str:
         """The first batch, of which each process builds its part as the run will."""
         evaluator.make_evaluator(self.config, self.program.meta_arch, self.program.mesh)
-        source = sources.make_source(self.config)
+        source = registry.make_source(self.config)
         start = time.monotonic()
         batches = loader.make_loader(
             self.config,
@@ -235,7 +236,7 @@ class _Preflight:
         if not len(bad):
             return ""
         said = (
-            f"{wording.counted(len(bad), 'image')} of the first batch cannot be read, "
+            f"{messages.counted(len(bad), 'image')} of the first batch cannot be read, "
             f"such as {bad[0]['name']} ({bad[0]['reason']})"
         )
         read = self.config.train.batch_size // jax.process_count()

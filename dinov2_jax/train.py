@@ -28,7 +28,8 @@ from dinov2_jax import (
 from dinov2_jax import config as config_lib
 from dinov2_jax import workdir as workdir_lib
 from dinov2_jax.checkpoint import cadence, checkpointer
-from dinov2_jax.data import batch_builder, loader, sources, wording
+from dinov2_jax.data import batch_builder, loader
+from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.eval import evaluator
 
 _LONG = 4.0  # times `train.hang_timeout` for a compilation or an evaluation
@@ -55,7 +56,7 @@ def train(
     account = time_account.TimeAccount("start")
     workdir = pathlib.Path(workdir)
     config_lib.check(config)
-    source = sources.make_source(config)
+    source = registry.make_source(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     num_processes = jax.process_count()
     config_lib.check_cluster(config, num_processes, jax.device_count())
@@ -93,7 +94,7 @@ class Run:
         self,
         config: Any,
         workdir: pathlib.Path,
-        source: sources.Source,
+        source: registry.Source,
         account: time_account.TimeAccount,
         watching: watchdog.Watchdog,
     ):
@@ -253,7 +254,7 @@ class Run:
         lr = self.program.schedules(blown_up.step - 1)["lr"]
         if len(self.rollbacks) >= self.config.train.max_rollbacks:
             good = self.checkpoints.path / str(saved[-1]) if saved else "none yet"
-            count = wording.counted(len(self.rollbacks), "rollback")
+            count = messages.counted(len(self.rollbacks), "rollback")
             raise errors.UserError(
                 f"stopped at step {blown_up.step}: the loss blew up ({blown_up.why}; "
                 f"lr {lr:.3g}) after {count}; last good checkpoint: {good}. Try, "

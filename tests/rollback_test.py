@@ -15,7 +15,8 @@ from PIL import Image
 
 from configs import debug
 from dinov2_jax import errors, events, rollback, ssl_meta_arch
-from dinov2_jax.data import batch_builder, sources
+from dinov2_jax.data import batch_builder
+from dinov2_jax.data.sources import registry
 
 # Trains with a loss that is not finite wherever a crop shows one colour alone.
 POISONED = """
@@ -103,7 +104,7 @@ def test_no_batch_is_taken_twice(tmp_path):
 
 def test_batches_are_left_out():
     config = debug.get_config()
-    source = sources.make_source(config)
+    source = registry.make_source(config)
     plain = batch_builder.make_batch_builder(config, source)
     skips = ((20, 5), (0, 3))
     skipping = batch_builder.make_batch_builder(config, source, skips=skips)
@@ -156,7 +157,7 @@ def poisoned_steps(images):
     """At which the poison comes, where no batch is left out."""
     config = debug.get_config()
     config.data.update(source="folder", path=str(images))
-    builder = batch_builder.make_batch_builder(config, sources.make_source(config))
+    builder = batch_builder.make_batch_builder(config, registry.make_source(config))
     batch = config.train.batch_size
     return [
         place // batch + 1

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph, stablehlo, torch_twin
-from dinov2_jax.data import photos
+from dinov2_jax.data.sources import photos
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import reading
 

@@ -36,8 +36,8 @@ from dinov2_jax.augment import policies
 from dinov2_jax.data import activity as activity_lib
 from dinov2_jax.data import batch_spec as batch_spec_lib
 from dinov2_jax.data import masking, multi_crop
-from dinov2_jax.data import sources as sources_lib
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import registry as registry_lib
 
 BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U1024"), ("reason", "U120")])
 MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
@@ -66,7 +66,7 @@ class BatchBuilder:
       activity: where to note which image is at hand.
     """
 
-    source: sources_lib.Source
+    source: registry_lib.Source
     multi_crop: multi_crop.MultiCrop
     seed: int
     batch_size: int
@@ -101,7 +101,7 @@ class BatchBuilder:
     def _group(self, number: int, bad: list) -> dict[str, np.ndarray]:
         """Returns one group, by its number in the run."""
         b, crops, keys = self.group_size, [], []
-        places = sources_lib.places(self.source)
+        places = registry_lib.places(self.source)
         for i in range(b):
             pass_number, offset = divmod(number * b + i, places)
             place = self.place(pass_number, offset)
@@ -133,11 +133,11 @@ class BatchBuilder:
     def image_index(self, pass_number: int, offset: int) -> int:
         """Returns the image that comes at an offset of a pass."""
         place = self.place(pass_number, offset)
-        return sources_lib.at_place(self.source, pass_number, place)
+        return registry_lib.at_place(self.source, pass_number, place)
 
     def place(self, pass_number: int, offset: int) -> int:
         """Returns what comes at an offset of a pass: a permutation of its places."""
-        places = sources_lib.places(self.source)
+        places = registry_lib.places(self.source)
         if places == 1:
             return 0
         entropy = (self.seed, _ORDER, pass_number)
@@ -154,7 +154,7 @@ class BatchBuilder:
         # has in its own place, as do those of an image with several places.
         drawn_for = place
         for attempt in range(MAX_ATTEMPTS):
-            index = sources_lib.at_place(self.source, pass_number, place)
+            index = registry_lib.at_place(self.source, pass_number, place)
             self._note(self.source.name(index))
             try:
                 image = self.source.open(index)
@@ -169,7 +169,7 @@ class BatchBuilder:
                     f"{type(error).__name__}: {error}"
                 ) from error
             rng = self._rng(_REPLACEMENT, pass_number, offset, attempt)
-            place = int(rng.integers(sources_lib.places(self.source)))
+            place = int(rng.integers(registry_lib.places(self.source)))
         raise errors.UserError(
             f"{MAX_ATTEMPTS} images in a row could not be read, the last one "
             f"{bad[-1][1]} ({bad[-1][2]}): remove or repair such files"
@@ -210,7 +210,7 @@ def make_batch_builder(
             f"cannot be divided among {process_count} processes: change "
             "--config.train.group_size"
         )
-    places = sources_lib.places(source)
+    places = registry_lib.places(source)
     if places < batch_size:
         raise errors.UserError(
             f"the source has {places} images but train.batch_size = {batch_size}: "

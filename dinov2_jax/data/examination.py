@@ -38,7 +38,7 @@ class Examine:
     """Examines the images of a source, by index.
 
     Attributes:
-      source: `sources.Source`.
+      source: `registry.Source`.
       decoder: with which images have to be decoded without an error.
     """
 

@@ -40,7 +40,7 @@ def make_loader(
 
     Args:
       config: of the run.
-      source: of `sources.make_source`.
+      source: of `registry.make_source`.
       start_step: the first step.
       num_steps: how many batches to give, from the first step on.
       process_index: this process.

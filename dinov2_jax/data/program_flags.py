@@ -7,8 +7,8 @@ import os
 import pathlib
 
 from dinov2_jax import errors
-from dinov2_jax.data import sources, tfds
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import registry, tfds
 
 _MOST_SECONDS = 86_400.0  # a day; waiting for much longer is refused by systems
 
@@ -72,7 +72,7 @@ def decoding(decoder: image_decoder.Decoder) -> dict:
 
 def open_source(
     args: argparse.Namespace, path: str, decoder: image_decoder.Decoder, *, field: str
-) -> sources.Source:
+) -> registry.Source:
     """The source at a path, or the data set of tensorflow-datasets that lies there.
 
     Raises:
@@ -85,7 +85,7 @@ def open_source(
             data_dir=os.path.expanduser(path),
             decoder=decoder,
         )
-    return sources.open_path(path, decoder, field=field)
+    return registry.open_path(path, decoder, field=field)
 
 
 def check_positive(args: argparse.Namespace, *names: str) -> None:

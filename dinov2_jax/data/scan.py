@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from dinov2_jax.data import examination, isolated, program_flags, sources, wording
+from dinov2_jax.data import examination, isolated, program_flags
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import messages, registry
 
 _SHOWN = 10  # lines of a list in the table; the JSON has all
 
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def scan(
-    source: sources.Source,
+    source: registry.Source,
     decoder: image_decoder.Decoder,
     *,
     workers: int,
@@ -187,7 +188,7 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"{name:<12} {counts or 'none'}")
     lines.append(
         f"duplicates   {report['duplicate_images']:,} more than needed, in "
-        f"{wording.counted(report['duplicate_groups'], 'group')} of equal files"
+        f"{messages.counted(report['duplicate_groups'], 'group')} of equal files"
     )
     for group in report["duplicates"][:_SHOWN]:
         lines.append(f"  {_printable(' = '.join(group[:4]))}")

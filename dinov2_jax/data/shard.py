@@ -1,7 +1,7 @@
 """`python -m dinov2_jax.data shard SRC DST`: images packed into ArrayRecord files.
 
 DST holds `images-00000.array_record` and so on (the records are those of
-`array_records`), `shards.json` that says what they hold, and `bad_images.txt`. A run
+`array_record`), `shards.json` that says what they hold, and `bad_images.txt`. A run
 that was stopped goes on where it was: a shard appears when it is whole, and the next
 one begins with the image after it, so that the files are those of a run that was not
 stopped.
@@ -19,16 +19,9 @@ from typing import Any
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import (
-    array_records,
-    examination,
-    isolated,
-    program_flags,
-    scan,
-    shard_folder,
-    wording,
-)
+from dinov2_jax.data import examination, isolated, program_flags, scan, shard_folder
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import array_record, messages
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BAD = "bad_images.txt"
@@ -72,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     if not 1 <= args.quality <= 100:
         raise errors.UserError(f"--quality={args.quality}: give 1 to 100")
     limit = _parse_size(args.shard_size)
-    array_records.module()
+    array_record.module()
     decoder = program_flags.make_decoder(args)
     if args.resize and args.channels not in (1, 3):
         raise errors.UserError(
@@ -91,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
         if not destination.finished:
             _write_all(packing, destination, limit, args)
     print(
-        f"{args.destination}: {wording.counted(destination.records, 'image')} in "
-        f"{wording.counted(len(destination.shards), 'shard')}, "
+        f"{args.destination}: {messages.counted(destination.records, 'image')} in "
+        f"{messages.counted(len(destination.shards), 'shard')}, "
         f"{len(destination.bad):,} bad ones left out"
         + (f", named in {args.destination / _BAD}" if destination.bad else "")
         + f"; train with --config.data.path={args.destination}"
@@ -117,7 +110,7 @@ class Packing:
     """Makes the bytes of a record of an image; runs in processes of its own.
 
     Attributes:
-      source: `sources.Source`.
+      source: `registry.Source`.
       decoder: With which images have to be decoded without an error.
       short_side: px, of larger ones; 0 leaves all as they are.
       quality: Of JPEGs.
@@ -171,7 +164,7 @@ def _write_all(packing, destination, limit, args) -> None:
                 shard.bad.append([source.name(index), result.reason])
                 continue
             label = None if labels is None else label_names[labels[index]]
-            record = array_records.pack(result, name=_name(source, index), label=label)
+            record = array_record.pack(result, name=_name(source, index), label=label)
             used = shard.bytes + len(record) if unit == "bytes" else shard.records + 1
             if shard.records and used > most:
                 shard.close(stop=index)

@@ -11,7 +11,7 @@ import pathlib
 from typing import Any
 
 from dinov2_jax import errors
-from dinov2_jax.data import array_records
+from dinov2_jax.data.sources import array_record
 
 
 class Destination:
@@ -26,7 +26,7 @@ class Destination:
             "options": json.loads(json.dumps(options)),
         }
         self.finished = False
-        note = path / array_records.SHARDS
+        note = path / array_record.SHARDS
         if not note.exists():
             others = [p.name for p in path.iterdir() if not p.name.startswith(".")]
             if others:
@@ -76,7 +76,7 @@ class Destination:
     def note(self, finished: bool) -> None:
         """Writes `shards.json`."""
         content = self._head | {"finished": finished, "shards": self.shards}
-        write_whole(self.path / array_records.SHARDS, json.dumps(content, indent=1))
+        write_whole(self.path / array_record.SHARDS, json.dumps(content, indent=1))
         self.finished = finished
 
 
@@ -92,7 +92,7 @@ class Shard:
         # Hidden, so that no reader takes it for a shard.
         self._temporary = destination.path / f".{self._name}.tmp"
         # A record a chunk, for random access; images do not compress.
-        self._writer = array_records.module().ArrayRecordWriter(
+        self._writer = array_record.module().ArrayRecordWriter(
             str(self._temporary), "group_size:1,uncompressed"
         )
 

@@ -19,8 +19,9 @@ import numpy as np
 import tqdm
 
 from dinov2_jax import errors
-from dinov2_jax.data import program_flags, sources
+from dinov2_jax.data import program_flags
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import registry
 
 _SHOWN = 10  # bad images by name; JSON has all
 _AHEAD = 2  # images in work or waiting, per thread
@@ -72,7 +73,7 @@ def _deviation(counts: np.ndarray) -> float:
 
 
 def gather(
-    source: sources.Source,
+    source: registry.Source,
     indices: Iterable[int],
     *,
     channels: int,
@@ -97,7 +98,7 @@ def gather(
     return Statistics(total, read, skipped)
 
 
-def _count(source: sources.Source, index: int) -> tuple[str, np.ndarray | str]:
+def _count(source: registry.Source, index: int) -> tuple[str, np.ndarray | str]:
     """Returns an image's name, and int64 [C, 256] or why it is bad."""
     try:
         pixels = source.open(index).pixels()

@@ -22,10 +22,10 @@ from dinov2_jax.data import (
     loader,
     multi_crop,
     reference_pipeline,
-    sources,
     workers,
 )
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import registry
 
 PATCH = 14  # pixels
 _CONTESTANTS = ("reference", "host", "split")
@@ -58,7 +58,7 @@ class Sizes:
 
 
 def measure(
-    source: sources.Source,
+    source: registry.Source,
     sizes: Sizes,
     *,
     workers: int,

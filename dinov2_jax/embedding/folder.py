@@ -14,13 +14,14 @@ from collections.abc import Generator
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import preprocessing, sources
+from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder as image_decoder_lib
+from dinov2_jax.data.sources import registry
 
 _BATCHES_AHEAD = 2
 
 
-class Folder(sources.FolderSource):
+class Folder(registry.FolderSource):
     """All images below a folder, in the order of their paths.
 
     Args:
@@ -40,7 +41,7 @@ class Folder(sources.FolderSource):
             fact = str(error).split("; looked for")[0]
             fact = fact.replace("data.path = ", "")
             raise errors.UserError(
-                f"{fact}; looked for {' '.join(sources.EXTENSIONS)}: name a folder of "
+                f"{fact}; looked for {' '.join(registry.EXTENSIONS)}: name a folder of "
                 "images"
             ) from error
 

@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, sharding, ssl_meta_arch
-from dinov2_jax.data import photos, preprocessing, sources
+from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import photos, registry
 from dinov2_jax.eval import knn, pca, random_init
 
 NUM_PICTURES = 4
@@ -42,8 +43,8 @@ class Evaluator:
         meta_arch: ssl_meta_arch.SSLMetaArch,
         mesh: Mesh,
         *,
-        bank: sources.Source,
-        queries: sources.Source,
+        bank: registry.Source,
+        queries: registry.Source,
         pictures: np.ndarray | None,
         resize_size: int,
         image_size: int,
@@ -192,7 +193,7 @@ class Evaluator:
                     yield np.stack([g[0] for g in good]), np.array([g[1] for g in good])
 
 
-def _some(source: sources.Source) -> list[np.ndarray]:
+def _some(source: registry.Source) -> list[np.ndarray]:
     """Up to `NUM_PICTURES` readable images, evenly spaced."""
     found = []
     for index in np.linspace(0, len(source) - 1, NUM_PICTURES).astype(int):
@@ -215,7 +216,7 @@ def make_evaluator(
     pictures = []
     if c.train_path:
         bank, queries = (
-            sources.open_path(
+            registry.open_path(
                 c[name], image_decoder.make_decoder(config), field=f"evaluation.{name}"
             )
             for name in ("train_path", "val_path")

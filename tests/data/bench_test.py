@@ -12,8 +12,9 @@ from PIL import Image
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
 from dinov2_jax.data import __main__ as program
-from dinov2_jax.data import multi_crop, reference_pipeline, sources, throughput
+from dinov2_jax.data import multi_crop, reference_pipeline, throughput
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import registry
 
 
 def test_the_program(tmp_path):
@@ -53,7 +54,7 @@ def test_a_damaged_image_does_not_stop_the_reference(tmp_path):
     for i in range(4):
         Image.new("RGB", (40, 40)).save(tmp_path / f"{i}.jpg")
     (tmp_path / "1.jpg").write_bytes(b"no image")
-    source = sources.open_path(str(tmp_path), image_decoder.Decoder())
+    source = registry.open_path(str(tmp_path), image_decoder.Decoder())
     work = throughput._Work(source, throughput.Sizes(28, 14, 1), 3)
     assert work("reference", 0) == 6  # of 8, the four images twice
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from configs import debug
-from dinov2_jax.data import batch_builder, sources
+from dinov2_jax.data import batch_builder
+from dinov2_jax.data.sources import registry
 
 GOOD_PHOTOGRAPHS = 40
 LONG = "long" * 50  # 200 characters
@@ -217,7 +218,7 @@ class Spy:
 def delivered_in_one_pass(path):
     config = debug.get_config()
     config.data.update(source="auto", path=str(path))
-    spy = Spy(sources.make_source(config))
+    spy = Spy(registry.make_source(config))
     builder = batch_builder.make_batch_builder(config, spy)
     for step in range(-(-len(spy) // config.train.batch_size)):
         builder(step)

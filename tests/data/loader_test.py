@@ -14,8 +14,9 @@ from PIL import Image
 
 from configs import default
 from dinov2_jax import errors
-from dinov2_jax.data import batch_builder, batch_spec, loader, masking, sources
+from dinov2_jax.data import batch_builder, batch_spec, loader, masking
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -228,7 +229,7 @@ def test_folder_of_horrors(tmp_path):
     (tmp_path / "bad_empty.jpg").touch()
     (tmp_path / "bad_text.jpg").write_text("not an image at all")
     good.resize((200, 200)).save(tmp_path / "bad_large.bmp")
-    source = sources.FolderSource(tmp_path, image_decoder.Decoder(10_000))
+    source = registry.FolderSource(tmp_path, image_decoder.Decoder(10_000))
     builder = batch_builder.make_batch_builder(small_config(), source)
     batches = [builder(step) for step in range(-(-len(source) // 8))]
     reported = {str(bad["name"]) for batch in batches for bad in batch["bad_images"]}

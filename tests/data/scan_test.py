@@ -12,8 +12,9 @@ from PIL import Image
 
 from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
-from dinov2_jax.data import examination, scan, sources
+from dinov2_jax.data import examination, scan
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import registry
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_scan(folder, tmp_path, capsys):
 
 
 def test_any_source(tmp_path):
-    photos = sources.photos.PhotosSource("val")
+    photos = registry.photos.PhotosSource("val")
     report = scan.scan(photos, image_decoder.Decoder(), workers=0)
     assert report["good"] == len(photos) and report["formats"] == {"PNG": len(photos)}
 
@@ -101,7 +102,7 @@ class Killer(image_decoder.Decoder):
 def test_hostile_files_do_not_stop_the_scan(folder):
     (folder / "hostile.jpg").write_bytes(b"kill")
     (folder / "sub" / "endless.jpg").write_bytes(b"hang")
-    source = sources.open_path(str(folder), image_decoder.Decoder())
+    source = registry.open_path(str(folder), image_decoder.Decoder())
     report = scan.scan(source, Killer(), workers=2, seconds=8)
     bad = {entry["name"]: entry["reason"] for entry in report["bad_images"]}
     assert report["good"] == 10 and len(bad) == 6
@@ -112,7 +113,7 @@ def test_hostile_files_do_not_stop_the_scan(folder):
 def test_a_long_list_is_cut_in_the_table(folder):
     for i in range(30):
         (folder / f"none {i}.png").touch()
-    source = sources.open_path(str(folder), image_decoder.Decoder())
+    source = registry.open_path(str(folder), image_decoder.Decoder())
     report = scan.scan(source, image_decoder.Decoder(), workers=0)
     assert len(report["bad_images"]) == 34
     assert "and 24 more, see --json" in scan.table(report)
@@ -138,7 +139,7 @@ def test_bad_flags(folder, capsys, flags, words):
 
 
 def test_sources_without_files_are_written_as_png():
-    photos = sources.photos.PhotosSource("bank")
+    photos = registry.photos.PhotosSource("bank")
     content = examination.file_bytes(photos, 3)
     decoded = image_decoder.Decoder().decode(content, name="")
     np.testing.assert_array_equal(decoded, photos.open(3).pixels())

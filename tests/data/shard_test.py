@@ -16,8 +16,8 @@ from PIL import Image
 
 from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
-from dinov2_jax.data import array_records, sources
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import array_record, registry
 
 ROOT = pathlib.Path(__file__).parents[2]
 BAD = ("broken.jpg", "zz.png")
@@ -59,9 +59,9 @@ def test_bytes_names_and_labels_stay(folder, tmp_path, capsys):
     assert [line.split("\t")[0] for line in lines] == ["a/broken.jpg", "c/zz.png"]
     note = json.loads((tmp_path / "out" / "shards.json").read_text())
     assert [shard["records"] for shard in note["shards"]] == [15, 15, 11]
-    source = sources.open_path(str(tmp_path / "out"), image_decoder.Decoder())
-    assert type(source) is array_records.ArrayRecordSource
-    before = sources.open_path(str(folder), image_decoder.Decoder())
+    source = registry.open_path(str(tmp_path / "out"), image_decoder.Decoder())
+    assert type(source) is array_record.ArrayRecordSource
+    before = registry.open_path(str(folder), image_decoder.Decoder())
     kept = [i for i in range(len(before)) if not before.name(i).endswith(BAD)]
     assert len(source) == len(kept) == 41
     for i, j in enumerate(kept):
@@ -70,7 +70,7 @@ def test_bytes_names_and_labels_stay(folder, tmp_path, capsys):
         np.testing.assert_array_equal(source.open(i).pixels(), before.open(j).pixels())
     assert source.labels.tolist() == before.labels[kept].tolist()
     assert source.label_names == before.label_names == ["a", "b", "c"]
-    names = [array_records.unpack(source._record(i))[1]["name"] for i in range(41)]
+    names = [array_record.unpack(source._record(i))[1]["name"] for i in range(41)]
     assert b"b/\xff.png" in [os.fsencode(name) for name in names]
 
 
@@ -79,8 +79,8 @@ def test_resized(folder, tmp_path):
     assert shard(folder, tmp_path / "out", *flags) == 0
     files = sorted((tmp_path / "out").glob("*.array_record"))
     assert len(files) > 1
-    source = sources.open_path(str(tmp_path / "out"), image_decoder.Decoder())
-    before = sources.open_path(str(folder), image_decoder.Decoder())
+    source = registry.open_path(str(tmp_path / "out"), image_decoder.Decoder())
+    before = registry.open_path(str(folder), image_decoder.Decoder())
     by_name = {before.name(i): i for i in range(len(before))}
     for i in range(len(source)):
         opened, original = source.open(i), before.open(by_name[source.name(i)])
@@ -92,7 +92,7 @@ def test_resized(folder, tmp_path):
             small = Image.fromarray(small).resize((50, 64), Image.Resampling.BICUBIC)
             error = np.abs(opened.pixels().astype(int) - np.asarray(small)).mean()
             assert error < 8
-    per_shard = [array_records.module().ArrayRecordReader(str(f)) for f in files]
+    per_shard = [array_record.module().ArrayRecordReader(str(f)) for f in files]
     sizes = [sum(map(len, reader.read_all())) for reader in per_shard]
     assert max(sizes) <= 80_000 and min(sizes[:-1]) > 60_000
 
@@ -144,7 +144,7 @@ def test_killed_and_resumed(folder, tmp_path, capsys):
         assert len(list(destination.glob("images-*"))) == shards
         assert '"finished": false' in (destination / "shards.json").read_text()
         with pytest.raises(errors.UserError, match="is unfinished: run"):
-            sources.open_path(str(destination), image_decoder.Decoder())
+            registry.open_path(str(destination), image_decoder.Decoder())
     kept = {p: p.stat().st_mtime_ns for p in destination.glob("images-*")}
     capsys.readouterr()
     assert shard(folder, destination, *flags) == 0
@@ -182,8 +182,8 @@ def test_many_channels(tmp_path, capsys):
     path = f"{tmp_path}/data/*.npy"
     assert shard(path, tmp_path / "out", *flags) == 0
     decoder = image_decoder.Decoder(channels=13, value_range=(0, 9999))
-    before = sources.open_path(path, decoder)
-    after = sources.open_path(str(tmp_path / "out"), decoder)
+    before = registry.open_path(path, decoder)
+    after = registry.open_path(str(tmp_path / "out"), decoder)
     assert len(after) == 3
     for i in range(3):
         np.testing.assert_array_equal(after.open(i).pixels(), before.open(i).pixels())
@@ -200,7 +200,9 @@ def test_gray_is_shrunk_as_gray(tmp_path):
     tifffile.imwrite(tmp_path / "data" / "a.tif", floats)
     flags = ["--channels=1", "--value-range", "0", "9", "--resize=20"]
     assert shard(tmp_path / "data", tmp_path / "out", *flags) == 0
-    source = sources.open_path(str(tmp_path / "out"), image_decoder.Decoder(channels=1))
+    source = registry.open_path(
+        str(tmp_path / "out"), image_decoder.Decoder(channels=1)
+    )
     pixels = source.open(0).pixels()
     assert pixels.shape == (20, 20, 1)
     np.testing.assert_allclose(
@@ -228,7 +230,7 @@ def test_shards_again_as_a_source(folder, tmp_path):
     assert shard(folder, tmp_path / "one") == 0
     assert shard(tmp_path / "one", tmp_path / "two") == 0
     one, two = (
-        sources.open_path(str(tmp_path / name), image_decoder.Decoder())
+        registry.open_path(str(tmp_path / name), image_decoder.Decoder())
         for name in ("one", "two")
     )
     assert [one.content(i) for i in range(41)] == [two.content(i) for i in range(41)]

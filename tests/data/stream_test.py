@@ -16,7 +16,8 @@ from PIL import Image
 
 from configs import default
 from dinov2_jax.data import activity as activity_lib
-from dinov2_jax.data import batch_builder, loader, sources
+from dinov2_jax.data import batch_builder, loader
+from dinov2_jax.data.sources import registry
 
 IMAGES = 24
 BATCH, GROUP, LOCALS = 8, 2, 3
@@ -91,7 +92,7 @@ def made(data, kind, *, process=(0, 1), **overrides):
     config = config_of(data, kind, **overrides)
     return batch_builder.make_batch_builder(
         config,
-        sources.make_source(config),
+        registry.make_source(config),
         process_index=process[0],
         process_count=process[1],
     )
@@ -168,7 +169,7 @@ def hashes(batches, names):
 
 def names_of(data, kind, start=0, stop=STEPS):
     builder = made(data, kind)
-    length = sources.places(builder.source)
+    length = registry.places(builder.source)
     return [
         builder.source.name(builder.image_index(*divmod(place, length)))
         for place in range(start * BATCH, stop * BATCH)
@@ -226,7 +227,7 @@ def test_two_processes(data, expected, num_workers, start):
 
 def test_as_training_makes_its_loader(data, expected):
     config = config_of(data, "folder", **{"data.workers": 1})
-    source = sources.make_source(config)
+    source = registry.make_source(config)
     with loader.make_loader(
         config, source, start_step=2, num_steps=STEPS - 2
     ) as batches:
@@ -258,7 +259,7 @@ def test_every_image_once_a_pass_by_its_pixels(data):
 
 def test_every_image_of_a_mixture_in_a_pass(data):
     builder = made(data, "mixture")
-    length = sources.places(builder.source)
+    length = registry.places(builder.source)
     assert length == 2 * 16  # half of them from the larger source, each image once
     batches = [builder(step) for step in range(length // BATCH)]
     seen = []

@@ -29,8 +29,8 @@ from PIL import Image
 
 from dinov2_jax import errors
 from dinov2_jax.augment import crop_boxes, on_host, policies, resize
-from dinov2_jax.data import index_file, wording
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import index_cache, messages
 
 TILE = 64  # px
 WINDOW = 128  # px
@@ -184,13 +184,13 @@ class PhotosSource:
     def fingerprint(self) -> str:
         """Changes with the split and the number of its tiles."""
         gray = ("gray",) if self.channels == 1 else ()
-        return index_file.key("photos", self.split, str(len(self)), *gray)
+        return index_cache.key("photos", self.split, str(len(self)), *gray)
 
     def describe(self) -> str:
         """One line: how many, of what."""
-        count = wording.counted(len(self.label_names), "embedded photograph")
+        count = messages.counted(len(self.label_names), "embedded photograph")
         where = f"of {count}, split {self.split}"
-        return wording.described(len(self), where, skipped={}, first=())
+        return messages.described(len(self), where, skipped={}, first=())
 
     def open(self, index: int) -> image_decoder.OpenedImage:
         """Returns uint8 [h, w, C]: [64, 64, C], or [128, 64..128, C] of "train"."""

@@ -5,7 +5,7 @@ import os
 import re
 
 from dinov2_jax import errors
-from dinov2_jax.data import patterns
+from dinov2_jax.data.sources import globbing
 
 TAR = re.compile(r"\.tar$", re.IGNORECASE)
 COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -40,9 +40,9 @@ def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[s
             raise errors.UserError(f"no {what} below {field} = {said}: {fix}")
     elif os.path.exists(said):
         found = [said]
-    elif patterns.is_pattern(said):
+    elif globbing.is_pattern(said):
         found = []
-        for one in patterns.expand_braces(said):
+        for one in globbing.expand_braces(said):
             if glob.has_magic(one):
                 found += glob.glob(one, recursive=True)
             elif os.path.exists(one):

@@ -6,8 +6,8 @@ import os
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import index_file, tfds_files, wording
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import index_cache, messages, tfds_files
 
 
 class TfdsSource:
@@ -31,7 +31,7 @@ class TfdsSource:
         if self._length == 0:
             raise errors.UserError(f"split {split!r} of tfds data set {name} is empty")
         state = json.dumps(tfds_files.state(self._opened[2]))
-        self._fingerprint = index_file.key(
+        self._fingerprint = index_cache.key(
             "tfds", name, split, str(self._length), state
         )
 
@@ -114,4 +114,4 @@ class TfdsSource:
         """One line: how many, of what."""
         name, split, data_dir = self._args
         where = f"in split {split} of {name}" + (f" in {data_dir}" if data_dir else "")
-        return wording.described(len(self), where, skipped={}, first=())
+        return messages.described(len(self), where, skipped={}, first=())

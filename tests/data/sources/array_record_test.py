@@ -10,8 +10,8 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import array_records, sources
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import array_record, registry
 
 DECODER = image_decoder.Decoder()
 
@@ -41,8 +41,8 @@ def test_plain_images(tmp_path, options):
         records = [encoded(10 * shard + i + 1, kind) for i, kind in enumerate(kinds)]
         write(tmp_path / f"x-{shard}.array_record", records, options)
     for path in ("", "x-*.array_record", "x-{0..1}.array_record"):
-        source = sources.open_path(str(tmp_path / path), DECODER)
-        assert type(source) is array_records.ArrayRecordSource
+        source = registry.open_path(str(tmp_path / path), DECODER)
+        assert type(source) is array_record.ArrayRecordSource
         want = [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16]
         assert widths(source) == want
         pickled = pickle.dumps(source)
@@ -51,7 +51,7 @@ def test_plain_images(tmp_path, options):
     assert source.labels is None and source.label_names == []
     said = source.describe()
     assert said.startswith("12 images in 2 ArrayRecord files of")
-    one = sources.open_path(str(tmp_path / "x-1.array_record"), DECODER)
+    one = registry.open_path(str(tmp_path / "x-1.array_record"), DECODER)
     assert widths(one) == want[6:]
     with pytest.raises(IndexError):
         one.open(6)
@@ -66,12 +66,12 @@ def test_the_record_is_what_its_description_says(tmp_path):
         length = len(head).to_bytes(4, "little")
         records.append(b"dinov2\x00\x01" + length + head + encoded(3 + i))
     write(tmp_path / "x.array_record", records)
-    source = sources.open_path(str(tmp_path), DECODER)
+    source = registry.open_path(str(tmp_path), DECODER)
     assert widths(source) == [3, 4, 5]
     assert [source.name(i) for i in range(3)] == ["a/1.png", "b/\\xff.png", "ü.png"]
     assert source.labels.tolist() == [0, 1, 0] and source.label_names == ["a", "b"]
     assert source.content(1) == encoded(4) and source.describe().encode()
-    packed = array_records.pack(b"content", name="n", label=None)
+    packed = array_record.pack(b"content", name="n", label=None)
     assert packed[:8] == b"dinov2\x00\x01" and packed.endswith(b"content")
     assert json.loads(packed[12:-7]) == {"name": "n"}
 
@@ -79,10 +79,10 @@ def test_the_record_is_what_its_description_says(tmp_path):
 def test_other_records_are_refused(tmp_path):
     write(tmp_path / "x.array_record", [b"\x0a\x10 a protocol buffer"])
     with pytest.raises(errors.UserError, match="--config.data.source=tfds"):
-        sources.open_path(str(tmp_path), DECODER)
+        registry.open_path(str(tmp_path), DECODER)
     write(tmp_path / "x.array_record", [])
     with pytest.raises(errors.UserError, match="no records in 1 ArrayRecord file"):
-        sources.open_path(str(tmp_path), DECODER)
+        registry.open_path(str(tmp_path), DECODER)
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "empty"])
@@ -92,13 +92,13 @@ def test_damaged_files_are_refused(tmp_path, damage):
     content = {"text": b"x" * 10_000, "cut": content[:-5000], "empty": b""}[damage]
     (tmp_path / "x.array_record").write_bytes(content)
     with pytest.raises(errors.UserError, match="not a whole ArrayRecord file"):
-        sources.open_path(str(tmp_path), DECODER)
+        registry.open_path(str(tmp_path), DECODER)
 
 
 def test_a_damaged_record_is_a_bad_image(tmp_path):
     path = tmp_path / "x.array_record"
     write(path, [encoded(200 + i) for i in range(300)], "group_size:1,uncompressed")
-    source = sources.open_path(str(path), DECODER)
+    source = registry.open_path(str(path), DECODER)
     content = bytearray(path.read_bytes())
     at = content.index(encoded(450)) + 30
     content[at] ^= 255
@@ -113,9 +113,9 @@ def test_a_damaged_record_is_a_bad_image(tmp_path):
             assert error.name == "x.array_record record 250"
             assert "its record cannot be read" in error.reason
     assert bad == [250] and source.name(250) == "x.array_record record 250"
-    cut = [encoded(5), array_records.MAGIC + b"\xff\xff\0\0{"]
+    cut = [encoded(5), array_record.MAGIC + b"\xff\xff\0\0{"]
     write(tmp_path / "y.array_record", cut)
-    source = sources.open_path(str(tmp_path / "y.array_record"), DECODER)
+    source = registry.open_path(str(tmp_path / "y.array_record"), DECODER)
     with pytest.raises(image_decoder.BadImage, match="the record is cut off"):
         source.open(1)
 
@@ -123,14 +123,14 @@ def test_a_damaged_record_is_a_bad_image(tmp_path):
 def test_files_are_counted_again_when_they_change(tmp_path):
     path = tmp_path / "x.array_record"
     write(path, [encoded(5)])
-    before = sources.open_path(str(tmp_path), DECODER).fingerprint
+    before = registry.open_path(str(tmp_path), DECODER).fingerprint
     write(path, [encoded(5), encoded(6)])
-    source = sources.open_path(str(tmp_path), DECODER)
+    source = registry.open_path(str(tmp_path), DECODER)
     assert widths(source) == [5, 6] and source.fingerprint != before
 
 
 def test_large_sets_leave_the_index_in_the_file(tmp_path, monkeypatch):
     write(tmp_path / "x.array_record", [encoded(5 + i) for i in range(20)])
-    monkeypatch.setattr(array_records, "_MOST_IN_MEMORY", 10)
-    assert widths(sources.open_path(str(tmp_path), DECODER)) == list(range(5, 25))
+    monkeypatch.setattr(array_record, "_MOST_IN_MEMORY", 10)
+    assert widths(registry.open_path(str(tmp_path), DECODER)) == list(range(5, 25))
     assert os.listdir(tmp_path) == ["x.array_record"]

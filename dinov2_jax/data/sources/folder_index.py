@@ -15,14 +15,14 @@ from collections.abc import Iterable
 import numpy as np
 import tqdm
 
-from dinov2_jax.data import index_file, patterns, walking
+from dinov2_jax.data.sources import folder_walk, globbing, index_cache
 
 _VERSION = "1"  # of the meaning of what is stored
 _SPOT_CHECKS = 10_000
 _SKIPPED_NAMES = 10_000  # that are kept with their reasons; all are counted
 
 
-def find_images(root: str, rule: patterns.Rule | None = None, pattern: str = ""):
+def find_images(root: str, rule: globbing.Rule | None = None, pattern: str = ""):
     """The index of the images below a folder, in the order of their paths.
 
     Args:
@@ -31,7 +31,7 @@ def find_images(root: str, rule: patterns.Rule | None = None, pattern: str = "")
       pattern: For the name in the cache.
 
     Returns:
-      `index_file.Index` with the texts `paths` (relative, / between names), `sizes`
+      `index_cache.Index` with the texts `paths` (relative, / between names), `sizes`
       (bytes) and `mtimes` (ns), one each image; and `labels` where every image lies in
       a sub-folder: the first level's names are `header["label_names"]`.
 
@@ -40,8 +40,8 @@ def find_images(root: str, rule: patterns.Rule | None = None, pattern: str = "")
     """
     with os.scandir(root):  # raises
         pass
-    key = index_file.key("images", _VERSION, root, pattern)
-    old = index_file.newest(key)
+    key = index_cache.key("images", _VERSION, root, pattern)
+    old = index_cache.newest(key)
     if old is not None and (
         old.header["skipped_count"] > _SKIPPED_NAMES or not _looks_the_same(root, old)
     ):
@@ -53,15 +53,15 @@ def find_images(root: str, rule: patterns.Rule | None = None, pattern: str = "")
         disable=not sys.stderr.isatty(),
     ) as bar:
         known = _Known(old) if old is not None else None
-        folders = walking.walk(root, rule, known, bar)
+        folders = folder_walk.walk(root, rule, known, bar)
     if old is not None and _unchanged(folders, old):
         return old
     return _write(key, folders, old)
 
 
-def _looks_the_same(root: str, old: index_file.Index) -> bool:
+def _looks_the_same(root: str, old: index_cache.Index) -> bool:
     """Whether a sample of the files has the sizes and times that are known of them."""
-    paths, sizes, mtimes = index_file.Texts(old, "paths"), old["sizes"], old["mtimes"]
+    paths, sizes, mtimes = index_cache.Texts(old, "paths"), old["sizes"], old["mtimes"]
     count = len(paths)
     chosen = np.linspace(0, max(count - 1, 0), min(count, _SPOT_CHECKS)).astype(int)
     prefix = os.fsencode(root) + b"/"
@@ -76,15 +76,15 @@ def _looks_the_same(root: str, old: index_file.Index) -> bool:
                 return False
         return True
 
-    with concurrent.futures.ThreadPoolExecutor(walking.THREADS) as pool:
-        return all(pool.map(same, np.array_split(chosen, 4 * walking.THREADS)))
+    with concurrent.futures.ThreadPoolExecutor(folder_walk.THREADS) as pool:
+        return all(pool.map(same, np.array_split(chosen, 4 * folder_walk.THREADS)))
 
 
 class _Known:
     """The folders of an old index."""
 
-    def __init__(self, old: index_file.Index):
-        self._paths = index_file.Texts(old, "folder_paths").all()
+    def __init__(self, old: index_cache.Index):
+        self._paths = index_cache.Texts(old, "folder_paths").all()
         self._numbers = {path: number for number, path in enumerate(self._paths)}
         self._how = old["folder_how"].tolist()
         self._mtimes = old["folder_mtimes"].tolist()
@@ -96,10 +96,10 @@ class _Known:
                 name = path[len(self._paths[parent]) : -1]
                 self._folders[parent].append(name)
 
-    def find(self, folder: walking.Folder) -> int:
+    def find(self, folder: folder_walk.Folder) -> int:
         """The number of a folder that need not be listed again, or -1."""
         number = self._numbers.get(folder.path, -1)
-        if number < 0 or self._how[number] != walking.LISTED:
+        if number < 0 or self._how[number] != folder_walk.LISTED:
             return -1
         same = (self._mtimes[number], self._inodes[number])
         return number if same == (folder.mtime, folder.inode) else -1
@@ -111,7 +111,7 @@ class _Known:
         return self._counts[number]
 
 
-def _unchanged(folders: list[walking.Folder], old: index_file.Index) -> bool:
+def _unchanged(folders: list[folder_walk.Folder], old: index_cache.Index) -> bool:
     """Whether the old index says of every folder what was found."""
     if len(folders) != len(old["folder_how"]):
         return False
@@ -125,7 +125,7 @@ def _unchanged(folders: list[walking.Folder], old: index_file.Index) -> bool:
         fresh.append(number)
     if not fresh:
         return True
-    paths = index_file.Texts(old, "folder_paths")
+    paths = index_cache.Texts(old, "folder_paths")
     rows = _Rows(old)
     skipped = {number: [] for number in fresh}
     for number, name, reason in old.header["skipped"]:
@@ -142,8 +142,8 @@ def _unchanged(folders: list[walking.Folder], old: index_file.Index) -> bool:
 class _Rows:
     """The images of an old index by folder."""
 
-    def __init__(self, old: index_file.Index):
-        self._old, self._paths = old, index_file.Texts(old, "paths")
+    def __init__(self, old: index_cache.Index):
+        self._old, self._paths = old, index_cache.Texts(old, "paths")
         folders = old["folders"]
         self._order = np.argsort(folders, kind="stable")
         self._ends = np.cumsum(np.bincount(folders, minlength=len(old["folder_how"])))
@@ -154,7 +154,7 @@ class _Rows:
         return [(self._paths[r][prefix:], int(sizes[r]), int(mtimes[r])) for r in rows]
 
 
-def _write(key: str, folders: list[walking.Folder], old) -> index_file.Index:
+def _write(key: str, folders: list[folder_walk.Folder], old) -> index_cache.Index:
     paths: list[bytes] = []
     columns: dict[str, list[int]] = {"sizes": [], "mtimes": [], "folders": []}
     if old is not None:
@@ -165,7 +165,7 @@ def _write(key: str, folders: list[walking.Folder], old) -> index_file.Index:
                 renumbered[folder.old] = number
         numbers = renumbered[old["folders"]]
         kept = numbers >= 0
-        every = index_file.Texts(old, "paths").all()
+        every = index_cache.Texts(old, "paths").all()
         paths = list(itertools.compress(every, kept.tolist()))
         columns["sizes"] = old["sizes"][kept].tolist()
         columns["mtimes"] = old["mtimes"][kept].tolist()
@@ -178,14 +178,14 @@ def _write(key: str, folders: list[walking.Folder], old) -> index_file.Index:
             columns["folders"].append(number)
     order = np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64)
     paths.sort()
-    arrays = index_file.text_arrays("paths", paths)
+    arrays = index_cache.text_arrays("paths", paths)
     dtypes = {"sizes": np.int64, "mtimes": np.int64, "folders": np.int32}
     arrays |= {n: np.array(c, dtypes[n])[order] for n, c in columns.items()}
     labels, names = first_level_labels(paths)
     if labels is not None:
         arrays["labels"] = labels
     said = {n: a for n, a in arrays.items() if n != "folders"}
-    arrays |= index_file.text_arrays("folder_paths", [f.path for f in folders])
+    arrays |= index_cache.text_arrays("folder_paths", [f.path for f in folders])
     for name, dtype in dict(
         how=np.int8, mtime=np.int64, inode=np.uint64, parent=np.int32
     ).items():
@@ -193,9 +193,9 @@ def _write(key: str, folders: list[walking.Folder], old) -> index_file.Index:
         values = [getattr(folder, name) for folder in folders]
         arrays[f"folder_{plural}"] = np.array(values, dtype)
     skipped = _skipped(folders, old)
-    unreadable = [f.path for f in folders if f.how == walking.UNREADABLE]
+    unreadable = [f.path for f in folders if f.how == folder_walk.UNREADABLE]
     header = {
-        "fingerprint": index_file.fingerprint(said),
+        "fingerprint": index_cache.fingerprint(said),
         "label_names": names,
         "folder_count": len(np.unique(arrays["folders"])),
         "unreadable": [os.fsdecode(path) for path in unreadable],
@@ -205,10 +205,10 @@ def _write(key: str, folders: list[walking.Folder], old) -> index_file.Index:
     }
     for _, _, reason in skipped:
         header["reasons"][reason] = header["reasons"].get(reason, 0) + 1
-    return index_file.write(key, header["fingerprint"], header, arrays)
+    return index_cache.write(key, header["fingerprint"], header, arrays)
 
 
-def _skipped(folders: list[walking.Folder], old) -> list[tuple[int, str, str]]:
+def _skipped(folders: list[folder_walk.Folder], old) -> list[tuple[int, str, str]]:
     """(folder, name, reason) of what cannot be used."""
     found = []
     numbers = {f.old: number for number, f in enumerate(folders) if f.old >= 0}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data import photos
+from dinov2_jax.data.sources import photos
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_no_jax_and_no_network():
         "import sys, socket\n"
         "def no(*a, **k): raise RuntimeError('network')\n"
         "socket.socket = no\n"
-        "from dinov2_jax.data import photos\n"
+        "from dinov2_jax.data.sources import photos\n"
         "photos.PhotosSource('val').open(0)\n"
         "print([m for m in ('jax', 'grain', 'sklearn', 'torch') if m in sys.modules])"
     )

@@ -7,9 +7,9 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from dinov2_jax.data import walking
+from dinov2_jax.data.sources import folder_walk
 
-_EXTENSIONS = frozenset(extension.encode() for extension in walking.EXTENSIONS)
+_EXTENSIONS = frozenset(extension.encode() for extension in folder_walk.EXTENSIONS)
 _LABEL_EXTENSIONS = (b"cls", b"json")
 _LABEL_FIELDS = ("label", "cls", "class")  # of a .json beside an image
 _MOST_LABEL_BYTES = 1 << 20

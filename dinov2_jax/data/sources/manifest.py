@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import folder, index_file, walking, wording
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import folder, folder_walk, index_cache, messages
 
 EXTENSIONS = (".txt", ".csv", ".tsv", ".parquet")
 _PATH_COLUMNS = ("path", "file", "image", "filename")
@@ -58,8 +58,8 @@ class ManifestSource(folder.FilesSource):
             ) from error
         super().__init__(os.path.dirname(self.manifest), index, decoder)
         self._check_first(f"{field} = {said}")
-        self._fingerprint = index_file.fingerprint(
-            index_file.text_arrays("list", [index.header["fingerprint"].encode()])
+        self._fingerprint = index_cache.fingerprint(
+            index_cache.text_arrays("list", [index.header["fingerprint"].encode()])
             | {"statuses": self._statuses()}
         )
 
@@ -95,8 +95,8 @@ class ManifestSource(folder.FilesSource):
                     found += [-1, -1]
             return found
 
-        parts = np.array_split(chosen, 4 * walking.THREADS)
-        with concurrent.futures.ThreadPoolExecutor(walking.THREADS) as pool:
+        parts = np.array_split(chosen, 4 * folder_walk.THREADS)
+        with concurrent.futures.ThreadPoolExecutor(folder_walk.THREADS) as pool:
             return np.array(sum(pool.map(look, parts), []), np.int64)
 
     @property
@@ -111,21 +111,21 @@ class ManifestSource(folder.FilesSource):
         return f"listed in {self.manifest}"
 
 
-def _index(manifest: str, said: str) -> index_file.Index:
+def _index(manifest: str, said: str) -> index_cache.Index:
     status = os.stat(manifest)
-    key = index_file.key("manifest", _VERSION, manifest)
+    key = index_cache.key("manifest", _VERSION, manifest)
     state = [status.st_size, status.st_mtime_ns]
-    index = index_file.newest(key)
+    index = index_cache.newest(key)
     if index is not None and index.header["state"] == state:
         return index
     paths, labels = _read(manifest, said)
-    arrays = index_file.text_arrays("paths", paths)
+    arrays = index_cache.text_arrays("paths", paths)
     numbers, names = numbered_labels(labels)
     if numbers is not None:
         arrays["labels"] = numbers
-    fingerprint = index_file.fingerprint(arrays)
+    fingerprint = index_cache.fingerprint(arrays)
     header = {"fingerprint": fingerprint, "label_names": names, "state": state}
-    return index_file.write(key, fingerprint, header, arrays)
+    return index_cache.write(key, fingerprint, header, arrays)
 
 
 def _exists(root: bytes, path: bytes) -> bool:
@@ -153,9 +153,9 @@ def _read(manifest: str, said: str) -> tuple[list[bytes], list[str | None]]:
             f"{', '.join(EXTENSIONS)}"
         )
     for path in paths:
-        if b"://" in path and wording.is_url(os.fsdecode(path)):
+        if b"://" in path and messages.is_url(os.fsdecode(path)):
             name = path.decode("utf-8", "backslashreplace")
-            raise errors.UserError(wording.url_problem(name, f"a path in {said}"))
+            raise errors.UserError(messages.url_problem(name, f"a path in {said}"))
     root = os.fsencode(os.path.dirname(manifest))
     return [_bare(root, path) for path in paths], labels
 

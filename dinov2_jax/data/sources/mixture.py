@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import wording
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import messages
 
 _MOST_TIMES = 10_000  # that an image may come in a pass
 
@@ -128,7 +128,7 @@ class MixtureSource:
             for source, places in zip(self._sources, self.places)
         ]
         return (
-            f"{wording.counted(len(self), 'image')} in {len(parts)} sources, "
+            f"{messages.counted(len(self), 'image')} in {len(parts)} sources, "
             f"{self.pass_length:,} places a pass: {'; '.join(parts)}"
         )
 

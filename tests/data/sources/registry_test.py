@@ -14,8 +14,8 @@ from PIL import Image
 from configs import default
 from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
-from dinov2_jax.data import photos, sources
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import photos, registry
 
 
 def save(path, value=0, size=(4, 3)):
@@ -24,7 +24,7 @@ def save(path, value=0, size=(4, 3)):
 
 
 def folder(path):
-    return sources.FolderSource(path, image_decoder.Decoder(max_pixels=10_000))
+    return registry.FolderSource(path, image_decoder.Decoder(max_pixels=10_000))
 
 
 def names(source):
@@ -142,23 +142,23 @@ def test_pickle_is_compact(tmp_path):
 def test_make_source(tmp_path):
     config = default.get_config()
     with pytest.raises(errors.UserError) as caught:
-        sources.make_source(config)
+        registry.make_source(config)
     assert "--config.data.path=/path/to/images" in one_line(caught)
     assert "--config.data.source=photos" in one_line(caught)
     save(tmp_path / "a.png")
     config.data.path = str(tmp_path)
-    assert isinstance(sources.make_source(config), sources.FolderSource)
+    assert isinstance(registry.make_source(config), registry.FolderSource)
     config.data.source = "photos"
-    assert isinstance(sources.make_source(config), photos.PhotosSource)
+    assert isinstance(registry.make_source(config), photos.PhotosSource)
     config.data.source = "tfds"
     with pytest.raises(errors.UserError, match="tfds_name"):
-        sources.make_source(config)
+        registry.make_source(config)
     config.data.source, config.data.tfds_name = "auto", "nosuchset"
     with pytest.raises(errors.UserError, match="tfds data set 'nosuchset'"):
-        sources.make_source(config)
+        registry.make_source(config)
     config.data.source = "web"
     with pytest.raises(errors.UserError, match="'web' is unknown"):
-        sources.make_source(config)
+        registry.make_source(config)
 
 
 PREPARE = """
@@ -200,7 +200,7 @@ def test_tfds_without_tensorflow(tfds_dir):
     config = default.get_config()
     config.data.source, config.data.path = "tfds", tfds_dir
     config.data.tfds_name = "dots:1.0.0"
-    source = sources.make_source(config)
+    source = registry.make_source(config)
     source = pickle.loads(pickle.dumps(source))
     assert len(source) == 7 and source.label_names == ["even", "odd"]
     values = [int(source.open(i).pixels()[0, 0, 0]) for i in range(7)]
@@ -212,7 +212,7 @@ def test_tfds_without_tensorflow(tfds_dir):
     assert source.labels.tolist() == [value // 30 % 2 for value in values]
     assert source.name(2) == "dots:1.0.0/train record 2"
     assert "tensorflow" not in sys.modules
-    small = sources.TfdsSource(
+    small = registry.TfdsSource(
         "dots", "train", data_dir=tfds_dir, decoder=image_decoder.Decoder(71)
     )
     with pytest.raises(image_decoder.BadImage, match="record 0: 8x9 px"):
@@ -222,7 +222,9 @@ def test_tfds_without_tensorflow(tfds_dir):
 def test_changed_tfds_files_are_noticed(tfds_dir):
     def fingerprint():
         decoder = image_decoder.Decoder()
-        source = sources.TfdsSource("dots", "train", data_dir=tfds_dir, decoder=decoder)
+        source = registry.TfdsSource(
+            "dots", "train", data_dir=tfds_dir, decoder=decoder
+        )
         return pickle.loads(pickle.dumps(source)).fingerprint
 
     before = fingerprint()
@@ -236,7 +238,7 @@ def test_changed_tfds_files_are_noticed(tfds_dir):
 def test_a_folder_of_tfds_says_how_to_name_it(tfds_dir, below):
     path = os.path.join(tfds_dir, below)
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path(path, image_decoder.Decoder())
+        registry.open_path(path, image_decoder.Decoder())
     want = f"--config.data.tfds_name=dots:1.0.0 --config.data.path={tfds_dir}"
     assert one_line(caught).endswith(want)
 
@@ -252,7 +254,7 @@ def test_the_programs_read_tfds(tfds_dir, capsys):
 @pytest.mark.parametrize("name, split", [("nosuchset", "train"), ("dots", "val")])
 def test_tfds_not_prepared(tfds_dir, name, split):
     with pytest.raises(errors.UserError) as caught:
-        sources.TfdsSource(
+        registry.TfdsSource(
             name, split, data_dir=tfds_dir, decoder=image_decoder.Decoder(100)
         )
     assert name in one_line(caught) and split in one_line(caught)
@@ -272,15 +274,15 @@ def test_what_a_path_is(tmp_path):
         path.parent.mkdir(parents=True)
         path.touch()
         top = tmp_path / name.split("/")[0]
-        assert sources.sniff(str(top)) == kind
+        assert registry.sniff(str(top)) == kind
         if kind not in ("folder",):
-            assert sources.sniff(str(path)) == kind
+            assert registry.sniff(str(path)) == kind
     for name in ("l.txt", "l.CSV", "l.tsv", "l.parquet"):
         (tmp_path / name).touch()
-        assert sources.sniff(str(tmp_path / name)) == "manifest"
-    assert sources.sniff("/data/**/*.jpg") == "glob"
-    assert sources.sniff("/data/x-{000..003}.tar") == "webdataset"
-    assert sources.sniff("/data/*.array_record") == "array_record"
+        assert registry.sniff(str(tmp_path / name)) == "manifest"
+    assert registry.sniff("/data/**/*.jpg") == "glob"
+    assert registry.sniff("/data/x-{000..003}.tar") == "webdataset"
+    assert registry.sniff("/data/*.array_record") == "array_record"
 
 
 @pytest.mark.parametrize(
@@ -301,13 +303,13 @@ def test_a_path_that_is_nothing(tmp_path, name, words):
     if "." in name:
         (tmp_path / name).touch()
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path(str(tmp_path / name), image_decoder.Decoder())
+        registry.open_path(str(tmp_path / name), image_decoder.Decoder())
     assert words in one_line(caught) and str(tmp_path / name) in one_line(caught)
 
 
 def test_a_url_is_no_path():
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path("gs://bucket/images", image_decoder.Decoder())
+        registry.open_path("gs://bucket/images", image_decoder.Decoder())
     said = one_line(caught)
     assert "gs://bucket/images" in said
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from dinov2_jax.data import patterns
+from dinov2_jax.data.sources import globbing
 
 EXTENSIONS = (
     ".bmp .gif .jfif .jpe .jpeg .jpg .png .tif .tiff .webp"  # in any case
@@ -57,7 +57,7 @@ class Known(Protocol):
 
 
 def walk(
-    root: str, rule: patterns.Rule | None, known: Known | None, bar: Any
+    root: str, rule: globbing.Rule | None, known: Known | None, bar: Any
 ) -> list[Folder]:
     """Every folder below the root, level by level, by name within a level.
 

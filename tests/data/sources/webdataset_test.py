@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import sources, tar_index, tar_shards
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import registry, tar_index, webdataset
 
 DECODER = image_decoder.Decoder()
 
@@ -58,8 +58,8 @@ def widths(source):
 
 @pytest.mark.parametrize("path", ["", "x-*.tar", "x-{00..02}.tar", "x-0{0,1,2}.tar"])
 def test_shards(shards, path):
-    source = sources.open_path(str(shards / path), DECODER)
-    assert type(source) is tar_shards.TarSource
+    source = registry.open_path(str(shards / path), DECODER)
+    assert type(source) is webdataset.TarSource
     pickled = pickle.dumps(source)
     assert len(pickled) < 700
     for one in (source, pickle.loads(pickled)):
@@ -81,11 +81,11 @@ def test_one_shard_with_labels_in_json(tmp_path):
         ("b/1.seg.png", png(5)),
     ]
     write(tmp_path / "s.tar", members)
-    source = sources.open_path(str(tmp_path / "s.tar"), DECODER)
+    source = registry.open_path(str(tmp_path / "s.tar"), DECODER)
     assert widths(source) == [3, 4, 5] and source.label_names == ["cat", "dog"]
     assert source.labels.tolist() == [0, 1, 1]
     write(tmp_path / "s.tar", members[:3])
-    source = sources.open_path(str(tmp_path / "s.tar"), DECODER)
+    source = registry.open_path(str(tmp_path / "s.tar"), DECODER)
     assert len(source) == 2 and source.labels is None
 
 
@@ -102,7 +102,7 @@ def test_what_tar_files_hold(tmp_path, tar_format):
             tar.addfile(info)
         if tar_format != tarfile.USTAR_FORMAT:
             add(tar, "\udcff\udcfe.png", png(8))
-    source = sources.open_path(str(tmp_path / "s.tar"), DECODER)
+    source = registry.open_path(str(tmp_path / "s.tar"), DECODER)
     assert widths(source) == [7, 8][: len(source)]
     assert source.name(0) == f"s.tar/{long}" and source.describe().isprintable()
 
@@ -145,12 +145,12 @@ def test_a_shard_of_the_program_tar(tmp_path):
     names = [f"{i}.png" for i in range(3)]
     command = ["tar", "-cf", "s.tar", *names]
     subprocess.run(command, cwd=tmp_path, check=True)
-    source = sources.open_path(str(tmp_path / "s.tar"), DECODER)
+    source = registry.open_path(str(tmp_path / "s.tar"), DECODER)
     assert widths(source) == [5, 6, 7]
 
 
 def test_only_changed_shards_are_read(shards, monkeypatch):
-    first = sources.open_path(str(shards), DECODER)
+    first = registry.open_path(str(shards), DECODER)
     read, really = [], tar_index.read
 
     def spy(path):
@@ -158,12 +158,12 @@ def test_only_changed_shards_are_read(shards, monkeypatch):
         return really(path)
 
     monkeypatch.setattr(tar_index, "read", spy)
-    assert sources.open_path(str(shards), DECODER).fingerprint == first.fingerprint
+    assert registry.open_path(str(shards), DECODER).fingerprint == first.fingerprint
     assert read == []
     members = [("new.png", png(50)), ("new.cls", b"7")]
     write(shards / "x-01.tar", members)
     write(shards / "x-03.tar", members)
-    source = sources.open_path(str(shards), DECODER)
+    source = registry.open_path(str(shards), DECODER)
     assert sorted(read) == ["x-01.tar", "x-03.tar"]
     assert widths(source) == [10, 11, 12, 13, 50, 18, 19, 20, 21, 50]
     assert source.label_names == ["0", "1", "2", "7"]
@@ -184,13 +184,13 @@ def test_a_damaged_shard_is_read_up_to_the_damage(shards, where):
     else:
         content[third : third + 512] = b"\xa5" * 512
     path.write_bytes(content)
-    source = sources.open_path(str(shards), DECODER)
+    source = registry.open_path(str(shards), DECODER)
     assert widths(source) == [10, 11, 12, 13, 14, 15, 18, 19, 20, 21]
     assert "1 file not read to the end, such as x-01.tar" in source.describe()
 
 
 def test_a_shard_that_shrinks_later(shards):
-    source = sources.open_path(str(shards), DECODER)
+    source = registry.open_path(str(shards), DECODER)
     (shards / "x-02.tar").write_bytes(b"")
     with pytest.raises(
         image_decoder.BadImage, match="x-02.tar/0011.PNG: its shard was cut"
@@ -202,7 +202,7 @@ def test_a_shard_that_shrinks_later(shards):
 def test_compressed(tmp_path, name):
     write(tmp_path / name, [("a.png", png(3))], "w:gz")
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path(str(tmp_path / name), DECODER)
+        registry.open_path(str(tmp_path / name), DECODER)
     said = str(caught.value)
     assert f"{tmp_path / name} is compressed" in said
 
@@ -215,21 +215,21 @@ def test_nothing_there(shards, tmp_path):
         (f"{tmp_path}/text.tar", "no images inside 1 tar file of data.path"),
     ):
         with pytest.raises(errors.UserError) as caught:
-            sources.open_path(path, DECODER)
+            registry.open_path(path, DECODER)
         assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_shard_that_cannot_be_read(tmp_path):
     (tmp_path / "x.tar").symlink_to("/proc/self/mem")  # nor can root read that
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path(str(tmp_path), DECODER)
+        registry.open_path(str(tmp_path), DECODER)
     said = str(caught.value)
     assert f"cannot read {tmp_path}/x.tar" in said and "\n" not in said
 
 
 def test_many_shards_with_few_open_files(shards, monkeypatch):
-    monkeypatch.setattr(tar_shards, "_MOST_OPEN", 1)
-    source = sources.open_path(str(shards), DECODER)
+    monkeypatch.setattr(webdataset, "_MOST_OPEN", 1)
+    source = registry.open_path(str(shards), DECODER)
     before = len(os.listdir("/proc/self/fd"))
     assert widths(source) == list(range(10, 22))
     assert len(os.listdir("/proc/self/fd")) <= before + 1

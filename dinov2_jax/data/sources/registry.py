@@ -10,22 +10,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import (
-    array_records,
+from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import (
+    array_record,
     folder,
+    folder_walk,
+    globbing,
     manifest,
+    messages,
     mixture,
-    patterns,
     photos,
     shard_files,
-    tar_shards,
     tfds,
-    walking,
-    wording,
+    webdataset,
 )
-from dinov2_jax.data.decode import image_decoder
 
-EXTENSIONS = walking.EXTENSIONS
+EXTENSIONS = folder_walk.EXTENSIONS
 FolderSource = folder.FolderSource
 TfdsSource = tfds.TfdsSource
 
@@ -76,8 +76,8 @@ _BY_PATH: dict[str, Callable[..., Source]] = {
     "folder": folder.FolderSource,
     "manifest": manifest.ManifestSource,
     "glob": folder.GlobSource,
-    "array_record": array_records.ArrayRecordSource,
-    "webdataset": tar_shards.TarSource,
+    "array_record": array_record.ArrayRecordSource,
+    "webdataset": webdataset.TarSource,
 }
 KINDS = ("auto", *_BY_PATH, "tfds", "photos")
 
@@ -102,7 +102,7 @@ def make_source(config: Any) -> Source:
             data.tfds_name, data.tfds_split, data_dir=data.path, decoder=decoder
         )
     if not data.path:
-        raise errors.UserError(f"no training images are set: {wording.SET_DATA}")
+        raise errors.UserError(f"no training images are set: {messages.SET_DATA}")
     return open_path(data.path, decoder, kind=data.source)
 
 
@@ -126,7 +126,7 @@ def _mixture(config: Any, decoder: image_decoder.Decoder) -> Source:
 
 
 def _mixture_entry(entry: Any) -> tuple[str, float, str]:
-    """(path, weight, kind) of an entry of `data.mixture`."""
+    """(path, weight, kind) of an entry of `data.sources.mixture`."""
     if (
         not isinstance(entry, (tuple, list))
         or len(entry) not in (2, 3)
@@ -182,11 +182,11 @@ def sniff(path: str, *, field: str = "data.path") -> str:
     if os.path.isdir(said):
         return _sniff_folder(said, field)
     exists = os.path.exists(said)
-    if not exists and wording.is_url(said):
-        raise errors.UserError(wording.url_problem(said, field))
-    if not exists and not patterns.is_pattern(said):
+    if not exists and messages.is_url(said):
+        raise errors.UserError(messages.url_problem(said, field))
+    if not exists and not globbing.is_pattern(said):
         what = "is a broken link" if os.path.islink(said) else "does not exist"
-        raise errors.UserError(f"{field} = {said} {what}: {wording.set_path(field)}")
+        raise errors.UserError(f"{field} = {said} {what}: {messages.set_path(field)}")
     if shard_files.ARRAY_RECORD.search(said):
         return "array_record"
     if shard_files.TAR.search(said) or shard_files.COMPRESSED_TAR.search(said):

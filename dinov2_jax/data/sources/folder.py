@@ -6,15 +6,15 @@ import stat
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import (
-    folder_index,
-    index_file,
-    patterns,
-    tfds_files,
-    walking,
-    wording,
-)
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import (
+    folder_index,
+    folder_walk,
+    globbing,
+    index_cache,
+    messages,
+    tfds_files,
+)
 
 
 class FilesSource:
@@ -28,13 +28,13 @@ class FilesSource:
     """
 
     def __init__(
-        self, root: str, index: index_file.Index, decoder: image_decoder.Decoder
+        self, root: str, index: index_cache.Index, decoder: image_decoder.Decoder
     ):
         self.path, self._index, self._decoder = root, index, decoder
         self._load()
 
     def _load(self) -> None:
-        self._paths = index_file.Texts(self._index, "paths")
+        self._paths = index_cache.Texts(self._index, "paths")
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k != "_paths"}
@@ -105,7 +105,7 @@ class FilesSource:
     def describe(self) -> str:
         """One line: how many, what was skipped, the first names."""
         first = [self.name(i) for i in range(min(3, len(self)))]
-        return wording.described(
+        return messages.described(
             len(self), self._where(), skipped=self.skipped(), first=first
         )
 
@@ -134,7 +134,7 @@ class FolderSource(FilesSource):
         field: str = "data.path",
     ):
         said = os.path.expanduser(os.fspath(path))
-        fix = wording.set_path(field)
+        fix = messages.set_path(field)
         if not os.path.isdir(said):
             what = "is not a folder" if os.path.exists(said) else "does not exist"
             raise errors.UserError(f"{field} = {said} {what}: {fix}")
@@ -151,7 +151,7 @@ class FolderSource(FilesSource):
             tfds_files.refuse(said, field)
             raise errors.UserError(
                 f"no images below {field} = {said}{self._why()}; looked for "
-                f"{' '.join(walking.EXTENSIONS)} (for arrays, name "
+                f"{' '.join(folder_walk.EXTENSIONS)} (for arrays, name "
                 f"'{said}/**/*.npy'): {fix}"
             )
 
@@ -184,7 +184,7 @@ class FolderSource(FilesSource):
 
     def unusable_files(self) -> list[tuple[str, str]]:
         """(path below the folder, reason) of links, pipes and the like."""
-        folders = index_file.Texts(self._index, "folder_paths")
+        folders = index_cache.Texts(self._index, "folder_paths")
         return [
             (os.fsdecode(folders[number]) + name, reason)
             for number, name, reason in self._index.header["skipped"]
@@ -192,7 +192,7 @@ class FolderSource(FilesSource):
 
     def _where(self) -> str:
         count = self._index.header["folder_count"]
-        return f"in {wording.counted(count, 'folder')} below {self.path}"
+        return f"in {messages.counted(count, 'folder')} below {self.path}"
 
 
 class GlobSource(FolderSource):
@@ -208,7 +208,7 @@ class GlobSource(FolderSource):
         self, pattern: str, decoder: image_decoder.Decoder, *, field: str = "data.path"
     ):
         self.pattern = os.path.abspath(os.path.expanduser(pattern))
-        rule = patterns.Rule(self.pattern)
+        rule = globbing.Rule(self.pattern)
         try:
             index = folder_index.find_images(rule.root, rule, self.pattern)
         except OSError as error:
@@ -220,7 +220,7 @@ class GlobSource(FolderSource):
         if not len(self):
             looked = ""
             if not rule.names_extensions:
-                looked = f"; looked for {' '.join(walking.EXTENSIONS)}"
+                looked = f"; looked for {' '.join(folder_walk.EXTENSIONS)}"
             raise errors.UserError(
                 f"no images match {field} = {pattern}{self._why()}{looked}: correct "
                 "the pattern (** stands for any folders, * for part of a name) and "

@@ -11,7 +11,8 @@ from PIL import Image
 from configs import debug, default
 from dinov2_jax import config as config_lib
 from dinov2_jax import errors
-from dinov2_jax.data import batch_builder, mixture, sources
+from dinov2_jax.data import batch_builder
+from dinov2_jax.data.sources import mixture, registry
 
 
 class Numbers:
@@ -133,7 +134,7 @@ def config(tmp_path):
 
 def test_a_mixture_of_folders(config, tmp_path):
     config_lib.check(config)
-    source = sources.make_source(config)
+    source = registry.make_source(config)
     assert len(source) == 16 and source.pass_length == 36
     assert source.name(4) == f"{tmp_path}/many/*.png: 0.png"
     assert source.open(0).pixels().mean() < 50 < source.open(4).pixels().mean()
@@ -160,7 +161,7 @@ def test_an_entry_may_name_its_kind(config, tmp_path):
     (tmp_path / "many" / "x.tar").write_bytes(b"")
     config.data.mixture = ((str(tmp_path / "few"), 1), (str(tmp_path / "many"), 1))
     with pytest.raises(errors.UserError) as caught:
-        sources.make_source(config)
+        registry.make_source(config)
     path = f"{tmp_path}/many"
     assert (
         f"say which to read, ('{path}', WEIGHT, 'KIND') with folder or webdataset"
@@ -168,12 +169,12 @@ def test_an_entry_may_name_its_kind(config, tmp_path):
     )
     config.data.mixture = ((str(tmp_path / "few"), 1), (path, 1, "folder"))
     config_lib.check(config)
-    assert len(sources.make_source(config)) == 16
+    assert len(registry.make_source(config)) == 16
 
 
 def test_bad_images_of_a_mixture_are_replaced(config, tmp_path):
     (tmp_path / "many" / "3.png").write_bytes(b"x")
-    source = sources.make_source(config)
+    source = registry.make_source(config)
     builder = batch_builder.make_batch_builder(config, source)
     bad = np.concatenate([builder(step)["bad_images"] for step in range(5)])
     assert {str(name) for name in bad["name"]} == {f"{tmp_path}/many/*.png: 3.png"}
@@ -198,9 +199,9 @@ def test_bad_mixtures(tmp_path, value, name):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     config.data.mixture = value
     with pytest.raises(errors.UserError) as caught:
-        sources.make_source(config)
+        registry.make_source(config)
     said = str(caught.value).replace(str(tmp_path), "/a")
     assert name in said and "\n" not in said
     config.data.path = "/elsewhere"
     with pytest.raises(errors.UserError, match="data.path = '/elsewhere'"):
-        sources.make_source(config)
+        registry.make_source(config)

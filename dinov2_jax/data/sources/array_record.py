@@ -18,8 +18,14 @@ import struct
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import index_file, manifest, shard_files, tfds_files, wording
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import (
+    index_cache,
+    manifest,
+    messages,
+    shard_files,
+    tfds_files,
+)
 
 MAGIC = b"dinov2\x00\x01"
 SHARDS = "shards.json"  # in a folder that `shard` writes
@@ -96,13 +102,13 @@ class ArrayRecordSource:
         self._load()
         if not len(self):
             raise errors.UserError(
-                f"no records in {wording.counted(len(shards), 'ArrayRecord file')} of "
+                f"no records in {messages.counted(len(shards), 'ArrayRecord file')} of "
                 f"{field} = {self._said}: write them anew or choose others"
             )
         self._check_first(field)
 
     def _load(self) -> None:
-        self._shards = index_file.Texts(self._index, "shards")
+        self._shards = index_cache.Texts(self._index, "shards")
         self._ends = self._index["ends"]
         self._readers: dict[int, object] = {}
 
@@ -208,10 +214,10 @@ class ArrayRecordSource:
 
     def describe(self) -> str:
         """One line: how many, where, the first names."""
-        count = wording.counted(len(self._shards), "ArrayRecord file")
+        count = messages.counted(len(self._shards), "ArrayRecord file")
         first = [self.name(i) for i in range(min(3, len(self)))]
         where = f"in {count} of {self._said}"
-        return wording.described(len(self), where, skipped={}, first=first)
+        return messages.described(len(self), where, skipped={}, first=first)
 
 
 def _check_finished(folder: str) -> None:
@@ -235,15 +241,15 @@ def _reader(path: bytes | str, large: bool = False):
     return module().ArrayRecordReader(os.fsdecode(path), options)
 
 
-def _find_records(said: str, shards: list[str]) -> index_file.Index:
+def _find_records(said: str, shards: list[str]) -> index_cache.Index:
     """Where the records of each file end; files are counted once."""
-    key = index_file.key("array_record", _VERSION, said)
+    key = index_cache.key("array_record", _VERSION, said)
     statuses = [os.stat(shard) for shard in shards]
     state = [[s.st_size, s.st_mtime_ns] for s in statuses]
     paths = [os.fsencode(shard) for shard in shards]
-    old = index_file.newest(key)
+    old = index_cache.newest(key)
     if old is not None and old.header["state"] == state:
-        if index_file.Texts(old, "shards").all() == paths:
+        if index_cache.Texts(old, "shards").all() == paths:
             return old
     counts = []
     for shard in shards:
@@ -259,13 +265,13 @@ def _find_records(said: str, shards: list[str]) -> index_file.Index:
                 "out"
             )
         counts.append(count)
-    arrays = index_file.text_arrays("shards", paths)
+    arrays = index_cache.text_arrays("shards", paths)
     arrays["ends"] = np.cumsum(np.array(counts, np.int64))
     state_array = np.array(state, np.int64).ravel()
-    fingerprint = index_file.fingerprint(arrays | {"state": state_array})
+    fingerprint = index_cache.fingerprint(arrays | {"state": state_array})
     header = {
         "fingerprint": fingerprint,
         "shard_names": shard_files.names(shards),
         "state": state,
     }
-    return index_file.write(key, fingerprint, header, arrays)
+    return index_cache.write(key, fingerprint, header, arrays)

@@ -12,15 +12,15 @@ import numpy as np
 import tqdm
 
 from dinov2_jax import errors
-from dinov2_jax.data import (
-    index_file,
+from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import (
+    folder_walk,
+    index_cache,
     manifest,
+    messages,
     shard_files,
     tar_index,
-    walking,
-    wording,
 )
-from dinov2_jax.data.decode import image_decoder
 
 _VERSION = "1"
 _THREADS = 8  # on network file systems they wait
@@ -62,14 +62,14 @@ class TarSource:
             problems = self._index.header["problems"]
             why = f" ({problems[0][0]}: {problems[0][1]})" if problems else ""
             raise errors.UserError(
-                f"no images inside {wording.counted(len(shards), 'tar file')} of "
+                f"no images inside {messages.counted(len(shards), 'tar file')} of "
                 f"{field} = {self._said}{why}; looked for members called "
-                f"{' '.join(walking.EXTENSIONS)}: choose other shards"
+                f"{' '.join(folder_walk.EXTENSIONS)}: choose other shards"
             )
 
     def _load(self) -> None:
-        self._names = index_file.Texts(self._index, "names")
-        self._shards = index_file.Texts(self._index, "shards")
+        self._names = index_cache.Texts(self._index, "names")
+        self._shards = index_cache.Texts(self._index, "shards")
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -143,14 +143,14 @@ class TarSource:
         header = self._index.header
         first = [self.name(i) for i in range(min(3, len(self)))]
         damaged = len(header["problems"])
-        where = f"in {wording.counted(len(self._shards), 'tar file')} of {self._said}"
+        where = f"in {messages.counted(len(self._shards), 'tar file')} of {self._said}"
         if damaged:
             shard, reason = header["problems"][0]
             where += (
-                f" ({wording.counted(damaged, 'file')} not read to the end, such as "
+                f" ({messages.counted(damaged, 'file')} not read to the end, such as "
                 f"{shard}: {reason})"
             )
-        return wording.described(len(self), where, skipped={}, first=first)
+        return messages.described(len(self), where, skipped={}, first=first)
 
 
 def _pread_all(descriptor: int, size: int, offset: int) -> bytes:
@@ -176,15 +176,15 @@ def _is_compressed(path: str) -> bool:
     return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
 
 
-def _find_members(said: str, shards: list[str]) -> index_file.Index:
+def _find_members(said: str, shards: list[str]) -> index_cache.Index:
     """The index of all members; only shards that changed are read."""
-    key = index_file.key("tar", _VERSION, said)
-    old = index_file.newest(key)
+    key = index_cache.key("tar", _VERSION, said)
+    old = index_cache.newest(key)
     statuses = [os.stat(shard) for shard in shards]
     state = [[s.st_size, s.st_mtime_ns] for s in statuses]
     paths = [os.fsencode(shard) for shard in shards]
     if old is not None:
-        known = index_file.Texts(old, "shards").all()
+        known = index_cache.Texts(old, "shards").all()
         if known == paths and old.header["state"] == state:
             return old
     members = dict(_reused(old, dict(zip(paths, state))))
@@ -195,8 +195,8 @@ def _find_members(said: str, shards: list[str]) -> index_file.Index:
         name: [value for one in ordered for value in getattr(one, name)]
         for name in ("names", "offsets", "sizes", "labels")
     }
-    arrays = index_file.text_arrays("names", joined["names"])
-    arrays |= index_file.text_arrays("shards", paths)
+    arrays = index_cache.text_arrays("names", joined["names"])
+    arrays |= index_cache.text_arrays("shards", paths)
     counts = [len(one.names) for one in ordered]
     arrays["shard"] = np.repeat(np.arange(len(paths), dtype=np.int32), counts)
     arrays["offsets"] = np.array(joined["offsets"], np.int64)
@@ -207,14 +207,14 @@ def _find_members(said: str, shards: list[str]) -> index_file.Index:
     said_of_it = arrays | {"state": np.array(state, np.int64).ravel()}
     short = shard_files.names(shards)
     header = {
-        "fingerprint": index_file.fingerprint(said_of_it),
+        "fingerprint": index_cache.fingerprint(said_of_it),
         "label_names": names,
         "shard_names": short,
         "some_labels": any(label is not None for label in joined["labels"]),
         "state": state,
         "problems": [[n, m.problem] for n, m in zip(short, ordered) if m.problem],
     }
-    return index_file.write(key, header["fingerprint"], header, arrays)
+    return index_cache.write(key, header["fingerprint"], header, arrays)
 
 
 def _reused(old, state):
@@ -223,9 +223,9 @@ def _reused(old, state):
     if old is None or "labels" not in old and old.header["some_labels"]:
         return
     problems = dict(old.header["problems"])
-    texts = index_file.Texts(old, "names").all()
+    texts = index_cache.Texts(old, "names").all()
     ends = np.cumsum(np.bincount(old["shard"], minlength=len(old.header["state"])))
-    shards = index_file.Texts(old, "shards").all()
+    shards = index_cache.Texts(old, "shards").all()
     names, start = old.header["label_names"], 0
     for shard, was, short, end in zip(
         shards, old.header["state"], old.header["shard_names"], ends.tolist()

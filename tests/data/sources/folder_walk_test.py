@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import folder, folder_index, index_file, sources
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import folder, folder_index, index_cache, registry
 
 DECODER = image_decoder.Decoder()
 
@@ -230,7 +230,7 @@ def test_a_folder_that_just_changed_is_listed_again(tmp_path):
 
 INDEX = """
 import sys
-from dinov2_jax.data import folder
+from dinov2_jax.data.sources import folder
 from dinov2_jax.data.decode import image_decoder
 sys.stdin.readline()
 source = folder.FolderSource(sys.argv[1], image_decoder.Decoder())
@@ -281,7 +281,7 @@ def test_a_damaged_cache_is_built_anew(tmp_path, monkeypatch, damage):
     path.write_bytes(content)
     assert found(tmp_path / "root") == want
     (path,) = (tmp_path / "cache" / "indexes").iterdir()
-    index_file.Index(path).verify()
+    index_cache.Index(path).verify()
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
@@ -304,10 +304,10 @@ def test_workers_have_the_list_of_the_trainer(tmp_path):
 
 def test_a_hundred_thousand_paths_are_pickled_as_one(tmp_path):
     paths = [b"%06d/some/long/path.jpg" % i for i in range(100_000)]
-    key = index_file.key("test", str(tmp_path))
-    arrays = index_file.text_arrays("paths", paths)
+    key = index_cache.key("test", str(tmp_path))
+    arrays = index_cache.text_arrays("paths", paths)
     header = {"fingerprint": "0" * 32, "label_names": []}
-    index = index_file.write(key, "0" * 32, header, arrays)
+    index = index_cache.write(key, "0" * 32, header, arrays)
     source = folder.FilesSource(str(tmp_path), index, DECODER)
     assert source.relative_path(0) == paths[0]
     pickled = pickle.dumps(source)
@@ -316,7 +316,7 @@ def test_a_hundred_thousand_paths_are_pickled_as_one(tmp_path):
     assert [again.relative_path(i) for i in (0, 1, 99_999)] == [
         paths[i] for i in (0, 1, 99_999)
     ]
-    assert index_file.newest(key)["paths"].tobytes() == b"".join(paths)
+    assert index_cache.newest(key)["paths"].tobytes() == b"".join(paths)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_patterns(tmp_path, pattern, want):
     ):
         touch(root / name)
     want = want or ["a/train/1.jpg", "a/train/x/y/2.jpg", "b/train/3.jpg"]
-    source = sources.open_path(f"{root}/{pattern}", DECODER)
+    source = registry.open_path(f"{root}/{pattern}", DECODER)
     assert type(source) is folder.GlobSource
     where = [os.path.join(source.path, name) for name in names(source)]
     assert where == [str(root / name) for name in want]
@@ -366,7 +366,7 @@ def test_a_pattern_through_links_ends(tmp_path):
 def test_a_pattern_that_matches_nothing(tmp_path):
     touch(tmp_path / "a/1.jpg")
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path(f"{tmp_path}/*/*.png", DECODER)
+        registry.open_path(f"{tmp_path}/*/*.png", DECODER)
     said = str(caught.value)
     assert f"{tmp_path}/*/*.png" in said and "\n" not in said
 

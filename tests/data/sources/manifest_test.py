@@ -10,8 +10,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from dinov2_jax import errors
-from dinov2_jax.data import manifest, sources
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import manifest, registry
 
 DECODER = image_decoder.Decoder()
 
@@ -48,7 +48,7 @@ def test_every_kind(folder, ending, column):
     path = folder / "lists" / f"list{ending}"
     write(path, rows, column)
     for _ in range(2):  # the second from the cache
-        source = sources.open_path(str(path), DECODER)
+        source = registry.open_path(str(path), DECODER)
         assert type(source) is manifest.ManifestSource
         source = pickle.loads(pickle.dumps(source))
         assert [source.open(i).width for i in range(3)] == [12, 10, 11]
@@ -61,7 +61,7 @@ def test_every_kind(folder, ending, column):
     assert f"3 images listed in {path}, first ../2.png" in source.describe()
     before = source.fingerprint
     write(path, rows[:2], column)
-    source = sources.open_path(str(path), DECODER)
+    source = registry.open_path(str(path), DECODER)
     assert len(source) == 2 and source.fingerprint != before
 
 
@@ -72,7 +72,9 @@ def test_whole_numbers_are_sorted_as_numbers():
 
 
 def fingerprint(path):
-    return pickle.loads(pickle.dumps(sources.open_path(str(path), DECODER))).fingerprint
+    return pickle.loads(
+        pickle.dumps(registry.open_path(str(path), DECODER))
+    ).fingerprint
 
 
 def test_changed_images_are_noticed(folder):
@@ -124,7 +126,7 @@ def test_of_very_many_files_a_sample_is_looked_at(folder, monkeypatch):
 )
 def test_lists_as_programs_write_them(folder, name, content):
     (folder / name).write_bytes(content)
-    source = sources.open_path(str(folder / name), DECODER)
+    source = registry.open_path(str(folder / name), DECODER)
     assert [source.name(i) for i in range(len(source))] == ["0.png", "1.png"]
     assert (source.labels is None) == (b"label" not in content)
 
@@ -134,7 +136,7 @@ def test_blanks_and_quotes_of_a_name_stay(folder):
     for name in names:
         (folder / name).write_bytes((folder / "2.png").read_bytes())
     (folder / "list.txt").write_text("\n".join(names))
-    source = sources.open_path(str(folder / "list.txt"), DECODER)
+    source = registry.open_path(str(folder / "list.txt"), DECODER)
     assert [source.name(i) for i in range(4)] == names
 
 
@@ -144,7 +146,7 @@ def test_what_it_names_is_not_trusted(folder):
     (folder / "list.txt").write_bytes(
         "\n".join([*rows, "\udcff.png"]).encode("utf-8", "surrogateescape")
     )
-    source = sources.open_path(str(folder / "list.txt"), DECODER)
+    source = registry.open_path(str(folder / "list.txt"), DECODER)
     reasons = []
     for i in range(6):
         with pytest.raises(image_decoder.BadImage) as caught:
@@ -177,7 +179,7 @@ def test_what_it_names_is_not_trusted(folder):
 def test_bad_manifests(folder, name, content, words):
     (folder / name).write_bytes(content)
     with pytest.raises(errors.UserError) as caught:
-        sources.open_path(str(folder / name), DECODER)
+        registry.open_path(str(folder / name), DECODER)
     said = str(caught.value)
     assert words in said and str(folder / name) in said and "\n" not in said
 
@@ -186,4 +188,4 @@ def test_without_pyarrow(folder, monkeypatch):
     write(folder / "list.parquet", ["0.png"])
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(errors.UserError, match="pip install pyarrow"):
-        sources.open_path(str(folder / "list.parquet"), DECODER)
+        registry.open_path(str(folder / "list.parquet"), DECODER)
