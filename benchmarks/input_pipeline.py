@@ -14,9 +14,9 @@ from benchmarks.settings import Settings
 
 def run(args: Settings) -> None:
     """Measures, prints and writes."""
-    from dinov2_jax.data import bench, throughput
     from dinov2_jax.data.decode import image_decoder
     from dinov2_jax.data.sources import registry
+    from dinov2_jax.data.tools import bench, throughput
 
     sizes = throughput.Sizes(56, 28, 2) if args.tiny else throughput.Sizes()
     with tempfile.TemporaryDirectory() as folder:

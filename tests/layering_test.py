@@ -78,7 +78,7 @@ def test_orbax_stays_in_checkpoint():
 
 
 # Only what compares with them runs other frameworks, where they are installed.
-CHECKERS = {"convert.verify", "convert.torch_twin", "data.reference_pipeline"}
+CHECKERS = {"convert.verify", "convert.torch_twin", "data.tools.reference_pipeline"}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     programs = parser.add_subparsers(dest="program", required=True)
     modules = {}
     for name, about in _PROGRAMS.items():
-        modules[name] = importlib.import_module(f"dinov2_jax.data.{name}")
+        modules[name] = importlib.import_module(f"dinov2_jax.data.tools.{name}")
         modules[name].add_flags(
             programs.add_parser(name, help=about, description=modules[name].__doc__)
         )

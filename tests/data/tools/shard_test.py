@@ -19,7 +19,7 @@ from dinov2_jax.data import __main__ as program
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import array_record, registry
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 BAD = ("broken.jpg", "zz.png")
 
 
@@ -99,7 +99,8 @@ def test_resized(folder, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from dinov2_jax.data import __main__ as program, shard_folder
+from dinov2_jax.data import __main__ as program
+from dinov2_jax.data.tools import shard_folder
 
 def die_at(name, when, number):
     real = getattr(*name)

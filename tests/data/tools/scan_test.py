@@ -12,9 +12,9 @@ from PIL import Image
 
 from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
-from dinov2_jax.data import examination, scan
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
+from dinov2_jax.data.tools import examination, scan
 
 
 @pytest.fixture

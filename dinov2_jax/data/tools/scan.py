@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from dinov2_jax.data import examination, isolated, program_flags
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import messages, registry
+from dinov2_jax.data.tools import examination, process_pool, program_flags
 
 _SHOWN = 10  # lines of a list in the table; the JSON has all
 
@@ -94,11 +94,13 @@ def scan(
     modes: collections.Counter = collections.Counter()
     bad = []
     work = examination.Examine(source, decoder)
-    results = isolated.in_order(work, range(count), processes=workers, seconds=seconds)
+    results = process_pool.in_order(
+        work, range(count), processes=workers, seconds=seconds
+    )
     with progress(count, "scanning") as bar:
         for index, result in results:
             bar.update()
-            if isinstance(result, isolated.Lost):
+            if isinstance(result, process_pool.Lost):
                 result = examination.Examined(result.reason)
             sizes[index] = result.width, result.height, result.size
             if result.digest:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dinov2_jax.data import isolated
+from dinov2_jax.data.tools import process_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Hostile:
 
 def test_only_hostile_items_are_lost():
     work = Hostile(killed=(10, 29), hangs=(5,), exits=(28,))
-    results = list(isolated.in_order(work, range(3, 60), processes=2, seconds=8))
+    results = list(process_pool.in_order(work, range(3, 60), processes=2, seconds=8))
     assert [item for item, _ in results] == list(range(3, 60))
     lost = {
         item: result.reason
         for item, result in results
-        if isinstance(result, isolated.Lost)
+        if isinstance(result, process_pool.Lost)
     }
     assert lost == {
         5: "took longer than 8 s",
@@ -53,25 +53,25 @@ def test_only_hostile_items_are_lost():
 
 
 def test_order_with_a_slow_item_and_few_ahead(monkeypatch):
-    monkeypatch.setattr(isolated, "_AHEAD", 4)
+    monkeypatch.setattr(process_pool, "_AHEAD", 4)
     work = Hostile(slow=1)
-    results = isolated.in_order(work, range(40), processes=2)
+    results = process_pool.in_order(work, range(40), processes=2)
     assert [result[0] for _, result in results] == [i * i for i in range(40)]
 
 
 def test_nothing_to_do_and_no_processes():
-    assert list(isolated.in_order(Hostile(), range(0), processes=2)) == []
-    results = list(isolated.in_order(Hostile(), range(3), processes=0))
+    assert list(process_pool.in_order(Hostile(), range(0), processes=2)) == []
+    results = list(process_pool.in_order(Hostile(), range(3), processes=0))
     assert results == [(i, (i * i, os.getpid())) for i in range(3)]
 
 
 def test_mistakes_are_not_hidden():
     with pytest.raises(KeyError):
-        list(isolated.in_order(Hostile(raises=(2,)), range(5), processes=1))
+        list(process_pool.in_order(Hostile(raises=(2,)), range(5), processes=1))
 
 
 def test_leaving_early_ends_the_processes():
-    results = isolated.in_order(Hostile(), range(100), processes=1)
+    results = process_pool.in_order(Hostile(), range(100), processes=1)
     _, (_, process) = next(results)
     results.close()
     with pytest.raises(ProcessLookupError):

@@ -19,9 +19,9 @@ import numpy as np
 import tqdm
 
 from dinov2_jax import errors
-from dinov2_jax.data import program_flags
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
+from dinov2_jax.data.tools import program_flags
 
 _SHOWN = 10  # bad images by name; JSON has all
 _AHEAD = 2  # images in work or waiting, per thread

@@ -14,9 +14,9 @@ from PIL import Image
 from configs import default
 from dinov2_jax import config as config_lib
 from dinov2_jax.data import __main__ as data
-from dinov2_jax.data import stats
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
+from dinov2_jax.data.tools import stats
 
 
 @pytest.fixture

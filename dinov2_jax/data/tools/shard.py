@@ -19,9 +19,15 @@ from typing import Any
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import examination, isolated, program_flags, scan, shard_folder
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import array_record, messages
+from dinov2_jax.data.tools import (
+    examination,
+    process_pool,
+    program_flags,
+    scan,
+    shard_folder,
+)
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BAD = "bad_images.txt"
@@ -147,7 +153,7 @@ def _write_all(packing, destination, limit, args) -> None:
     start = destination.next_image
     destination.note(finished=False)
     shard = shard_folder.Shard(destination)
-    results = isolated.in_order(
+    results = process_pool.in_order(
         packing,
         range(start, len(source)),
         processes=args.workers,
@@ -160,7 +166,7 @@ def _write_all(packing, destination, limit, args) -> None:
         bar.update(start)
         for index, result in results:
             bar.update()
-            if isinstance(result, (image_decoder.BadImage, isolated.Lost)):
+            if isinstance(result, (image_decoder.BadImage, process_pool.Lost)):
                 shard.bad.append([source.name(index), result.reason])
                 continue
             label = None if labels is None else label_names[labels[index]]

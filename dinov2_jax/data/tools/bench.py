@@ -20,8 +20,8 @@ import tqdm
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import program_flags, throughput
 from dinov2_jax.data.sources import photos
+from dinov2_jax.data.tools import program_flags, throughput
 
 _MOST_BYTES = 2**26  # of the crops of an image; a batch has 32 of them
 _MADE_CHANNELS = (1, 3)

@@ -12,9 +12,10 @@ from PIL import Image
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
 from dinov2_jax.data import __main__ as program
-from dinov2_jax.data import multi_crop, reference_pipeline, throughput
+from dinov2_jax.data import multi_crop
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
+from dinov2_jax.data.tools import reference_pipeline, throughput
 
 
 def test_the_program(tmp_path):
