@@ -2,7 +2,7 @@
 
 From bottleneck features of teacher and student, M masked patches by 256 channels, and
 both sides' K prototypes to the loss and the gradients of the student's features and
-prototypes; 3 iterations. Ours (`dinov2_jax.losses.prototype_loss`) beside a plain
+prototypes; 3 iterations. Ours (`dinov2_jax.losses.tiled.cross_entropy`) beside a plain
 transcription of the reference in jax.numpy and `torch_peer`'s functions. Temporaries
 are the compiler's count, PyTorch's the peak beyond inputs (on a GPU only). Useful FLOPs
 are four products of M x K x 256: logits of both sides and two in the backward pass.

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks import timing
 from dinov2_jax import host_memory
-from dinov2_jax.losses import prototype_loss, prototype_targets
+from dinov2_jax.losses.tiled import cross_entropy
+from dinov2_jax.losses.tiled import targets as targets_lib
 
 STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.07
 
@@ -21,10 +22,10 @@ STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.07
 def ours(student, student_prototypes, teacher, teacher_prototypes, weights):
     """The loss as `ssl_meta_arch` computes the iBOT term, one group."""
     rows = lambda x: x[None, :, None]  # noqa: E731  [M, C] -> [1, M, 1, C]
-    targets = prototype_targets.sinkhorn_knopp(
+    targets = targets_lib.sinkhorn_knopp(
         rows(teacher), teacher_prototypes, TEACHER_TEMP, valid=weights[None] > 0
     )
-    total, _ = prototype_loss.cross_entropy(
+    total, _ = cross_entropy.cross_entropy(
         rows(student),
         student_prototypes,
         jax.lax.stop_gradient(targets),

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from dinov2_jax import teacher as teacher_lib
 from dinov2_jax.augment import policies
-from dinov2_jax.losses import dino, koleo, prototype_loss
+from dinov2_jax.losses import dino, koleo
+from dinov2_jax.losses.tiled import cross_entropy
 from dinov2_jax.models import network
 
 Batch = teacher_lib.Batch
@@ -75,7 +76,7 @@ class SSLMetaArch:
             x, weights = heads["dino"](jnp.concatenate(views, axis=2))
             pairs, normaliser = dino.crop_pairs(num_local=x.shape[2] - 2)
             scale = self.dino_loss_weight / (num_groups * images * normaliser)
-            terms["dino"], by_crop = prototype_loss.cross_entropy(
+            terms["dino"], by_crop = cross_entropy.cross_entropy(
                 x, weights, targets["dino"], jnp.full(x.shape[:2], scale), pairs=pairs
             )
             parts["dino_local"] = jnp.sum(by_crop[2:])
@@ -88,7 +89,7 @@ class SSLMetaArch:
         if self.ibot_loss_weight and batch["masked_indices"].shape[1]:
             x, weights = heads["ibot"](masked[:, :, None])
             scale = self.ibot_loss_weight / (num_groups * num_global)
-            terms["ibot"], _ = prototype_loss.cross_entropy(
+            terms["ibot"], _ = cross_entropy.cross_entropy(
                 x,
                 weights,
                 targets["ibot"],

@@ -12,12 +12,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax.losses import prototype_targets
+from dinov2_jax.losses.tiled import targets as targets_lib
 from dinov2_jax.models import network
 
 Batch = dict[str, jax.Array]
 Centers = dict[str, jax.Array]
-Targets = dict[str, prototype_targets.Targets]
+Targets = dict[str, targets_lib.Targets]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +72,12 @@ class Teacher:
         for term, x in rows.items():
             x, weights = heads[term](x)
             if self.centering == "sinkhorn_knopp":
-                targets[term] = prototype_targets.sinkhorn_knopp(
+                targets[term] = targets_lib.sinkhorn_knopp(
                     x, weights, temp, valid=valid[term]
                 )
             else:
-                targets[term] = prototype_targets.centered(
-                    x, weights, temp, centers[term]
-                )
-                new_centers[term] = prototype_targets.update_center(
+                targets[term] = targets_lib.centered(x, weights, temp, centers[term])
+                new_centers[term] = targets_lib.update_center(
                     centers[term], targets[term], valid[term]
                 )
         return targets, new_centers

@@ -4,12 +4,12 @@ from tests.mutants.fault import Fault
 
 _OPTIMIZER = "optimizer_test.py::test_five_steps_equal_torch"
 _META_ARCH = "ssl_meta_arch_test.py::"
-_TILED = "losses/prototype_loss_test.py::"
+_TILED = "losses/tiled/cross_entropy_test.py::"
 
 FAULTS = (
     Fault(
         "sign-of-the-cross-entropy",
-        "dinov2_jax/losses/prototype_loss.py",
+        "dinov2_jax/losses/tiled/cross_entropy.py",
         "loss = (mass * lse - expected)",
         "loss = (expected - mass * lse)",
         (f"{_TILED}test_dino",),
@@ -58,14 +58,14 @@ FAULTS = (
     ),
     Fault(
         "padded-rows-count-in-sinkhorn",
-        "dinov2_jax/losses/prototype_targets.py",
+        "dinov2_jax/losses/tiled/targets.py",
         "return jnp.sum(jnp.where(valid, q, 0.0), axis=0)",
         "return jnp.sum(q, axis=0)",
         (f"{_TILED}test_sinkhorn_knopp",),
     ),
     Fault(
         "center-not-divided-by-the-temperature",
-        "dinov2_jax/losses/prototype_targets.py",
+        "dinov2_jax/losses/tiled/targets.py",
         "bias = -center / temp",
         "bias = -center",
         (f"{_TILED}test_centering",),

@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 
 from dinov2_jax import sharding
-from dinov2_jax.losses import (
-    dino,
-    prototype_loss,
-    prototype_targets,
-    prototype_tiles,
-    teacher_targets,
-)
+from dinov2_jax.losses import dino, teacher_targets
+from dinov2_jax.losses.tiled import cross_entropy, tiles
+from dinov2_jax.losses.tiled import targets as targets_lib
 
 HERE = pathlib.Path(__file__).parent
 GROUPS, ITEMS, CHANNELS, K = 2, 5, 6, 24
@@ -40,12 +36,12 @@ def logits(features, weights):
 def memory(request, monkeypatch):
     if request.param != "whole":
         # Tiles of 4 columns for 10 rows (of 8 where they are computed again).
-        monkeypatch.setattr(prototype_tiles, "_TILE", {True: 45, False: 45})
-        monkeypatch.setattr(prototype_tiles, "_NARROWEST", 2)
+        monkeypatch.setattr(tiles, "_TILE", {True: 45, False: 45})
+        monkeypatch.setattr(tiles, "_NARROWEST", 2)
     if request.param.endswith(("nothing kept", "computed again")):
-        monkeypatch.setattr(prototype_tiles, "_KEPT", 0)
+        monkeypatch.setattr(tiles, "_KEPT", 0)
     if request.param.endswith("computed again"):  # as on TPUs
-        monkeypatch.setattr(prototype_tiles, "computes_again", lambda: True)
+        monkeypatch.setattr(tiles, "computes_again", lambda: True)
 
 
 TEACHER = draw(GROUPS, ITEMS, 1, CHANNELS), 3 * draw(K, CHANNELS, seed=1)
@@ -54,7 +50,7 @@ VALID = np.random.default_rng(2).random((GROUPS, ITEMS)) < 0.7
 
 @pytest.mark.parametrize("valid, iterations", [(None, 1), (VALID, 2), (VALID, 3)])
 def test_sinkhorn_knopp(valid, iterations):
-    ours = prototype_targets.sinkhorn_knopp(
+    ours = targets_lib.sinkhorn_knopp(
         *TEACHER, TEMP, valid=valid, num_iterations=iterations
     )
     expected = teacher_targets.sinkhorn_knopp(
@@ -67,20 +63,20 @@ def test_sinkhorn_knopp(valid, iterations):
 
 def test_rows_without_any_valid_and_extreme_logits():
     features, weights = TEACHER
-    none = prototype_targets.sinkhorn_knopp(
+    none = targets_lib.sinkhorn_knopp(
         *TEACHER, TEMP, valid=np.zeros((GROUPS, ITEMS), bool)
     )
     assert np.isfinite(none.probabilities()).all()
     # exp(120 / 0.05) overflows by far; invalid rows may be larger still.
     large = np.where(VALID[..., None, None], 40, 4000) * features
-    ours = prototype_targets.sinkhorn_knopp(large, weights, TEMP, valid=VALID)
+    ours = targets_lib.sinkhorn_knopp(large, weights, TEMP, valid=VALID)
     # The plain form underflows here, to rows of zeros; float32 resolves 2400 to 2e-4.
     rows = np.asarray(ours.probabilities())[VALID]
     np.testing.assert_allclose(rows.sum(-1), 1.0, rtol=5e-4)
     scale = VALID.astype(np.float32)
     student = draw(GROUPS, ITEMS, 1, CHANNELS, seed=4), draw(K, CHANNELS, seed=5)
     total, pull = jax.vjp(
-        lambda *s: prototype_loss.cross_entropy(*s, ours, scale, pairs=((0,),))[0],
+        lambda *s: cross_entropy.cross_entropy(*s, ours, scale, pairs=((0,),))[0],
         *student,
     )
     for x in (total, *pull(jnp.float32(1.0))):
@@ -89,21 +85,21 @@ def test_rows_without_any_valid_and_extreme_logits():
 
 def test_centering():
     center = draw(K, seed=3, unit=False)
-    ours = prototype_targets.centered(*TEACHER, TEMP, center)
+    ours = targets_lib.centered(*TEACHER, TEMP, center)
     expected = teacher_targets.centered_softmax(logits(*TEACHER), center, TEMP)
     np.testing.assert_allclose(ours.probabilities(), expected, rtol=2e-5, atol=1e-9)
     for valid in (None, VALID):
-        moved = prototype_targets.update_center(center, ours, valid)
+        moved = targets_lib.update_center(center, ours, valid)
         wanted = teacher_targets.update_center(center, logits(*TEACHER)[:, :, 0], valid)
         np.testing.assert_allclose(moved, wanted, rtol=1e-5, atol=1e-6)
 
 
 def ibot(student, weights, scale):
     """Ours: total and gradients."""
-    targets = prototype_targets.sinkhorn_knopp(*TEACHER, TEMP, valid=VALID)
+    targets = targets_lib.sinkhorn_knopp(*TEACHER, TEMP, valid=VALID)
 
     def loss(student, weights):
-        total, parts = prototype_loss.cross_entropy(
+        total, parts = cross_entropy.cross_entropy(
             student, weights, targets, scale * VALID, pairs=((0,),)
         )
         return 3.0 * total, parts
@@ -131,10 +127,10 @@ def test_ibot():
     np.testing.assert_allclose(3.0 * parts.sum(), total, rtol=1e-6)
     for ours, wanted in zip(grads, expected[1]):
         np.testing.assert_allclose(ours, wanted, atol=1e-5 * np.abs(wanted).max())
-    without = prototype_loss.cross_entropy(
+    without = cross_entropy.cross_entropy(
         student,
         weights,
-        prototype_targets.sinkhorn_knopp(*TEACHER, TEMP, valid=VALID),
+        targets_lib.sinkhorn_knopp(*TEACHER, TEMP, valid=VALID),
         scale * VALID,
         pairs=((0,),),
     )[0]
@@ -145,14 +141,14 @@ def test_ibot():
 def test_dino(num_local):
     images = 5
     features = draw(GROUPS, images, 2, CHANNELS)
-    targets = prototype_targets.sinkhorn_knopp(features, TEACHER[1], TEMP)
+    targets = targets_lib.sinkhorn_knopp(features, TEACHER[1], TEMP)
     student = draw(GROUPS, images, 2 + num_local, CHANNELS, seed=4)
     weights = draw(K, CHANNELS, seed=5)
     pairs, normaliser = dino.crop_pairs(num_local)
     scale = jnp.full((GROUPS, images), 1.0 / (GROUPS * images * normaliser))
 
     def ours(student, weights):
-        return prototype_loss.cross_entropy(
+        return cross_entropy.cross_entropy(
             student, weights, targets, scale, pairs=pairs
         )
 
@@ -202,11 +198,11 @@ def eight_devices():
         student = draw(groups, 5, 1, CHANNELS, seed=4), draw(k, CHANNELS, seed=5)
 
         def step(teacher, student):
-            targets = prototype_targets.sinkhorn_knopp(*teacher, TEMP, valid=valid)
+            targets = targets_lib.sinkhorn_knopp(*teacher, TEMP, valid=valid)
 
             def loss(student):
                 scale = valid.astype(np.float32)
-                return prototype_loss.cross_entropy(
+                return cross_entropy.cross_entropy(
                     *student, targets, scale, pairs=((0,),)
                 )
 
@@ -229,10 +225,10 @@ def test_devices_change_nothing(memory, request):
         pytest.skip("once is enough")
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[2])]),
     }
     subprocess.run(
-        [sys.executable, "-c", "import prototype_loss_test as t; t.eight_devices()"],
+        [sys.executable, "-c", "import cross_entropy_test as t; t.eight_devices()"],
         env=environment,
         check=True,
     )
@@ -246,9 +242,9 @@ def test_no_whole_array_of_logits_is_stored(memory, full_compilation, request):
     teacher = draw(k, CHANNELS, seed=2)
 
     def loss(student, weights):
-        targets = prototype_targets.sinkhorn_knopp(features, teacher, TEMP)
+        targets = targets_lib.sinkhorn_knopp(features, teacher, TEMP)
         scale = jnp.ones((1, rows))
-        return prototype_loss.cross_entropy(
+        return cross_entropy.cross_entropy(
             student, weights, targets, scale, pairs=((0,),)
         )[0]
 

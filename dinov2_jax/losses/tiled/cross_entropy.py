@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from dinov2_jax import sharding
-from dinov2_jax.losses import dino, prototype_targets, prototype_tiles
+from dinov2_jax.losses import dino
+from dinov2_jax.losses.tiled import targets as targets_lib
+from dinov2_jax.losses.tiled import tiles as tiles_lib
 
 Pairs = tuple[tuple[int, ...], ...]
 
@@ -23,7 +25,7 @@ Pairs = tuple[tuple[int, ...], ...]
 def cross_entropy(
     features: jax.Array,
     prototypes: jax.Array,
-    targets: prototype_targets.Targets,
+    targets: targets_lib.Targets,
     weights: jax.Array,
     *,
     pairs: Pairs,
@@ -99,11 +101,11 @@ def _local(
 ):
     items = weights.size
     rows = max(features.size, teacher_features.size) // features.shape[-1]
-    tiled = functools.partial(prototype_tiles.make_tiles, rows=rows)
+    tiled = functools.partial(tiles_lib.make_tiles, rows=rows)
     tiles = tiled(features, prototypes, dino.STUDENT_TEMP)
     teacher_tiles = tiled(teacher_features, teacher_prototypes, temp)
     x = features.reshape(-1, features.shape[-1])
-    lse = prototype_tiles.log_sum_exp(tiles, len(x))
+    lse = tiles_lib.log_sum_exp(tiles, len(x))
     mass = jnp.tile(jnp.asarray([len(row) for row in pairs], jnp.float32), items)
     factor = jnp.repeat(weights.reshape(-1), len(pairs)) / dino.STUDENT_TEMP
 

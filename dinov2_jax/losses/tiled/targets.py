@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from dinov2_jax import sharding
-from dinov2_jax.losses import prototype_tiles, teacher_targets
+from dinov2_jax.losses import teacher_targets
+from dinov2_jax.losses.tiled import tiles as tiles_lib
 
 _TINY, _HUGE = jnp.finfo(jnp.float32).tiny, jnp.finfo(jnp.float32).max
 
@@ -43,8 +44,7 @@ class Targets:
     def probabilities(self) -> jax.Array:
         """float32 [G, I, T, K], whole: for looking at."""
         logits = (
-            prototype_tiles.matmul(self.features, self.prototypes) / self.temp
-            + self.bias
+            tiles_lib.matmul(self.features, self.prototypes) / self.temp + self.bias
         )
         return jnp.exp(logits - self.lse[..., None])
 
@@ -72,9 +72,9 @@ def sinkhorn_knopp(
     temp = jnp.asarray(temp, jnp.float32)
 
     def balance(features, valid, prototypes, temp, *, axes):
-        tiles = prototype_tiles.make_tiles(features, prototypes, temp)
+        tiles = tiles_lib.make_tiles(features, prototypes, temp)
         args = tiles, valid.reshape(-1, 1), num_iterations
-        if axes or prototype_tiles.computes_again():
+        if axes or tiles_lib.computes_again():
             bias, lse = _balance_in_two_passes(*args, axes)
         else:
             bias, lse = _balance_in_one_pass(*args)
@@ -108,7 +108,7 @@ def _balance_in_two_passes(tiles, valid, num_iterations, axes):
     highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
     sums = jax.lax.psum(sums * jnp.exp(jnp.minimum(peak - highest, 0.0)), axes)
     bias = -highest - _log_scale(sums)
-    lse = prototype_tiles.log_sum_exp(tiles, len(valid), bias)
+    lse = tiles_lib.log_sum_exp(tiles, len(valid), bias)
     for _ in range(num_iterations - 1):
         _, sums = jax.lax.scan(columns, lse, (tiles.scanned, bias))
         bias -= _log_scale(jax.lax.psum(sums, axes))
@@ -125,7 +125,7 @@ def _balance_in_one_pass(tiles, valid, num_iterations):
         z = tiles.logits(tile)
         peak, columns = _sums_of_exps(z, z, valid)
         bias = -peak - _log_scale(columns)
-        return prototype_tiles.add_to_sums(sums, z + bias, z + bias), bias
+        return tiles_lib.add_to_sums(sums, z + bias, z + bias), bias
 
     def later(carry, tile):
         lse, sums = carry
@@ -134,9 +134,9 @@ def _balance_in_one_pass(tiles, valid, num_iterations):
         sums += jnp.sum(q * jnp.exp(-scale), axis=1)
         return (lse, sums), tile[1] - scale
 
-    none = prototype_tiles.no_sums(len(valid))
+    none = tiles_lib.no_sums(len(valid))
     sums, bias = jax.lax.scan(first, none, tiles.scanned)
-    lse = prototype_tiles.log_of_sums(sums)
+    lse = tiles_lib.log_of_sums(sums)
     for _ in range(num_iterations - 1):
         carry = lse, jnp.zeros_like(lse)
         (_, sums), bias = jax.lax.scan(later, carry, (tiles.scanned, bias))
@@ -194,10 +194,10 @@ def centered(
 
     def row_sums(features, prototypes, temp, bias, *, axes):
         del axes
-        tiles = prototype_tiles.make_tiles(features, prototypes, temp)
+        tiles = tiles_lib.make_tiles(features, prototypes, temp)
         shape = features.shape[:-1]
         bias = bias.reshape(len(tiles), -1)
-        return prototype_tiles.log_sum_exp(tiles, math.prod(shape), bias).reshape(shape)
+        return tiles_lib.log_sum_exp(tiles, math.prod(shape), bias).reshape(shape)
 
     lse = sharding.on_groups(
         row_sums,
