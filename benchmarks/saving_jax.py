@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import jax_step, workloads
-from dinov2_jax import disk_space, host_memory, program
-from dinov2_jax.checkpoint import checkpointer, checksums
+from dinov2_jax import host_memory, program
+from dinov2_jax.checkpoint import checkpointer, checksums, disk_space
 
 
 def steps(config: Any, folder: str, turns: int, every: int) -> dict[str, Any]:

@@ -22,9 +22,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import disk_space, distributed, errors, init_weights, program, sharding
+from dinov2_jax import distributed, errors, init_weights, program, sharding
 from dinov2_jax import workdir as workdir_lib
-from dinov2_jax.checkpoint import checkpointer
+from dinov2_jax.checkpoint import checkpointer, disk_space
 from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.eval import evaluator

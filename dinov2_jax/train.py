@@ -13,7 +13,6 @@ from dinov2_jax import (
     bad_images,
     console,
     data_record,
-    disk_space,
     distributed,
     errors,
     init_weights,
@@ -27,7 +26,7 @@ from dinov2_jax import (
 )
 from dinov2_jax import config as config_lib
 from dinov2_jax import workdir as workdir_lib
-from dinov2_jax.checkpoint import cadence, checkpointer
+from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
 from dinov2_jax.data import batch_builder, loader
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.eval import evaluator

@@ -14,8 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dinov2_jax import disk_space, errors
-from dinov2_jax.checkpoint import checksums, damaged, orbax_words
+from dinov2_jax import errors
+from dinov2_jax.checkpoint import checksums, disk_space, orbax_logging, quarantine
 
 _MAX_FAILED = 3  # saves in a row
 
@@ -55,11 +55,11 @@ class Checkpointer:
         self._failed_in_a_row = 0
         self.failed = False
         logging.getLogger("absl").setLevel(logging.WARNING)
-        orbax_words.hush_threads()
+        orbax_logging.hush_threads()
         self._manager = self._make_manager()
 
     def _make_manager(self) -> ocp.CheckpointManager:
-        with orbax_words.quiet():
+        with orbax_logging.quiet():
             return ocp.CheckpointManager(
                 self.path,
                 item_handlers=ocp.StandardCheckpointHandler(),
@@ -131,7 +131,7 @@ class Checkpointer:
             if step != self._manager.latest_step():
                 self._manager.save(step, args=ocp.args.StandardSave(state))
         except Exception as error:  # orbax and tensorstore raise many kinds
-            return orbax_words.reason(error)
+            return orbax_logging.reason(error)
         if jax.process_index() == 0:
             self._sealing = threading.Thread(target=self._seal, args=(step,))
             self._sealing.start()
@@ -168,7 +168,7 @@ class Checkpointer:
         saved = self._sealing is not None
         error = None
         try:
-            with orbax_words.quiet():  # it would say how long, above a second
+            with orbax_logging.quiet():  # it would say how long, above a second
                 self._manager.wait_until_finished()
         except Exception as raised:  # orbax and tensorstore raise many kinds
             error = raised
@@ -178,14 +178,14 @@ class Checkpointer:
         error = error or self._seal_error
         self._seal_error, self.failed = None, False
         if error is not None:
-            return orbax_words.reason(error)
+            return orbax_logging.reason(error)
         if saved:
             self._failed_in_a_row = 0
         return ""
 
     def _clear(self) -> None:
         """Removes what a failed save left; a new manager, for the old one counts it."""
-        with contextlib.suppress(Exception), orbax_words.quiet():
+        with contextlib.suppress(Exception), orbax_logging.quiet():
             self._manager.close()
         for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -206,7 +206,7 @@ class Checkpointer:
         """
         lines = []
         if jax.process_index() == 0:
-            lines = damaged.set_aside(self.path)
+            lines = quarantine.set_aside(self.path)
         if jax.process_count() > 1:
             # Nobody looks before it is done.
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
@@ -218,7 +218,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             for later in self.steps():
                 if later > step:
-                    damaged.move_away(self.path / str(later))
+                    quarantine.move_away(self.path / str(later))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("later checkpoints are set aside")
         self._manager.reload()
@@ -235,7 +235,7 @@ class Checkpointer:
         """
         step = self.latest_step()
         try:
-            with orbax_words.quiet():
+            with orbax_logging.quiet():
                 # Orbax would cast and, where a shape differs, fail half-way.
                 differing = _differences(
                     self._manager.item_metadata(step), abstract_state

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dinov2_jax import errors
-from dinov2_jax.checkpoint import checksums, orbax_words
+from dinov2_jax.checkpoint import checksums, orbax_logging
 
 
 def read(folder: pathlib.Path, branch: str | None = None) -> Any:
@@ -35,7 +35,7 @@ def read(folder: pathlib.Path, branch: str | None = None) -> Any:
     if (folder / "default").is_dir():
         folder = folder / "default"
     try:
-        with orbax_words.quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        with orbax_logging.quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
             if branch:
                 tree = {branch: tree[branch]}
@@ -65,7 +65,7 @@ def write(folder: pathlib.Path, weights: Any) -> None:
       UserError: It cannot be written.
     """
     try:
-        with orbax_words.quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        with orbax_logging.quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute(), weights, force=True)
     except Exception as error:  # orbax and tensorstore raise many kinds
         reason = " ".join(str(error).split())[:200]

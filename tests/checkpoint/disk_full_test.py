@@ -11,8 +11,8 @@ import processes
 import pytest
 from tensorboard.backend.event_processing import event_file_loader
 
-from dinov2_jax import disk_space, errors, metrics
-from dinov2_jax.checkpoint import checkpointer, checksums
+from dinov2_jax import errors, metrics
+from dinov2_jax.checkpoint import checkpointer, checksums, disk_space
 
 FULL = "No space left on device"
 
