@@ -32,7 +32,7 @@ LOADERS = ("jax", "torch")
 
 def write_random(name: str, path: pathlib.Path) -> int:
     """Writes a released size with random weights; returns their bytes."""
-    from dinov2_jax.weights import lazy, torch_writer
+    from dinov2_jax.weights import lazy_tensor, torch_writer
 
     shapes = json.loads((SHAPES / f"dinov2_{name}.json").read_text())
     rng = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def write_random(name: str, path: pathlib.Path) -> int:
     torch_writer.write(
         path,
         {
-            key: lazy.LazyTensor(
+            key: lazy_tensor.LazyTensor(
                 tuple(shape),
                 float32,
                 lambda shape=shape: rng.standard_normal(shape, np.float32),

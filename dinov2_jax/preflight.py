@@ -22,12 +22,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import distributed, errors, init_weights, program, sharding
+from dinov2_jax import distributed, errors, program, sharding
 from dinov2_jax import workdir as workdir_lib
 from dinov2_jax.checkpoint import checkpointer, disk_space
 from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.eval import evaluator
+from dinov2_jax.weights import initial
 
 _MAX_SKEW = 10.0  # seconds between the clocks of two hosts
 _MAX_DELAY = 15.0  # until a file that one host wrote is seen by all
@@ -250,7 +251,7 @@ class _Preflight:
 
     def weights(self) -> str:
         """Those that the run starts from."""
-        self.first = init_weights.read(self.config, self.program.meta_arch)
+        self.first = initial.read(self.config, self.program.meta_arch)
         return self.first.description if self.first else "from scratch"
 
     def step(self) -> str:

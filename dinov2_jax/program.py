@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import (
-    init_weights,
     optimizer,
     schedules,
     sharding,
@@ -16,6 +15,7 @@ from dinov2_jax import (
     train_step,
 )
 from dinov2_jax.data import batch_spec
+from dinov2_jax.weights import initial
 
 
 class Program:
@@ -46,7 +46,7 @@ class Program:
         self.schedules = schedules.make_schedules(config)
 
     def first_state(
-        self, weights: init_weights.InitialWeights | None
+        self, weights: initial.InitialWeights | None
     ) -> train_state.TrainState:
         """The state at step 0: of weights that were read, or drawn from the seed."""
         params = weights and weights.params

@@ -15,7 +15,6 @@ from dinov2_jax import (
     data_record,
     distributed,
     errors,
-    init_weights,
     profiling,
     program,
     rollback,
@@ -30,6 +29,7 @@ from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
 from dinov2_jax.data import batch_builder, loader
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.eval import evaluator
+from dinov2_jax.weights import initial
 
 _LONG = 4.0  # times `train.hang_timeout` for a compilation or an evaluation
 
@@ -154,7 +154,7 @@ class Run:
                     self.state = self.checkpoints.restore(self.program.state)
                 return [*lines, f"resumed from step {self.start_step}"]
         # Fresh weights, or those that `config.init` names.
-        weights = init_weights.read(self.config, self.program.meta_arch)
+        weights = initial.read(self.config, self.program.meta_arch)
         self.state = self.program.first_state(weights)
         return [*lines, weights.description] if weights else lines
 

@@ -26,7 +26,7 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
-from dinov2_jax.weights import lazy, safetensors_file, state_dict
+from dinov2_jax.weights import lazy_tensor, safetensors_file, state_dict
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS = "model.stablehlo", "weights.safetensors"
@@ -178,8 +178,8 @@ def run(directory: str | os.PathLike, images: np.ndarray) -> dict[str, np.ndarra
             return {name: features[name] for name in names if features[name].size}
 
 
-def _lazy(array: np.ndarray) -> lazy.LazyTensor:
-    return lazy.LazyTensor(
+def _lazy(array: np.ndarray) -> lazy_tensor.LazyTensor:
+    return lazy_tensor.LazyTensor(
         array.shape,
         np.dtype(np.float32),
         lambda: np.ascontiguousarray(array, np.float32),

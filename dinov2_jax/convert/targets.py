@@ -12,9 +12,9 @@ from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import (
     architecture,
     huggingface,
-    lazy,
+    lazy_tensor,
     naming,
-    own,
+    native,
     reading,
     safetensors_file,
     state_dict,
@@ -44,7 +44,7 @@ class Target:
     interpolation: Callable[[bool], dict[str, Any]] | None = None
 
 
-def backbone_tensors(weights: reading.Weights) -> dict[str, lazy.LazyTensor]:
+def backbone_tensors(weights: reading.Weights) -> dict[str, lazy_tensor.LazyTensor]:
     """A backbone under the reference's names, in the order of its `state_dict`."""
     tensors = _tensors(weights.params["backbone"], weights.module.patch_size)
     return {
@@ -52,17 +52,17 @@ def backbone_tensors(weights: reading.Weights) -> dict[str, lazy.LazyTensor]:
     }
 
 
-def _tensors(params, patch_size) -> dict[str, lazy.LazyTensor]:
+def _tensors(params, patch_size) -> dict[str, lazy_tensor.LazyTensor]:
     arrays = state_dict.state_dict_from_params(params, patch_size=patch_size)
     return {
-        name: lazy.LazyTensor(
+        name: lazy_tensor.LazyTensor(
             array.shape, array.dtype, lambda array=array: state_dict.contiguous(array)
         )
         for name, array in arrays.items()
     }
 
 
-def _checkpoint_tensors(weights: reading.Weights) -> dict[str, lazy.LazyTensor]:
+def _checkpoint_tensors(weights: reading.Weights) -> dict[str, lazy_tensor.LazyTensor]:
     """Backbone and heads under the names of the reference's training checkpoints."""
     named = {f"backbone.{k}": v for k, v in backbone_tensors(weights).items()}
     for head in sorted(weights.params.keys() - {"backbone"}):
@@ -71,7 +71,7 @@ def _checkpoint_tensors(weights: reading.Weights) -> dict[str, lazy.LazyTensor]:
     return named
 
 
-def _flat(owners: Owners) -> dict[str, lazy.LazyTensor]:
+def _flat(owners: Owners) -> dict[str, lazy_tensor.LazyTensor]:
     """Every owner's backbone and heads in one dict: student.backbone.cls_token, ...
 
     Weights of nobody known have no such prefix.
@@ -161,7 +161,7 @@ def _write_stablehlo(path, owners, size, heads) -> None:
 def _write_orbax(path, owners, size, heads) -> None:
     del size, heads
     ((which, weights),) = owners.items()
-    own.write(path, weights.module, weights.params, weights.preprocessing, which)
+    native.write(path, weights.module, weights.params, weights.preprocessing, which)
 
 
 def _write_json(path: pathlib.Path, fields: Mapping[str, object]) -> None:

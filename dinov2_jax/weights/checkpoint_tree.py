@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dinov2_jax import errors
-from dinov2_jax.weights import lazy, state_dict
+from dinov2_jax.weights import lazy_tensor, state_dict
 
 SUBMODULES = ("backbone", "dino_head", "ibot_head")
 WHICH = ("teacher", "student")
@@ -22,7 +22,7 @@ _PARAMETRIZED = {
     "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
 }
 
-Submodules = dict[str, dict[str, lazy.LazyTensor]]
+Submodules = dict[str, dict[str, lazy_tensor.LazyTensor]]
 
 
 def submodules(
@@ -75,7 +75,7 @@ def submodules(
     return found, owner
 
 
-def _flat(tree, which, source) -> tuple[dict[str, lazy.LazyTensor], str | None]:
+def _flat(tree, which, source) -> tuple[dict[str, lazy_tensor.LazyTensor], str | None]:
     """The flat dict of tensors inside nested dicts, and whose it is if that is said."""
     owner = None
     while isinstance(tree, Mapping):
@@ -92,7 +92,7 @@ def _flat(tree, which, source) -> tuple[dict[str, lazy.LazyTensor], str | None]:
         tensors = {
             key: value
             for key, value in tree.items()
-            if isinstance(value, lazy.LazyTensor) and isinstance(key, str)
+            if isinstance(value, lazy_tensor.LazyTensor) and isinstance(key, str)
         }
         if not tensors:
             break

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.weights import lazy
+from dinov2_jax.weights import lazy_tensor
 
 HUB, HUGGINGFACE, TIMM = "hub", "huggingface", "timm"
 
@@ -54,7 +54,7 @@ _HF_PARTS = {
 _NUM_PARTS = {"attn.qkv": 3, "mlp.w12": 2}
 _HF_PREFIXES = ("dinov2_with_registers.", "dinov2.")
 
-Tensors = Mapping[str, lazy.LazyTensor]
+Tensors = Mapping[str, lazy_tensor.LazyTensor]
 
 
 def detect(names: Mapping[str, object]) -> str:
@@ -67,7 +67,7 @@ def detect(names: Mapping[str, object]) -> str:
     return HUB
 
 
-def to_hub(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
+def to_hub(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
     """Any world's names -> the reference's; names that no world knows stay as they are.
 
     timm's files hold no mask token: it becomes zeros. Its register models have the
@@ -81,7 +81,7 @@ def to_hub(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
     return dict(tensors)
 
 
-def from_hub(tensors: Tensors, naming: str) -> dict[str, lazy.LazyTensor]:
+def from_hub(tensors: Tensors, naming: str) -> dict[str, lazy_tensor.LazyTensor]:
     """The reference's names -> those of `naming`, values converted where needed.
 
     To timm this is one-way: the mask token is dropped and, with registers, the class
@@ -94,9 +94,9 @@ def from_hub(tensors: Tensors, naming: str) -> dict[str, lazy.LazyTensor]:
     return dict(tensors)
 
 
-def _from_huggingface(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
-    hub: dict[str, lazy.LazyTensor] = {}
-    parts: dict[str, dict[int, list[tuple[str, lazy.LazyTensor]]]] = {}
+def _from_huggingface(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
+    hub: dict[str, lazy_tensor.LazyTensor] = {}
+    parts: dict[str, dict[int, list[tuple[str, lazy_tensor.LazyTensor]]]] = {}
     for full_name, tensor in tensors.items():
         name = full_name
         for prefix in _HF_PREFIXES:
@@ -127,7 +127,7 @@ def _from_huggingface(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
     return hub
 
 
-def _to_huggingface(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
+def _to_huggingface(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
     top = {hub: name for name, hub in _HF_TOP.items()}
     inside: dict[str, str] = {}
     for name, hub in _HF_BLOCK.items():
@@ -151,7 +151,7 @@ def _to_huggingface(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
 _TIMM_SWIGLU = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
 
 
-def _from_timm(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
+def _from_timm(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
     hub = dict(tensors)
     first, last = (tensors.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
     # The packed projection gives twice what the second one takes.
@@ -166,20 +166,20 @@ def _from_timm(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
         if "pos_embed" in hub:
             pos = hub["pos_embed"]
             _, count, width = pos.shape
-            hub["pos_embed"] = lazy.LazyTensor(
+            hub["pos_embed"] = lazy_tensor.LazyTensor(
                 (1, count + 1, width),
                 pos.dtype,
                 lambda: np.pad(pos.read(), ((0, 0), (1, 0), (0, 0))),
             )
     if "cls_token" in hub and "mask_token" not in hub:
         shape, dtype = (1, hub["cls_token"].shape[-1]), hub["cls_token"].dtype
-        hub["mask_token"] = lazy.LazyTensor(
+        hub["mask_token"] = lazy_tensor.LazyTensor(
             shape, dtype, lambda: np.zeros(shape, dtype)
         )
     return hub
 
 
-def _to_timm(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
+def _to_timm(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
     renamed = {}
     for key, tensor in tensors.items():
         for timm, reference in _TIMM_SWIGLU.items():
@@ -189,28 +189,30 @@ def _to_timm(tensors: Tensors) -> dict[str, lazy.LazyTensor]:
     if "register_tokens" in renamed:
         renamed["reg_token"] = renamed.pop("register_tokens")
         cls, pos = tensors["cls_token"], tensors["pos_embed"]
-        renamed["cls_token"] = lazy.LazyTensor(
+        renamed["cls_token"] = lazy_tensor.LazyTensor(
             cls.shape, cls.dtype, lambda: cls.read() + pos.read()[:, :1]
         )
         _, count, width = pos.shape
-        renamed["pos_embed"] = lazy.LazyTensor(
+        renamed["pos_embed"] = lazy_tensor.LazyTensor(
             (1, count - 1, width), pos.dtype, lambda: pos.read()[:, 1:]
         )
     return renamed
 
 
-def _concatenated(parts: list[lazy.LazyTensor]) -> lazy.LazyTensor:
+def _concatenated(parts: list[lazy_tensor.LazyTensor]) -> lazy_tensor.LazyTensor:
     rows = sum(part.shape[0] for part in parts)
-    return lazy.LazyTensor(
+    return lazy_tensor.LazyTensor(
         (rows, *parts[0].shape[1:]),
         parts[0].dtype,
         lambda: np.concatenate([part.read() for part in parts]),
     )
 
 
-def _part(tensor: lazy.LazyTensor, index: int, count: int) -> lazy.LazyTensor:
+def _part(
+    tensor: lazy_tensor.LazyTensor, index: int, count: int
+) -> lazy_tensor.LazyTensor:
     rows = tensor.shape[0] // count
-    return lazy.LazyTensor(
+    return lazy_tensor.LazyTensor(
         (rows, *tensor.shape[1:]),
         tensor.dtype,
         lambda: tensor.read()[index * rows : (index + 1) * rows],

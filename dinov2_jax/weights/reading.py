@@ -19,10 +19,10 @@ from dinov2_jax.weights import (
     checkpoint_tree,
     huggingface,
     json_fields,
-    lazy,
+    lazy_tensor,
     naming,
+    native,
     official,
-    own,
     report,
     state_dict,
     tensor_file,
@@ -87,8 +87,8 @@ def read(
     expected = None
     if not path.exists():
         path, expected = _by_name(source)
-    if path.is_dir() and own.is_own(path):
-        weights = Weights(*own.read(path, which))
+    if path.is_dir() and native.is_own(path):
+        weights = Weights(*native.read(path, which))
     else:
         weights = _read_tensors(path, which, heads, num_heads, ignore, expected)
     module, params = weights.module, weights.params
@@ -163,7 +163,7 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
     return Weights(module, params, prepare, owner)
 
 
-def _check_floats(tensors: Mapping[str, lazy.LazyTensor], source: str) -> None:
+def _check_floats(tensors: Mapping[str, lazy_tensor.LazyTensor], source: str) -> None:
     for key, tensor in tensors.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise errors.UserError(
@@ -184,7 +184,9 @@ def _without(tree: Any, ignore: Sequence[str]) -> Any:
     }
 
 
-def _stream(tensors: Mapping[str, lazy.LazyTensor], source: str) -> dict[str, Any]:
+def _stream(
+    tensors: Mapping[str, lazy_tensor.LazyTensor], source: str
+) -> dict[str, Any]:
     """Parameters from tensors that are read one after the other."""
 
     def place(array: np.ndarray) -> jax.Array:

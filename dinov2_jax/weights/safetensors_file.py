@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 
 from dinov2_jax import errors, files
-from dinov2_jax.weights import lazy
+from dinov2_jax.weights import lazy_tensor
 
 _DTYPES = {
     "F64": np.float64,
@@ -32,7 +32,7 @@ _DTYPES = {
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
 
-def read(path: str | os.PathLike) -> dict[str, lazy.LazyTensor]:
+def read(path: str | os.PathLike) -> dict[str, lazy_tensor.LazyTensor]:
     """The tensors of a file, in its order, still on disk.
 
     Raises:
@@ -49,7 +49,7 @@ def read(path: str | os.PathLike) -> dict[str, lazy.LazyTensor]:
                     raise errors.UserError(
                         f"{path}: {name} is of type {code}: save it as float32"
                     )
-                tensors[name] = lazy.LazyTensor(
+                tensors[name] = lazy_tensor.LazyTensor(
                     shape, np.dtype(_DTYPES[code]), _reader(path, name)
                 )
     except OSError as error:
@@ -71,7 +71,9 @@ def _reader(path: pathlib.Path, name: str):
     return read_tensor
 
 
-def write(path: str | os.PathLike, tensors: Mapping[str, lazy.LazyTensor]) -> None:
+def write(
+    path: str | os.PathLike, tensors: Mapping[str, lazy_tensor.LazyTensor]
+) -> None:
     """Writes a file whole or not at all; the same tensors give the same bytes.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.weights import lazy
+from dinov2_jax.weights import lazy_tensor
 
 # blocks.{i}.rest, or blocks.{chunk}.{i}.rest with block_chunks > 0.
 _BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.(\D.*)")
@@ -88,7 +88,9 @@ def _copy_into(out: np.ndarray, value: np.ndarray) -> None:
 
 
 def _array(value: Any) -> np.ndarray:
-    return value.read() if isinstance(value, lazy.LazyTensor) else np.asarray(value)
+    return (
+        value.read() if isinstance(value, lazy_tensor.LazyTensor) else np.asarray(value)
+    )
 
 
 def state_dict_from_params(

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.weights import lazy, torch_pickle
+from dinov2_jax.weights import lazy_tensor, torch_pickle
 
 _MAX_PICKLE = 64 * 2**20  # bytes
 _MAX_DIRECTORY = 16 * 2**20  # bytes of zip directory, 200 000 entries
@@ -234,14 +234,14 @@ def _lazy_tensor(
     folder: str,
     entries: Mapping[str, _Entry],
     tensor: torch_pickle.Tensor,
-) -> lazy.LazyTensor:
+) -> lazy_tensor.LazyTensor:
     entry = entries.get(folder + tensor.key)
     if entry is None or tensor.storage_size * tensor.dtype.itemsize > entry.size:
         raise torch_pickle.Refused(
             f"the storage {ascii(tensor.key)} of {tensor.storage_size} elements of "
             f"{tensor.dtype.name} is not there or smaller"
         )
-    return lazy.LazyTensor(
+    return lazy_tensor.LazyTensor(
         tensor.shape, tensor.dtype, functools.partial(_read_tensor, path, entry, tensor)
     )
 

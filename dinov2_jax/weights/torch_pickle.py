@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dinov2_jax.weights import lazy
+from dinov2_jax.weights import lazy_tensor
 
 STORAGES: Mapping[str, np.dtype] = MappingProxyType(
     {
@@ -100,7 +100,7 @@ _GLOBALS: Mapping[str, Any] = MappingProxyType(
 )
 
 
-def load(data: bytes, make: Callable[[Tensor], lazy.LazyTensor]) -> Any:
+def load(data: bytes, make: Callable[[Tensor], lazy_tensor.LazyTensor]) -> Any:
     """The structure that a `data.pkl` describes.
 
     Args:
@@ -128,7 +128,7 @@ def load(data: bytes, make: Callable[[Tensor], lazy.LazyTensor]) -> Any:
 
 
 class _Machine:
-    def __init__(self, make: Callable[[Tensor], lazy.LazyTensor]):
+    def __init__(self, make: Callable[[Tensor], lazy_tensor.LazyTensor]):
         self._make = make
         self._memo: dict[int, Any] = {}
         self._stack: list[Any] = []
@@ -218,7 +218,7 @@ class _Machine:
             ):
                 return self._make(_view(storage, offset, shape, stride))
             case "_rebuild_parameter" | "_rebuild_parameter_with_state", (
-                lazy.LazyTensor() as tensor,
+                lazy_tensor.LazyTensor() as tensor,
                 *_,
             ):
                 return tensor
@@ -289,7 +289,7 @@ def _update(mapping: dict, items: list[Any]) -> dict:
 
 def _weigh(node: Any, seen: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
     """The number of values and the height below; refuses cycles and what unfolds."""
-    if isinstance(node, (*_SCALARS, lazy.LazyTensor, np.dtype)):
+    if isinstance(node, (*_SCALARS, lazy_tensor.LazyTensor, np.dtype)):
         return 1, 0
     if not isinstance(node, (dict, list, tuple)):
         raise Refused("data.pkl holds a storage, a function or a class as a value")

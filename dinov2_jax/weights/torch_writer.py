@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dinov2_jax import errors, files
-from dinov2_jax.weights import lazy, torch_pickle
+from dinov2_jax.weights import lazy_tensor, torch_pickle
 
 _FOLDER = "archive"  # as torch names it when it saves to memory
 _ALIGNMENT = 64  # bytes
@@ -59,7 +59,7 @@ def write(path: str | os.PathLike, tree: Any) -> None:
     if path.is_dir() or not path.parent.is_dir():
         where = f"{path} is a folder" if path.is_dir() else f"no folder {path.parent}"
         raise errors.UserError(f"cannot write {path} ({where}): pass another path")
-    tensors: list[lazy.LazyTensor] = []
+    tensors: list[lazy_tensor.LazyTensor] = []
     data = bytearray(b"\x80\x02")
     _pickle(tree, data, tensors, "")
     data += b"."
@@ -111,9 +111,9 @@ def _pickle(value: Any, out: bytearray, tensors: list, where: str) -> None:
         tensors.append(tensor)
 
 
-def _tensor(value: Any, where: str) -> lazy.LazyTensor:
+def _tensor(value: Any, where: str) -> lazy_tensor.LazyTensor:
     read: Callable[[], Any]
-    if isinstance(value, lazy.LazyTensor):
+    if isinstance(value, lazy_tensor.LazyTensor):
         read = value.read
     elif hasattr(value, "__array__") and not isinstance(value, np.generic):
         read = lambda: np.asarray(value)  # noqa: E731
@@ -124,10 +124,10 @@ def _tensor(value: Any, where: str) -> lazy.LazyTensor:
     dtype = np.dtype(value.dtype)
     if dtype not in _STORAGES:
         raise TypeError(f"{where}: torch has no storage of {dtype}")
-    return lazy.LazyTensor(tuple(map(int, value.shape)), dtype, read)
+    return lazy_tensor.LazyTensor(tuple(map(int, value.shape)), dtype, read)
 
 
-def _opcodes(tensor: lazy.LazyTensor, key: int) -> bytes:
+def _opcodes(tensor: lazy_tensor.LazyTensor, key: int) -> bytes:
     """`_rebuild_tensor_v2(storage, 0, shape, stride, False, OrderedDict())`."""
     stride = [1]
     for n in tensor.shape[:0:-1]:
@@ -143,7 +143,7 @@ def _opcodes(tensor: lazy.LazyTensor, key: int) -> bytes:
     return bytes(out + _ORDERED_DICT + b"tR")
 
 
-def _bytes(tensor: lazy.LazyTensor) -> np.ndarray:
+def _bytes(tensor: lazy_tensor.LazyTensor) -> np.ndarray:
     array = np.asarray(tensor.read())
     if array.shape != tensor.shape or array.dtype != tensor.dtype:
         raise ValueError(

@@ -8,7 +8,7 @@ import random_weights
 from peers import torch
 
 from dinov2_jax.convert import __main__ as convert
-from dinov2_jax.weights import own, reading
+from dinov2_jax.weights import native, reading
 
 TARGETS = {
     "torch-hub": "a.pth",
@@ -81,5 +81,5 @@ def own_export(path, *, name="vits14_reg4", channels=3, settings=(), prepare=())
     found = reading.read(path.with_suffix(".pth"), num_heads=2)
     module = found.module.clone(**dict(settings))
     prepare = dataclasses.replace(found.preprocessing, **dict(prepare))
-    own.write(path, module, found.params, prepare, "teacher")
+    native.write(path, module, found.params, prepare, "teacher")
     return path

@@ -7,7 +7,7 @@ import pytest
 import random_weights
 
 from dinov2_jax import errors
-from dinov2_jax.weights import architecture, checkpoint_tree, lazy
+from dinov2_jax.weights import architecture, checkpoint_tree, lazy_tensor
 
 BACKBONE = random_weights.tensors(random_weights.small_shapes("vits14_reg4"))
 HEAD = random_weights.head_tensors()
@@ -16,7 +16,7 @@ HEAD = random_weights.head_tensors()
 def lazily(tree):
     if isinstance(tree, dict):
         return {key: lazily(value) for key, value in tree.items()}
-    return lazy.LazyTensor(tree.shape, tree.dtype, lambda: tree)
+    return lazy_tensor.LazyTensor(tree.shape, tree.dtype, lambda: tree)
 
 
 def prefixed(tensors, prefix):
@@ -110,7 +110,7 @@ def test_the_recorded_training_checkpoint():
     file = "teacher_checkpoint_vitl14_train_config_chunked4"
     recorded = random_weights.shapes(file)
     tensors = {
-        key: lazy.LazyTensor(shape, np.dtype(np.float32), None)
+        key: lazy_tensor.LazyTensor(shape, np.dtype(np.float32), None)
         for key, shape in recorded.items()
     }
     submodules, owner = checkpoint_tree.submodules({"teacher": tensors}, None, "FILE")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax import errors
-from dinov2_jax.weights import lazy, torch_file
+from dinov2_jax.weights import lazy_tensor, torch_file
 
 
 def loaded(node):
@@ -20,7 +20,7 @@ def loaded(node):
         return {key: loaded(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return type(node)(map(loaded, node))
-    if isinstance(node, lazy.LazyTensor):
+    if isinstance(node, lazy_tensor.LazyTensor):
         array = node.read()
         assert (array.shape, array.dtype) == (node.shape, node.dtype)
         assert array.flags.c_contiguous

@@ -5,14 +5,14 @@ import pytest
 import random_weights
 
 from dinov2_jax import errors
-from dinov2_jax.weights import lazy, naming
+from dinov2_jax.weights import lazy_tensor, naming
 
 SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 
 
 def lazily(arrays):
     return {
-        key: lazy.LazyTensor(a.shape, a.dtype, lambda a=a: a)
+        key: lazy_tensor.LazyTensor(a.shape, a.dtype, lambda a=a: a)
         for key, a in arrays.items()
     }
 
@@ -24,7 +24,7 @@ def shapes_of(tensors):
 def unread(shapes):
     """Tensors of which only the shapes may be looked at."""
     return {
-        key: lazy.LazyTensor(shape, np.dtype(np.float32), None)
+        key: lazy_tensor.LazyTensor(shape, np.dtype(np.float32), None)
         for key, shape in shapes.items()
     }
 

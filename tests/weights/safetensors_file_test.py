@@ -8,7 +8,7 @@ import safetensors
 import safetensors.numpy
 
 from dinov2_jax import errors
-from dinov2_jax.weights import lazy, safetensors_file
+from dinov2_jax.weights import lazy_tensor, safetensors_file
 
 TENSORS = random_weights.tensors(random_weights.small_shapes("vits14")) | {
     "scalar": np.array(3.5, np.float32),
@@ -21,7 +21,7 @@ TENSORS = random_weights.tensors(random_weights.small_shapes("vits14")) | {
 
 def lazily(tensors):
     return {
-        key: lazy.LazyTensor(a.shape, a.dtype, lambda a=a: a)
+        key: lazy_tensor.LazyTensor(a.shape, a.dtype, lambda a=a: a)
         for key, a in tensors.items()
     }
 
@@ -88,7 +88,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     def fail():
         raise OSError(28, "No space left on device")
 
-    broken = {"x": lazy.LazyTensor((2,), np.dtype(np.float32), fail)}
+    broken = {"x": lazy_tensor.LazyTensor((2,), np.dtype(np.float32), fail)}
     with pytest.raises(errors.UserError) as caught:
         safetensors_file.write(path, broken)
     assert "No space left on device" in str(caught.value)

@@ -178,7 +178,7 @@ FUZZ = """
 import pathlib, random, resource, sys, zipfile
 import numpy as np
 from dinov2_jax import errors
-from dinov2_jax.weights import lazy, torch_file
+from dinov2_jax.weights import lazy_tensor, torch_file
 source, scratch = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30,) * 2)
 good, rng, parsed = source.read_bytes(), random.Random(0), 0
@@ -202,7 +202,7 @@ def mutated(data):
 def walk(node):
     if isinstance(node, dict): node = list(node.values())
     if isinstance(node, (list, tuple)): return [walk(x) for x in node]
-    if isinstance(node, lazy.LazyTensor):
+    if isinstance(node, lazy_tensor.LazyTensor):
         assert node.read().shape == node.shape
 for n in range(3000):
     if n % 3 == 0:

@@ -14,7 +14,7 @@ import pytest
 from peers import torch
 
 from dinov2_jax import errors
-from dinov2_jax.weights import lazy, torch_file, torch_pickle, torch_writer
+from dinov2_jax.weights import lazy_tensor, torch_file, torch_pickle, torch_writer
 
 WEIGHTS_ONLY = [{}, {"mmap": True}, {"weights_only": True}, {"weights_only": False}]
 
@@ -146,9 +146,9 @@ def test_failures_leave_nothing(tmp_path):
         assert os.listdir(tmp_path) == ["x.pth"]
 
     float32 = np.dtype(np.float32)
-    check(KeyboardInterrupt, lazy.LazyTensor((1,), float32, failing))
-    check(ValueError, lazy.LazyTensor((5,), float32, lambda: good), "announced")
-    check(ValueError, lazy.LazyTensor((1000,), np.dtype("i4"), lambda: good))
+    check(KeyboardInterrupt, lazy_tensor.LazyTensor((1,), float32, failing))
+    check(ValueError, lazy_tensor.LazyTensor((5,), float32, lambda: good), "announced")
+    check(ValueError, lazy_tensor.LazyTensor((1000,), np.dtype("i4"), lambda: good))
     check(TypeError, np.float32(1), "leaf")
     check(TypeError, np.ones(2, np.complex64), "complex64")
     check(TypeError, {(1, 2): 3}, "neither str nor int")
@@ -168,13 +168,14 @@ def test_failures_leave_nothing(tmp_path):
 MEMORY = """
 import sys
 import numpy as np
-from dinov2_jax.weights import lazy, torch_file, torch_writer
+from dinov2_jax.weights import lazy_tensor, torch_file, torch_writer
 def peak():
     line = [x for x in open("/proc/self/status") if x.startswith("VmHWM")][0]
     return int(line.split()[1]) // 1024
 def tensor(i):
     dtype = np.dtype(np.float32)
-    return lazy.LazyTensor((10, 2**18), dtype, lambda: np.full((10, 2**18), i, dtype))
+    read = lambda: np.full((10, 2**18), i, dtype)
+    return lazy_tensor.LazyTensor((10, 2**18), dtype, read)
 before = peak()
 torch_writer.write(sys.argv[1], {str(i): tensor(i) for i in range(10)})
 written = peak() - before

@@ -25,7 +25,6 @@ from configs import adapt
 from dinov2_jax import config as config_lib
 from dinov2_jax import (
     errors,
-    init_weights,
     optimizer,
     schedules,
     sharding,
@@ -34,9 +33,9 @@ from dinov2_jax import (
     train_step,
 )
 from dinov2_jax.models import vision_transformer
-from dinov2_jax.weights import official, own, reading, state_dict
+from dinov2_jax.weights import initial, native, official, reading, state_dict
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 PATCH = 4  # of `tiny`
 
 
@@ -85,7 +84,7 @@ def config(source, heads="fresh", which="", **sections):
 
 
 def read(c):
-    return init_weights.read(c, make_arch(c))
+    return initial.read(c, make_arch(c))
 
 
 def start(c, mesh=None):
@@ -95,7 +94,7 @@ def start(c, mesh=None):
     tx = optimizer.make_optimizer(
         c, jax.eval_shape(arch.student.init, jax.random.key(0))
     )
-    weights = init_weights.read(c, arch)
+    weights = initial.read(c, arch)
     state = train_state.make_state(
         c.seed, arch, tx, mesh, weights.params if weights else None
     )
@@ -294,9 +293,9 @@ def test_a_released_size_is_named_by_its_arch():
         vision_transformer.VisionTransformer(*vision_transformer.ARCHS[arch])
         for arch in ("vit_small", "vit_base")
     )
-    assert init_weights._model_settings(found, wanted, False) == {"arch": "vit_small"}
+    assert initial._model_settings(found, wanted, False) == {"arch": "vit_small"}
     odd = found.clone(depth=5)
-    assert init_weights._model_settings(odd, wanted, False) == {
+    assert initial._model_settings(odd, wanted, False) == {
         "arch": "custom",
         "embed_dim": 384,
         "depth": 5,
@@ -311,7 +310,7 @@ def test_adapt_takes_every_released_backbone(name):
 
     def check():
         wanted = make_arch(c).backbone
-        init_weights._check_backbone(official.module(name), wanted, False, name)
+        initial._check_backbone(official.module(name), wanted, False, name)
 
     if name != c.init["from"]:
         with pytest.raises(errors.UserError) as caught:
@@ -504,7 +503,7 @@ def test_every_device_gets_its_shard_alone(tmp_path):
         tmp_path / "file.pth", random_params(c, 1), random_params(c, 2)
     )
     weights = reading.read(source, heads=True, num_heads=2)
-    own.write(
+    native.write(
         pathlib.Path(f"{source}.own"),
         weights.module,
         weights.params,
@@ -517,7 +516,7 @@ def test_every_device_gets_its_shard_alone(tmp_path):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     started = [
         subprocess.Popen(
