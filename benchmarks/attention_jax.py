@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import timing
-from dinov2_jax import host_memory
 from dinov2_jax.kernels import attention
+from dinov2_jax.runtime import host_memory
 
 
 def measure(implementation: str, length: int, args: argparse.Namespace) -> dict:

@@ -24,7 +24,8 @@ def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
         a call of what `dinov2_jax.load` gives, for comparison.
       folder: With photos/ and weights.pth.
     """
-    from dinov2_jax import embed, host_memory
+    from dinov2_jax import embed
+    from dinov2_jax.runtime import host_memory
 
     host_memory.keep_freed_memory()
     if kind != "module":

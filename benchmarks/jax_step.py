@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from benchmarks import environment, timing, workloads
-from dinov2_jax import host_memory
+from dinov2_jax.runtime import host_memory
 
 
 def random_batch(config: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ are four products of M x K x 256: logits of both sides and two in the backward p
 
 from benchmarks import contest, report, timing, workers
 from benchmarks.settings import Settings
-from dinov2_jax import flops
+from dinov2_jax.runtime import flops
 
 CHANNELS = 256
 NAMES = ("jax", "plain jax.numpy")

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
-from dinov2_jax import host_memory
 from dinov2_jax.losses.tiled import cross_entropy
 from dinov2_jax.losses.tiled import targets as targets_lib
+from dinov2_jax.runtime import host_memory
 
 STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.07
 

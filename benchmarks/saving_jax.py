@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import jax_step, workloads
-from dinov2_jax import host_memory, program
+from dinov2_jax import program
 from dinov2_jax.checkpoint import checkpointer, checksums, disk_space
+from dinov2_jax.runtime import host_memory
 
 
 def steps(config: Any, folder: str, turns: int, every: int) -> dict[str, Any]:

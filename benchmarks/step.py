@@ -5,7 +5,8 @@ beside `benchmarks.torch_peer` and, with --reference, `benchmarks.reference_peer
 loss and gradients are first compared with ours. On a GPU: the sizes of `workloads.GPU`
 in bfloat16, beside `torch_peer` compiled and eager. Every contestant is a process of
 its own. On the CPU they take turns, a step each; on a GPU, whose memory is for one
-alone, they run one after the other. FLOPs are the useful ones of `dinov2_jax.flops`.
+alone, they run one after the other. FLOPs are the useful ones of
+`dinov2_jax.runtime.flops`.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 from benchmarks import contest, report, timing, workers, workloads
 from benchmarks.settings import Settings
-from dinov2_jax import flops
+from dinov2_jax.runtime import flops
 
 OURS = "jax"
 Group = tuple[workloads.Workload, list[contest.Contestant]]

@@ -23,7 +23,8 @@ import pathlib
 import sys
 from typing import Any
 
-from dinov2_jax import errors, host_memory, one_line_parser
+from dinov2_jax import errors, one_line_parser
+from dinov2_jax.runtime import host_memory
 
 FEATURES = ("cls", "patch_mean", "cls+patch_mean", "patches")
 _MAX_CPU_DEVICES = 8

@@ -14,8 +14,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import configs, distributed, errors, host_memory
+from dinov2_jax import configs, errors
 from dinov2_jax.configs import default
+from dinov2_jax.runtime import distributed, host_memory
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _CONFIG = config_flags.DEFINE_config_file(

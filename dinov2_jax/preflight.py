@@ -22,12 +22,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import distributed, errors, program, sharding
-from dinov2_jax import workdir as workdir_lib
+from dinov2_jax import errors, program, sharding
 from dinov2_jax.checkpoint import checkpointer, disk_space
 from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.eval import evaluator
+from dinov2_jax.runtime import distributed
+from dinov2_jax.runtime import workdir as workdir_lib
 from dinov2_jax.weights import initial
 
 _MAX_SKEW = 10.0  # seconds between the clocks of two hosts

@@ -11,7 +11,8 @@ import statistics
 import sys
 from typing import Any
 
-from dinov2_jax import bad_images, errors, events, goodput, time_account
+from dinov2_jax import errors
+from dinov2_jax.runtime import bad_images, event_log, goodput, timing
 
 _SILENT = 300.0  # seconds without a word after which a run may be dead
 _BACK = 1000  # steps between the two losses that are shown
@@ -42,7 +43,7 @@ def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
     Raises:
       UserError: There is no run in the folder.
     """
-    log = events.read(workdir)
+    log = event_log.read(workdir)
     started = [n for n, event in enumerate(log) if event["event"] == "start"]
     log = log[started[0] :] if started else []
     try:
@@ -121,7 +122,7 @@ def _state(log, now) -> str:
     silent = (now - last["time"]).total_seconds()
     if silent > _SILENT:
         return (
-            f"silent for {time_account.duration(silent)} ({where}): long at one thing, "
+            f"silent for {timing.duration(silent)} ({where}): long at one thing, "
             "or killed; if so, the same command goes on"
         )
     compiled = log.index(start) < len(log) - 1
@@ -137,7 +138,7 @@ def _step(config, log, rows) -> str:
     if step < total and rows:
         left = (total - step) * config["train"]["batch_size"]
         seconds = left / _median(rows, "images_per_second")
-        text += f", {time_account.duration(seconds)} to go"
+        text += f", {timing.duration(seconds)} to go"
     return text
 
 
@@ -205,10 +206,10 @@ def _accuracy(log) -> str:
 
 def _goodput(log, now) -> str:
     total, shares = goodput.goodput(log, now)
-    useful = shares.pop(time_account.STEP, 0.0)
+    useful = shares.pop(timing.STEP, 0.0)
     rest = sorted(((s, n) for n, s in shares.items() if s >= 0.0005), reverse=True)
     return (
-        f"{useful:.1%} of {time_account.duration(total)} in steps that count; "
+        f"{useful:.1%} of {timing.duration(total)} in steps that count; "
         f"{', '.join(f'{name} {share:.1%}' for share, name in rest)}"
     )
 
@@ -259,7 +260,7 @@ def _of(log, kind: str) -> list[dict[str, Any]]:
 
 
 def _ago(event, now) -> str:
-    return f"{time_account.duration((now - event['time']).total_seconds())} ago"
+    return f"{timing.duration((now - event['time']).total_seconds())} ago"
 
 
 if __name__ == "__main__":

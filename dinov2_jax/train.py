@@ -9,26 +9,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinov2_jax import (
-    bad_images,
-    console,
-    data_record,
-    distributed,
-    errors,
-    profiling,
-    program,
-    rollback,
-    run_log,
-    sharding,
-    time_account,
-    watchdog,
-)
 from dinov2_jax import config as config_lib
-from dinov2_jax import workdir as workdir_lib
+from dinov2_jax import errors, program, sharding
 from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
 from dinov2_jax.data import batch_builder, loader
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.eval import evaluator
+from dinov2_jax.runtime import (
+    bad_images,
+    data_record,
+    distributed,
+    logger,
+    progress,
+    rollback,
+    timing,
+    watchdog,
+)
+from dinov2_jax.runtime import profiler as profiler_lib
+from dinov2_jax.runtime import workdir as workdir_lib
 from dinov2_jax.weights import initial
 
 _LONG = 4.0  # times `train.hang_timeout` for a compilation or an evaluation
@@ -52,7 +50,7 @@ def train(
       UserError: Anything that the user can put right, before compilation where it is
         known by then.
     """
-    account = time_account.TimeAccount("start")
+    account = timing.TimeAccount("start")
     workdir = pathlib.Path(workdir)
     config_lib.check(config)
     source = registry.make_source(config)
@@ -75,7 +73,7 @@ def train(
         )
         stack.callback(watching.close)
         run = Run(config, workdir, source, account, watching)
-        profiler = profiling.Profiler(workdir, steps=profile, process=process)
+        profiler = profiler_lib.Profiler(workdir, steps=profile, process=process)
         error = None
         try:
             run.loop(profiler)
@@ -94,7 +92,7 @@ class Run:
         config: Any,
         workdir: pathlib.Path,
         source: registry.Source,
-        account: time_account.TimeAccount,
+        account: timing.TimeAccount,
         watching: watchdog.Watchdog,
     ):
         self.config, self.workdir, self.source = config, workdir, source
@@ -126,14 +124,14 @@ class Run:
             self.rollbacks.forget(write=leads)
         if leads:
             workdir_lib.write_config(config, workdir)
-        self.log = run_log.RunLog(config, workdir, self.start_step, account)
+        self.log = logger.RunLog(config, workdir, self.start_step, account)
         self.watchdog.report = lambda doing, path: self.log.events.add(
             "hang", doing=doing, path=path
         )
         self.bad_images = bad_images.BadImages(
             workdir, source, config.data.max_bad_share
         )
-        self.log.message(console.banner(config, self.program, source))
+        self.log.message(progress.banner(config, self.program, source))
         changed = data_record.update(
             source, workdir, resumed=self.start_step > 0, write=leads
         )
@@ -158,7 +156,7 @@ class Run:
         self.state = self.program.first_state(weights)
         return [*lines, weights.description] if weights else lines
 
-    def loop(self, profiler: profiling.Profiler) -> None:
+    def loop(self, profiler: profiler_lib.Profiler) -> None:
         """All remaining steps, going back where the loss blows up."""
         if self.start_step >= self.config.train.steps:
             logging.info(
@@ -186,7 +184,7 @@ class Run:
                 self._roll_back(blown_up)
         with self.watchdog.during("the last save", times=1):
             self.checkpoints.close()
-        self.log.message(console.where_to_look(self.workdir))
+        self.log.message(progress.where_to_look(self.workdir))
 
     def _batches(self) -> loader.Loader:
         return loader.make_loader(
@@ -204,7 +202,7 @@ class Run:
         total = self.config.train.steps
         if self.evaluator and self.config.init["from"] and not self.start_step:
             self._evaluate(0)  # what adaptation must not lose
-        self.account.begin(time_account.STEP)
+        self.account.begin(timing.STEP)
         self.log.rates.restart()
         self.log.compilations.expect()
         pending = None
@@ -213,7 +211,7 @@ class Run:
             traced = profiler.before_step(step + 1)
             if traced:
                 self.log.profiled(step, traced)
-            with self.account.during(time_account.DATA_WAIT):
+            with self.account.during(timing.DATA_WAIT):
                 batch = next(batches)
             self.bad_images.add(batch.pop("bad_images"))
             self.state, step_metrics = step_fn(

@@ -19,7 +19,8 @@ import pytest
 from absl import flags as absl_flags
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import distributed, main, program
+from dinov2_jax import main, program
+from dinov2_jax.runtime import distributed
 
 # What the compiled step does not depend on: schedules are its arguments.
 _SECTIONS = ("checkpoint", "evaluation", "init", "log")

@@ -8,12 +8,13 @@ import sys
 import processes
 import pytest
 
-from dinov2_jax import errors, events, status
+from dinov2_jax import errors, status
+from dinov2_jax.runtime import event_log
 
 
 def lines(workdir, later=0.0):
     """{name: text}; so many seconds after the last event."""
-    now = events.read(workdir)[-1]["time"] + datetime.timedelta(seconds=later)
+    now = event_log.read(workdir)[-1]["time"] + datetime.timedelta(seconds=later)
     said = status.status(workdir, now).splitlines()
     return {line.split()[0]: line[10:] for line in said}
 
@@ -59,7 +60,7 @@ def killed(uninterrupted, tmp_path):
 
 def test_a_run_under_way_and_a_silent_one(killed):
     said = lines(killed, later=10)
-    start = events.read(killed)[0]
+    start = event_log.read(killed)[0]
     who = f"process {start['pid']} on {start['host']}"
     assert said["state"].startswith(f"training, {who}, begun ")
     assert said["step"].startswith("16 of 20 (80.0%), ")
@@ -69,7 +70,7 @@ def test_a_run_under_way_and_a_silent_one(killed):
 
 
 def test_trouble(killed):
-    log = events.Events(killed)
+    log = event_log.Events(killed)
     start = {"host": "b", "pid": 7, "processes": 4, "devices": 8, "device": "H100"}
     (killed / "bad_images.txt").write_text("a\twhy\nb\twhy\n")
     log.add("start", step=16, seconds={"start": 1.0}, **start)

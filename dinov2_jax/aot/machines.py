@@ -31,7 +31,7 @@ class Chip:
 
     Attributes:
       name: As in --topology.
-      peak: Its name in `flops.PEAK_FLOPS`.
+      peak: Its name in `runtime.flops.PEAK_FLOPS`.
       platform: "tpu" or "cuda".
       compiler_name: What libtpu calls it.
       hbm_bytes: That a program may use, as the compiler says it when one exceeds it;
@@ -58,7 +58,7 @@ class Chip:
     @property
     def peak_flops(self) -> float:
         """Dense bfloat16 FLOP/s."""
-        from dinov2_jax import flops  # imports jax: see `prepare`
+        from dinov2_jax.runtime import flops  # imports jax: see `prepare`
 
         return flops.PEAK_FLOPS[self.peak]
 

@@ -8,9 +8,9 @@ import dataclasses
 import math
 from typing import Any
 
-from dinov2_jax import flops
 from dinov2_jax.aot import collectives, cycles, machines
 from dinov2_jax.aot import step as step_lib
+from dinov2_jax.runtime import flops
 
 _TOP = 8  # places in the program that are listed
 _WIDTH = 100  # characters of their names

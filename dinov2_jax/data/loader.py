@@ -45,7 +45,7 @@ def make_loader(
       num_steps: how many batches to give, from the first step on.
       process_index: this process.
       process_count: all processes.
-      skips: of `rollback.Rollbacks`.
+      skips: of `runtime.rollback.Rollbacks`.
 
     Raises:
       UserError: see `batch_builder.make_batch_builder`.

@@ -11,8 +11,9 @@ import processes
 import pytest
 from tensorboard.backend.event_processing import event_file_loader
 
-from dinov2_jax import errors, metrics
+from dinov2_jax import errors
 from dinov2_jax.checkpoint import checkpointer, checksums, disk_space
+from dinov2_jax.runtime import metric_writer
 
 FULL = "No space left on device"
 
@@ -162,7 +163,7 @@ def test_a_checkpoint_that_could_not_be_sealed_is_sealed_later(
 
 def test_rows_wait_for_room(disk, caplog):
     """In metrics.jsonl and for TensorBoard alike; no half row is ever seen."""
-    writer = metrics.MetricsWriter(disk.path)
+    writer = metric_writer.MetricsWriter(disk.path)
     written = 0
 
     def write(count):

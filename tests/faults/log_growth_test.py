@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dinov2_jax import bad_images
+from dinov2_jax.runtime import bad_images
 
 
 def test_ten_thousand_reports_of_ten_images(tmp_path, caplog):

@@ -18,7 +18,8 @@ import time
 
 import psutil
 
-from dinov2_jax import errors, events
+from dinov2_jax import errors
+from dinov2_jax.runtime import event_log
 from tests import processes
 from tests.faults import document
 
@@ -64,7 +65,7 @@ def main() -> int:
         finally:
             process.kill()
         assert process.returncode == errors.REQUEUE, output
-        log = events.read(workdir)
+        log = event_log.read(workdir)
     table, grew = judge(samples, log)
     print("\n".join(table))
     if flags.write:

@@ -110,7 +110,7 @@ FAULTS = (
         "dinov2_jax/data/batch_builder.py",
         "if at <= step)",
         "if at < step)",
-        ("rollback_test.py::test_batches_are_left_out",),
+        ("runtime/rollback_test.py::test_batches_are_left_out",),
     ),
     Fault(
         "mixture-without-weights",

@@ -54,10 +54,10 @@ FAULTS = (
     ),
     Fault(
         "backward-pass-counted-once",
-        "dinov2_jax/flops.py",
+        "dinov2_jax/runtime/flops.py",
         "per_image=(teacher + 3 * student_forward - sum(embed)) / b",
         "per_image=(teacher + 2 * student_forward - sum(embed)) / b",
-        ("flops_test.py::test_equals_the_table",),
+        ("runtime/flops_test.py::test_equals_the_table",),
     ),
     Fault(
         "another-batch-size-may-resume",

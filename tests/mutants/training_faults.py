@@ -183,16 +183,18 @@ FAULTS = (
     ),
     Fault(
         "rollback-leaves-batches-in",
-        "dinov2_jax/rollback.py",
+        "dinov2_jax/runtime/rollback.py",
         "r.failed + before - (r.to + kept)",
         "r.failed - r.to",
-        ("rollback_test.py::test_no_batch_is_taken_twice",),
+        ("runtime/rollback_test.py::test_no_batch_is_taken_twice",),
     ),
     Fault(
         "rows-of-the-resumed-step-are-lost",
-        "dinov2_jax/metrics.py",
+        "dinov2_jax/runtime/metric_writer.py",
         'row["step"] <= resume_step',
         'row["step"] < resume_step',
-        ("metrics_test.py::test_resume_drops_later_rows_and_a_torn_line",),
+        (
+            "runtime/metric_writer_test.py::test_resume_drops_later_rows_and_a_torn_line",
+        ),
     ),
 )

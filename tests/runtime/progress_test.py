@@ -2,7 +2,7 @@
 
 import io
 
-from dinov2_jax import console
+from dinov2_jax.runtime import progress as progress_lib
 
 
 class _Terminal(io.StringIO):
@@ -11,9 +11,9 @@ class _Terminal(io.StringIO):
 
 
 def _show(stream, monkeypatch, seconds=(0.0, 60.0)):
-    progress = console.Progress(100, 10, stream=stream)
+    progress = progress_lib.Progress(100, 10, stream=stream)
     for step, now in zip((20, 40), seconds):
-        monkeypatch.setattr(console.time, "monotonic", lambda now=now: now)
+        monkeypatch.setattr(progress_lib.time, "monotonic", lambda now=now: now)
         progress.update(step, loss=9.8765432, images_per_second=12.34, data_wait=0.031)
     progress.message("saved")
     progress.close()
@@ -31,7 +31,7 @@ def test_progress_without_a_terminal_prints_plain_lines(monkeypatch):
 
 def test_mfu_is_shown_where_it_is_known():
     stream = io.StringIO()
-    progress = console.Progress(100, stream=stream)
+    progress = progress_lib.Progress(100, stream=stream)
     progress.update(1, loss=1.0, images_per_second=2.0, data_wait=0.0, mfu=0.4567)
     assert "  2.0 images/s  MFU 45.7%  data wait 0%  " in stream.getvalue()
 

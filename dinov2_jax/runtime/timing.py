@@ -58,8 +58,8 @@ class Rates:
     Args:
       account: Of this process.
       batch_size: Images a step.
-      peak_rate: Images/s with all devices at their peak (`flops.peak_rate`); None
-        where that is not known.
+      peak_rate: Images/s with all devices at their peak (`runtime.flops.peak_rate`);
+        None where that is not known.
     """
 
     def __init__(

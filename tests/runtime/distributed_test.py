@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from dinov2_jax import distributed, errors
+from dinov2_jax import errors
+from dinov2_jax.runtime import distributed
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_three_flags_or_none():
@@ -46,7 +47,7 @@ def test_an_error_alone_is_not_one_of_a_cluster():
 # Asks to end, and again before each line of the answer: signals come in bursts.
 ASKED_AGAIN = """
 import signal, sys
-from dinov2_jax import distributed
+from dinov2_jax.runtime import distributed
 
 def trace(frame, event, _):
     if event == "line":

@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from dinov2_jax import goodput
+from dinov2_jax.runtime import goodput
 
 BEGIN = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 

@@ -9,7 +9,8 @@ import time
 import processes
 import pytest
 
-from dinov2_jax import errors, workdir
+from dinov2_jax import errors
+from dinov2_jax.runtime import workdir
 
 
 def hold(folder, held):

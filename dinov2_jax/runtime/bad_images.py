@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from dinov2_jax import distributed, errors, record_file
+from dinov2_jax import errors
+from dinov2_jax.runtime import append_file, distributed
 
 _LOOK_EVERY = 10.0  # seconds, at the least, between looks at the others' files
 
@@ -58,7 +59,7 @@ class BadImages:
         self._total, self._max_share = len(source), max_share
         self._seen: set[str] = set()
         self._sizes: dict[pathlib.Path, int] = {}
-        self._log: record_file.RecordFile | None = None
+        self._log: append_file.RecordFile | None = None
         self._look()
         self._looked = -math.inf  # so that the first new one makes it look again
 
@@ -85,7 +86,7 @@ class BadImages:
                     continue
             self._seen.add(name)
             if self._log is None:
-                self._log = record_file.RecordFile(self._path)
+                self._log = append_file.RecordFile(self._path)
             self._log.write(f"{name}\t{entry['reason']}\n".encode())
             if len(self._seen) == 1:
                 logging.warning(

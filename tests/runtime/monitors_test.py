@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from dinov2_jax import monitor
+from dinov2_jax.runtime import monitors
 
 
 def make(loss_weight=1.0, patience_steps=100):
-    return monitor.UniformLossMonitor(
+    return monitors.UniformLossMonitor(
         4096, loss_weight=loss_weight, patience_steps=patience_steps
     )
 
@@ -52,7 +52,7 @@ def test_is_off_without_the_dino_loss():
 
 def hints(waits, **settings):
     settings = {"workers": 2, "cores": 8, "augmentation": "device"} | settings
-    watch = monitor.DataWaitMonitor(**settings)
+    watch = monitors.DataWaitMonitor(**settings)
     return [watch.message(10 * i, wait) for i, wait in enumerate(waits, 1)]
 
 

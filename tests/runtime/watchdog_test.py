@@ -7,7 +7,7 @@ from dinov2_jax import errors
 
 SCRIPT = """
 import pathlib, sys, time
-from dinov2_jax import watchdog
+from dinov2_jax.runtime import watchdog
 
 def report(doing, path):
     pathlib.Path(sys.argv[1], "reported").write_text(f"{doing} {path}")

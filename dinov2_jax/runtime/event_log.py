@@ -22,7 +22,7 @@ import json
 import pathlib
 from typing import Any
 
-from dinov2_jax import record_file
+from dinov2_jax.runtime import append_file
 
 
 class Events:
@@ -38,7 +38,7 @@ class Events:
         if enabled:
             path = _path(workdir)
             torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-            self._file = record_file.RecordFile(path)
+            self._file = append_file.RecordFile(path)
             if torn:  # by a kill
                 self._file.write(b"\n")
 

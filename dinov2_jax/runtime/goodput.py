@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 from typing import Any
 
-from dinov2_jax import time_account
+from dinov2_jax.runtime import timing
 
 LOST, DOWN = "lost", "down"
 
@@ -29,14 +29,14 @@ def goodput(
     """Where the time of a run went, from its first start on.
 
     Args:
-      log: Of `events.read`; begins with a start.
+      log: Of `runtime.event_log.read`; begins with a start.
       now: When to stop counting, if the run has not ended.
 
     Returns:
       Seconds in all, and {part: share}, which adds up to 1. "step" are the steps that
       count; "lost" those that were skipped, or thrown away by a kill or a rollback;
       "down" is the time between processes, and what a killed one did not come to tell.
-      The other parts are those of `time_account`.
+      The other parts are those of `timing`.
     """
     stretches, done = _stretches(log)
     seconds = _seconds(log)
@@ -48,8 +48,8 @@ def goodput(
         parts.update(spent)
         if done[process]:
             lost = 1 - useful[process] / done[process]
-            lost *= spent.get(time_account.STEP, 0.0)
-            parts[time_account.STEP] -= lost
+            lost *= spent.get(timing.STEP, 0.0)
+            parts[timing.STEP] -= lost
             parts[LOST] += lost
     begun = log[0]["time"].timestamp() - sum(log[0]["seconds"].values())
     ended = log[-1]["event"] in ("end", "hang")

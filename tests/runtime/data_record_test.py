@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dinov2_jax import data_record
+from dinov2_jax.runtime import data_record
 
 
 class Images:

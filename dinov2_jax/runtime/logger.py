@@ -9,15 +9,15 @@ from typing import Any
 
 import jax
 
-from dinov2_jax import (
-    console,
-    errors,
-    events,
+from dinov2_jax import errors
+from dinov2_jax.runtime import (
+    event_log,
     flops,
-    metrics,
-    monitor,
+    metric_writer,
+    monitors,
+    progress,
     rollback,
-    time_account,
+    timing,
 )
 
 _PROGRESS_EVERY = 60.0  # seconds between events that say how far it is
@@ -38,39 +38,39 @@ class RunLog:
         config: Any,
         workdir: pathlib.Path,
         start_step: int,
-        account: time_account.TimeAccount,
+        account: timing.TimeAccount,
     ):
         self._config, self._workdir, self._account = config, workdir, account
         self._leads = jax.process_index() == 0
-        self.events = events.Events(workdir, enabled=self._leads)
+        self.events = event_log.Events(workdir, enabled=self._leads)
         self._told = time.monotonic()
         self._step = start_step
         self._writer = self._make_writer(start_step)
-        self._progress = console.Progress(
+        self._progress = progress.Progress(
             config.train.steps, start_step, enabled=self._leads
         )
         self.message = self._progress.message
         device = jax.devices()[0]
-        self.rates = time_account.Rates(
+        self.rates = timing.Rates(
             account,
             config.train.batch_size,
             flops.peak_rate(config, device.device_kind, jax.device_count()),
         )
-        self._uniform_loss = monitor.UniformLossMonitor(
+        self._uniform_loss = monitors.UniformLossMonitor(
             config.dino.head_n_prototypes,
             loss_weight=config.dino.loss_weight,
             patience_steps=max(2 * config.optim.warmup_steps, 1000),
         )
-        self._data_wait = monitor.DataWaitMonitor(
+        self._data_wait = monitors.DataWaitMonitor(
             workers=config.data.workers,
             cores=os.cpu_count() or 1,
             augmentation=config.data.augmentation,
         )
-        self.compilations = monitor.CompilationMonitor()
+        self.compilations = monitors.CompilationMonitor()
         self._started = False
 
-    def _make_writer(self, step: int) -> metrics.MetricsWriter:
-        return metrics.MetricsWriter(
+    def _make_writer(self, step: int) -> metric_writer.MetricsWriter:
+        return metric_writer.MetricsWriter(
             self._workdir,
             tensorboard=self._config.log.tensorboard,
             resume_step=step,
@@ -145,7 +145,7 @@ class RunLog:
         """The k-NN of the teacher was measured."""
         self._writer.write(step, accuracies)
         self.events.add("evaluate", step=step, accuracies=dict(accuracies))
-        self.message(console.describe_knn(step, accuracies))
+        self.message(progress.describe_knn(step, accuracies))
 
     def save_failed(self, step: int, how: str) -> None:
         """A save failed, and training goes on."""

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dinov2_jax import bad_images, errors
+from dinov2_jax import errors
+from dinov2_jax.runtime import bad_images
 
 
 def bad(*names):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboard.backend.event_processing import event_file_loader
 
-from dinov2_jax import metrics
+from dinov2_jax.runtime import metric_writer
 
 
 def _rows(workdir):
@@ -22,7 +22,7 @@ def _events(path):
 
 
 def test_floats_read_back_to_the_same_bits(tmp_path):
-    writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+    writer = metric_writer.MetricsWriter(tmp_path, tensorboard=False)
     values = np.random.default_rng(0).normal(size=50).astype(np.float32) * 1e-9
     for step, value in enumerate(values, start=1):
         writer.write(step, {"numpy": value, "jax": jnp.asarray(value), "x": 0.1 + 0.2})
@@ -35,7 +35,7 @@ def test_floats_read_back_to_the_same_bits(tmp_path):
 
 
 def test_other_values(tmp_path):
-    writer = metrics.MetricsWriter(tmp_path)
+    writer = metric_writer.MetricsWriter(tmp_path)
     written = {
         "count": np.int64(3),
         "half": jnp.asarray(0.5, jnp.bfloat16),
@@ -59,21 +59,21 @@ def test_other_values(tmp_path):
 
 
 def test_rows_are_on_disk_before_close(tmp_path):
-    writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+    writer = metric_writer.MetricsWriter(tmp_path, tensorboard=False)
     writer.write(1, {"loss/total": 2.0})
     assert _rows(tmp_path) == [{"step": 1, "loss/total": 2.0}]
     writer.close()
 
 
 def test_resume_drops_later_rows_and_a_torn_line(tmp_path):
-    writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+    writer = metric_writer.MetricsWriter(tmp_path, tensorboard=False)
     for step in range(1, 6):
         writer.write(step, {"loss/total": step / 3})
     writer.close()
     kept = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:3]
     with open(tmp_path / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 2, "loss/to')
-    writer = metrics.MetricsWriter(tmp_path, tensorboard=False, resume_step=3)
+    writer = metric_writer.MetricsWriter(tmp_path, tensorboard=False, resume_step=3)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(kept)
     writer.write(4, {"loss/total": 9.0})
     writer.close()
@@ -83,22 +83,22 @@ def test_resume_drops_later_rows_and_a_torn_line(tmp_path):
 
 def test_a_whole_object_without_its_newline_is_torn(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}')
-    metrics.MetricsWriter(tmp_path, tensorboard=False, resume_step=5).close()
+    metric_writer.MetricsWriter(tmp_path, tensorboard=False, resume_step=5).close()
     assert _rows(tmp_path) == [{"step": 1}]
 
 
 def test_a_new_run_starts_with_an_empty_file(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 0}\n{"step": 1}\n')
-    metrics.MetricsWriter(tmp_path, tensorboard=False).close()
+    metric_writer.MetricsWriter(tmp_path, tensorboard=False).close()
     assert _rows(tmp_path) == []
 
 
 def test_tensorboard_holds_the_scalars_and_the_purge(tmp_path):
-    writer = metrics.MetricsWriter(tmp_path)
+    writer = metric_writer.MetricsWriter(tmp_path)
     writer.write(1, {"loss/total": 2.5, "text": "left out"})
     writer.write(2, {"loss/total": 1.5})
     writer.close()
-    writer = metrics.MetricsWriter(tmp_path, resume_step=1)
+    writer = metric_writer.MetricsWriter(tmp_path, resume_step=1)
     writer.write(2, {"loss/total": 1.25})
     writer.close()
     first, second = sorted((tmp_path / "tensorboard").iterdir(), key=lambda p: p.name)
@@ -116,8 +116,8 @@ def test_tensorboard_brings_no_other_framework(tmp_path):
     """Seconds and memory of every run, where PyTorch is installed too."""
     program = """
 import sys
-from dinov2_jax import metrics
-metrics.MetricsWriter(sys.argv[1]).close()
+from dinov2_jax.runtime import metric_writer
+metric_writer.MetricsWriter(sys.argv[1]).close()
 print("tensorboard" in sys.modules, {"torch", "tensorflow"} & set(sys.modules))
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -126,5 +126,5 @@ print("tensorboard" in sys.modules, {"torch", "tensorflow"} & set(sys.modules))
 
 
 def test_no_tensorboard_when_not_wanted(tmp_path):
-    metrics.MetricsWriter(tmp_path, tensorboard=False).close()
+    metric_writer.MetricsWriter(tmp_path, tensorboard=False).close()
     assert not (tmp_path / "tensorboard").exists()

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from configs import debug
-from dinov2_jax import errors, events, rollback, ssl_meta_arch
+from dinov2_jax import errors, ssl_meta_arch
 from dinov2_jax.data import batch_builder
 from dinov2_jax.data.sources import registry
+from dinov2_jax.runtime import event_log, rollback
 
 # Trains with a loss that is not finite wherever a crop shows one colour alone.
 POISONED = """
@@ -193,7 +194,7 @@ def test_goes_back_and_leaves_out(images, poisoned, tmp_path):
     assert len(expected) >= 2
     record = json.loads((workdir / "rollbacks.json").read_text())
     assert [(r["failed"], r["to"]) for r in record] == expected
-    log = events.read(workdir)
+    log = event_log.read(workdir)
     happened = [(e["step"], e["to"]) for e in log if e["event"] == "rollback"]
     assert happened == expected
     assert all("nan" in e["why"] for e in log if e["event"] == "rollback")

@@ -5,13 +5,13 @@ import signal
 import processes
 import pytest
 
-from dinov2_jax import events
+from dinov2_jax.runtime import event_log
 
 FLAGS = (*processes.DEBUG, "--config.checkpoint.every=100")
 
 
 def written(workdir):
-    return [(e["step"], e["path"]) for e in events.read(workdir) if "path" in e]
+    return [(e["step"], e["path"]) for e in event_log.read(workdir) if "path" in e]
 
 
 def test_asked_for_before_and_under_way(uninterrupted, in_process, tmp_path):

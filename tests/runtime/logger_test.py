@@ -7,13 +7,13 @@ import pytest
 from tensorboard.backend.event_processing import event_file_loader
 
 from configs import debug
-from dinov2_jax import flops, run_log, time_account
+from dinov2_jax.runtime import flops, logger, timing
 
 
 def one_row(workdir):
     """The row of a logged step."""
-    account = time_account.TimeAccount(time_account.STEP)
-    log = run_log.RunLog(debug.get_config(), workdir, 0, account)
+    account = timing.TimeAccount(timing.STEP)
+    log = logger.RunLog(debug.get_config(), workdir, 0, account)
     log.step(1, {"skipped_in_a_row": 0, "loss/total": 8.0}, {"lr": 0.1})
     log.end(None)
     (line,) = (workdir / "metrics.jsonl").read_text().splitlines()

@@ -4,17 +4,17 @@ import time
 
 import pytest
 
-from dinov2_jax import time_account
+from dinov2_jax.runtime import timing
 
 
 def test_parts_add_up():
     begun = time.monotonic()
-    account = time_account.TimeAccount("start")
+    account = timing.TimeAccount("start")
     made = time.monotonic()
     time.sleep(0.02)
-    account.begin(time_account.STEP)
+    account.begin(timing.STEP)
     time.sleep(0.01)
-    with account.during(time_account.DATA_WAIT):
+    with account.during(timing.DATA_WAIT):
         time.sleep(0.03)
         with account.during("save"):
             time.sleep(0.01)
@@ -28,8 +28,8 @@ def test_parts_add_up():
     assert sum(seconds.values()) <= answered - begun + 1e-6
     for name, least in {
         "start": 0.02,
-        time_account.STEP: 0.02,
-        time_account.DATA_WAIT: 0.03,
+        timing.STEP: 0.02,
+        timing.DATA_WAIT: 0.03,
         "save": 0.01,
         "evaluate": 0.0,
     }.items():
@@ -37,14 +37,14 @@ def test_parts_add_up():
 
 
 def test_rates_leave_out_what_is_no_step():
-    account = time_account.TimeAccount("start")
+    account = timing.TimeAccount("start")
     time.sleep(0.05)
-    account.begin(time_account.STEP)
+    account.begin(timing.STEP)
     begun = time.monotonic()
-    rates = time_account.Rates(account, batch_size=10)
+    rates = timing.Rates(account, batch_size=10)
     made = time.monotonic()
     for _ in range(2):
-        with account.during(time_account.DATA_WAIT):
+        with account.during(timing.DATA_WAIT):
             time.sleep(0.02)
         rates.step_done()
     stepped = time.monotonic()
@@ -64,13 +64,13 @@ def test_rates_leave_out_what_is_no_step():
 
 
 def test_mfu_is_the_rate_over_that_at_the_peak():
-    account = time_account.TimeAccount(time_account.STEP)
-    rates = time_account.Rates(account, batch_size=10, peak_rate=4000.0)
+    account = timing.TimeAccount(timing.STEP)
+    rates = timing.Rates(account, batch_size=10, peak_rate=4000.0)
     rates.step_done()
     time.sleep(0.01)
     taken = rates.take()
     assert 0 < taken["mfu"] == taken["images_per_second"] / 4000
-    assert "mfu" not in time_account.Rates(account, batch_size=10).take()
+    assert "mfu" not in timing.Rates(account, batch_size=10).take()
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_mfu_is_the_rate_over_that_at_the_peak():
     [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05"), (266_400, "3 d 02:00:00")],
 )
 def test_durations(seconds, text):
-    assert time_account.duration(seconds) == text
+    assert timing.duration(seconds) == text

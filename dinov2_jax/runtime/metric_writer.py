@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinov2_jax import record_file
+from dinov2_jax.runtime import append_file
 
 
 def _plain(value):
@@ -76,7 +76,7 @@ class MetricsWriter:
                 temporary = self.path.with_suffix(".jsonl.tmp")
                 temporary.write_bytes(kept)
                 temporary.replace(self.path)
-        self._file = record_file.RecordFile(self.path)
+        self._file = append_file.RecordFile(self.path)
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
             logging.info(
                 "no files for TensorBoard, which is not installed (pip install "
@@ -130,7 +130,7 @@ class _EventFile:
         folder.mkdir(exist_ok=True)
         now = int(time.time())
         name = f"events.out.tfevents.{now}.{socket.gethostname()}"
-        self._file = record_file.RecordFile(folder / f"{name}.from_step_{resume_step}")
+        self._file = append_file.RecordFile(folder / f"{name}.from_step_{resume_step}")
         self._records = record_writer.RecordWriter(self._file)
         self._append(file_version="brain.Event:2")
         # What an earlier process wrote from this step on does not count.

@@ -10,8 +10,9 @@ from typing import Any, TextIO
 import jax.numpy as jnp
 import tqdm
 
-from dinov2_jax import schedules, time_account
+from dinov2_jax import schedules
 from dinov2_jax.data.sources import registry
+from dinov2_jax.runtime import timing
 
 
 class Progress:
@@ -76,7 +77,7 @@ class Progress:
         eta = "--:--"
         if step > first_step:
             seconds_per_step = (now - first_time) / (step - first_step)
-            eta = time_account.duration(seconds_per_step * (self._total - step))
+            eta = timing.duration(seconds_per_step * (self._total - step))
         share = "" if mfu is None else f"MFU {mfu:.1%}  "
         text = (
             f"loss {loss:.4f}  {images_per_second:.1f} images/s  {share}"
