@@ -8,8 +8,9 @@ import sys
 import processes
 import pytest
 
-from dinov2_jax import errors, status
+from dinov2_jax import errors
 from dinov2_jax.runtime import event_log
+from dinov2_jax.status import __main__ as status
 
 
 def lines(workdir, later=0.0):
