@@ -15,7 +15,8 @@ from dinov2_jax import errors, sharding, ssl_meta_arch
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import photos, registry
-from dinov2_jax.eval import knn, pca, random_init
+from dinov2_jax.eval import knn, random_init
+from dinov2_jax.visualize import pca
 
 NUM_PICTURES = 4
 BASELINE_SIZE = 64  # px; larger images are shrunk for the pixel baselines

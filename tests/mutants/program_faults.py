@@ -12,17 +12,17 @@ FAULTS = (
     ),
     Fault(
         "sign-of-the-components-is-left-to-chance",
-        "dinov2_jax/eval/pca.py",
+        "dinov2_jax/visualize/pca.py",
         "np.where(skew < 0, -1.0, 1.0)",
         "np.where(skew < 0, 1.0, 1.0)",
-        ("eval/pca_test.py::test_sign_does_not_depend_on_the_basis",),
+        ("visualize/pca_test.py::test_sign_does_not_depend_on_the_basis",),
     ),
     Fault(
         "registers-in-the-attention-maps",
-        "dinov2_jax/eval/attention_maps.py",
+        "dinov2_jax/visualize/attention_maps.py",
         "patches = attention[..., 1 + num_registers :]",
         "patches = attention[..., 1 : 1 + height * width]",
-        ("eval/attention_maps_test.py",),
+        ("visualize/attention_maps_test.py",),
     ),
     Fault(
         "registers-in-the-mean-of-patches",
@@ -71,7 +71,7 @@ FAULTS = (
         "dinov2_jax/errors.py",
         "BAD_INPUT = 2",
         "BAD_INPUT = 1",
-        ("visualize_test.py::test_bad_flags_are_one_line",),
+        ("visualize/visualize_test.py::test_bad_flags_are_one_line",),
     ),
     Fault(
         "failed-machines-are-not-requeued",

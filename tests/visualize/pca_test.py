@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn import decomposition
 
-from dinov2_jax.eval import pca, views
+from dinov2_jax.visualize import pca, views
 
 
 def _features(n=500, width=20, seed=0):

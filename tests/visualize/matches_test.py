@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.eval import matches, panels, views
+from dinov2_jax.visualize import matches, panels, views
 
 
 def unit(shape, seed=0):

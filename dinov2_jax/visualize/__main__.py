@@ -129,7 +129,7 @@ def _draw(args: argparse.Namespace) -> None:
     _make_folder(args.out)
     # These import jax: after all that can be known without it.
     from dinov2_jax import pretrained
-    from dinov2_jax.eval import attention_maps, matches, panels, pca, views
+    from dinov2_jax.visualize import attention_maps, matches, panels, pca, views
 
     model = pretrained.load(args.model, which=args.which, num_heads=args.num_heads)
     seen = [

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.eval import panels, views
+from dinov2_jax.visualize import panels, views
 
 _SHOWN = 256  # side of a panel, about, px
 _PERCENTILE = 98  # of a map, shown brightest: a few outliers would darken the rest

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dinov2_jax.eval import panels, views
+from dinov2_jax.visualize import panels, views
 
 _SHOWN = 560  # longer side of an image, about, px
 _BETWEEN = 24  # px between the images

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.eval import panels, views
+from dinov2_jax.visualize import panels, views
 
 _CELL = 224  # shown side of an image in a table, px
 _SHOWN = 336  # and about that of a view

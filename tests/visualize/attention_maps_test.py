@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.eval import attention_maps, views
+from dinov2_jax.visualize import attention_maps, views
 
 GRID = (5, 8)
 

@@ -11,10 +11,11 @@ import pytest
 import random_weights
 from PIL import Image
 
-from dinov2_jax import pretrained, visualize
+from dinov2_jax import pretrained
+from dinov2_jax.visualize import __main__ as visualize
 from dinov2_jax.weights import torch_writer
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

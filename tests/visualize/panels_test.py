@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.eval import panels
+from dinov2_jax.visualize import panels
 
 
 def plain(color, size):

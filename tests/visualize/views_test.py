@@ -10,7 +10,7 @@ from PIL import Image
 
 import dinov2_jax
 from dinov2_jax import errors
-from dinov2_jax.eval import views
+from dinov2_jax.visualize import views
 from dinov2_jax.weights import torch_writer
 
 
