@@ -24,7 +24,7 @@ def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
         a call of what `dinov2_jax.load` gives, for comparison.
       folder: With photos/ and weights.pth.
     """
-    from dinov2_jax import embed
+    from dinov2_jax.embed import __main__ as embed
     from dinov2_jax.runtime import host_memory
 
     host_memory.keep_freed_memory()
@@ -33,8 +33,8 @@ def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
     import numpy as np
 
     import dinov2_jax
-    from dinov2_jax.embedding import extraction, output, unfinished
-    from dinov2_jax.embedding import folder as folder_lib
+    from dinov2_jax.embed import extraction, output, resumable_output
+    from dinov2_jax.embed import folder as folder_lib
 
     model = dinov2_jax.load(folder / "weights.pth")
     photos = folder_lib.Folder(str(folder / "photos"))
@@ -58,7 +58,7 @@ def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
 
     def pipeline() -> int:
         out = folder / "jax.npy"
-        with unfinished.Unfinished(
+        with resumable_output.Unfinished(
             out,
             {},
             row_shape=(384,),
@@ -69,7 +69,7 @@ def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
             embed.compute(rows, photos, extractor, prepare, None)
             names = (photos.relative_path(i) for i in range(len(photos)))
             output.publish(out, rows.finish_rows(), rows.rows, lambda: names, {}, {})
-        unfinished.remove(out)
+        resumable_output.remove(out)
         return len(photos)
 
     return pipeline

@@ -26,17 +26,17 @@ FAULTS = (
     ),
     Fault(
         "registers-in-the-mean-of-patches",
-        "dinov2_jax/embedding/forward.py",
+        "dinov2_jax/embed/forward.py",
         "mean = patches.mean(axis=1)",
         "mean = x[:, 1:].mean(axis=1)",
-        ("embedding/forward_test.py::test_every_kind_equals_the_module",),
+        ("embed/forward_test.py::test_every_kind_equals_the_module",),
     ),
     Fault(
         "embedding-resumes-over-its-rows",
-        "dinov2_jax/embedding/unfinished.py",
+        "dinov2_jax/embed/resumable_output.py",
         "        self._rows.seek(self._end(self.rows))\n",
         "",
-        ("embedding/unfinished_test.py",),
+        ("embed/resumable_output_test.py",),
     ),
     Fault(
         "reductions-sent-once",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax import errors
-from dinov2_jax.embedding import unfinished
+from dinov2_jax.embed import resumable_output
 
 SETTINGS = {"features": "cls", "weights": "a", "sizes": (3, 4)}
 COUNT, BATCH = 23, 4
@@ -28,7 +28,7 @@ def opened(out, **changes):
         count=COUNT,
         overwrite=False,
     )
-    return unfinished.Unfinished(out, **{**arguments, **changes})
+    return resumable_output.Unfinished(out, **{**arguments, **changes})
 
 
 def go_on(out):
@@ -47,7 +47,7 @@ def go_on(out):
 
 @pytest.fixture
 def save_at_once(monkeypatch):
-    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(resumable_output, "SAVE_SECONDS", 0.0)
 
 
 def test_the_rows_are_a_npy_file(tmp_path):
@@ -55,14 +55,14 @@ def test_the_rows_are_a_npy_file(tmp_path):
     rows = np.load(tmp_path / "f.npy.partial" / "rows.npy")
     np.testing.assert_array_equal(rows, np.delete(ROWS, sorted(BAD), axis=0))
     assert bad == BAD
-    unfinished.remove(tmp_path / "f.npy")
+    resumable_output.remove(tmp_path / "f.npy")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_crash_at_any_write_costs_nothing(tmp_path, monkeypatch, save_at_once, share):
     expected = go_on(tmp_path / "expected")
-    write = unfinished._write
+    write = resumable_output._write
     crashes = 0
     for crash_at in range(100):
         out = tmp_path / f"{crash_at}"
@@ -73,17 +73,17 @@ def test_a_crash_at_any_write_costs_nothing(tmp_path, monkeypatch, save_at_once,
                 return write(file, data)
             write(file, memoryview(data)[: int(share * len(data))])
             # Nothing runs after a kill, so nothing may be saved on the way out.
-            monkeypatch.setattr(unfinished.Unfinished, "save", lambda self: None)
+            monkeypatch.setattr(resumable_output.Unfinished, "save", lambda self: None)
             raise Crash
 
-        monkeypatch.setattr(unfinished, "_write", crashing_write)
-        save = unfinished.Unfinished.save
+        monkeypatch.setattr(resumable_output, "_write", crashing_write)
+        save = resumable_output.Unfinished.save
         try:
             first = go_on(out)
         except Crash:
             crashes += 1
-            monkeypatch.setattr(unfinished, "_write", write)
-            monkeypatch.setattr(unfinished.Unfinished, "save", save)
+            monkeypatch.setattr(resumable_output, "_write", write)
+            monkeypatch.setattr(resumable_output.Unfinished, "save", save)
             assert go_on(out) == expected
         else:
             assert first == expected
@@ -151,7 +151,7 @@ def test_two_processes_do_not_share_it(tmp_path):
 
 def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, monkeypatch, save_at_once):
     expected = go_on(tmp_path / "expected")
-    write = unfinished._write
+    write = resumable_output._write
     calls = iter(range(100))
 
     def full(file, data):
@@ -160,10 +160,10 @@ def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, monkeypatch, save_a
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(file, data)
 
-    monkeypatch.setattr(unfinished, "_write", full)
+    monkeypatch.setattr(resumable_output, "_write", full)
     with pytest.raises(errors.UserError, match="No space left.*resumes"):
         go_on(tmp_path / "f")
-    monkeypatch.setattr(unfinished, "_write", write)
+    monkeypatch.setattr(resumable_output, "_write", write)
     with opened(tmp_path / "f") as rows:
         assert rows.done > 0
     assert go_on(tmp_path / "f") == expected

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from dinov2_jax import errors, sharding
 from dinov2_jax.data import preprocessing
-from dinov2_jax.embedding import forward
+from dinov2_jax.embed import forward
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import architecture
 

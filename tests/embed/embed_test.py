@@ -19,27 +19,27 @@ import random_weights
 from PIL import Image
 
 import dinov2_jax
-from dinov2_jax import embed
-from dinov2_jax.embedding import extraction, unfinished
+from dinov2_jax.embed import __main__ as embed
+from dinov2_jax.embed import extraction, resumable_output
 from dinov2_jax.weights import torch_writer
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # What embed runs as, but that saves at once and dies of a signal right after a save,
 # however fast the machine is.
 DYING = """
 import os, sys
-from dinov2_jax.embedding import unfinished
+from dinov2_jax.embed import resumable_output
 number, left = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-save = unfinished.Unfinished.save
+save = resumable_output.Unfinished.save
 def save_and_die(self):
     global left
     save(self)
     left -= 1
     if left == 0:
         os.kill(os.getpid(), number)
-unfinished.SAVE_SECONDS = 0.0
-unfinished.Unfinished.save = save_and_die
-from dinov2_jax import embed
+resumable_output.SAVE_SECONDS = 0.0
+resumable_output.Unfinished.save = save_and_die
+from dinov2_jax.embed import __main__ as embed
 sys.exit(embed.main())
 """
 
@@ -159,7 +159,7 @@ def test_parquet_holds_the_same(photos, weights, tmp_path):
 def test_parquet_in_several_row_groups_and_float16(
     photos, weights, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("dinov2_jax.embedding.output._GROUP_ROWS", 4)
+    monkeypatch.setattr("dinov2_jax.embed.output._GROUP_ROWS", 4)
     run(photos, weights, tmp_path / "f.npy")
     run(photos, weights, tmp_path / "f.parquet", "--out-dtype=float16")
     file = pq.ParquetFile(tmp_path / "f.parquet")
@@ -299,7 +299,7 @@ def test_an_unfinished_run_of_other_settings_is_refused(
     monkeypatch.setattr(extraction.Extractor, "fetch", interrupted)
     assert embed.main(arguments(photos, weights, out)) == 130
     monkeypatch.undo()
-    assert not out.exists() and unfinished.folder_of(out).is_dir()
+    assert not out.exists() and resumable_output.folder_of(out).is_dir()
     os.utime(photos / "0" / "000.png", ns=(1, 1))
     capfd.readouterr()
     assert embed.main(arguments(photos, weights, out, "--features=patches")) == 2
@@ -307,7 +307,7 @@ def test_an_unfinished_run_of_other_settings_is_refused(
     assert line.startswith("error: ") and line.count("\n") == 1
     assert "other images and features" in line and "--overwrite" in line
     run(photos, weights, out, "--overwrite")
-    assert not unfinished.folder_of(out).exists()
+    assert not resumable_output.folder_of(out).exists()
 
 
 def process(argv, devices=None):
@@ -330,7 +330,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(weights, tmp_path, s
     whole = tmp_path / f"whole.{suffix}"
     run(photos, weights, whole)
     out = tmp_path / f"f.{suffix}"
-    journal = unfinished.folder_of(out) / "journal"
+    journal = resumable_output.folder_of(out) / "journal"
     done = 0
     for how, saves in [(signal.SIGKILL, 1), (signal.SIGINT, 7), (signal.SIGKILL, 8)]:
         script = [sys.executable, "-c", DYING, str(int(how)), str(saves)]
@@ -349,7 +349,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(weights, tmp_path, s
     assert out.read_bytes() == whole.read_bytes()
     description = out.with_name(out.name + ".json").read_bytes()
     assert description == whole.with_name(whole.name + ".json").read_bytes()
-    assert not unfinished.folder_of(out).exists()
+    assert not resumable_output.folder_of(out).exists()
 
 
 @pytest.mark.parametrize("at", ["unlink", "describe", "replace", "remove"])
@@ -364,9 +364,9 @@ def test_a_kill_while_it_is_published(photos, weights, tmp_path, monkeypatch, at
     run(photos, weights, out, "--resize=40")  # as many bytes as the next
     name = {
         "unlink": "pathlib.Path.unlink",
-        "describe": "dinov2_jax.embedding.output._describe",
+        "describe": "dinov2_jax.embed.output._describe",
         "replace": "os.replace",
-        "remove": "dinov2_jax.embedding.unfinished.remove",
+        "remove": "dinov2_jax.embed.resumable_output.remove",
     }[at]
     unlink, replace = pathlib.Path.unlink, os.replace
 
@@ -388,7 +388,7 @@ def test_a_kill_while_it_is_published(photos, weights, tmp_path, monkeypatch, at
         run(photos, weights, out)
     assert out.read_bytes() == whole.read_bytes()
     assert described(out) == described(whole)
-    assert not unfinished.folder_of(out).exists()
+    assert not resumable_output.folder_of(out).exists()
 
 
 def test_eight_devices_give_the_features_of_one(photos, weights, tmp_path):

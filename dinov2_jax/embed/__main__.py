@@ -104,8 +104,8 @@ def embed(args: argparse.Namespace) -> None:
       UserError: A foreseen error, before weights are read where that can be.
     """
     # Not above: --help and wrong flags need not wait for jax.
-    from dinov2_jax.embedding import extraction, forward, output, unfinished
-    from dinov2_jax.embedding import folder as folder_lib
+    from dinov2_jax.embed import extraction, forward, output, resumable_output
+    from dinov2_jax.embed import folder as folder_lib
 
     output.check(args.out)
     if not args.overwrite and not output.description_of(args.out).exists():
@@ -134,12 +134,12 @@ def embed(args: argparse.Namespace) -> None:
     }
     if not args.overwrite:
         if output.is_complete(args.out, settings):
-            unfinished.remove(args.out)
+            resumable_output.remove(args.out)
             _say(f"{args.out} is complete: nothing to do")
             return
         _refuse_existing(args.out)
     row_shape = forward.features_shape(model.module, args.features, prepare.crop_size)
-    with unfinished.Unfinished(
+    with resumable_output.Unfinished(
         args.out,
         settings,
         row_shape=row_shape,
@@ -171,7 +171,7 @@ def embed(args: argparse.Namespace) -> None:
         del model  # whose weights the extractor has in its own form
         compute(rows, folder, extractor, prepare, args.workers)
         if not rows.rows:
-            unfinished.remove(args.out)
+            resumable_output.remove(args.out)
             raise errors.UserError(
                 f"none of the {len(folder)} images could be read, such as "
                 f"{_first_bad(folder, rows)}"
@@ -186,7 +186,7 @@ def embed(args: argparse.Namespace) -> None:
             {folder.relative_path(i): why for i, why in sorted(rows.bad.items())},
             settings,
         )
-    unfinished.remove(args.out)
+    resumable_output.remove(args.out)
     if rows.bad:
         _say(
             f"{len(rows.bad):,} of {len(folder):,} images could not be read and have "
@@ -253,14 +253,14 @@ def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int |
     """Appends the rows of all images that are left.
 
     Args:
-      rows: `unfinished.Unfinished`.
+      rows: `resumable_output.Unfinished`.
       folder: `folder.Folder`.
       extractor: `extraction.Extractor`.
       prepare: `Preprocessing` of the images.
       workers: Threads that decode; None for one a core.
     """
-    from dinov2_jax.embedding import folder as folder_lib
-    from dinov2_jax.embedding import progress as progress_lib
+    from dinov2_jax.embed import folder as folder_lib
+    from dinov2_jax.embed import progress as progress_lib
 
     batches = folder_lib.batches(
         folder,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax.data import preprocessing
-from dinov2_jax.embedding import forward
+from dinov2_jax.embed import forward
 from dinov2_jax.models import vision_transformer
 
 PREPARE = preprocessing.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.1))
