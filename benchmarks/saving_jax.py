@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import jax_step, workloads
-from dinov2_jax import program
+from dinov2_jax import trainer
 from dinov2_jax.checkpoint import checkpointer, checksums, disk_space
 from dinov2_jax.runtime import host_memory
 
@@ -36,7 +36,7 @@ def steps(config: Any, folder: str, turns: int, every: int) -> dict[str, Any]:
     found: dict[str, Any] = {"plain": [], "saving": [], "blocked": [], "finished": []}
     checkpoints = checkpointer.Checkpointer(folder, keep_last=3)
     draw = random.Random(0)
-    run = program.Program(config)
+    run = trainer.Program(config)
     batch, scalars = run.place(jax_step.random_batch(config)), run.scalars(0)
     with jax.set_mesh(run.mesh):
         step_fn, state = run.compile(), run.first_state(None)
@@ -84,7 +84,7 @@ def state(config: Any, folder: str, times: int) -> dict[str, Any]:
       `bytes` of the state; seconds, a number a time: `blocked`, `finished`, `verified`
       (every byte against its checksum) and `restored` without that.
     """
-    run = program.Program(config)
+    run = trainer.Program(config)
     found: dict[str, Any] = {"bytes": disk_space.bytes_of(run.state)}
     found |= {name: [] for name in ("blocked", "finished", "verified", "restored")}
     checkpoints = checkpointer.Checkpointer(folder, keep_last=1)

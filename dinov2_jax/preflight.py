@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import errors, program, sharding
+from dinov2_jax import errors, sharding, trainer
 from dinov2_jax.checkpoint import checkpointer, disk_space
 from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
@@ -135,7 +135,7 @@ class _Preflight:
         processes, devices = jax.process_count(), jax.device_count()
         config_lib.check_cluster(self.config, processes, devices)
         config_lib.check_devices(self.config, devices)
-        self.program = program.Program(self.config)
+        self.program = trainer.Program(self.config)
         replica, fsdp = self.program.mesh.devices.shape
         return (
             f"{messages.counted(processes, 'process', 'processes')}, {devices} "

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import errors, program, sharding
+from dinov2_jax import errors, sharding, trainer
 from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
 from dinov2_jax.data import batch_builder, loader
 from dinov2_jax.data.sources import messages, registry
@@ -97,7 +97,7 @@ class Run:
     ):
         self.config, self.workdir, self.source = config, workdir, source
         self.account, self.watchdog = account, watching
-        self.program = program.Program(config)
+        self.program = trainer.Program(config)
         self.evaluator = evaluator.make_evaluator(
             config, self.program.meta_arch, self.program.mesh
         )

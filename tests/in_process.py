@@ -19,7 +19,7 @@ import pytest
 from absl import flags as absl_flags
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import main, program
+from dinov2_jax import main, trainer
 from dinov2_jax.runtime import distributed
 
 # What the compiled step does not depend on: schedules are its arguments.
@@ -30,7 +30,7 @@ _FIELDS = (
     *("optim.base_lr", "optim.warmup_steps"),
     *("train.steps", "train.max_nonfinite_steps", "train.max_rollbacks"),
 )
-_compile = program.Program.compile
+_compile = trainer.Program.compile
 
 
 class Trainer:
@@ -59,13 +59,13 @@ class Trainer:
             patch.setattr("sys.argv", [])
             patch.setattr(distributed, "_asked_to_end", False)
             patch.setattr(jax.distributed, "initialize", _find_no_cluster)
-            patch.setattr(program.Program, "compile", self._compiler())
+            patch.setattr(trainer.Program, "compile", self._compiler())
             _forget_flags()
             with pytest.raises(SystemExit) as left:
                 main.main(main.parse_flags(["main", *flags]))
         return processes.Finished(left.value.code, output.getvalue())
 
-    def _compiler(self) -> Callable[[program.Program], Any]:
+    def _compiler(self) -> Callable[[trainer.Program], Any]:
         def compile_once(built):
             key = tuple(
                 (name, str(value))

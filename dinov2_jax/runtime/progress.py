@@ -109,7 +109,7 @@ def banner(config: Any, program: Any, source: Any) -> str:
 
     Args:
       config: Of the run.
-      program: `program.Program`.
+      program: `trainer.Program`.
       source: `data.sources.registry.Source`.
     """
     batch, steps = config.train.batch_size, config.train.steps
