@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import timing
+from dinov2_jax import cli
 from dinov2_jax.kernels import attention
-from dinov2_jax.runtime import host_memory
 
 
 def measure(implementation: str, length: int, args: argparse.Namespace) -> dict:
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--inner", type=int, default=1)
     args = parser.parse_args()
-    host_memory.keep_freed_memory()
+    cli.keep_freed_memory()
     report = {n: measure(args.implementation, n, args) for n in args.lengths}
     print(json.dumps(report))
 

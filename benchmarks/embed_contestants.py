@@ -24,10 +24,10 @@ def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
         a call of what `dinov2_jax.load` gives, for comparison.
       folder: With photos/ and weights.pth.
     """
+    from dinov2_jax import cli
     from dinov2_jax.embed import __main__ as embed
-    from dinov2_jax.runtime import host_memory
 
-    host_memory.keep_freed_memory()
+    cli.keep_freed_memory()
     if kind != "module":
         embed.one_device_a_core()
     import numpy as np

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from benchmarks import environment, timing, workloads
-from dinov2_jax.runtime import host_memory
+from dinov2_jax import cli
 
 
 def random_batch(config: Any) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def main() -> None:
         help="policies of which the first that fits the device's memory is measured",
     )
     args = parser.parse_args()
-    host_memory.keep_freed_memory()
+    cli.keep_freed_memory()
     config = workloads.make_config(args.config, args.batch_size, args.set)
     policies = args.remat or [config.model.remat]
     for i, policy in enumerate(policies):

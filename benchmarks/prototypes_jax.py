@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
+from dinov2_jax import cli
 from dinov2_jax.losses.tiled import cross_entropy
 from dinov2_jax.losses.tiled import targets as targets_lib
-from dinov2_jax.runtime import host_memory
 
 STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.07
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--inner", type=int, default=1)
     args = parser.parse_args()
-    host_memory.keep_freed_memory()
+    cli.keep_freed_memory()
     *arrays, weights = random_inputs(args.rows, args.columns)
     inputs = [jnp.asarray(x, args.dtype) for x in arrays] + [jnp.asarray(weights)]
     function = jax.value_and_grad(IMPLEMENTATIONS[args.implementation], argnums=(0, 1))

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import jax_step, workloads
-from dinov2_jax import trainer
+from dinov2_jax import cli, trainer
 from dinov2_jax.checkpoint import checkpointer, checksums, disk_space
-from dinov2_jax.runtime import host_memory
 
 
 def steps(config: Any, folder: str, turns: int, every: int) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=50, help="steps a turn")
     parser.add_argument("--state", action="store_true", help="no steps")
     args = parser.parse_args()
-    host_memory.keep_freed_memory()
+    cli.keep_freed_memory()
     sys.setswitchinterval(0.0005)  # as main does
     config = workloads.make_config(args.config, args.batch_size, args.set)
     with tempfile.TemporaryDirectory() as folder:

@@ -4,14 +4,14 @@ import pathlib
 import shutil
 import sys
 
-from dinov2_jax import errors, one_line_parser
+from dinov2_jax import cli, errors
 
 _PACKAGE = pathlib.Path(__file__).parent
 
 
 def main() -> int:
     """Copies as the flags say; returns the exit code."""
-    parser = one_line_parser.Parser(
+    parser = cli.Parser(
         prog="dinov2-jax launch",
         description="Copies the scripts that start runs on several processes, SLURM, "
         "Cloud TPU and GKE.",

@@ -13,10 +13,10 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+from dinov2_jax import cli, configs, errors
 from dinov2_jax import config as config_lib
-from dinov2_jax import configs, errors
 from dinov2_jax.configs import default
-from dinov2_jax.runtime import distributed, host_memory
+from dinov2_jax.runtime import distributed
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _CONFIG = config_flags.DEFINE_config_file(
@@ -186,7 +186,7 @@ def _log_to_stderr() -> None:
 
 
 if __name__ == "__main__":
-    host_memory.keep_freed_memory()
+    cli.keep_freed_memory()
     # After so many seconds, not 0.005, a thread that saves lets the loop go on.
     sys.setswitchinterval(0.0005)
     app.run(main, flags_parser=parse_flags)

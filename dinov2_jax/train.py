@@ -17,7 +17,6 @@ from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.eval import evaluator
 from dinov2_jax.runtime import (
     bad_images,
-    data_record,
     distributed,
     logger,
     progress,
@@ -132,7 +131,7 @@ class Run:
             workdir, source, config.data.max_bad_share
         )
         self.log.message(progress.banner(config, self.program, source))
-        changed = data_record.update(
+        changed = workdir_lib.update_data_record(
             source, workdir, resumed=self.start_step > 0, write=leads
         )
         for line in [*lines, changed] if changed else lines:

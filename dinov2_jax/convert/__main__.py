@@ -12,7 +12,7 @@ import sys
 import tempfile
 from typing import Any
 
-from dinov2_jax import errors, one_line_parser
+from dinov2_jax import cli, errors
 
 _KEEPS_ALL = ("torch-hub", "safetensors", "huggingface", "orbax")
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser(names: list[str]) -> argparse.ArgumentParser:
-    parser = one_line_parser.Parser(
+    parser = cli.Parser(
         prog="dinov2-jax convert",
         description="Converts DINOv2 weights and runs the result in its own world.",
     )
@@ -63,7 +63,7 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num-heads",
-        type=one_line_parser.positive,
+        type=cli.positive,
         help="of the attention, where the source does not tell (unreleased widths)",
     )
     parser.add_argument(

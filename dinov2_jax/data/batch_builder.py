@@ -33,9 +33,9 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
-from dinov2_jax.data import activity as activity_lib
 from dinov2_jax.data import batch_spec as batch_spec_lib
 from dinov2_jax.data import masking, multi_crop
+from dinov2_jax.data import workers as workers_lib
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry as registry_lib
 
@@ -77,7 +77,7 @@ class BatchBuilder:
     process_index: int = 0
     process_count: int = 1
     skips: tuple[tuple[int, int], ...] = ()
-    activity: activity_lib.Activity | None = None
+    activity: workers_lib.Activity | None = None
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Returns the batch of a step: the groups of this process."""

@@ -19,7 +19,6 @@ import numpy as np
 from absl import flags
 
 from dinov2_jax import errors
-from dinov2_jax.data import activity as activity_lib
 from dinov2_jax.data import batch_builder, batch_spec, shared_batches
 from dinov2_jax.data import workers as workers_lib
 
@@ -91,7 +90,7 @@ class Loader:
         prefetch = max(prefetch, 1)
         self._timeout = timeout
         folder = shared_batches.Folder()
-        self._activity = activity_lib.Activity(folder.path)
+        self._activity = workers_lib.Activity(folder.path)
         builder = dataclasses.replace(builder, activity=self._activity)
         steps = grain.MapDataset.range(start_step, start_step + num_steps)
         dataset = steps.map(builder)

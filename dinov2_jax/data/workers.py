@@ -1,14 +1,16 @@
-"""How the loader's worker processes begin and end.
+"""How the loader's worker processes begin and end, and what each is at.
 
 They hold no accelerator, use one thread each, leave signals to the trainer, and do not
-outlive it.
+outlive it. When one dies or is stuck, the trainer says which image it was at.
 """
 
 import contextlib
 import logging
+import mmap
 import multiprocessing
 import os
 import signal
+import struct
 import threading
 import time
 
@@ -19,6 +21,8 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+_SIZE = 4096  # bytes of a worker's file
+_HEAD = struct.Struct("dH")  # monotonic seconds, bytes of the name
 
 
 @contextlib.contextmanager
@@ -58,3 +62,48 @@ def initialise(index: int, count: int) -> None:
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+class Activity:
+    """A small file for each process, mapped into memory by whoever writes.
+
+    Copies sent to workers write to the same folder; a page of memory outlives even a
+    process that was killed.
+
+    Args:
+      folder: exists, and nobody else uses it.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+        self._map: mmap.mmap | None = None
+        self._pid = 0
+
+    def __getstate__(self):
+        return self._folder
+
+    def __setstate__(self, folder):
+        self.__init__(folder)
+
+    def begin(self, name: str) -> None:
+        """Notes what this process works on from now on; "" for nothing."""
+        if self._map is None or self._pid != os.getpid():
+            self._pid = os.getpid()
+            path = os.path.join(self._folder, str(self._pid))
+            with open(path, "w+b") as file:
+                file.truncate(_SIZE)
+                self._map = mmap.mmap(file.fileno(), _SIZE)
+        content = name.encode("utf-8", "replace")[-(_SIZE - _HEAD.size) :]
+        head = _HEAD.pack(time.monotonic(), len(content))
+        self._map[: _HEAD.size + len(content)] = head + content
+
+    def of(self, pid: int) -> tuple[str, float]:
+        """(what a process works on, for how many seconds); ("", 0.0) if unknown."""
+        try:
+            with open(os.path.join(self._folder, str(pid)), "rb") as file:
+                content = file.read(_SIZE)
+        except OSError:
+            return "", 0.0
+        since, length = _HEAD.unpack_from(content)
+        name = content[_HEAD.size : _HEAD.size + length].decode("utf-8", "replace")
+        return name, time.monotonic() - since if name else 0.0

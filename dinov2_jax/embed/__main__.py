@@ -23,8 +23,7 @@ import pathlib
 import sys
 from typing import Any
 
-from dinov2_jax import errors, one_line_parser
-from dinov2_jax.runtime import host_memory
+from dinov2_jax import cli, errors
 
 FEATURES = ("cls", "patch_mean", "cls+patch_mean", "patches")
 _MAX_CPU_DEVICES = 8
@@ -32,7 +31,7 @@ _MAX_CPU_DEVICES = 8
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; wrong ones are one line and exit code 2."""
-    parser = one_line_parser.Parser(
+    parser = cli.Parser(
         prog="dinov2-jax embed",
         description=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -51,13 +50,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--batch-size",
-        type=one_line_parser.positive,
+        type=cli.positive,
         help="images at a time, over all devices",
     )
-    add("--size", type=one_line_parser.positive, help="side of the central crop, px")
+    add("--size", type=cli.positive, help="side of the central crop, px")
     add(
         "--resize",
-        type=one_line_parser.positive,
+        type=cli.positive,
         help="short side before the crop, px; by default in proportion to --size",
     )
     add(
@@ -68,13 +67,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out-dtype", choices=("float32", "float16"), default="float32")
     add(
         "--workers",
-        type=one_line_parser.positive,
+        type=cli.positive,
         help="threads that decode; one a core",
     )
     add("--which", choices=("teacher", "student"), help="of a training checkpoint")
     add(
         "--num-heads",
-        type=one_line_parser.positive,
+        type=cli.positive,
         help="where the weights do not tell",
     )
     add("--overwrite", action="store_true", help="replace OUT, drop OUT.partial/")
@@ -318,6 +317,6 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    host_memory.keep_freed_memory()
+    cli.keep_freed_memory()
     one_device_a_core()
     sys.exit(main())

@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-from dinov2_jax import errors, one_line_parser
+from dinov2_jax import cli, errors
 from dinov2_jax.data.decode import image_decoder
 
 _MAX_STEM = 60  # characters of an image's name in a picture's
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = one_line_parser.Parser(
+    parser = cli.Parser(
         prog="dinov2-jax visualize", description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument(
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num-heads",
-        type=one_line_parser.positive,
+        type=cli.positive,
         help="of the attention, where the source does not tell (unreleased widths)",
     )
     return parser

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from dinov2_jax import errors
-from dinov2_jax.data import activity, loader
+from dinov2_jax.data import loader
+from dinov2_jax.data import workers as workers_lib
 from tests.data.loader_test import Noise, small_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -129,10 +130,10 @@ def test_the_program_ends_although_something_hangs(workers, tmp_path):
 
 
 def test_activity_is_read_by_others(tmp_path):
-    here = activity.Activity(str(tmp_path))
+    here = workers_lib.Activity(str(tmp_path))
     assert here.of(os.getpid()) == ("", 0.0)
     here.begin("a/" + "x" * 5000 + "/é.jpg")
-    name, seconds = activity.Activity(str(tmp_path)).of(os.getpid())
+    name, seconds = workers_lib.Activity(str(tmp_path)).of(os.getpid())
     assert name.endswith("/é.jpg") and 4000 < len(name) < 4096 and seconds >= 0
     here.begin("short")
     assert here.of(os.getpid())[0] == "short"

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from configs import default
-from dinov2_jax.data import activity as activity_lib
 from dinov2_jax.data import batch_builder, loader
+from dinov2_jax.data import workers as workers_lib
 from dinov2_jax.data.sources import registry
 
 IMAGES = 24
@@ -103,7 +103,7 @@ class Together:
     """The batches of several builders in one, to start fewer processes."""
 
     builders: dict
-    activity: activity_lib.Activity | None = None
+    activity: workers_lib.Activity | None = None
 
     def __call__(self, step):
         return {

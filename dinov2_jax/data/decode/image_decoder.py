@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import stat
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -21,13 +22,13 @@ from dinov2_jax.data.decode import (
     multichannel,
     pillow_setup,
     pixel_formats,
-    regular_files,
     tiff_header,
 )
 
 PILLOWS_LIMIT = 178_956_970  # pixels
 _SCALABLE = ("JPEG", "MPO")  # MPO: JPEGs that hold further ones, of telephones
 _METADATA = 2**26  # bytes beside the pixels: previews, profiles, further frames
+_LARGE_FILE = 2**22  # bytes from which on a file is looked at before it is read
 
 
 class BadImage(Exception):
@@ -144,7 +145,7 @@ class Decoder:
         limit = _METADATA + self.max_pixels * bytes_per_pixel
         # Of a large file the header first: where it is no image, or has too many
         # pixels, it is not worth reading.
-        return regular_files.read(path, max_bytes=limit, look=self._parse)
+        return _read_file(path, max_bytes=limit, look=self._parse)
 
     def _parse(self, file: BinaryIO):
         """Returns the width, the height, and what maps `reduce` to the pixels."""
@@ -253,3 +254,45 @@ def _reasons(name: str):
 def _damage(error: Exception) -> str:
     reason = " ".join(str(error).split())[:100] or type(error).__name__
     return f"cannot be decoded ({reason})"
+
+
+def _read_file(
+    path: str | os.PathLike, *, max_bytes: int, look: Callable[[BinaryIO], Any]
+) -> bytes:
+    """Reads a file, which cannot hang or fill the memory.
+
+    Args:
+      path: Of the file.
+      max_bytes: Larger ones are refused.
+      look: Is given a large file, opened, and raises where it is not worth reading.
+
+    Raises:
+      Unusable: No file but a FIFO, a folder or the like, or too large.
+      OSError: As the file system has it.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise pixel_formats.Unusable(f"is {_file_kind(status.st_mode)}, not a file")
+    if status.st_size > max_bytes:
+        raise pixel_formats.Unusable(
+            f"a file of {status.st_size} bytes is more than images of max_pixels need"
+        )
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if status.st_size > _LARGE_FILE:
+            look(file)
+            file.seek(0)
+        return file.read(status.st_size)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Where a FIFO took the file's place meanwhile, open() would wait for its writer.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _file_kind(mode: int) -> str:
+    kinds = {
+        "a folder": stat.S_ISDIR,
+        "a FIFO": stat.S_ISFIFO,
+        "a socket": stat.S_ISSOCK,
+    }
+    return next((kind for kind, is_it in kinds.items() if is_it(mode)), "a device")

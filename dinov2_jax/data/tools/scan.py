@@ -2,6 +2,9 @@
 
 import argparse
 import collections
+import dataclasses
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -10,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import tqdm
+from PIL import Image
 
-from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.decode import image_decoder, multichannel
 from dinov2_jax.data.sources import messages, registry
-from dinov2_jax.data.tools import examination, process_pool, program_flags
+from dinov2_jax.data.tools import process_pool, program_flags
 
 _SHOWN = 10  # lines of a list in the table; the JSON has all
 
@@ -93,7 +97,7 @@ def scan(
     formats: collections.Counter = collections.Counter()
     modes: collections.Counter = collections.Counter()
     bad = []
-    work = examination.Examine(source, decoder)
+    work = Examine(source, decoder)
     results = process_pool.in_order(
         work, range(count), processes=workers, seconds=seconds
     )
@@ -101,7 +105,7 @@ def scan(
         for index, result in results:
             bar.update()
             if isinstance(result, process_pool.Lost):
-                result = examination.Examined(result.reason)
+                result = Examined(result.reason)
             sizes[index] = result.width, result.height, result.size
             if result.digest:
                 digests[index] = np.frombuffer(result.digest, np.uint8)
@@ -213,3 +217,78 @@ def _more(entries: list) -> list[str]:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """An image that was read.
+
+    Attributes:
+      reason: why it cannot be used; "" if it can.
+      format: such as JPEG; "" if it has none that is known.
+      mode: of its colours, as Pillow calls them, or "13 channels"; likewise.
+      width: px, 0 where unknown.
+      height: px, 0 where unknown.
+      size: bytes.
+      digest: of the bytes; b"" where they could not be read.
+    """
+
+    reason: str
+    format: str = ""
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    size: int = 0
+    digest: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examine:
+    """Examines the images of a source, by index.
+
+    Attributes:
+      source: `registry.Source`.
+      decoder: with which images have to be decoded without an error.
+    """
+
+    source: Any
+    decoder: image_decoder.Decoder
+
+    def __call__(self, index: int) -> Examined:
+        """Reads and decodes an image; never raises for a bad one."""
+        try:
+            content = file_bytes(self.source, index)
+        except image_decoder.BadImage as error:
+            return Examined(error.reason)
+        found: dict[str, Any] = dict(
+            size=len(content), digest=hashlib.sha256(content).digest()[:16]
+        )
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                found |= dict(format=image.format or "", mode=image.mode)
+                found |= dict(width=image.width, height=image.height)
+        except Exception:  # Pillow raises almost anything; the decoder words it below
+            pass
+        try:
+            pixels = self.decoder.decode(content, name="")
+        except image_decoder.BadImage as error:
+            return Examined(error.reason, **found)
+        if "format" not in found:  # what only the decoder knows
+            height, width, channels = pixels.shape
+            npy = content.startswith(multichannel.NPY_MAGIC)
+            found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
+            found |= dict(mode=f"{channels} channels")
+        return Examined("", **found)
+
+
+def file_bytes(source: Any, index: int) -> bytes:
+    """The bytes of an image's file; a PNG of those that have none.
+
+    Raises:
+      BadImage: It cannot be read.
+    """
+    if hasattr(source, "content"):
+        return source.content(index)
+    stream = io.BytesIO()
+    Image.fromarray(source.open(index).pixels()).save(stream, "PNG")
+    return stream.getvalue()

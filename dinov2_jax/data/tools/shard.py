@@ -21,13 +21,8 @@ from PIL import Image
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import array_record, messages
-from dinov2_jax.data.tools import (
-    examination,
-    process_pool,
-    program_flags,
-    scan,
-    shard_folder,
-)
+from dinov2_jax.data.tools import process_pool, program_flags, scan, shard_folder
+from dinov2_jax.data.tools import scan as scan_lib
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BAD = "bad_images.txt"
@@ -130,7 +125,7 @@ class Packing:
     def __call__(self, index: int) -> bytes | image_decoder.BadImage:
         """The bytes of an image file, or why there are none."""
         try:
-            content = examination.file_bytes(self.source, index)
+            content = scan_lib.file_bytes(self.source, index)
             pixels = self.decoder.decode(content, name=str(index))
         except image_decoder.BadImage as error:
             return error

@@ -14,7 +14,8 @@ from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
-from dinov2_jax.data.tools import examination, scan
+from dinov2_jax.data.tools import scan
+from dinov2_jax.data.tools import scan as scan_lib
 
 
 @pytest.fixture
@@ -140,6 +141,6 @@ def test_bad_flags(folder, capsys, flags, words):
 
 def test_sources_without_files_are_written_as_png():
     photos = registry.photos.PhotosSource("bank")
-    content = examination.file_bytes(photos, 3)
+    content = scan_lib.file_bytes(photos, 3)
     decoded = image_decoder.Decoder().decode(content, name="")
     np.testing.assert_array_equal(decoded, photos.open(3).pixels())
