@@ -68,6 +68,7 @@ SHORT = {
     "teacher.warmup_teacher_temp": 0.04,
     "teacher.teacher_temp": 0.07,
     "teacher.warmup_teacher_temp_steps": 30 * EPOCH,
+    "optim.name": "adamw",
     "optim.base_lr": 0.004,
     "optim.min_lr": 1e-6,
     "optim.warmup_steps": 10 * EPOCH,
