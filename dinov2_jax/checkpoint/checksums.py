@@ -11,29 +11,23 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from dinov2_jax import files
+
 NAME = "manifest.json"
 _CHUNK = 2**22  # bytes read at a time
 
 
 def write(folder: pathlib.Path) -> None:
     """Writes FOLDER/manifest.json, whole or not at all."""
-    files = {
+    listed = {
         str(path.relative_to(folder)): {
             "size": path.stat().st_size,
             "sha256": _digest(path),
         }
         for path in _files(folder)
     }
-    content = json.dumps({"digest": _digest_of(files), "files": files}, indent=1)
-    temporary = folder / f"{NAME}.tmp"
-    try:
-        with open(temporary, "w") as file:
-            file.write(content + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = json.dumps({"digest": _digest_of(listed), "files": listed}, indent=1)
+    files.write_text(folder / NAME, content + "\n")
 
 
 def is_sealed(folder: pathlib.Path) -> bool:

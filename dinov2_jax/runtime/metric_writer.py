@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dinov2_jax import files
 from dinov2_jax.runtime import append_file
 
 
@@ -72,10 +73,8 @@ class MetricsWriter:
             data = self.path.read_bytes()
             kept = _kept_rows(data, resume_step)
             if kept != data:
-                # Renamed into place: a kill in between leaves one whole file.
-                temporary = self.path.with_suffix(".jsonl.tmp")
-                temporary.write_bytes(kept)
-                temporary.replace(self.path)
+                with files.whole(self.path) as file:
+                    file.write(kept)
         self._file = append_file.RecordFile(self.path)
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
             logging.info(

@@ -7,12 +7,11 @@ would have followed F: the batches between are left out, as in PaLM (section 5.1
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dinov2_jax import errors
+from dinov2_jax import errors, files
 
 _TIMES_UNIFORM = 1.5  # of the loss of a uniform prediction: worse than knowing nothing
 
@@ -147,9 +146,5 @@ class Rollbacks:
         self._all.append(rollback)
         if not write:
             return
-        temporary = self.path.with_suffix(".json.tmp")
-        with open(temporary, "w") as file:
-            json.dump([dataclasses.asdict(r) for r in self._all], file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        content = [dataclasses.asdict(rollback) for rollback in self._all]
+        files.write_text(self.path, json.dumps(content, indent=1))

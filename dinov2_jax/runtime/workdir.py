@@ -13,7 +13,7 @@ import tempfile
 import time
 from typing import Any, TextIO
 
-from dinov2_jax import errors
+from dinov2_jax import errors, files
 from dinov2_jax.data.sources import messages
 
 _PATIENCE = 120  # seconds until a network file system forgets a host that is gone
@@ -78,9 +78,7 @@ def lock(workdir: pathlib.Path) -> TextIO:
 def write_config(config: Any, workdir: pathlib.Path) -> None:
     """Writes WORKDIR/config.json, whole or not at all."""
     fields = json.loads(config.to_json_best_effort())
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(fields, indent=2) + "\n")
-    temporary.replace(workdir / "config.json")
+    files.write_text(workdir / "config.json", json.dumps(fields, indent=2) + "\n")
 
 
 def update_data_record(
@@ -105,9 +103,7 @@ def update_data_record(
     }
     before = _read_data_record(path) if resumed else {}
     if write:
-        temporary = path.with_name("data.json.tmp")
-        temporary.write_text(json.dumps(now, indent=2) + "\n")
-        temporary.replace(path)
+        files.write_text(path, json.dumps(now, indent=2) + "\n")
     if not before or before["fingerprint"] == now["fingerprint"]:
         return ""
     then = messages.counted(before["images"], "image")

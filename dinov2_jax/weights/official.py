@@ -70,9 +70,7 @@ def find(name: str) -> pathlib.Path:
             f"backbone of that name: {hint}the names are {', '.join(NAMES)}"
         )
     address = url(name)
-    cache = pathlib.Path(
-        os.environ.get("DINOV2_JAX_CACHE") or pathlib.Path.home() / ".cache/dinov2_jax"
-    )
+    cache = files.cache_folder()
     torch_home = os.environ.get("TORCH_HOME") or pathlib.Path.home() / ".cache/torch"
     for folder in (cache, pathlib.Path(torch_home) / "hub/checkpoints"):
         path = folder / address.rpartition("/")[2]

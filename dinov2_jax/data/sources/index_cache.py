@@ -24,10 +24,12 @@ import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from dinov2_jax import files
 
 _MAGIC = b"dinov2ix\x01\x00\x00\x00"
 _PREFIX = struct.Struct("<QI")
@@ -40,10 +42,8 @@ def cache_folder() -> pathlib.Path:
 
     Where that cannot be written, a folder that goes when this process ends.
     """
-    chosen = os.environ.get("DINOV2_JAX_CACHE")
     try:
-        root = pathlib.Path(chosen) if chosen else pathlib.Path.home() / ".cache"
-        folder = (root if chosen else root / "dinov2_jax") / "indexes"
+        folder = files.cache_folder() / "indexes"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -200,27 +200,13 @@ def _write(folder, key, fingerprint, header, arrays) -> pathlib.Path:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         Index(path).verify()
         return path  # another process was faster
-    with _whole(path) as file:
+    with files.whole(path) as file:
         file.write(_MAGIC + _PREFIX.pack(len(text), checksum) + text)
         for name, array in arrays.items():
             file.seek(moved[name][2])
             file.write(memoryview(array).cast("B") if array.nbytes else b"")
         file.truncate(max(file.tell(), start))
     return path
-
-
-@contextlib.contextmanager
-def _whole(path: pathlib.Path) -> Iterator[Any]:
-    """A file to write that appears under its name when it is whole."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 class Texts:

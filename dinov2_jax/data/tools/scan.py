@@ -15,6 +15,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
+from dinov2_jax import files
 from dinov2_jax.data.decode import image_decoder, multichannel
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.data.tools import process_pool, program_flags
@@ -66,9 +67,8 @@ def run(args: argparse.Namespace) -> None:
     report = scan(source, decoder, workers=args.workers, seconds=args.seconds)
     print(table(report))
     if args.json:
-        temporary = args.json.with_name(f"{args.json.name}.tmp")
-        temporary.write_text(json.dumps({"path": args.path} | report, indent=1) + "\n")
-        temporary.replace(args.json)
+        text = json.dumps({"path": args.path} | report, indent=1)
+        files.write_text(args.json, text + "\n")
         print(f"all of it is in {args.json}")
 
 

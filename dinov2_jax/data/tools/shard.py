@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from dinov2_jax import errors
+from dinov2_jax import errors, files
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import array_record, messages
 from dinov2_jax.data.tools import process_pool, program_flags, scan, shard_folder
@@ -179,7 +179,7 @@ def _write_all(packing, destination, limit, args) -> None:
             "are with --channels and --value-range"
         )
     lines = [f"{_escaped(name)}\t{reason}\n" for name, reason in destination.bad]
-    shard_folder.write_whole(destination.path / _BAD, "".join(lines))
+    files.write_text(destination.path / _BAD, "".join(lines))
     destination.note(finished=True)
 
 

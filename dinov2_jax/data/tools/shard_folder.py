@@ -10,7 +10,7 @@ import os
 import pathlib
 from typing import Any
 
-from dinov2_jax import errors
+from dinov2_jax import errors, files
 from dinov2_jax.data.sources import array_record
 
 
@@ -76,7 +76,7 @@ class Destination:
     def note(self, finished: bool) -> None:
         """Writes `shards.json`."""
         content = self._head | {"finished": finished, "shards": self.shards}
-        write_whole(self.path / array_record.SHARDS, json.dumps(content, indent=1))
+        files.write_text(self.path / array_record.SHARDS, json.dumps(content, indent=1))
         self.finished = finished
 
 
@@ -121,16 +121,6 @@ class Shard:
         os.replace(self._temporary, self._destination.path / self._name)
         self._destination.shards.append(entry)
         self._destination.note(finished=False)
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a text file that appears when it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
