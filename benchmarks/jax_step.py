@@ -67,34 +67,22 @@ def measure(
     """
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
-    from dinov2_jax import (
-        optimizer,
-        schedules,
-        sharding,
-        ssl_meta_arch,
-        train_state,
-        train_step,
-    )
+    from dinov2_jax import sharding, trainer
 
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     device = jax.devices()[0]
-    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, jnp.dtype(dtype))
-    mesh = sharding.make_mesh(devices=[device])
-    scalars = schedules.make_schedules(config)(config.optim.warmup_steps)
-    scalars = {name: np.float32(value) for name, value in scalars.items()}
+    built = trainer.Trainer(
+        config, mesh=sharding.make_mesh(devices=[device]), dtype=jnp.dtype(dtype)
+    )
+    scalars = built.scalars(config.optim.warmup_steps)
     report: dict[str, Any] = {"dtype": dtype}
-    with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
-        tx = optimizer.make_optimizer(config, shapes)
-        abstract = train_state.abstract_state(meta_arch, tx, mesh)
-        step_fn = train_step.make_train_step(meta_arch, tx, abstract, mesh, seed=0)
-        batch = jax.device_put(random_batch(config), sharding.batch_sharding(mesh))
+    with jax.set_mesh(built.mesh):
+        batch = built.place(random_batch(config))
         start = time.perf_counter()
-        lowered = step_fn.lower(abstract, batch, scalars)
+        lowered = built.lower()
         report["lower_seconds"] = time.perf_counter() - start
         start = time.perf_counter()
         compiled = lowered.compile()
@@ -104,7 +92,7 @@ def measure(
         report["argument_bytes"] = memory.argument_size_in_bytes
         if compile_only:
             return report
-        state = train_state.make_state(0, meta_arch, tx, mesh)
+        state = built.first_state()
         state, metrics = compiled(state, batch, scalars)
         report["first_loss"] = float(metrics["loss/total"])
 

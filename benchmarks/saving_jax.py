@@ -35,10 +35,10 @@ def steps(config: Any, folder: str, turns: int, every: int) -> dict[str, Any]:
     found: dict[str, Any] = {"plain": [], "saving": [], "blocked": [], "finished": []}
     checkpoints = checkpointer.Checkpointer(folder, keep_last=3)
     draw = random.Random(0)
-    run = trainer.Program(config)
+    run = trainer.Trainer(config)
     batch, scalars = run.place(jax_step.random_batch(config)), run.scalars(0)
     with jax.set_mesh(run.mesh):
-        step_fn, state = run.compile(), run.first_state(None)
+        step_fn, state = run.compile(), run.first_state()
         state, metrics = step_fn(state, batch, scalars)
         count = 0
         for turn in range(turns + 1):
@@ -83,12 +83,12 @@ def state(config: Any, folder: str, times: int) -> dict[str, Any]:
       `bytes` of the state; seconds, a number a time: `blocked`, `finished`, `verified`
       (every byte against its checksum) and `restored` without that.
     """
-    run = trainer.Program(config)
+    run = trainer.Trainer(config)
     found: dict[str, Any] = {"bytes": disk_space.bytes_of(run.state)}
     found |= {name: [] for name in ("blocked", "finished", "verified", "restored")}
     checkpoints = checkpointer.Checkpointer(folder, keep_last=1)
     for step in range(1, times + 1):
-        made = _noise(run.first_state(None))
+        made = _noise(run.first_state())
         start = time.perf_counter()
         checkpoints.save(step, made, next_save=step + 1)
         found["blocked"].append(time.perf_counter() - start)

@@ -57,10 +57,6 @@ def _usage() -> str:
     )
 
 
-if __name__ == "__main__":
-    main()
-
-
 class Parser(argparse.ArgumentParser):
     """As argparse's, without abbreviations and without the usage after an error."""
 
@@ -97,3 +93,7 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_THRESHOLD, _NEVER)
     mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+if __name__ == "__main__":
+    main()

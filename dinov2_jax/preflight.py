@@ -135,8 +135,8 @@ class _Preflight:
         processes, devices = jax.process_count(), jax.device_count()
         config_lib.check_cluster(self.config, processes, devices)
         config_lib.check_devices(self.config, devices)
-        self.program = trainer.Program(self.config)
-        replica, fsdp = self.program.mesh.devices.shape
+        self.trainer = trainer.Trainer(self.config)
+        replica, fsdp = self.trainer.mesh.devices.shape
         return (
             f"{messages.counted(processes, 'process', 'processes')}, {devices} "
             f"{jax.devices()[0].device_kind}, mesh replica {replica} x fsdp {fsdp}"
@@ -186,7 +186,7 @@ class _Preflight:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self._file(jax.process_index()))
-        needed = disk_space.bytes_of(self.program.state)
+        needed = disk_space.bytes_of(self.trainer.state)
         path = self.workdir / "checkpoints"
         path = path if path.is_dir() else self.workdir
         keep = self.config.checkpoint.keep_last
@@ -216,7 +216,7 @@ class _Preflight:
 
     def data(self) -> str:
         """The first batch, of which each process builds its part as the run will."""
-        evaluator.make_evaluator(self.config, self.program.meta_arch, self.program.mesh)
+        evaluator.make_evaluator(self.config, self.trainer.meta_arch, self.trainer.mesh)
         source = registry.make_source(self.config)
         start = time.monotonic()
         batches = loader.make_loader(
@@ -224,7 +224,7 @@ class _Preflight:
             source,
             start_step=0,
             num_steps=1,
-            process_index=sharding.process_rank(self.program.mesh),
+            process_index=sharding.process_rank(self.trainer.mesh),
             process_count=jax.process_count(),
         )
         with batches:
@@ -252,16 +252,16 @@ class _Preflight:
 
     def weights(self) -> str:
         """Those that the run starts from."""
-        self.first = initial.read(self.config, self.program.meta_arch)
+        self.first = initial.read(self.config, self.trainer.meta_arch)
         return self.first.description if self.first else "from scratch"
 
     def step(self) -> str:
         """Compiled and run twice."""
-        state = self.program.first_state(self.first)
-        batch, scalars = self.program.place(self.batch), self.program.scalars(0)
-        with jax.set_mesh(self.program.mesh):
+        state = self.trainer.first_state(self.first and self.first.params)
+        batch, scalars = self.trainer.place(self.batch), self.trainer.scalars(0)
+        with jax.set_mesh(self.trainer.mesh):
             start = time.monotonic()
-            compiled = self.program.compile()
+            compiled = self.trainer.compile()
             times = [time.monotonic() - start]
             for _ in range(2):
                 start = time.monotonic()
@@ -289,7 +289,7 @@ class _Preflight:
         self.state = None  # its memory is needed
         start = time.monotonic()
         checkpoints.set_aside_damaged()
-        jax.block_until_ready(checkpoints.restore(self.program.state))
+        jax.block_until_ready(checkpoints.restore(self.trainer.state))
         checkpoints.close()
         read = time.monotonic() - start
         return f"a checkpoint saved in {saved:.1f} s, read back in {read:.1f} s"

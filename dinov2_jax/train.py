@@ -96,9 +96,9 @@ class Run:
     ):
         self.config, self.workdir, self.source = config, workdir, source
         self.account, self.watchdog = account, watching
-        self.program = trainer.Program(config)
+        self.trainer = trainer.Trainer(config)
         self.evaluator = evaluator.make_evaluator(
-            config, self.program.meta_arch, self.program.mesh
+            config, self.trainer.meta_arch, self.trainer.mesh
         )
         self.guard = rollback.LossGuard(
             rollback.uniform_loss(config), config.train.max_nonfinite_steps
@@ -114,7 +114,7 @@ class Run:
         if self.start_step < config.train.steps:
             room = disk_space.check(
                 self.checkpoints.path,
-                needed=disk_space.bytes_of(self.program.state),
+                needed=disk_space.bytes_of(self.trainer.state),
                 keep_last=config.checkpoint.keep_last,
             )
             lines += [room] if room else []
@@ -130,7 +130,7 @@ class Run:
         self.bad_images = bad_images.BadImages(
             workdir, source, config.data.max_bad_share
         )
-        self.log.message(progress.banner(config, self.program, source))
+        self.log.message(progress.banner(config, self.trainer, source))
         changed = workdir_lib.update_data_record(
             source, workdir, resumed=self.start_step > 0, write=leads
         )
@@ -148,11 +148,11 @@ class Run:
             self.start_step = self.checkpoints.latest_step() or 0
             if self.start_step:
                 with self.account.during("restore"):
-                    self.state = self.checkpoints.restore(self.program.state)
+                    self.state = self.checkpoints.restore(self.trainer.state)
                 return [*lines, f"resumed from step {self.start_step}"]
         # Fresh weights, or those that `config.init` names.
-        weights = initial.read(self.config, self.program.meta_arch)
-        self.state = self.program.first_state(weights)
+        weights = initial.read(self.config, self.trainer.meta_arch)
+        self.state = self.trainer.first_state(weights and weights.params)
         return [*lines, weights.description] if weights else lines
 
     def loop(self, profiler: profiler_lib.Profiler) -> None:
@@ -167,7 +167,7 @@ class Run:
             return
         self.log.start()
         step_fn = None
-        with jax.set_mesh(self.program.mesh):
+        with jax.set_mesh(self.trainer.mesh):
             self.cadence = cadence.Cadence(
                 self.config.checkpoint.minutes, self.config.log.every
             )
@@ -191,7 +191,7 @@ class Run:
             self.source,
             start_step=self.start_step,
             num_steps=self.config.train.steps - self.start_step,
-            process_index=sharding.process_rank(self.program.mesh),
+            process_index=sharding.process_rank(self.trainer.mesh),
             process_count=jax.process_count(),
             skips=self.rollbacks.skips(),
         )
@@ -214,7 +214,7 @@ class Run:
                 batch = next(batches)
             self.bad_images.add(batch.pop("bad_images"))
             self.state, step_metrics = step_fn(
-                self.state, self.program.place(batch), self.program.scalars(step)
+                self.state, self.trainer.place(batch), self.trainer.scalars(step)
             )
             if pending is not None:
                 self._finish(*pending)
@@ -236,7 +236,7 @@ class Run:
     def _finish(self, step, step_metrics) -> None:
         """Reads, logs and judges the metrics of a step."""
         values = {k: np.asarray(v).item() for k, v in step_metrics.items()}
-        self.log.step(step, values, self.program.schedules(step - 1))
+        self.log.step(step, values, self.trainer.schedules(step - 1))
         self.guard.check(step, values)
 
     def _roll_back(self, blown_up: rollback.BlownUp) -> None:
@@ -247,7 +247,7 @@ class Run:
         """
         self.checkpoints.finish()
         saved = self.checkpoints.steps()
-        lr = self.program.schedules(blown_up.step - 1)["lr"]
+        lr = self.trainer.schedules(blown_up.step - 1)["lr"]
         if len(self.rollbacks) >= self.config.train.max_rollbacks:
             good = self.checkpoints.path / str(saved[-1]) if saved else "none yet"
             count = messages.counted(len(self.rollbacks), "rollback")
@@ -279,7 +279,7 @@ class Run:
             self.account.during("compile"),
             self.watchdog.during("the compilation of the step", _LONG),
         ):
-            compiled = self.program.compile()
+            compiled = self.trainer.compile()
         seconds = time.monotonic() - start
         logging.info("compiled the step in %.1f s", seconds)
         self.log.events.add("compiled", seconds=round(seconds, 1))

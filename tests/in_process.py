@@ -30,7 +30,7 @@ _FIELDS = (
     *("optim.base_lr", "optim.warmup_steps"),
     *("train.steps", "train.max_nonfinite_steps", "train.max_rollbacks"),
 )
-_compile = trainer.Program.compile
+_compile = trainer.Trainer.compile
 
 
 class Trainer:
@@ -59,13 +59,13 @@ class Trainer:
             patch.setattr("sys.argv", [])
             patch.setattr(distributed, "_asked_to_end", False)
             patch.setattr(jax.distributed, "initialize", _find_no_cluster)
-            patch.setattr(trainer.Program, "compile", self._compiler())
+            patch.setattr(trainer.Trainer, "compile", self._compiler())
             _forget_flags()
             with pytest.raises(SystemExit) as left:
                 main.main(main.parse_flags(["main", *flags]))
         return processes.Finished(left.value.code, output.getvalue())
 
-    def _compiler(self) -> Callable[[trainer.Program], Any]:
+    def _compiler(self) -> Callable[[trainer.Trainer], Any]:
         def compile_once(built):
             key = tuple(
                 (name, str(value))

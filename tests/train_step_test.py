@@ -17,41 +17,26 @@ import numpy as np
 import pytest
 import tiny
 
-from dinov2_jax import (
-    optimizer,
-    schedules,
-    sharding,
-    ssl_meta_arch,
-    train_state,
-    train_step,
-)
+from dinov2_jax import optimizer, sharding, train_state, train_step
+from dinov2_jax import trainer as trainer_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-class Trainer:
-    """A config's state and jitted step on some devices.
+class Trainer(trainer_lib.Trainer):
+    """A config's first state and jitted step on some devices.
 
     Made with `start`, it moves that state there; otherwise it initialises its own.
     """
 
     def __init__(self, c, mesh, start=None):
-        self.c, self.mesh = c, mesh
-        meta_arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32)
-        params = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
-        tx = optimizer.make_optimizer(c, params)
+        super().__init__(c, mesh=mesh, dtype=jnp.float32)
+        self.c = c
         if start is None:
-            start = train_state.make_state(c.seed, meta_arch, tx, mesh)
+            start = self.first_state()
         else:
             start = jax.device_put(start, sharding.state_shardings(start, mesh))
-        self.start = start
-        self.schedules = schedules.make_schedules(c)
-        self.step_fn = train_step.make_train_step(
-            meta_arch, tx, self.start, mesh, seed=c.seed
-        )
-
-    def scalars(self, step):
-        return {k: np.float32(v) for k, v in self.schedules(step).items()}
+        self.start, self.step_fn = start, self.make_step()
 
     def copy(self, state=None):
         """A state of its own, for a step to consume."""

@@ -11,18 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dinov2_jax import (
-    optimizer,
-    schedules,
-    sharding,
-    ssl_meta_arch,
-    train_state,
-    train_step,
-)
+from dinov2_jax import sharding, trainer
 from dinov2_jax.aot import hlo, machines
-from dinov2_jax.data import batch_spec
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
@@ -120,7 +111,12 @@ def compile_step(
         replica = mesh.shape["replica"]
         return Program(memory, *seconds, module, quick, weights, replica)
 
-    lowered, weights = lower(config, mesh, dtype)
+    built = trainer.Trainer(config, mesh=mesh, dtype=dtype)
+    lowered = built.lower()
+    weights = [
+        (leaf.shape, any(getattr(key, "key", None) == "blocks" for key in path))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(built.params)
+    ]
     limit = machine.chip.hbm_bytes
     try:
         compiled, text = _compile(lowered, machine, options, quick)
@@ -166,39 +162,6 @@ def _optimization_level(level: str) -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_optimization_level", before)
-
-
-def lower(
-    config: Any, mesh: jax.sharding.Mesh, dtype: Any
-) -> tuple[jax.stages.Lowered, list[tuple[tuple[int, ...], bool]]]:
-    """Traces the step; nothing is allocated.
-
-    Args:
-      config: Checked.
-      mesh: Of devices, there or not.
-      dtype: Of the matmuls.
-
-    Returns:
-      The step, and (shape, stacked?) of every parameter.
-    """
-    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, dtype)
-    params = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
-    tx = optimizer.make_optimizer(config, params)
-    state = train_state.abstract_state(meta_arch, tx, mesh)
-    step_fn = train_step.make_train_step(meta_arch, tx, state, mesh, seed=config.seed)
-    batch_sharding = sharding.batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding)
-        for name, (shape, kind) in batch_spec.batch_spec(config).items()
-    }
-    scalars = schedules.make_schedules(config)(0)
-    scalars = {name: np.float32(value) for name, value in scalars.items()}
-    weights = [
-        (leaf.shape, any(getattr(key, "key", None) == "blocks" for key in path))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]
-    with jax.set_mesh(mesh):
-        return step_fn.lower(state, batch, scalars), weights
 
 
 def needed_bytes(message: str) -> float | None:

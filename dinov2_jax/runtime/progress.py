@@ -104,17 +104,17 @@ class Progress:
             self._bar.close()
 
 
-def banner(config: Any, program: Any, source: Any) -> str:
+def banner(config: Any, trainer: Any, source: Any) -> str:
     """What is about to run, in words.
 
     Args:
       config: Of the run.
-      program: `trainer.Program`.
+      trainer: The `trainer.Trainer`.
       source: `data.sources.registry.Source`.
     """
     batch, steps = config.train.batch_size, config.train.steps
     places = registry.places(source)
-    mesh = program.mesh
+    mesh = trainer.mesh
     device = mesh.devices.flat[0]
     lr = schedules.scaled_lr(config.optim.base_lr, batch)
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -126,8 +126,8 @@ def banner(config: Any, program: Any, source: Any) -> str:
             f"{config.train.group_size}",
             f"steps       {steps:,} = {steps * batch / places:.1f} passes",
             f"lr          {lr:.3g} = {config.optim.base_lr:.3g} x sqrt({batch} / 1024)",
-            f"parameters  {program.num_params / 1e6:.1f} M ({config.model.arch}, heads "
-            f"included), matmuls in {jnp.dtype(program.dtype).name}",
+            f"parameters  {trainer.num_params / 1e6:.1f} M ({config.model.arch}, heads "
+            f"included), matmuls in {jnp.dtype(trainer.dtype).name}",
         ]
     )
 
