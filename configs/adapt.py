@@ -4,9 +4,9 @@ Heads are new, for none were released. Users of the reference lost most of the k
 accuracy within 20,000 images when they trained on with new heads at a pretraining's
 rates (its issue 204), so at first only the heads learn, and then all in small steps,
 smaller the nearer to the image, under a slow teacher. For ViT-B:
---config.init.from=dinov2_vitb14 --config.model.arch=vit_base. Where no comment names a
-source, the value is a guess that no run at this size has tested: judge it by `knn/top1`
-against its value at step 0, and try frozen features first.
+--config.init.source=dinov2_vitb14 --config.model.arch=vit_base. Where no comment names
+a source, the value is a guess that no run at this size has tested: judge it by
+`knn/top1` against its value at step 0, and try frozen features first.
 """
 
 from dinov2_jax.configs import default
@@ -15,7 +15,7 @@ from dinov2_jax.configs import default
 def get_config():
     """Returns the configuration."""
     c = default.get_config()
-    c.init["from"] = "dinov2_vits14"
+    c.init.source = "dinov2_vits14"
     c.init.heads_only_steps = 1000
     c.model.update(arch="vit_small", patch_size=14)
     # The paper's distillation, from which the released S, B and L come, has none.

@@ -104,7 +104,7 @@ def get_config() -> config_dict.ConfigDict:
     # "": from scratch. A released name such as dinov2_vits14, a .pth (backbone or
     # training checkpoint), .safetensors, a folder of Hugging Face or timm, a workdir, a
     # checkpoint or an export of this project.
-    c.init["from"] = ""
+    c.init.source = ""
     c.init.which = ""  # teacher | student of what holds both; "": the teacher
     # fresh: drawn from the seed (released weights have none); loaded: they must have
     # the sizes of `dino` and `ibot` below. Student and teacher start alike.

@@ -1,8 +1,9 @@
 """What a config must satisfy, checked before a device is touched or data opened."""
 
+import difflib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dinov2_jax import errors
@@ -83,9 +84,11 @@ _LISTS = (
 ).split()
 _FLOAT32_MAX = 3.4e38
 _SEEDS = 2**32  # that jax takes
+# Names that fields had before: their runs go on, their flags say the new name.
+_RENAMED = {"init.from": "init.source"}
 # Fields that a config.json may lack, with what such a run did.
 _STARTS_FROM = {
-    "init.from": "",
+    "init.source": "",
     "init.which": "",
     "init.heads": "fresh",
     "init.heads_only_steps": 0,
@@ -113,6 +116,20 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    """Return the message for a field that no config has.
+
+    Args:
+      name: The field, such as "optim.base_lrr".
+      known: The fields that there are.
+    """
+    if name in _RENAMED:
+        return f"config field {name} is called --config.{_RENAMED[name]} now"
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean --config.{close[0]}?" if close else ""
+    return f"unknown config field {name}{hint}"
 
 
 def check(config: Any) -> None:
@@ -258,12 +275,12 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"optim.warmup_steps = {flat['optim.warmup_steps']} exceeds train.steps = "
             f"{flat['train.steps']}: lower --config.optim.warmup_steps"
         )
-    if not flat["init.from"]:
+    if not flat["init.source"]:
         for name, value in _STARTS_FROM.items():
             if flat[name] != value:
                 yield (
                     f"{name} = {flat[name]!r} says how to start from other weights: "
-                    "name them with --config.init.from=..."
+                    "name them with --config.init.source=..."
                 )
     if flat["init.heads_only_steps"] > flat["train.steps"]:
         yield (
@@ -383,11 +400,12 @@ def differing(config: Any, workdir: pathlib.Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        before = _ADDED | flatten(json.loads(path.read_text()))
+        saved = flatten(json.loads(path.read_text()))
     except ValueError as error:
         raise errors.UserError(
             f"{path} is not valid JSON ({error}): restore it or use another --workdir"
         ) from error
+    before = _ADDED | {_RENAMED.get(name, name): v for name, v in saved.items()}
     now = flatten(json.loads(config.to_json_best_effort()))
     return [
         f"{name}: {before.get(name, 'not set')!r} -> {now.get(name, 'not set')!r}"

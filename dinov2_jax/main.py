@@ -1,6 +1,5 @@
 """Trains DINOv2: dinov2-jax train --config=vitg --workdir=DIR."""
 
-import difflib
 import errno
 import logging
 import pathlib
@@ -118,10 +117,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         given = argv[:1] + flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
         argv = _with_path_of_config(given)
-        # `from` is a keyword of Python, which config_flags does not take for a field;
-        # it looks into sys.argv itself.
-        argv = [re.sub(r"^(--?config\.init)\.from\b", r'\1["from"]', a) for a in argv]
-        sys.argv = argv
+        sys.argv = argv  # where config_flags looks
         return flags.FLAGS(argv)
     except Exception as error:  # a config may raise anything
         message = _broken_config(error, argv) or _unknown_fields(given)
@@ -167,13 +163,9 @@ def _unknown_fields(argv: list[str]) -> str:
     """Names the unknown --config fields and what may have been meant."""
     known = list(config_lib.flatten(default.get_config()))
     given = [m[1] for m in (re.match(r"--config\.([\w.]+)", a) for a in argv) if m]
-    hints = []
-    for field in given:
-        if field not in known:
-            close = difflib.get_close_matches(field, known, n=1)
-            hint = f"; did you mean --config.{close[0]}?" if close else ""
-            hints.append(f"unknown config field {field}{hint}")
-    return ", ".join(hints)
+    return ", ".join(
+        config_lib.unknown_field(field, known) for field in given if field not in known
+    )
 
 
 def _log_to_stderr() -> None:

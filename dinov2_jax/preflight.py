@@ -272,7 +272,7 @@ class _Preflight:
         if wrong:
             raise errors.UserError(
                 f"the first steps are not finite ({', '.join(wrong)}): look at the "
-                "images, --config.init.from and --config.model.dtype"
+                "images, --config.init.source and --config.model.dtype"
             )
         self.state = state
         return (

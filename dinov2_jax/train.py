@@ -199,7 +199,7 @@ class Run:
     def _steps(self, step_fn, batches, profiler) -> None:
         """Steps up to the last; reads a step's metrics after the next one began."""
         total = self.config.train.steps
-        if self.evaluator and self.config.init["from"] and not self.start_step:
+        if self.evaluator and self.config.init.source and not self.start_step:
             self._evaluate(0)  # what adaptation must not lose
         self.account.begin(timing.STEP)
         self.log.rates.restart()

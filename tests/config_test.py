@@ -83,9 +83,9 @@ FIXES = [
     ("model.depth", 12, "--config.model.arch=custom"),
     ("data.mean", (0.5, 0.5), "stats PATH --channels 3"),
     ("train.batch_size", 2000, "use 1984"),
-    ("init.which", "student", "--config.init.from="),
-    ("init.heads", "loaded", "--config.init.from="),
-    ("init.heads_only_steps", 10, "--config.init.from="),
+    ("init.which", "student", "--config.init.source="),
+    ("init.heads", "loaded", "--config.init.source="),
+    ("init.heads_only_steps", 10, "--config.init.source="),
     ("evaluation.image_size", 230, "use 224 or 240"),
 ]
 
@@ -145,8 +145,8 @@ def test_the_default_is_good():
         [("crops.blur", "intended")],
         [("crops.blur", "none")],
         [("model.layerscale", 0.0), ("model.drop_path_rate", 0.0)],
-        [("init.from", "x"), ("init.heads", "loaded"), ("init.which", "student")],
-        [("init.from", "x"), ("init.heads_only_steps", 125_000)],
+        [("init.source", "x"), ("init.heads", "loaded"), ("init.which", "student")],
+        [("init.source", "x"), ("init.heads_only_steps", 125_000)],
         [("data.value_range", (-1, 2.5)), ("data.exif_orientation", False)],
         [("data.mean", (0.1, 0.2, 0.3)), ("data.std", (0.1, 0.2, 0.3))],
         [
@@ -184,7 +184,7 @@ def test_custom_sizes_must_fit(heads, dim, depth):
 
 
 def test_more_heads_only_steps_than_steps():
-    said = message(changed(("init.from", "x"), ("init.heads_only_steps", 125_001)))
+    said = message(changed(("init.source", "x"), ("init.heads_only_steps", 125_001)))
     assert "init.heads_only_steps = 125001 exceeds train.steps = 125000" in said
 
 
@@ -362,7 +362,7 @@ def test_harmless_changes(tmp_path, field, value):
         ("crops.global_crops_scale", (0.4, 1.0), "[0.32, 1.0] -> [0.4, 1.0]"),
         ("train.batch_size", 1024, "train.batch_size: 2048 -> 1024"),
         # It would change nothing, and config.json would tell a tale.
-        ("init.from", "other.pth", "init.from: '' -> 'other.pth'"),
+        ("init.source", "other.pth", "init.source: '' -> 'other.pth'"),
         ("init.heads_only_steps", 9, "init.heads_only_steps: 0 -> 9"),
     ],
 )
@@ -380,8 +380,18 @@ def test_a_run_older_than_the_fields_of_init(tmp_path):
     del fields["init"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     config_lib.check_resume(default.get_config(), tmp_path)
-    with pytest.raises(errors.UserError, match="init.from: '' -> 'x'"):
-        config_lib.check_resume(changed(("init.from", "x")), tmp_path)
+    with pytest.raises(errors.UserError, match="init.source: '' -> 'x'"):
+        config_lib.check_resume(changed(("init.source", "x")), tmp_path)
+
+
+def test_a_run_from_before_a_field_was_renamed(tmp_path):
+    fields = json.loads(default.get_config().to_json_best_effort())
+    fields["init"]["from"] = "dinov2_vits14"
+    del fields["init"]["source"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config_lib.check_resume(changed(("init.source", "dinov2_vits14")), tmp_path)
+    with pytest.raises(errors.UserError, match="init.source: 'dinov2_vits14' -> ''"):
+        config_lib.check_resume(default.get_config(), tmp_path)
 
 
 def test_a_run_older_than_the_fields_of_data(tmp_path):

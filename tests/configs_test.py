@@ -55,7 +55,7 @@ SHORT = {
     "ibot.head_bottleneck_dim": 256,
     "ibot.head_nlayers": 3,
     "ibot.head_hidden_dim": 2048,
-    "init.from": "",
+    "init.source": "",
     "init.which": "",
     "init.heads": "fresh",
     "init.heads_only_steps": 0,

@@ -62,12 +62,14 @@ def test_unknown_fields(in_process, workdir):
         DEBUG,
         workdir,
         "--config.optim.base_lrr=1",
+        "--config.init.source=x",
+        "--config.init.sorce=x",
         "--config.init.from=x",
-        "--config.init.form=x",
         "--config.train.step=2",
     )
-    assert "init.form; did you mean --config.init.from?" in error
-    assert "field init.from" not in error
+    assert "init.sorce; did you mean --config.init.source?" in error
+    assert "init.from is called --config.init.source now" in error
+    assert "field init.source" not in error
     assert "optim.base_lrr; did you mean --config.optim.base_lr?" in error
     assert "train.step; did you mean --config.train.steps?" in error
 

@@ -1,7 +1,6 @@
 """Reads a config file and its overrides, as `dinov2_jax.main` takes them."""
 
 import ast
-import difflib
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -51,9 +50,7 @@ def apply(config: Any, overrides: Sequence[str]) -> None:
             continue
         name, text = match.groups()
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean --config.{close[0]}?" if close else ""
-            problems.append(f"unknown config field {name}{hint}")
+            problems.append(config_lib.unknown_field(name, known))
             continue
         section, _, field = name.rpartition(".")
         holder = config

@@ -48,7 +48,7 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
       UserError: Nothing there, unreadable, or another model than the config's; says
         what to set.
     """
-    source, heads = config.init["from"], config.init.heads == "loaded"
+    source, heads = config.init.source, config.init.heads == "loaded"
     if not source:
         return None
     wanted = meta_arch.student.backbone
@@ -66,7 +66,7 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
                 else wanted.num_heads,
             )
         except errors.UserError as error:
-            raise errors.UserError(f"--config.init.from: {error}") from error
+            raise errors.UserError(f"--config.init.source: {error}") from error
         params, found = dict(weights.params), weights.module
         _check_backbone(found, wanted, config.model.arch == "custom", source)
         if heads:
@@ -103,7 +103,7 @@ def _describe(init: Any, side: int, new_side: int) -> str:
     facts = [f"position embeddings {side}x{side}{resampled}", f"heads {init.heads}"]
     if init.heads_only_steps:
         facts.append(f"{init.heads_only_steps} steps heads only")
-    return f"initialised from {init['from']}{which}: {', '.join(facts)}"
+    return f"initialised from {init.source}{which}: {', '.join(facts)}"
 
 
 def _check_backbone(found, wanted, custom: bool, source: str) -> None:
@@ -160,7 +160,7 @@ def _check_heads(
     params: Mapping[str, Any], expected: Mapping[str, Any], config
 ) -> None:
     """Refuses heads that are not the config's."""
-    source = config.init["from"]
+    source = config.init.source
     fresh = "or start with new heads: --config.init.heads=fresh"
     found = set(params) - {"backbone"}
     wanted = set(expected) - {"backbone"}

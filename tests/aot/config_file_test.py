@@ -19,13 +19,13 @@ def test_values_take_the_type_of_the_field():
         "--config.ibot.separate_head=true",
         "--config.evaluation.knn_k=(10,)",
         "--config.crops.global_crops_scale=0.2,0.9",
-        "--config.init.from=dinov2_vits14",
+        "--config.init.source=dinov2_vits14",
     )
     assert (c.train.batch_size, c.optim.base_lr) == (96, 1e-3)
     assert (c.model.remat, c.ibot.separate_head) == ("full", True)
     assert c.evaluation.knn_k == (10,)
     assert c.crops.global_crops_scale == (0.2, 0.9)
-    assert c.init["from"] == "dinov2_vits14"
+    assert c.init.source == "dinov2_vits14"
 
 
 @pytest.mark.parametrize(

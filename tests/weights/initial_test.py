@@ -255,7 +255,7 @@ def message(c):
     with pytest.raises(errors.UserError) as caught:
         read(c)
     assert caught.value.exit_code == 2
-    assert c.init["from"] in str(caught.value)
+    assert c.init.source in str(caught.value)
     return str(caught.value)
 
 
@@ -312,7 +312,7 @@ def test_adapt_takes_every_released_backbone(name):
         wanted = make_arch(c).backbone
         initial._check_backbone(official.module(name), wanted, False, name)
 
-    if name != c.init["from"]:
+    if name != c.init.source:
         with pytest.raises(errors.UserError) as caught:
             check()
         follow(str(caught.value), c)
@@ -350,7 +350,7 @@ def test_heads_that_do_not_fit(folder, kind, sections, words):
 def test_sources_that_lack_what_is_asked_for(folder, tmp_path):
     assert "no projection heads" in message(config(folder / "hub.pth", "loaded"))
     missing = config(tmp_path / "nowhere.pth")
-    assert "--config.init.from: there is no file" in message(missing)
+    assert "--config.init.source: there is no file" in message(missing)
     torch.save(
         {"teacher": tensors(random_params(tiny.config(), 0)["backbone"])},
         tmp_path / "teacher.pth",
@@ -376,7 +376,7 @@ def going_on(uninterrupted, trainer, tmp_path_factory):
         "--config.optim.freeze_last_layer_steps=0",
     ]
     finished = trainer.run(
-        *flags, f"--config.init.from={source}", f"--workdir={workdir}"
+        *flags, f"--config.init.source={source}", f"--workdir={workdir}"
     )
     assert finished.code == 0, finished.output
     return flags, workdir, finished.output
@@ -419,7 +419,7 @@ def test_a_run_outlives_the_file_it_started_from(
         named |= tensors(tree, f"{name}.", patch_size=8)
     torch.save({"teacher": named}, exported)
     again = tmp_path / "again"
-    flags = [*flags, f"--config.init.from={exported}", f"--workdir={again}"]
+    flags = [*flags, f"--config.init.source={exported}", f"--workdir={again}"]
     checkpoint = again / "checkpoints/2"
     killed = trainer.kill_when(checkpoint.exists, *flags)
     assert killed.code == -9, killed.output
@@ -432,14 +432,14 @@ def test_a_run_outlives_the_file_it_started_from(
     processes.assert_same_arrays(processes.load(again, 6), processes.load(workdir, 6))
 
     # Another source would change nothing any more.
-    finished = trainer.run(*flags, f"--config.init.from={old}")
+    finished = trainer.run(*flags, f"--config.init.source={old}")
     assert finished.code == 2
-    assert f"init.from: '{exported}' -> '{old}'" in finished.error
+    assert f"init.source: '{exported}' -> '{old}'" in finished.error
 
 
 def test_a_missing_file_ends_before_anything_is_compiled(trainer, tmp_path):
     path = tmp_path / "nowhere.pth"
-    flag = ["--config.init.from", str(path)]
+    flag = ["--config.init.source", str(path)]
     finished = trainer.run(*processes.DEBUG, *flag, f"--workdir={tmp_path / 'run'}")
     assert finished.code == 2, finished.output
     assert finished.output == finished.error + "\n"
