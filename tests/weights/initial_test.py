@@ -46,7 +46,7 @@ def make_arch(c):
 def random_params(c, seed):
     """All of a config's submodules, nothing at its initial value."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(make_arch(c).init, jax.random.key(0))
+    shapes = jax.eval_shape(make_arch(c).student.init, jax.random.key(0))
     return jax.tree.map(
         lambda x: 0.1 * rng.standard_normal(x.shape).astype(np.float32), shapes
     )
@@ -79,7 +79,7 @@ def write_training_checkpoint(path, student, teacher):
 
 def config(source, heads="fresh", which="", **sections):
     c = tiny.config(**sections)
-    c.init.update({"from": str(source), "heads": heads, "which": which})
+    c.init.update({"source": str(source), "heads": heads, "which": which})
     return c
 
 
@@ -135,7 +135,7 @@ def test_student_and_teacher_start_as_the_loaded_model(folder):
     model = dinov2_jax.load(folder / "hub.pth", num_heads=2, image_size=16)
     same_bits(state.teacher_params["backbone"], model.params)
     images = np.random.default_rng(0).standard_normal((2, 24, 32, 3), np.float32)
-    ours = jax.jit(make_arch(c).backbone.apply)(
+    ours = jax.jit(make_arch(c).student.backbone.apply)(
         {"params": state.teacher_params["backbone"]}, images
     )
     # At any size but its own too: 16 px are one fourth of the file's grid.
@@ -309,7 +309,7 @@ def test_adapt_takes_every_released_backbone(name):
     c = adapt.get_config()
 
     def check():
-        wanted = make_arch(c).backbone
+        wanted = make_arch(c).student.backbone
         initial._check_backbone(official.module(name), wanted, False, name)
 
     if name != c.init.source:
@@ -318,7 +318,7 @@ def test_adapt_takes_every_released_backbone(name):
         follow(str(caught.value), c)
         config_lib.check(c)
     check()
-    assert make_arch(c).backbone.image_size == 224
+    assert make_arch(c).student.backbone.image_size == 224
 
 
 HEAD_MISFITS = [
