@@ -7,7 +7,7 @@ import sys
 
 from dinov2_jax import errors
 
-# Each in the module of its name, with `add_flags(parser)` and `run(args)`.
+# Each is a module in tools/ with `add_flags(parser)` and `run(args)`.
 _PROGRAMS = {
     "scan": "count, measure and fully decode every image; name the bad ones",
     "shard": "pack images into ArrayRecord files, which are faster to read",
@@ -17,7 +17,7 @@ _PROGRAMS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a program as the flags say; returns the exit code."""
+    """Run the program that the flags name and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="dinov2-jax data", description="Programs for data sets."
     )
@@ -44,6 +44,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # A request to end leaves like Ctrl-C, which tidies up.
+    # SIGTERM raises SystemExit, so that cleanup runs as it does for Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

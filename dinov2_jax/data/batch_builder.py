@@ -1,29 +1,29 @@
-"""From the number of a step to its batch.
+"""The batch of a training step, built from the step's number.
 
-The contract of a batch. It has G groups of B images (`train.batch_size` = G * B,
-`train.group_size` = B); every array but the last leads with G. Letters: L local crops
-per image, S and s the sizes of global and local crops in pixels, C channels, N patches
-of a global crop, M the bound of masked patches per group.
+A batch has G groups of B images (`train.batch_size` = G * B, `train.group_size` = B);
+the first axis of every array but the last is G. Letters: L local crops per image,
+S and s the sizes of global and local crops in pixels, C channels, N patches of a
+global crop, M the upper bound of masked patches per group.
 
     global_crops    uint8    [G, 2B, S, S, C]  crop 0 of all B images, then crop 1
     local_crops     uint8    [G, LB, s, s, C]  likewise crop-major
     masks           bool     [G, 2B, N]        True: masked in the student's input
     masked_indices  int32    [G, M]            ascending in the flat 2B * N; padding 0
     masked_weights  float32  [G, M]            1 / masked patches of the crop; padding 0
-    augmentation_keys  uint32 [G, B, 2]        of each image, if the device augments
-    bad_images      BAD_IMAGE [any]            stays on the host: what was unreadable
+    augmentation_keys  uint32 [G, B, 2]        one per image, if the device augments
+    bad_images      BAD_IMAGE [any]            unreadable images; stays on the host
 
-The batch of step n is a function of (seed, data, n) alone. Image i of group g has
-place n * G * B + g * B + i in the run; every pass over the data is a permutation of it
-that depends on (seed, pass); crops and keys depend on (seed, pass, image), masks on
-(seed, number of the group in the run). In a mixture, where an image may come several
-times in a pass, the place in the pass (see `mixture`) stands for the image. Neither the
-number of workers nor a restart enters. After a rollback (see `rollback`), n counts the
-batches that are left out too.
-Of P processes, process p builds the groups from p * G / P up to (p + 1) * G / P.
+The batch of step n is a function of (seed, data, n) alone. Image i of group g is number
+n * G * B + g * B + i in the run; every pass over the data is a permutation of it that
+depends on (seed, pass); crops and keys depend on (seed, pass, image), masks on (seed,
+number of the group in the run). In a mixture, which may show an image several times in
+a pass, the place in the pass (see `mixture`) is used instead of the image. The number
+of workers and restarts make no difference. After a rollback (see `rollback`), n also
+counts the skipped batches.
+With P processes, process p builds the groups p * G / P to (p + 1) * G / P - 1.
 
 An unreadable image is replaced by another one, drawn from (seed, pass, offset,
-attempt), and reported in `bad_images` by the process that met it.
+attempt), and reported in `bad_images` by the process that tried to read it.
 """
 
 import dataclasses
@@ -48,22 +48,22 @@ _ORDER, _CROPS, _MASKS, _REPLACEMENT, _KEYS = range(5)
 
 @dataclasses.dataclass(frozen=True)
 class BatchBuilder:
-    """Maps the number of a step to this process's part of its batch.
+    """Function from the number of a step to this process's part of its batch.
 
     Attributes:
-      source: the images.
-      multi_crop: makes the crops of an image; if it leaves the rest of the augmentation
-        to the device, batches have keys.
-      seed: of the run.
-      batch_size: G * B, over all processes.
-      group_size: B.
+      source: The images.
+      multi_crop: Makes the crops of an image. If it has no policy, the device augments
+        and batches have keys.
+      seed: The seed of the run.
+      batch_size: Images per batch over all processes, G * B.
+      group_size: Images per group, B.
       grid: (h, w), patches of a global crop.
-      mask_probability: share of the global crops that are masked.
-      mask_ratio_min_max: least and greatest masked share of such a crop.
-      process_index: p.
-      process_count: P, a divisor of G.
-      skips: (step, batches that are left out from this step on) of each rollback.
-      activity: where to note which image is at hand.
+      mask_probability: Share of the global crops that are masked.
+      mask_ratio_min_max: Smallest and largest share of patches masked in such a crop.
+      process_index: Index of this process, p.
+      process_count: Number of processes, P, a divisor of G.
+      skips: (step, number of batches skipped from this step on) of each rollback.
+      activity: Where to record which image is being prepared.
     """
 
     source: registry_lib.Source
@@ -80,7 +80,7 @@ class BatchBuilder:
     activity: workers_lib.Activity | None = None
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """Returns the batch of a step: the groups of this process."""
+        """Return the groups of this process in the batch of a step."""
         num_groups = self.batch_size // self.group_size
         local = num_groups // self.process_count
         first = self.process_index * local
@@ -99,7 +99,7 @@ class BatchBuilder:
             self.activity.begin(name)
 
     def _group(self, number: int, bad: list) -> dict[str, np.ndarray]:
-        """Returns one group, by its number in the run."""
+        """Return one group, given its number in the run."""
         b, crops, keys = self.group_size, [], []
         places = registry_lib.places(self.source)
         for i in range(b):
@@ -131,12 +131,12 @@ class BatchBuilder:
         return group
 
     def image_index(self, pass_number: int, offset: int) -> int:
-        """Returns the image that comes at an offset of a pass."""
+        """Return the index of the image at an offset of a pass."""
         place = self.place(pass_number, offset)
         return registry_lib.at_place(self.source, pass_number, place)
 
     def place(self, pass_number: int, offset: int) -> int:
-        """Returns what comes at an offset of a pass: a permutation of its places."""
+        """Return the place at an offset of a pass, which is a permutation of places."""
         places = registry_lib.places(self.source)
         if places == 1:
             return 0
@@ -149,9 +149,9 @@ class BatchBuilder:
         )
 
     def _crops(self, place: int, pass_number: int, offset: int, bad: list):
-        """Returns the crops of a place's image, or of a replacement."""
-        # The place, also for a replacement: its crops then differ from those that it
-        # has in its own place, as do those of an image with several places.
+        """Return the crops of the image at a place, or of a replacement."""
+        # The same for a replacement: its crops then differ from those at its own
+        # place, as do the crops of an image with several places.
         drawn_for = place
         for attempt in range(MAX_ATTEMPTS):
             index = registry_lib.at_place(self.source, pass_number, place)
@@ -180,7 +180,7 @@ class BatchBuilder:
 
 
 def _crop_major(images_crops: list[np.ndarray]) -> np.ndarray:
-    """[n, S, S, C] of each of B images -> [n B, S, S, C], crop 0 of all first."""
+    """Merge [n, S, S, C] of each of B images to [n B, S, S, C], crop 0 of all first."""
     stacked = np.stack(images_crops, axis=1)
     return stacked.reshape(-1, *stacked.shape[2:])
 
@@ -193,10 +193,10 @@ def make_batch_builder(
     process_count: int = 1,
     skips: tuple[tuple[int, int], ...] = (),
 ) -> BatchBuilder:
-    """Returns the builder of the batches of a configuration.
+    """Return the batch builder that a configuration describes.
 
     Raises:
-      UserError: fewer images than a batch, or sizes that do not divide each other.
+      UserError: There are fewer images than a batch needs, or sizes do not divide.
     """
     batch_size, group_size = config.train.batch_size, config.train.group_size
     if batch_size % group_size:

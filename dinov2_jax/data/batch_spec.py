@@ -1,4 +1,4 @@
-"""The shapes of a batch, from the configuration alone: no data, no loader."""
+"""The shapes of a batch, computed from the configuration without data or loader."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from dinov2_jax.data import masking
 
 
 def patch_grid(config: Any) -> tuple[int, int]:
-    """Rows and columns of patches of a global crop."""
+    """Return the rows and columns of patches of a global crop."""
     side = config.crops.global_crops_size // config.model.patch_size
     return side, side
 
 
 def batch_spec(config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Returns (shape, dtype) of the arrays that go to the devices, over all processes.
+    """Return (shape, dtype) of the arrays that go to the devices, over all processes.
 
-    What they mean is in `data.batch_builder`.
+    `data.batch_builder` says what they mean.
     """
     b = config.train.group_size
     g = config.train.batch_size // b

@@ -1,7 +1,7 @@
-"""Batches ahead of time, built by worker processes or by one thread, with grain.
+"""Batches built ahead of time by worker processes or by one thread, with grain.
 
-What a batch holds is in `batch_builder`. A worker that dies, a file system that hangs
-and an exception while an image is prepared end in an error that names the image.
+`batch_builder` describes a batch. If a worker dies, a file system hangs or preparing an
+image raises an exception, the error names the image.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from dinov2_jax import errors
 from dinov2_jax.data import batch_builder, batch_spec, shared_batches
 from dinov2_jax.data import workers as workers_lib
 
-_LOOK_EVERY = 1.0  # seconds between looks at the workers while a batch is awaited
+_LOOK_EVERY = 1.0  # seconds between checks of the workers while waiting
 
 
 def make_loader(
@@ -35,19 +35,19 @@ def make_loader(
     process_count: int = 1,
     skips: tuple[tuple[int, int], ...] = (),
 ) -> "Loader":
-    """Returns an iterator over the batches of consecutive steps; work starts at once.
+    """Return an iterator over the batches of consecutive steps; work starts at once.
 
     Args:
-      config: of the run.
-      source: of `registry.make_source`.
-      start_step: the first step.
-      num_steps: how many batches to give, from the first step on.
-      process_index: this process.
-      process_count: all processes.
-      skips: of `runtime.rollback.Rollbacks`.
+      config: The configuration of the run.
+      source: The images, from `registry.make_source`.
+      start_step: The first step.
+      num_steps: Number of batches, from the first step on.
+      process_index: Index of this process.
+      process_count: Number of processes.
+      skips: Skipped batches, from `runtime.rollback.Rollbacks`.
 
     Raises:
-      UserError: see `batch_builder.make_batch_builder`.
+      UserError: See `batch_builder.make_batch_builder`.
     """
     builder = batch_builder.make_batch_builder(
         config,
@@ -70,7 +70,7 @@ def make_loader(
 
 
 class Loader:
-    """Iterates over batches that are built ahead, by processes or by one thread.
+    """Iterator over batches that processes or one thread build ahead.
 
     Close it (or use it in a `with` statement), so that no worker outlives it.
     """
@@ -94,15 +94,15 @@ class Loader:
         builder = dataclasses.replace(builder, activity=self._activity)
         steps = grain.MapDataset.range(start_step, start_step + num_steps)
         dataset = steps.map(builder)
-        # Grain keeps `prefetch` batches on both sides of a worker's queue. Where shared
-        # memory is short (64 MB in many containers), they go through a pipe.
+        # Grain keeps `prefetch` batches on both sides of a worker's queue. If shared
+        # memory is too small for them (64 MB in many containers), they use a pipe.
         if workers and folder.free() > workers * 2 * (prefetch + 1) * batch_bytes:
             dataset = dataset.map(shared_batches.Packer(folder.path))
         dataset = dataset.to_iter_dataset(
             grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         )
         if workers:
-            # Not grain's own shared memory; see `shared_batches`.
+            # Turn off grain's own shared memory; see `shared_batches`.
             options = grain.experimental.DatasetOptions(min_shm_size=2**62)
             dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
             dataset = dataset.mp_prefetch(
@@ -116,27 +116,27 @@ class Loader:
                 dataset, prefetch_buffer_size=prefetch
             )
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # outside of app.run; grain reads its flags
+            flags.FLAGS.mark_as_parsed()  # not under app.run; grain reads flags
         iterator = iter(dataset)
-        # Grain makes the workers' iterators when it is first asked for a state or an
-        # element. Asked now, all workers start here, in the environment made for them.
+        # Grain creates the workers' iterators when it is first asked for a state or an
+        # element. Asking now makes all workers start below, in their environment.
         iterator.get_state()
         self._asked: queue.SimpleQueue = queue.SimpleQueue()
         self._answers: queue.SimpleQueue = queue.SimpleQueue()
-        # Runs also when the loader is dropped, or before the interpreter ends; in a
-        # list, so that nothing else keeps the iterator alive until then.
+        # Also runs when the loader is garbage-collected or the interpreter exits. The
+        # iterator is in a list, so that emptying it releases the iterator.
         self._open = [iterator]
         self._close = weakref.finalize(self, _close, self._open, self._asked, folder)
         started = set()
         with workers_lib.environment():
             others = set(multiprocessing.active_children())
             iterator.start_prefetch()
-            deadline = time.monotonic() + 60  # grain starts them in threads
+            deadline = time.monotonic() + 60  # grain starts them from threads
             while len(started) < workers and time.monotonic() < deadline:
                 time.sleep(0.01)
                 started |= set(multiprocessing.active_children()) - others
         self._workers = sorted(started, key=lambda worker: worker.pid)
-        # The one that waits for grain, which can wait for ever.
+        # This thread waits for grain, which may never return.
         threading.Thread(
             target=_answer, args=(iterator, self._asked, self._answers), daemon=True
         ).start()
@@ -145,10 +145,10 @@ class Loader:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """The next batch.
+        """Return the next batch.
 
         Raises:
-          UserError: a worker died, or no batch came for `data.timeout` seconds.
+          UserError: A worker died, or no batch came for `data.timeout` seconds.
         """
         if not self._open:
             raise ValueError("the loader is closed")
@@ -162,11 +162,11 @@ class Loader:
         if error is None:
             return batch
         if not isinstance(error, StopIteration | errors.UserError):
-            self._look_for_dead()  # of which this may be grain's word
+            self._look_for_dead()  # which grain may be reporting
         raise error
 
     def _look(self, waited: float) -> None:
-        """Raises if no batch can be expected any more."""
+        """Raise UserError if a worker died or the timeout has passed."""
         self._look_for_dead()
         if self._timeout and waited > self._timeout:
             pids = [worker.pid for worker in self._workers] or [os.getpid()]
@@ -198,14 +198,14 @@ class Loader:
                 )
 
     def _abandon(self) -> None:
-        """Ends the workers, who would keep `close` waiting."""
+        """Kill the workers, which would keep `close` waiting."""
         for worker in self._workers:
             worker.kill()
         if not self._workers:
-            self._open.clear()  # a thread that is stuck cannot be ended
+            self._open.clear()  # a stuck thread cannot be killed
 
     def close(self) -> None:
-        """Stops the workers. May be called twice."""
+        """Stop the workers. May be called twice."""
         self._close()
 
     def __enter__(self) -> "Loader":
@@ -219,7 +219,7 @@ def _answer(iterator, asked, answers) -> None:
     while asked.get():
         try:
             answers.put((shared_batches.unpack(next(iterator)), None))
-        except BaseException as error:  # for the one who asked, whatever it is
+        except BaseException as error:  # of any kind: `__next__` raises it
             answers.put((None, error))
 
 

@@ -9,21 +9,21 @@ import math
 
 import numpy as np
 
-MIN_BLOCK = 4  # patches of the smallest block aimed at
+MIN_BLOCK = 4  # patches; smallest target area of a block
 MIN_ASPECT = 0.3  # height / width of a block is in [0.3, 1 / 0.3], log-uniform
-TRIES = 10  # positions tried before a mask is left as it is
+TRIES = 10  # attempts to place a block before giving up
 
 
 def block_mask(
     rng: np.random.Generator, *, grid: tuple[int, int], num_patches: int
 ) -> np.ndarray:
-    """Masks about `num_patches` patches of one crop by overlapping rectangles.
+    """Mask about `num_patches` patches of one crop with overlapping rectangles.
 
     Args:
-      rng: the only source of randomness.
+      rng: The only source of randomness.
       grid: (h, w), patches of a crop.
-      num_patches: how many to mask. Some masks stay a few patches short of it, where
-        no block was found that fits into the rest; none exceeds it.
+      num_patches: How many to mask. Some masks stay a few patches short because no
+        block was found that fits; none exceeds it.
 
     Returns:
       bool [h, w].
@@ -41,7 +41,7 @@ def block_mask(
 
 
 def _add_block(rng: np.random.Generator, mask: np.ndarray, max_new: int) -> int:
-    """Adds one block to `mask` in place; returns the number of patches it added."""
+    """Add one block to `mask` in place; return the number of patches it added."""
     height, width = mask.shape
     log_aspect = math.log(MIN_ASPECT)
     for _ in range(TRIES):
@@ -66,7 +66,7 @@ def _add_block(rng: np.random.Generator, mask: np.ndarray, max_new: int) -> int:
 def _ratio_edges(
     num_crops: int, probability: float, ratio_min_max: tuple[float, float]
 ) -> np.ndarray:
-    """Edges of the strata of mask ratios, [n + 1] for n = int(num_crops * p)."""
+    """Return the edges of the strata of mask ratios, [int(num_crops * p) + 1]."""
     return np.linspace(*ratio_min_max, int(num_crops * probability) + 1)
 
 
@@ -78,18 +78,18 @@ def group_masks(
     probability: float,
     ratio_min_max: tuple[float, float],
 ) -> np.ndarray:
-    """Masks of all global crops of a group.
+    """Return the masks of all global crops of a group.
 
     n = int(num_crops * probability) crops are masked, one for each of n equal strata
-    of `ratio_min_max`; which crops they are is drawn over all crops of the group, so
-    that an image may have 0, 1 or 2 masked crops.
+    of `ratio_min_max`. They are drawn from all crops of the group, so an image may have
+    0, 1 or 2 masked crops.
 
     Args:
-      rng: the only source of randomness.
-      num_crops: 2B.
+      rng: The only source of randomness.
+      num_crops: Global crops of the group, 2B.
       grid: (h, w), patches of a crop.
-      probability: share of crops that are masked.
-      ratio_min_max: least and greatest share of a masked crop's patches.
+      probability: Share of crops that are masked.
+      ratio_min_max: Smallest and largest share of patches masked in such a crop.
 
     Returns:
       bool [2B, N], patches row-major.
@@ -112,27 +112,27 @@ def max_masked(
     probability: float,
     ratio_min_max: tuple[float, float],
 ) -> int:
-    """Returns M, which the masked patches of a group never exceed.
+    """Return M, which the masked patches of a group never exceed.
 
-    The reference's `upperbound`; a function of the configuration alone.
+    The reference's `upperbound`; it depends only on the configuration.
     """
     edges = _ratio_edges(num_crops, probability, ratio_min_max)
     return sum(int(num_patches * edge) for edge in edges[1:])
 
 
 def mask_indices(masks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lists the masked patches of a group with their weights, padded to `size`.
+    """List the masked patches of a group with their weights, padded to `size`.
 
     Args:
       masks: bool [2B, N].
-      size: M of `max_masked`.
+      size: M, from `max_masked`.
 
     Returns:
       indices: int32 [M], ascending positions in the flat [2B * N]; padding is 0.
       weights: float32 [M], 1 / (masked patches of that crop); padding is 0.
 
     Raises:
-      ValueError: more patches are masked than `size`.
+      ValueError: More than `size` patches are masked.
     """
     flat = np.flatnonzero(masks)
     if len(flat) > size:

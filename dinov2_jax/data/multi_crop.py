@@ -1,9 +1,9 @@
 """The crops of one image: two global and L local ones.
 
-Mirrors the reference's DataAugmentationDINO (`data/augmentations.py`). On the host as
-the reference does it, decoded whole and augmented here; or split: a JPEG is decoded no
-larger than its crops need, crops are cut and resized, and what follows happens on the
-device (`on_device`).
+Mirrors the reference's DataAugmentationDINO (`data/augmentations.py`). On the host, as
+in the reference, the image is decoded at full size and its crops are augmented here. Or
+split: a JPEG is decoded no larger than its crops need, crops are cut and resized here,
+and the device does the rest (`on_device`).
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from dinov2_jax.data.decode import image_decoder
 
 @dataclasses.dataclass(frozen=True)
 class MultiCrop:
-    """Turns one image into two global and L local crops.
+    """Function from one image to two global and L local crops.
 
     Attributes:
-      global_crops_size: S, in pixels.
-      global_crops_scale: least and greatest share of the image's area.
-      local_crops_number: L; may be 0.
-      local_crops_size: s, in pixels.
-      local_crops_scale: least and greatest share of the image's area.
-      policy: what happens to the crops here; None leaves it to the device.
+      global_crops_size: Side of a global crop, S, in pixels.
+      global_crops_scale: Smallest and largest share of the image's area.
+      local_crops_number: Number of local crops, L; may be 0.
+      local_crops_size: Side of a local crop, s, in pixels.
+      local_crops_scale: Smallest and largest share of the image's area.
+      policy: Augmentation of the crops on the host; None leaves it to the device.
     """
 
     global_crops_size: int = 224
@@ -37,17 +37,17 @@ class MultiCrop:
     def __call__(
         self, image: image_decoder.OpenedImage, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws all crops of an image.
+        """Draw all crops of an image.
 
         Args:
-          image: as its source opens it.
-          rng: the only source of randomness.
+          image: The image, as its source opened it.
+          rng: The only source of randomness.
 
         Returns:
           uint8 [2, S, S, C] and uint8 [L, s, s, C].
 
         Raises:
-          BadImage: it cannot be decoded.
+          BadImage: The image cannot be decoded.
         """
         crops = self._augmented(image, rng) if self.policy else self._cut(image, rng)
         small = self.local_crops_size
@@ -82,9 +82,10 @@ class MultiCrop:
         ]
 
     def views(self) -> list[tuple[int, int, tuple[float, float]]]:
-        """(view, size in pixels, share of the area) of every crop, global ones first.
+        """Return (view, size in pixels, share of the area) of every crop.
 
-        A view is what `policies.Policy` counts: 0 and 1 are global, 2 is local.
+        Global crops come first. A view indexes the probabilities of `policies.Policy`:
+        0 and 1 are global, 2 is local.
         """
         large = (self.global_crops_size, self.global_crops_scale)
         small = (self.local_crops_size, self.local_crops_scale)

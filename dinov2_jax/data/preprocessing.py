@@ -1,4 +1,4 @@
-"""From an image to what a trained backbone takes: resize, central crop, normalise.
+"""Preprocessing for a trained backbone: resize, central crop, normalisation.
 
 Mirrors the evaluation transform of the reference's `data/transforms.py`.
 """
@@ -14,13 +14,13 @@ from dinov2_jax.augment import policies
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How images are prepared.
+    """Function from an image to the input of a backbone.
 
     Attributes:
-      resize_size: Of the short side before the crop, px, bicubic.
-      crop_size: Side of the central square, px.
-      mean: Of each channel, of values in [0, 1].
-      std: Of each channel.
+      resize_size: Short side after the bicubic resize and before the crop, px.
+      crop_size: Side of the central square, S, px.
+      mean: Mean of each channel, for values in [0, 1].
+      std: Standard deviation of each channel, for values in [0, 1].
     """
 
     resize_size: int = 256
@@ -29,16 +29,16 @@ class Preprocessing:
     std: tuple[float, ...] = policies.IMAGENET_STD
 
     def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
-        """A uint8 [H, W, C] or Pillow image -> float32 [crop_size, crop_size, C]."""
+        """Prepare a uint8 [H, W, C] or Pillow image; return float32 [S, S, C]."""
         return self.normalize(resize_and_crop(image, self.resize_size, self.crop_size))
 
     def with_crop(self, crop_size: int) -> "Preprocessing":
-        """For another crop, px; the short side before it stays in proportion."""
+        """Return a copy for another crop size, px; `resize_size` scales with it."""
         resize_size = round(crop_size * self.resize_size / self.crop_size)
         return dataclasses.replace(self, resize_size=resize_size, crop_size=crop_size)
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [..., C] -> float32 of mean 0 and deviation 1."""
+        """Normalise uint8 [..., C] with `mean` and `std`; return float32."""
         scaled = np.asarray(image, np.float32) / np.float32(255)
         return (scaled - np.float32(self.mean)) / np.float32(self.std)
 
@@ -46,12 +46,12 @@ class Preprocessing:
 def for_patches(
     patch_size: int, *, mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> Preprocessing:
-    """The reference's, its crop rounded down to whole patches.
+    """Return the reference's preprocessing, its crop rounded down to whole patches.
 
     Args:
-      patch_size: Side, px.
-      mean: As `config.data.mean`; ImageNet's where it is empty.
-      std: Likewise.
+      patch_size: Side of a patch, px.
+      mean: Mean of each channel, as `config.data.mean`; ImageNet's if empty.
+      std: Standard deviation of each channel, likewise.
     """
     crop_size = max(Preprocessing.crop_size // patch_size, 1) * patch_size
     return Preprocessing(
@@ -65,19 +65,19 @@ def for_patches(
 def resize_and_crop(
     image: np.ndarray | Image.Image, resize_size: int, crop_size: int
 ) -> np.ndarray:
-    """Short side to `resize_size`, then the central square.
+    """Resize the short side to `resize_size` and cut out the central square.
 
     Args:
-      image: uint8 [H, W, C], or of Pillow.
-      resize_size: In px, bicubic.
-      crop_size: S, in px.
+      image: uint8 [H, W, C], or a Pillow image.
+      resize_size: Short side after the bicubic resize, px.
+      crop_size: Side of the square, S, px.
 
     Returns:
       uint8 [S, S, C].
     """
     if not isinstance(image, Image.Image):
         if image.ndim == 3 and image.shape[2] != 3:
-            # One by one: of four, Pillow would take one for alpha.
+            # One by one: Pillow would take the fourth channel for alpha.
             planes = [
                 resize_and_crop(np.ascontiguousarray(plane), resize_size, crop_size)
                 for plane in np.moveaxis(image, 2, 0)
@@ -86,7 +86,7 @@ def resize_and_crop(
         image = Image.fromarray(image)
     width, height = image.size
     if min(width, height) != resize_size:
-        # torchvision cuts the fraction of the long side, and rounds the crop's corner.
+        # As torchvision: truncate the long side, round the crop's corner.
         size = [int(resize_size * n / min(width, height)) for n in (width, height)]
         image = image.resize(size, Image.Resampling.BICUBIC)
     left = round((image.width - crop_size) / 2)

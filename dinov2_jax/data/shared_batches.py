@@ -1,8 +1,8 @@
-"""The way of a batch from a worker process to the trainer: a file in shared memory.
+"""Transfer of batches from worker processes to the trainer by files in shared memory.
 
-A loader has a folder of its own, locked while it lives; what a killed one left is
-removed by the next. Python's shared memory objects, which grain uses, are registered
-with a process that warns of each one a race has left at the end.
+Each loader locks a folder of its own while it lives; the next loader removes folders
+that killed ones left. Python's shared memory objects, which grain uses, are registered
+with a process that warns at exit about each one that a race left behind.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ import numpy as np
 
 _MEMORY = pathlib.Path("/dev/shm")
 _PREFIX = "dinov2_jax_loader_"
-_SMALL = 4096  # bytes; below, an array goes through the pipe
-_ALIGNED = 64  # bytes, as jax likes its host arrays
+_SMALL = 4096  # bytes; smaller arrays go through the pipe
+_ALIGNED = 64  # bytes; alignment that jax prefers for host arrays
 
 
 class Folder:
-    """A folder that goes with this object, or with the next loader after a crash."""
+    """A folder that `remove` deletes, or the next loader after a crash."""
 
     def __init__(self):
         self.in_memory = os.access(_MEMORY, os.W_OK)
@@ -33,7 +33,7 @@ class Folder:
         _remove_stale(parent)
         while True:
             self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-            with contextlib.suppress(FileNotFoundError):  # taken for a stale one
+            with contextlib.suppress(FileNotFoundError):  # removed as stale
                 self._lock = os.open(self.path, os.O_RDONLY)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
                 if os.path.isdir(self.path):
@@ -41,11 +41,11 @@ class Folder:
                 os.close(self._lock)
 
     def free(self) -> int:
-        """Bytes of shared memory that are free; 0 where there is none."""
+        """Return the free bytes of shared memory; 0 if there is none."""
         return shutil.disk_usage(self.path).free if self.in_memory else 0
 
     def remove(self) -> None:
-        """Removes it with all batches that nobody has opened. May be called twice."""
+        """Remove it with all batches that nobody has opened. May be called twice."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -54,7 +54,7 @@ class Folder:
 
 def _remove_stale(parent: pathlib.Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # of another user, or just gone
+        with contextlib.suppress(OSError):  # in use, another user's, or just removed
             lock = os.open(folder, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,11 +65,11 @@ def _remove_stale(parent: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Parcel:
-    """A batch whose large arrays lie in a file.
+    """A batch whose large arrays are in a file.
 
     Attributes:
-      path: Of the file.
-      arrays: Name, dtype, shape and offset in bytes of each array there.
+      path: Path of the file.
+      arrays: Name, dtype, shape and offset in bytes of each array in the file.
       rest: The other entries of the batch.
     """
 
@@ -79,14 +79,14 @@ class Parcel:
 
 
 class Packer:
-    """Puts batches into the files of a folder, in the process that made them."""
+    """Writer of batches to files of a folder, in the process that built them."""
 
     def __init__(self, folder: str):
         self._folder = folder
         self._numbers = itertools.count()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Parcel | dict[str, np.ndarray]:
-        """A parcel; the batch itself if it is small or shared memory is full."""
+        """Return a parcel, or the batch if it is small or shared memory is full."""
         arrays, offset = [], 0
         for name, array in batch.items():
             if array.nbytes >= _SMALL and not array.dtype.hasobject:
@@ -110,7 +110,7 @@ class Packer:
 
 
 def unpack(parcel: Parcel | dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The batch; its arrays keep the memory, which has no name any more."""
+    """Return the batch; the file is unlinked, the arrays keep its memory."""
     if not isinstance(parcel, Parcel):
         return parcel
     with open(parcel.path, "r+b") as file:

@@ -1,7 +1,7 @@
-"""How the loader's worker processes begin and end, and what each is at.
+"""Start and end of the loader's worker processes, and a record of what each works on.
 
 They hold no accelerator, use one thread each, leave signals to the trainer, and do not
-outlive it. When one dies or is stuck, the trainer says which image it was at.
+outlive it. When one dies or hangs, the trainer names the image it was working on.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 
-# grain imports jax in every worker; and there is a worker for each core.
+# grain imports jax in every worker, and there may be a worker per core.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "OMP_NUM_THREADS": "1",
@@ -27,9 +27,9 @@ _HEAD = struct.Struct("dH")  # monotonic seconds, bytes of the name
 
 @contextlib.contextmanager
 def environment():
-    """Sets what processes started inside inherit.
+    """Set the environment variables that processes started inside inherit.
 
-    This process is not affected: jax, which grain imports, has read its variables.
+    This process is not affected: its jax has already read them.
     """
     saved = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
@@ -44,16 +44,16 @@ def environment():
 
 
 def initialise(index: int, count: int) -> None:
-    """Runs first in every worker process."""
+    """Set up a worker process; runs first in each."""
     del index, count
-    # Signals to the whole process group are the trainer's to handle: it saves first,
-    # needs a few more batches for that, and then closes the loader.
+    # The trainer handles signals to the whole process group: it saves first, which
+    # takes a few more batches, and then closes the loader.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    # Not PR_SET_PDEATHSIG: it fires when the thread ends that started the process. Not
-    # os.getppid() either: the trainer may have been killed while this process began.
+    # PR_SET_PDEATHSIG would fire when the thread that started this process ends, and
+    # os.getppid() is wrong if the trainer was killed while this process started.
     parent = multiprocessing.parent_process().pid
 
     def leave_with_parent():
@@ -65,13 +65,13 @@ def initialise(index: int, count: int) -> None:
 
 
 class Activity:
-    """A small file for each process, mapped into memory by whoever writes.
+    """Record of what each process works on, in one small memory-mapped file each.
 
-    Copies sent to workers write to the same folder; a page of memory outlives even a
-    process that was killed.
+    Copies sent to workers write to the same folder; the file outlives even a process
+    that was killed.
 
     Args:
-      folder: exists, and nobody else uses it.
+      folder: An existing folder that nothing else uses.
     """
 
     def __init__(self, folder: str):
@@ -86,7 +86,7 @@ class Activity:
         self.__init__(folder)
 
     def begin(self, name: str) -> None:
-        """Notes what this process works on from now on; "" for nothing."""
+        """Record what this process works on from now on; "" for nothing."""
         if self._map is None or self._pid != os.getpid():
             self._pid = os.getpid()
             path = os.path.join(self._folder, str(self._pid))
@@ -98,7 +98,7 @@ class Activity:
         self._map[: _HEAD.size + len(content)] = head + content
 
     def of(self, pid: int) -> tuple[str, float]:
-        """(what a process works on, for how many seconds); ("", 0.0) if unknown."""
+        """Return (what a process works on, for how many seconds), or ("", 0.0)."""
         try:
             with open(os.path.join(self._folder, str(pid)), "rb") as file:
                 content = file.read(_SIZE)

@@ -1,10 +1,10 @@
 """Decoding of one image file to uint8 [H, W, C], or a `BadImage` that says why not.
 
 The reference opens files with PIL and calls `convert("RGB")`. So does this file, with
-these differences: 16-bit gray is scaled (PIL clips it to white), alpha is laid over
-white (PIL drops it), images are turned upright as cameras mark them, and what cannot
-be decoded faithfully is refused. Of animations the first frame is taken. docs/images.md
-has the table of all kinds.
+these differences: 16-bit gray is scaled (PIL clips it to white), alpha is composited
+over white (PIL drops it), images are turned upright by their EXIF orientation, and what
+cannot be decoded faithfully is refused. The first frame of an animation is used.
+docs/images.md has a table of all kinds.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from dinov2_jax.data.decode import (
 )
 
 PILLOWS_LIMIT = 178_956_970  # pixels
-_SCALABLE = ("JPEG", "MPO")  # MPO: JPEGs that hold further ones, of telephones
-_METADATA = 2**26  # bytes beside the pixels: previews, profiles, further frames
-_LARGE_FILE = 2**22  # bytes from which on a file is looked at before it is read
+_SCALABLE = ("JPEG", "MPO")  # MPO: phones' JPEGs with further images inside
+_METADATA = 2**26  # bytes besides the pixels: previews, profiles, further frames
+_LARGE_FILE = 2**22  # bytes; the header of larger files is checked first
 
 
 class BadImage(Exception):
@@ -48,9 +48,9 @@ class OpenedImage:
     """An image whose header was read.
 
     Attributes:
-      width: In pixels, as shown.
-      height: In pixels, as shown.
-      read: reduce -> uint8 [H, W, C]; see `pixels`.
+      width: Width of the decoded image in pixels.
+      height: Height of the decoded image in pixels.
+      read: Function reduce -> uint8 [H, W, C]; see `pixels`.
     """
 
     width: int
@@ -58,38 +58,38 @@ class OpenedImage:
     read: Callable[[int], np.ndarray]
 
     def pixels(self, reduce: int = 1) -> np.ndarray:
-        """Decodes it.
+        """Decode the image.
 
         Args:
-          reduce: 1, 2, 4 or 8: a copy smaller by this factor (rounded up) will do.
-            JPEG is decoded to it, much faster; other formats give the full size.
+          reduce: 1, 2, 4 or 8: an image smaller by this factor (rounded up) will do.
+            JPEG is decoded to it, which is much faster; other formats to full size.
 
         Returns:
-          uint8 [H, W, C] or [ceil(H / reduce), ceil(W / reduce), C], not to be
-          written to.
+          uint8 [H, W, C] or [ceil(H / reduce), ceil(W / reduce), C]; do not write to
+          it.
 
         Raises:
-          BadImage: Truncated, damaged, or of a kind that cannot be used.
+          BadImage: It is truncated, damaged, or of a kind that cannot be used.
         """
         return self.read(reduce)
 
 
 def from_array(pixels: np.ndarray) -> OpenedImage:
-    """uint8 [H, W, C] in memory -> the same as an opened image."""
+    """Wrap uint8 [H, W, C] in memory as an opened image."""
     return OpenedImage(pixels.shape[1], pixels.shape[0], lambda reduce: pixels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """How files become arrays.
+    """Settings for decoding image files, and the functions that do it.
 
     Attributes:
       max_pixels: Images with more pixels are refused by their header, undecoded.
-      channels: C. 1: the luma; 3: RGB; others: what a file has, from .npy, TIFF (its
-        samples or pages) and, for 4, RGBA as stored.
-      exif_orientation: Whether to turn images upright as cameras mark them.
-      value_range: (low, high) of pixels of other types than uint8, which become 0 and
-        255; None: the range of the type, where it is unsigned.
+      channels: C. 1: the luma; 3: RGB; others: the file's own channels, from .npy, TIFF
+        (its samples or pages) and, for 4, RGBA as stored.
+      exif_orientation: Whether to turn images upright by their EXIF orientation.
+      value_range: (low, high) of pixel types other than uint8, mapped to 0 and 255;
+        None: the range of the type, if it is unsigned.
     """
 
     max_pixels: int = PILLOWS_LIMIT
@@ -100,14 +100,15 @@ class Decoder:
     def open(
         self, path_or_bytes: str | os.PathLike | bytes, *, name: str
     ) -> OpenedImage:
-        """Reads a file and its header.
+        """Read a file and its header.
 
         Args:
           path_or_bytes: A file's path, or its content.
-          name: What to call the image in errors.
+          name: Name of the image in errors.
 
         Raises:
-          BadImage: Missing, empty, not an image, too large, or of other channels.
+          BadImage: It is missing, empty, not an image, too large, or has a wrong
+            number of channels.
         """
         with _reasons(name):
             content = path_or_bytes
@@ -116,7 +117,7 @@ class Decoder:
             if not content:
                 raise pixel_formats.Unusable("empty file")
             width, height, read_parsed = self._parse(io.BytesIO(content))
-        unread = [read_parsed]  # the header is parsed once for the first reading
+        unread = [read_parsed]  # the first `read` uses the header parsed here
 
         def read(reduce: int) -> np.ndarray:
             with _reasons(name):
@@ -124,31 +125,31 @@ class Decoder:
                     return unread.pop()(reduce)
                 return self._parse(io.BytesIO(content))[2](reduce)
 
-        del read_parsed  # or its pixels would stay as long as this image
+        del read_parsed  # or its pixels would live as long as this image
         return OpenedImage(width, height, read)
 
     def decode(
         self, path_or_bytes: str | os.PathLike | bytes, *, name: str
     ) -> np.ndarray:
-        """`open` and `pixels` in one: uint8 [H, W, C]; raises `BadImage`."""
+        """Decode a file to uint8 [H, W, C]; raises `BadImage`."""
         return self.open(path_or_bytes, name=name).pixels()
 
     def from_pillow(self, image: Image.Image, *, name: str) -> np.ndarray:
-        """An image that Pillow has opened -> uint8 [H, W, C]; raises `BadImage`."""
+        """Convert an image opened by Pillow to uint8 [H, W, C]; raises `BadImage`."""
         with _reasons(name):
             return self._from_pillow(image)[2](1)
 
     def _read_file(self, path: str | os.PathLike) -> bytes:
-        # What an image of max_pixels takes uncompressed, with an alpha channel or
-        # more, as 16-bit integers or, of many channels, as float32.
+        # The size of max_pixels uncompressed: up to four channels of 16-bit integers,
+        # or all channels as float32.
         bytes_per_pixel = max(8, 4 * self.channels)
         limit = _METADATA + self.max_pixels * bytes_per_pixel
-        # Of a large file the header first: where it is no image, or has too many
-        # pixels, it is not worth reading.
+        # Check the header of a large file first: if it is no image or has too many
+        # pixels, the rest is not worth reading.
         return _read_file(path, max_bytes=limit, look=self._parse)
 
     def _parse(self, file: BinaryIO):
-        """Returns the width, the height, and what maps `reduce` to the pixels."""
+        """Return the width, the height, and a function from `reduce` to the pixels."""
         magic = file.read(8)
         file.seek(0)
         if magic.startswith(multichannel.NPY_MAGIC):
@@ -156,13 +157,13 @@ class Decoder:
         elif not magic.startswith(tiff_header.MAGIC):
             opened = self._from_pillow(Image.open(file, formats=pillow_setup.FORMATS))
         else:
-            # Tiles are allocated whole, however small the image.
+            # Whole tiles are allocated, however small the image.
             self._check_size(*tiff_header.largest_tile(file))
             file.seek(0)
             try:
                 image = Image.open(file, formats=pillow_setup.FORMATS)
             except Image.UnidentifiedImageError:
-                image = None  # 13 bands, or colour in floating point
+                image = None  # such as 13 bands or floating-point colour
             if image is not None and self._pillow_keeps_all(image):
                 opened = self._from_pillow(image)
             else:
@@ -208,7 +209,7 @@ class Decoder:
 
         def read(reduce: int) -> np.ndarray:
             if image.format in _SCALABLE and (reduce > 1 or self.channels == 1):
-                # Exact quotients: the side that draft() compares is rounded down.
+                # Not rounded: draft() rounds down the ratio of the sides.
                 size = image.width / reduce, image.height / reduce
                 image.draft("L" if self.channels == 1 else None, size)
             pixels = pixel_formats.to_array(
@@ -220,7 +221,7 @@ class Decoder:
 
 
 def make_decoder(config: Any) -> Decoder:
-    """The decoder of training images that a configuration describes."""
+    """Return the decoder of training images that a configuration describes."""
     data = config.data
     return Decoder(
         max_pixels=data.max_pixels,
@@ -232,7 +233,7 @@ def make_decoder(config: Any) -> Decoder:
 
 @contextlib.contextmanager
 def _reasons(name: str):
-    """Turns what Pillow and others raise into a `BadImage` with a short reason."""
+    """Turn what Pillow and others raise into a `BadImage` with a short reason."""
     try:
         yield
     except pixel_formats.Unusable as error:
@@ -245,7 +246,7 @@ def _reasons(name: str):
     except MemoryError as error:
         raise BadImage(name, "out of memory while decoding") from error
     except OSError as error:
-        # Of the file system, or Pillow's own, which carry no number.
+        # From the file system, or Pillow's own, which have no strerror.
         raise BadImage(name, error.strerror or _damage(error)) from error
     except Exception as error:  # plugins raise almost anything on bad bytes
         raise BadImage(name, _damage(error)) from error
@@ -259,16 +260,16 @@ def _damage(error: Exception) -> str:
 def _read_file(
     path: str | os.PathLike, *, max_bytes: int, look: Callable[[BinaryIO], Any]
 ) -> bytes:
-    """Reads a file, which cannot hang or fill the memory.
+    """Read a file without the risk of hanging or filling the memory.
 
     Args:
-      path: Of the file.
-      max_bytes: Larger ones are refused.
-      look: Is given a large file, opened, and raises where it is not worth reading.
+      path: Path of the file.
+      max_bytes: Larger files are refused.
+      look: Called with a large opened file; raises if it is not worth reading.
 
     Raises:
-      Unusable: No file but a FIFO, a folder or the like, or too large.
-      OSError: As the file system has it.
+      Unusable: It is a FIFO, a folder or the like, or too large.
+      OSError: From the file system.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -285,7 +286,7 @@ def _read_file(
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # Where a FIFO took the file's place meanwhile, open() would wait for its writer.
+    # If a FIFO has replaced the file since, open() would wait for its writer.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

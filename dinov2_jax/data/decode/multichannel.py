@@ -1,6 +1,6 @@
-"""Images of any number of channels, from NumPy files and TIFF.
+"""Images with any number of channels, from NumPy files and TIFF.
 
-What Pillow cannot hold: 13 bands of a satellite, slices of a volume, 16-bit colour.
+For what Pillow cannot hold: 13 satellite bands, slices of a volume, 16-bit colour.
 """
 
 import logging
@@ -12,7 +12,7 @@ import numpy as np
 from dinov2_jax.data.decode import pixel_formats, tiff_header
 
 NPY_MAGIC = b"\x93NUMPY"
-# Width and height as shown, and what reads uint8 [H, W, C].
+# Width, height, and a function that reads uint8 [H, W, C].
 Opened = tuple[int, int, Callable[[], np.ndarray]]
 
 
@@ -23,16 +23,16 @@ def open_npy(
     value_range: tuple[float, float] | None,
     check_size: Callable[[int, int], None],
 ) -> Opened:
-    """Reads the header of a .npy file; its data are never unpickled.
+    """Read the header of a .npy file; its data are never unpickled.
 
     Args:
-      file: At its start.
+      file: The file, at its start.
       channels: C; the array is [H, W, C] or [C, H, W], or [H, W] for one channel.
       value_range: See `pixel_formats.to_uint8`.
-      check_size: Raises `Unusable` for a width and height that are too large.
+      check_size: Raises `Unusable` if a width and height are too large.
 
     Raises:
-      Unusable: Another shape or type.
+      Unusable: The shape or type is not supported.
     """
     version = np.lib.format.read_magic(file)
     readers = {
@@ -84,21 +84,21 @@ def open_tiff(
     value_range: tuple[float, float] | None,
     check_size: Callable[[int, int], None],
 ) -> Opened:
-    """Reads the header of a TIFF whose samples or whose pages are the channels.
+    """Read the header of a TIFF whose samples or pages are the channels.
 
     Args:
-      file: At its start.
-      channels: C.
+      file: The file, at its start.
+      channels: Number of channels, C.
       value_range: See `pixel_formats.to_uint8`.
-      check_size: Raises `Unusable` for a width and height that are too large.
+      check_size: Raises `Unusable` if a width and height are too large.
 
     Raises:
-      Unusable: Another number of channels, or pages that differ.
-      Exception: Of almost any kind, on damaged bytes.
+      Unusable: The number of channels is not C, or the pages differ.
+      Exception: Almost any kind, on damaged bytes.
     """
-    import tifffile  # hardly ever needed
+    import tifffile  # rarely needed
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # says what we raise
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what we raise
     tiff = tifffile.TiffFile(file)
     page = tiff.pages[0]
     pages = [page]
@@ -111,7 +111,7 @@ def open_tiff(
     orientation = tag.value if tag else 1
     width, height = page.imagewidth, page.imagelength
     check_size(width, height)
-    for each in pages:  # tiles are allocated whole, however small the image
+    for each in pages:  # whole tiles are allocated, however small the image
         check_size(each.tilewidth, each.tilelength * each.tiledepth)
     if pixel_formats.swaps_sides(orientation):
         width, height = height, width
@@ -139,7 +139,7 @@ def open_tiff(
 
 
 def _further_pages(tiff, first, channels: int) -> list:
-    """Returns the pages 1 .. C - 1, of exactly C alike."""
+    """Return pages 1 to C - 1 of a TIFF with exactly C pages of one shape and type."""
     found = []
     for index in range(1, channels + 1):
         try:

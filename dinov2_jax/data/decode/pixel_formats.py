@@ -1,7 +1,7 @@
-"""From an image that Pillow has opened, of any mode, to uint8 [H, W, C].
+"""Conversion of an image opened by Pillow, of any mode, to uint8 [H, W, C].
 
-Colour profiles (ICC) are ignored knowingly, as the reference ignores them: nearly all
-photographs are sRGB, and what a network learns from does not gain by the conversion.
+Colour profiles (ICC) are deliberately ignored, as in the reference: nearly all
+photographs are sRGB, and training does not gain from the conversion.
 """
 
 import io
@@ -13,10 +13,10 @@ from dinov2_jax.data.decode import tiff_header
 
 
 class Unusable(ValueError):
-    """Why an image cannot be used, in a few words."""
+    """A short reason why an image cannot be used."""
 
 
-# How EXIF's orientations (1: upright) are undone: transpose first?, then flip the axes.
+# How to undo EXIF orientations (1: upright): (whether to transpose, then axes to flip).
 _TURNS = {
     2: (False, (1,)),
     3: (False, (0, 1)),
@@ -29,9 +29,9 @@ _TURNS = {
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns EXIF's orientation of an opened image; 1 where there is none.
+    """Return the EXIF orientation of an opened image; 1 if there is none.
 
-    Reads the header only. Pillow itself turns a TIFF upright, which has it as a tag.
+    Reads the header only. Pillow itself turns TIFFs upright, where it is a tag.
     """
     exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
     if not exif.startswith(tiff_header.MAGIC):
@@ -39,22 +39,22 @@ def orientation(image: Image.Image) -> int:
     try:
         tag = tiff_header.ORIENTATION
         found = tiff_header.integers(io.BytesIO(exif), (tag,))[tag]
-    except ValueError:  # damaged, which harms the photograph no further
+    except ValueError:  # damaged EXIF; the pixels may be fine
         return 1
     return found[0] if found else 1
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether the image as shown has the width of the stored one as its height."""
+    """Return whether an orientation swaps width and height."""
     return orientation in _TURNS and _TURNS[orientation][0]
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns stored pixels upright.
+    """Turn stored pixels upright.
 
     Args:
-      pixels: [H, W, C].
-      orientation: EXIF's, 1 to 8; others mean nothing.
+      pixels: Stored pixels, [H, W, C].
+      orientation: EXIF orientation, 1 to 8; other values are ignored.
 
     Returns:
       [H, W, C] or [W, H, C], contiguous.
@@ -62,7 +62,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation not in _TURNS:
         return pixels
     channels, kind = pixels.shape[2], pixels.dtype
-    # As one item per pixel: twice as fast as item by item.
+    # As one item per pixel, which is twice as fast.
     items = np.ascontiguousarray(pixels).view(f"V{channels * kind.itemsize}")[..., 0]
     transpose, flipped = _TURNS[orientation]
     if transpose:
@@ -72,7 +72,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def loses_bits(image: ImageFile.ImageFile) -> bool:
-    """Whether Pillow gives 8 bits of the 16 that a channel has."""
+    """Return whether Pillow reads only 8 of the 16 bits of a channel."""
     return any(";16" in str(tile.args) for tile in image.tile) and not _is_deep(image)
 
 
@@ -86,22 +86,22 @@ def to_array(
     channels: int,
     value_range: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Returns an opened image's pixels as stored (not turned).
+    """Return an opened image's pixels as stored (not turned).
 
-    One channel is the luma, three are RGB, with alpha laid over white; another number
-    is what the file has, undigested.
+    One channel is the luma, three are RGB, with alpha composited over white; any other
+    number is the file's own channels, unchanged.
 
     Args:
-      image: As Pillow opened it.
-      channels: C.
+      image: The image, as Pillow opened it.
+      channels: Number of channels, C.
       value_range: See `to_uint8`.
 
     Returns:
-      uint8 [H, W, C], perhaps not writable.
+      uint8 [H, W, C], possibly read-only.
 
     Raises:
-      Unusable: A range is not defined, or there are other channels.
-      Exception: Of almost any kind, on damaged bytes.
+      Unusable: The value range is undefined, or the number of channels is not C.
+      Exception: Almost any kind, on damaged bytes.
     """
     mode = image.mode
     if channels not in (1, 3):
@@ -122,23 +122,23 @@ def to_array(
             image = image if image.mode in ("1", "RGB") else image.convert("RGB")
             image = image.convert("L")
         return np.asarray(image)[:, :, None]
-    # convert() would copy what is RGB already, and np.array() copies once more.
+    # convert() would copy an RGB image, and np.array() would copy once more.
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def to_uint8(values: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
-    """Scales pixels of any numeric type to 0..255; uint8 stays as it is.
+    """Scale pixels of any numeric type to 0..255; uint8 stays as it is.
 
     Args:
-      values: Any shape.
-      value_range: (low, high) becomes 0..255, what lies outside is clipped; None: the
-        range of the type, for unsigned integers.
+      values: Pixels, in any shape.
+      value_range: (low, high), mapped to 0..255 with clipping; None: the range of the
+        type, for unsigned integers.
 
     Returns:
-      uint8; not a number becomes 0.
+      uint8 of the same shape; NaN becomes 0.
 
     Raises:
-      Unusable: Signed or floating-point values without a range, or no numbers.
+      Unusable: Values are signed or floating-point without a range, or not numbers.
     """
     kind = values.dtype
     if kind == np.uint8:

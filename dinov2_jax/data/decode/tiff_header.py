@@ -1,32 +1,32 @@
-"""Whole numbers in the directory of a TIFF, which is also how EXIF is written.
+"""Integers in the directory of a TIFF, which is also the format of EXIF.
 
-Pillow, tifffile and libtiff stop at different places of a damaged directory, so that
-what one of them says of the tiles does not bound what another one allocates. And
-Pillow takes 0.2 ms for the EXIF of a camera, of which one number is wanted.
+Pillow, tifffile and libtiff stop at different places of a damaged directory, so the
+tile size that one reports does not bound what another one allocates. And Pillow takes
+0.2 ms to parse a camera's EXIF, of which only one number is needed.
 """
 
 import struct
 from collections.abc import Collection
 from typing import BinaryIO
 
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 274, 322, 323
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
-_MAX_ENTRIES = 4096  # as of libtiff
+_MAX_ENTRIES = 4096  # as in libtiff
 
 
 def integers(file: BinaryIO, tags: Collection[int]) -> dict[int, list[int]]:
-    """Reads the (first) value of each entry of the first directory that has a tag.
+    """Read the first value of every entry with a wanted tag in the first directory.
 
     Args:
-      file: Of TIFF.
-      tags: Those that are wanted.
+      file: A TIFF file.
+      tags: The wanted tags.
 
     Returns:
-      By tag, the value of each of its entries, of which a whole file has one at most.
+      By tag, the value of each of its entries; an intact file has at most one.
 
     Raises:
-      ValueError: The file ends before its directory does, or is no TIFF.
+      ValueError: The file ends before its directory does, or is not a TIFF.
     """
     try:
         return _integers(file, tags)
@@ -64,6 +64,6 @@ def _integers(file, tags):
 
 
 def largest_tile(file: BinaryIO) -> tuple[int, int]:
-    """Reads the (width, length) of a TIFF's tiles; (0, 0): it is in strips."""
+    """Read the largest width and length of a TIFF's tiles; (0, 0) if it has strips."""
     found = integers(file, (_TILE_WIDTH, _TILE_LENGTH))
     return max(found[_TILE_WIDTH], default=0), max(found[_TILE_LENGTH], default=0)

@@ -1,12 +1,12 @@
-"""Images in ArrayRecord files, and the records that the `shard` program writes.
+"""Images in ArrayRecord files, and the record format of the `shard` program.
 
-A record is either the bytes of an image file, or those bytes behind a small header:
+A record is either the bytes of an image file, or those bytes after a small header:
 
     bytes 0 to 7    b"dinov2\\x00\\x01"
     bytes 8 to 11   n, unsigned, little-endian
-    n bytes         JSON in ASCII: {"name": "cats/1.jpg", "label": "cats"}; no label
-                    where there is none. Bytes of a name that are not UTF-8 are lone
-                    surrogates, as Python's `os.fsdecode` makes them.
+    n bytes         JSON in ASCII: {"name": "cats/1.jpg", "label": "cats"}; the
+                    label is optional. Bytes of a name that are not UTF-8 are lone
+                    surrogates, as from Python's `os.fsdecode`.
     the rest        the bytes of the image file
 """
 
@@ -31,25 +31,25 @@ MAGIC = b"dinov2\x00\x01"
 SHARDS = "shards.json"  # in a folder that `shard` writes
 _LENGTH = struct.Struct("<I")
 _VERSION = "1"
-_STARTS = (  # of image files, at the offsets at which they stand
+_STARTS = (  # (offset, first bytes there) of image files
     *((0, start) for start in (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")),
     *((0, start) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     (8, b"WEBP"),
 )
-# The reader keeps 8 bytes a record in memory; from here on it asks the file instead,
-# which takes 0.1 ms an image.
+# The reader keeps 8 bytes per record in memory. With more records than this it looks
+# them up in the file instead, which takes 0.1 ms per image.
 _MOST_IN_MEMORY = 10_000_000
 
 
 def pack(content: bytes, *, name: str, label: str | None) -> bytes:
-    """A record as `shard` writes it."""
+    """Return a record in the format of `shard`."""
     fields = {"name": name} | ({} if label is None else {"label": label})
     head = json.dumps(fields, separators=(",", ":")).encode("ascii")
     return MAGIC + _LENGTH.pack(len(head)) + head + content
 
 
 def unpack(record: bytes) -> tuple[bytes, dict[str, str]]:
-    """The image file's bytes, and the header ({} if there is none).
+    """Return the image file's bytes, and the header ({} if there is none).
 
     Raises:
       ValueError: The header is cut off.
@@ -66,7 +66,7 @@ def unpack(record: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def module():
-    """The library that reads and writes the files.
+    """Return the library that reads and writes the files.
 
     Raises:
       UserError: It is not installed.
@@ -81,12 +81,12 @@ def module():
 
 
 class ArrayRecordSource:
-    """The images in ArrayRecord files, by file and then in the file's order.
+    """The images in ArrayRecord files, ordered by file and then by record.
 
     Args:
       path: A file, a folder or a pattern.
-      decoder: Of the images.
-      field: Of the configuration, for messages.
+      decoder: Decoder of the images.
+      field: The configuration field to name in messages.
     """
 
     def __init__(
@@ -135,14 +135,14 @@ class ArrayRecordSource:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the files' names, sizes and times of change."""
+        """Hash that changes with the files' names, sizes and modification times."""
         return self._index.header["fingerprint"]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def _place(self, index: int) -> tuple[int, int]:
-        """(shard, record in it)."""
+        """Return (shard, record in it) of an image."""
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -175,16 +175,16 @@ class ArrayRecordSource:
             raise image_decoder.BadImage(self._place_name(index), str(error)) from error
 
     def content(self, index: int) -> bytes:
-        """The bytes of an image file; raises `BadImage`."""
+        """Return the bytes of an image file; raises `BadImage`."""
         return self._unpacked(index)[0]
 
     def open(self, index: int) -> image_decoder.OpenedImage:
-        """Reads an image and its header; raises `BadImage`."""
+        """Read an image and its header; raises `BadImage`."""
         content, fields = self._unpacked(index)
         return self._decoder.open(content, name=self._name(index, fields))
 
     def name(self, index: int) -> str:
-        """The name in the record, or else the file and the record's number."""
+        """Return the name in the record, or else the file and the record's number."""
         try:
             return self._name(index, self._unpacked(index)[1])
         except image_decoder.BadImage as error:
@@ -204,7 +204,7 @@ class ArrayRecordSource:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [length], or None where there are none; reads all records."""
+        """int32 [length], or None if there are none; reads all records."""
         return self._labels[0]
 
     @property
@@ -213,7 +213,7 @@ class ArrayRecordSource:
         return self._labels[1]
 
     def describe(self) -> str:
-        """One line: how many, where, the first names."""
+        """Return one line: how many images, where, the first names."""
         count = messages.counted(len(self._shards), "ArrayRecord file")
         first = [self.name(i) for i in range(min(3, len(self)))]
         where = f"in {count} of {self._said}"
@@ -221,12 +221,12 @@ class ArrayRecordSource:
 
 
 def _check_finished(folder: str) -> None:
-    """Refuses a folder that `shard` has not finished."""
+    """Raise UserError if `shard` has not finished a folder."""
     try:
         with open(os.path.join(folder, SHARDS)) as file:
             unfinished = json.load(file)["finished"] is False
     except (OSError, ValueError, KeyError, TypeError):
-        return  # not written by it
+        return  # not written by `shard`
     if unfinished:
         raise errors.UserError(
             f"{folder} is unfinished: run `python -m dinov2_jax.data shard` with it "
@@ -242,7 +242,7 @@ def _reader(path: bytes | str, large: bool = False):
 
 
 def _find_records(said: str, shards: list[str]) -> index_cache.Index:
-    """Where the records of each file end; files are counted once."""
+    """Return the index of where each file's records end; files are counted once."""
     key = index_cache.key("array_record", _VERSION, said)
     statuses = [os.stat(shard) for shard in shards]
     state = [[s.st_size, s.st_mtime_ns] for s in statuses]

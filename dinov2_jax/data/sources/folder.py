@@ -1,4 +1,4 @@
-"""Images that are files of their own: below a folder, or matched by a pattern."""
+"""Images in separate files: those below a folder, or those that match a pattern."""
 
 import os
 import stat
@@ -18,13 +18,13 @@ from dinov2_jax.data.sources import (
 
 
 class FilesSource:
-    """Files by the index of their paths; pickled as the path of the index.
+    """Image files listed in an index; pickled as the path of the index.
 
     Args:
-      root: What the paths are relative to.
-      index: With the texts `paths`, perhaps `labels`; its header has `fingerprint` and
-        `label_names`.
-      decoder: Of the files.
+      root: The folder that paths are relative to.
+      index: Index with the texts `paths` and optional `labels`; its header has
+        `fingerprint` and `label_names`.
+      decoder: Decoder of the files.
     """
 
     def __init__(
@@ -45,32 +45,32 @@ class FilesSource:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [length], or None where there are none."""
+        """int32 [length], or None if there are none."""
         return self._index["labels"] if "labels" in self._index else None
 
     @property
     def label_names(self) -> list[str]:
-        """The names of the labels; empty where there are none."""
+        """The names of the labels; empty if there are none."""
         return list(self._index.header["label_names"])
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the images' names, sizes and times of change."""
+        """Hash that changes with the images' names, sizes and modification times."""
         return self._index.header["fingerprint"]
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def relative_path(self, index: int) -> bytes:
-        """The path of an image as the file system has it, below the root."""
+        """Return the path of an image below the root, as the file system's bytes."""
         return self._paths[index]
 
     def _checked_path(self, index: int) -> str:
-        """The path of a regular file; opening a pipe would wait for ever."""
+        """Return the path of a regular file; opening a pipe would block forever."""
         path = os.path.join(os.fsencode(self.path), self._paths[index])
         try:
             mode = os.stat(path).st_mode
-        except (OSError, ValueError) as error:  # the latter: a zero byte in it
+        except (OSError, ValueError) as error:  # ValueError: a zero byte
             reason = getattr(error, "strerror", None) or str(error)
             raise image_decoder.BadImage(self.name(index), reason) from error
         if not stat.S_ISREG(mode):
@@ -79,11 +79,11 @@ class FilesSource:
         return os.fsdecode(path)
 
     def open(self, index: int) -> image_decoder.OpenedImage:
-        """Reads an image's file and header; raises `BadImage`."""
+        """Read an image's file and header; raises `BadImage`."""
         return self._decoder.open(self._checked_path(index), name=self.name(index))
 
     def content(self, index: int) -> bytes:
-        """The bytes of an image's file; raises `BadImage`."""
+        """Return the bytes of an image's file; raises `BadImage`."""
         try:
             with open(self._checked_path(index), "rb") as file:
                 return file.read()
@@ -92,18 +92,18 @@ class FilesSource:
             raise image_decoder.BadImage(self.name(index), reason) from error
 
     def name(self, index: int) -> str:
-        """The path relative to the root; \\xff for what is not UTF-8."""
+        """Return the path below the root, with \\xff for bytes that are not UTF-8."""
         return self._paths[index].decode("utf-8", "backslashreplace")
 
     def skipped(self) -> dict[str, int]:
-        """How many things were passed over, by reason."""
+        """Return how many files or folders were skipped, by reason."""
         return {}
 
     def _where(self) -> str:
         return f"from {self.path}"
 
     def describe(self) -> str:
-        """One line: how many, what was skipped, the first names."""
+        """Return one line: how many images, what was skipped, the first names."""
         first = [self.name(i) for i in range(min(3, len(self)))]
         return messages.described(
             len(self), self._where(), skipped=self.skipped(), first=first
@@ -113,17 +113,17 @@ class FilesSource:
 class FolderSource(FilesSource):
     """All images below a folder, in the order of their paths.
 
-    Sub-folders and links are followed; names that begin with a dot are passed over. If
-    every image lies in a sub-folder, the names of the first level are the labels.
+    Sub-folders and links are followed; names that begin with a dot are skipped. If
+    every image is in a sub-folder, the names of the first level are the labels.
 
     Args:
-      path: the folder.
-      decoder: of the files.
-      field: of the configuration, for messages.
+      path: The folder.
+      decoder: Decoder of the files.
+      field: The configuration field to name in messages.
 
     Attributes:
-      path: the folder, absolute.
-      unreadable_folders: paths of folders that could not be listed.
+      path: The absolute path of the folder.
+      unreadable_folders: Paths of folders that could not be listed.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class FolderSource(FilesSource):
             )
 
     def _why(self) -> str:
-        """What stood in the way, in brackets, or nothing."""
+        """Return the first reason why nothing was found, in brackets, or ""."""
         if self.unreadable_folders:
             return f" (could not list {self.unreadable_folders[0]})"
         skipped = self._index.header["skipped"]
@@ -171,19 +171,19 @@ class FolderSource(FilesSource):
         return [os.path.join(self.path, path) for path in found]
 
     def skipped(self) -> dict[str, int]:
-        """How many things were passed over, by reason."""
+        """Return how many files or folders were skipped, by reason."""
         header = self._index.header
         found = {"unreadable folder": len(header["unreadable"])}
         found |= header["reasons"]
         return {reason: count for reason, count in found.items() if count}
 
     def skipped_names(self) -> list[tuple[str, str]]:
-        """(path below the folder, reason) of what was passed over."""
+        """Return (path below the folder, reason) of everything that was skipped."""
         found = self._index.header["unreadable"]
         return [(path, "unreadable folder") for path in found] + self.unusable_files()
 
     def unusable_files(self) -> list[tuple[str, str]]:
-        """(path below the folder, reason) of links, pipes and the like."""
+        """Return (path below the folder, reason) of broken links, pipes and such."""
         folders = index_cache.Texts(self._index, "folder_paths")
         return [
             (os.fsdecode(folders[number]) + name, reason)
@@ -199,9 +199,9 @@ class GlobSource(FolderSource):
     """The images whose paths match a pattern, in the order of their paths.
 
     Args:
-      pattern: With wildcards as `patterns` has them.
-      decoder: Of the files.
-      field: Of the configuration, for messages.
+      pattern: A path with the wildcards of `globbing`.
+      decoder: Decoder of the files.
+      field: The configuration field to name in messages.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
-"""Which images lie below a folder: an index that is brought up to date by folders.
+"""An index of the images below a folder, updated folder by folder.
 
-The time of change of a folder tells whether names came or went. So a folder that looks
-as it did is not listed again: a second start asks for the status of every folder, and
-of up to `_SPOT_CHECKS` files, because a file that is overwritten in place leaves its
-folder as it was.
+A folder's modification time tells whether names were added or removed, so an unchanged
+folder is not listed again. A second start checks the status of every folder, and of up
+to `_SPOT_CHECKS` files, because overwriting a file in place does not change its folder.
 """
 
 import concurrent.futures
@@ -17,23 +16,23 @@ import tqdm
 
 from dinov2_jax.data.sources import folder_walk, globbing, index_cache
 
-_VERSION = "1"  # of the meaning of what is stored
+_VERSION = "1"  # version of the index's content
 _SPOT_CHECKS = 10_000
-_SKIPPED_NAMES = 10_000  # that are kept with their reasons; all are counted
+_SKIPPED_NAMES = 10_000  # kept with their reasons; all are counted
 
 
 def find_images(root: str, rule: globbing.Rule | None = None, pattern: str = ""):
-    """The index of the images below a folder, in the order of their paths.
+    """Return the index of the images below a folder, in the order of their paths.
 
     Args:
-      root: The folder, absolute.
-      rule: Of the pattern; None takes every image.
-      pattern: For the name in the cache.
+      root: The absolute path of the folder.
+      rule: The rule of the pattern; None takes every image.
+      pattern: The pattern, for the key in the cache.
 
     Returns:
       `index_cache.Index` with the texts `paths` (relative, / between names), `sizes`
-      (bytes) and `mtimes` (ns), one each image; and `labels` where every image lies in
-      a sub-folder: the first level's names are `header["label_names"]`.
+      (bytes) and `mtimes` (ns), one per image; and `labels` if every image is in a
+      sub-folder: the first level's names are `header["label_names"]`.
 
     Raises:
       OSError: The root cannot be listed.
@@ -60,7 +59,7 @@ def find_images(root: str, rule: globbing.Rule | None = None, pattern: str = "")
 
 
 def _looks_the_same(root: str, old: index_cache.Index) -> bool:
-    """Whether a sample of the files has the sizes and times that are known of them."""
+    """Return whether a sample of the files still has its known sizes and times."""
     paths, sizes, mtimes = index_cache.Texts(old, "paths"), old["sizes"], old["mtimes"]
     count = len(paths)
     chosen = np.linspace(0, max(count - 1, 0), min(count, _SPOT_CHECKS)).astype(int)
@@ -71,7 +70,7 @@ def _looks_the_same(root: str, old: index_cache.Index) -> bool:
             try:
                 status = os.stat(prefix + paths[number])
             except OSError:
-                continue  # it is gone: its folder tells, and so will who opens it
+                continue  # deleted: its folder has changed, and opening it fails
             if status.st_size != sizes[number] or status.st_mtime_ns != mtimes[number]:
                 return False
         return True
@@ -97,7 +96,7 @@ class _Known:
                 self._folders[parent].append(name)
 
     def find(self, folder: folder_walk.Folder) -> int:
-        """The number of a folder that need not be listed again, or -1."""
+        """Return the number of a folder that need not be listed again, or -1."""
         number = self._numbers.get(folder.path, -1)
         if number < 0 or self._how[number] != folder_walk.LISTED:
             return -1
@@ -112,7 +111,7 @@ class _Known:
 
 
 def _unchanged(folders: list[folder_walk.Folder], old: index_cache.Index) -> bool:
-    """Whether the old index says of every folder what was found."""
+    """Return whether the old index agrees with what was found in every folder."""
     if len(folders) != len(old["folder_how"]):
         return False
     fresh = []
@@ -140,7 +139,7 @@ def _unchanged(folders: list[folder_walk.Folder], old: index_cache.Index) -> boo
 
 
 class _Rows:
-    """The images of an old index by folder."""
+    """The images of an old index, grouped by folder."""
 
     def __init__(self, old: index_cache.Index):
         self._old, self._paths = old, index_cache.Texts(old, "paths")
@@ -158,7 +157,7 @@ def _write(key: str, folders: list[folder_walk.Folder], old) -> index_cache.Inde
     paths: list[bytes] = []
     columns: dict[str, list[int]] = {"sizes": [], "mtimes": [], "folders": []}
     if old is not None:
-        # The images of folders that are as they were, still in order.
+        # The images of unchanged folders, still in order.
         renumbered = np.full(len(old["folder_how"]), -1, np.int64)
         for number, folder in enumerate(folders):
             if folder.old >= 0:
@@ -209,7 +208,7 @@ def _write(key: str, folders: list[folder_walk.Folder], old) -> index_cache.Inde
 
 
 def _skipped(folders: list[folder_walk.Folder], old) -> list[tuple[int, str, str]]:
-    """(folder, name, reason) of what cannot be used."""
+    """Return (folder, name, reason) of what cannot be used."""
     found = []
     numbers = {f.old: number for number, f in enumerate(folders) if f.old >= 0}
     for number, name, reason in old.header["skipped"] if old is not None else ():
@@ -223,7 +222,7 @@ def _skipped(folders: list[folder_walk.Folder], old) -> list[tuple[int, str, str
 def first_level_labels(
     paths: list[bytes],
 ) -> tuple[np.ndarray | None, list[str]]:
-    """int32 labels by the first folder's name, and the names; or (None, [])."""
+    """Return int32 labels by the first folder's name, and the names; or (None, [])."""
     if not all(b"/" in path for path in paths):
         return None, []
     folders = [path.split(b"/", 1)[0] for path in paths]

@@ -1,8 +1,8 @@
 """The walk through a folder: which images are there, and what cannot be used.
 
-Names are followed through links. A folder that was seen before (a link to a parent) is
-passed over. What cannot be used is noted with a reason, and never opened: broken links,
-pipes, sockets, devices, folders without permission.
+Links are followed. A folder that was visited before (a link to a parent) is skipped.
+What cannot be used is recorded with a reason and never opened: broken links, pipes,
+sockets, devices, folders without permission.
 """
 
 import concurrent.futures
@@ -16,12 +16,12 @@ from typing import Any, Protocol
 from dinov2_jax.data.sources import globbing
 
 EXTENSIONS = (
-    ".bmp .gif .jfif .jpe .jpeg .jpg .png .tif .tiff .webp"  # in any case
+    ".bmp .gif .jfif .jpe .jpeg .jpg .png .tif .tiff .webp"  # in upper or lower case
 ).split()
 _EXTENSIONS = frozenset(extension.encode() for extension in EXTENSIONS)
-THREADS = 8  # more than cores: on network file systems they wait
+THREADS = 8  # more than cores: network file systems are slow to answer
 # A folder that changed less than this before it was listed may change again without
-# its time changing; some file systems count in steps of two seconds.
+# its time changing, as some file systems count in steps of two seconds.
 _SETTLED_SECONDS = 3.0
 
 LISTED, UNSETTLED, UNREADABLE, SEEN = range(4)
@@ -33,43 +33,43 @@ class Folder:
 
     path: bytes  # relative to the root, ending with / unless it is the root
     parent: int
-    state: Any  # of the pattern, inside
+    state: Any  # the pattern's, for names in this folder
     mtime: int = 0  # ns
     inode: int = 0
     how: int = LISTED
-    old: int = -1  # its number in the old index, where its listing is as it was
+    old: int = -1  # its number in the old index, if its listing is unchanged
     images: list[tuple[bytes, int, int]] = dataclasses.field(default_factory=list)
     folders: list[bytes] = dataclasses.field(default_factory=list)
     skipped: list[tuple[bytes, str]] = dataclasses.field(default_factory=list)
 
 
 class Known(Protocol):
-    """What is known of folders from before."""
+    """Folders that are known from an earlier walk."""
 
     def find(self, folder: Folder) -> int:
-        """The number of a folder that need not be listed again, or -1."""
+        """Return the number of a folder that need not be listed again, or -1."""
 
     def folders(self, number: int) -> list[bytes]:
-        """The names of the folders in it."""
+        """Return the names of the folders in a folder."""
 
     def count(self, number: int) -> int:
-        """How many images it holds, without those of the folders in it."""
+        """Return the number of images in a folder, without those of its sub-folders."""
 
 
 def walk(
     root: str, rule: globbing.Rule | None, known: Known | None, bar: Any
 ) -> list[Folder]:
-    """Every folder below the root, level by level, by name within a level.
+    """Return the root and all folders below, level by level, by name within a level.
 
     Args:
-      root: Absolute.
-      rule: Of a pattern; None takes every image.
-      known: Folders that need not be listed if they look as they did.
-      bar: Its `update` is told how many images were found.
+      root: Absolute path of the root.
+      rule: The rule of a pattern; None takes every image.
+      known: Folders that need not be listed if they look unchanged.
+      bar: Progress bar; its `update` is called with the number of images found.
     """
     root_bytes = os.fsencode(root)
     prefix = root_bytes + b"/"
-    seen = set()  # by identity and state of the pattern, so that links to parents end
+    seen = set()  # (device, inode, pattern state), to end loops of links to parents
     found: list[Folder] = []
     level = [Folder(b"", -1, rule.start() if rule else None)]
     takes = rule is None or not rule.names_extensions
@@ -118,7 +118,7 @@ def walk(
 
 
 def _in_chunks(pool, function, folders: list[Folder]) -> Iterator[Any]:
-    """The results in order; threads are given several folders at a time."""
+    """Yield the results in order; threads get several folders at a time."""
     size = max(1, min(64, len(folders) // (4 * THREADS)))
     chunks = [folders[i : i + size] for i in range(0, len(folders), size)]
     for results in pool.map(lambda chunk: [function(f) for f in chunk], chunks):
@@ -126,7 +126,7 @@ def _in_chunks(pool, function, folders: list[Folder]) -> Iterator[Any]:
 
 
 def _list(prefix: bytes, folder: Folder, rule, takes_extensions: bool) -> None:
-    """Reads a folder's names, and the sizes and times of the images among them."""
+    """Read a folder's names, and the sizes and times of the images among them."""
     try:
         started = time.time_ns()
         with os.scandir(prefix + folder.path) as listing:
@@ -150,7 +150,7 @@ def _list(prefix: bytes, folder: Folder, rule, takes_extensions: bool) -> None:
                 status = entry.stat()
             except FileNotFoundError:
                 folder.skipped.append((name, "broken link"))
-                unsettled = True  # what it points to may come
+                unsettled = True  # its target may appear
                 continue
             except OSError as error:
                 folder.skipped.append((name, error.strerror or "cannot be read"))

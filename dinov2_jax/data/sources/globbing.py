@@ -1,6 +1,6 @@
-"""Patterns of paths: `*`, `?`, `[..]` inside a name, `**` any folders, `{a,b}`.
+"""Patterns of paths: `*`, `?`, `[..]` within a name, `**` for any folders, `{a,b}`.
 
-`{0000..0099}` counts, with the zeros of its first number.
+`{0000..0099}` counts, padded with zeros to the width of its first number.
 """
 
 import fnmatch
@@ -11,18 +11,18 @@ import re
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAGIC = re.compile(r"[*?\[]")
-_MOST = 1_000_000  # alternatives of one pattern
+_MOST = 1_000_000  # most numbers in one `{first..last}`
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path that does not exist is meant as a pattern."""
+    """Return whether a path that does not exist is meant as a pattern."""
     return bool(_MAGIC.search(path)) or any(
         "," in inner or _RANGE.fullmatch(inner) for inner in _BRACES.findall(path)
     )
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a{1..3}{x,y}` -> [a1x, a1y, a2x, ...]; other braces are left alone."""
+    """Expand `a{1..3}{x,y}` to [a1x, a1y, a2x, ...]; other braces are left alone."""
     for found in _BRACES.finditer(pattern):
         counted = _RANGE.fullmatch(found[1])
         if counted:
@@ -42,7 +42,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 class Rule:
-    """Which folders to enter and which files to take, for paths below `root`.
+    """A compiled pattern: which folders below `root` to enter, which files to take.
 
     Args:
       pattern: An absolute path with wildcards. Names that begin with a dot are matched
@@ -70,13 +70,13 @@ class Rule:
         ]
 
     def start(self) -> frozenset:
-        """The state at the root: (pattern, part) pairs that names are matched with."""
+        """Return the state at the root: (pattern, part) pairs to match names with."""
         return frozenset(
             state for p in range(len(self._patterns)) for state in self._skip(p, 0)
         )
 
     def _skip(self, pattern: int, part: int) -> list[tuple[int, int]]:
-        """A part, and the next one if `**` may stand for nothing."""
+        """Return a part, and the next one if `**` may stand for nothing."""
         parts = self._patterns[pattern]
         states = [(pattern, part)]
         while parts[part] == b"**" and part + 1 < len(parts):
@@ -85,7 +85,7 @@ class Rule:
         return states
 
     def enter(self, state: frozenset, name: bytes) -> frozenset:
-        """The state inside a sub-folder; empty if nothing there can match."""
+        """Return the state inside a sub-folder; empty if nothing there can match."""
         found = set()
         for pattern, part in state:
             parts = self._patterns[pattern]
@@ -98,7 +98,7 @@ class Rule:
         return frozenset(found)
 
     def takes(self, state: frozenset, name: bytes) -> bool:
-        """Whether a file in a folder of this state is matched."""
+        """Return whether a file in a folder with this state matches."""
         for pattern, part in state:
             parts = self._patterns[pattern]
             if part == len(parts) - 1:
@@ -109,7 +109,7 @@ class Rule:
 
     @property
     def names_extensions(self) -> bool:
-        """Whether the pattern itself says what files' names end with."""
+        """Whether the pattern itself specifies the files' extensions."""
         return all(re.search(rb"\.[^*?]+$", parts[-1]) for parts in self._patterns)
 
 
@@ -122,7 +122,7 @@ def _matches(name: bytes, part: bytes) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _compiled(part: bytes) -> tuple[frozenset[bytes], list[re.Pattern[bytes]]]:
-    """What stands in a part without wildcards, and the rest."""
+    """Return a part's alternatives without wildcards, and regexes of the others."""
     texts = expand_braces(part.decode("latin-1"))
     plain = [text.encode("latin-1") for text in texts if not _MAGIC.search(text)]
     wild = [fnmatch.translate(text) for text in texts if _MAGIC.search(text)]

@@ -1,15 +1,15 @@
-"""A file of named arrays that is memory-mapped: how lists of images lie on the disk.
+"""Memory-mapped files of named arrays, which store lists of images on disk.
 
-A source is pickled to its workers as the path of such a file, so that neither the
-pickle nor the workers' memory grow with the number of images.
+A source is pickled to its workers as the path of such a file, so neither the pickle
+nor the workers' memory grows with the number of images.
 
 Layout: `_MAGIC` (with the version), uint64 length of the JSON that follows, CRC-32 of
 that JSON as uint32, the JSON, and from the next multiple of 64 bytes the arrays, each
 at a multiple of 64. The JSON has "header" (whatever the writer gave) and "arrays":
 {name: [dtype, length, offset, CRC-32]}. Everything is little-endian.
 
-A file's name is `<key>-<fingerprint>-<CRC-32 of the JSON>.index`: one that is in use is
-never replaced by another.
+A file's name is `<key>-<fingerprint>-<CRC-32 of the JSON>.index`, so a file in use is
+never replaced by a different one.
 """
 
 import atexit
@@ -34,13 +34,13 @@ from dinov2_jax import files
 _MAGIC = b"dinov2ix\x01\x00\x00\x00"
 _PREFIX = struct.Struct("<QI")
 _ALIGNMENT = 64
-_UNUSED_SECONDS = 30 * 24 * 3600  # after which an index of the same key is deleted
+_UNUSED_SECONDS = 30 * 24 * 3600  # unused indexes of the same key are then deleted
 
 
 def cache_folder() -> pathlib.Path:
-    """Where indexes are kept: below $DINOV2_JAX_CACHE, default ~/.cache/dinov2_jax.
+    """Return the folder of indexes: in $DINOV2_JAX_CACHE or ~/.cache/dinov2_jax.
 
-    Where that cannot be written, a folder that goes when this process ends.
+    If it cannot be written to, a folder that is removed when this process ends.
     """
     try:
         folder = files.cache_folder() / "indexes"
@@ -48,7 +48,7 @@ def cache_folder() -> pathlib.Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
         return folder
-    except (OSError, RuntimeError):  # the latter: no home
+    except (OSError, RuntimeError):  # RuntimeError: no home
         return _temporary_folder()
 
 
@@ -66,13 +66,13 @@ def _temporary_folder() -> pathlib.Path:
 
 
 def key(*parts: str) -> str:
-    """A name for what an index describes, such as ("folder", "/data")."""
+    """Return a name for what an index describes, such as ("folder", "/data")."""
     text = json.dumps(parts)  # escapes what is not UTF-8
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
-    """A hex string that changes with every value of the arrays."""
+    """Return a hex string that changes with every value of the arrays."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {len(array)} ".encode())
@@ -84,12 +84,12 @@ class Index:
     """The arrays of a file, memory-mapped; pickled as the file's path.
 
     Attributes:
-      path: of the file.
-      header: what the writer gave.
+      path: Path of the file.
+      header: The header that was given to `write`.
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Opens a file; raises ValueError or OSError where it is none."""
+        """Open a file; raises ValueError or OSError if it is not an index."""
         self.path = os.fspath(path)
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -128,14 +128,14 @@ class Index:
         return dict(self._arrays)
 
     def verify(self) -> None:
-        """Reads everything; raises ValueError where a checksum is wrong."""
+        """Read everything; raises ValueError if a checksum is wrong."""
         for name, (_, _, _, checksum) in self._table.items():
             if zlib.crc32(self._arrays[name]) != checksum:
                 raise ValueError(f"{self.path} is damaged")
 
 
 def newest(key: str) -> Index | None:
-    """The last index of a key that is whole, or None."""
+    """Return the newest intact index of a key, or None."""
     found = []
     for path in cache_folder().glob(f"{key}-*.index"):
         with contextlib.suppress(OSError):
@@ -157,13 +157,13 @@ def newest(key: str) -> Index | None:
 def write(
     key: str, fingerprint: str, header: Any, arrays: Mapping[str, np.ndarray]
 ) -> Index:
-    """Writes an index, whole or not at all, and opens it.
+    """Write an index atomically and open it.
 
     Args:
-      key: of `key`.
-      fingerprint: of `fingerprint`, over the arrays that say which images there are.
-      header: JSON.
-      arrays: one-dimensional, of any simple type.
+      key: A name from `key`.
+      fingerprint: From `fingerprint`, over the arrays that identify the images.
+      header: Anything that JSON can hold.
+      arrays: One-dimensional arrays of any simple type.
     """
     folder = cache_folder()
     try:
@@ -186,7 +186,7 @@ def _write(folder, key, fingerprint, header, arrays) -> pathlib.Path:
     for name, array in arrays.items():
         table[name] = [array.dtype.str, len(array), offset, zlib.crc32(array)]
         offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    # Where the arrays begin depends on the length of the JSON, which says so.
+    # The JSON holds the arrays' offsets, which depend on its own length.
     start = 0
     while True:
         moved = {n: [d, c, start + o, crc] for n, (d, c, o, crc) in table.items()}
@@ -219,18 +219,18 @@ class Texts:
         return len(self._ends)
 
     def __getitem__(self, number: int) -> bytes:
-        # Not -1 for the first: that would be the last.
+        # `_ends[-1]` would be the last end, not 0.
         start = self._ends[number - 1] if number else 0
         return self._bytes[start : self._ends[number]].tobytes()
 
     def all(self) -> list[bytes]:
-        """All of them as objects, for a rebuild."""
+        """Return all strings as objects, for a rebuild."""
         whole, ends = self._bytes.tobytes(), self._ends.tolist()
         return [whole[a:b] for a, b in zip([0, *ends], ends)]
 
 
 def text_arrays(name: str, texts: list[bytes]) -> dict[str, np.ndarray]:
-    """The two arrays of `Texts`."""
+    """Return the two arrays of `Texts`."""
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     return {
         name: np.frombuffer(b"".join(texts), np.uint8),

@@ -1,12 +1,12 @@
-"""Images that a file lists: a text file, a table, or Parquet.
+"""Images listed in a file: a text file, a table, or Parquet.
 
-* `.txt`: a path a line; empty lines and lines that begin with `#` are passed over.
+* `.txt`: one path per line; empty lines and lines that begin with `#` are skipped.
 * `.csv`, `.tsv`: a header line; the column `path`, `file`, `image` or `filename`, and
-  perhaps `label`; separated by commas, semicolons or tabs.
+  optionally `label`; separated by commas, semicolons or tabs.
 * `.parquet`: the same columns.
 
-Relative paths are relative to the file's folder. The order is the file's. Blanks and
-double quotes around a path are left out, unless a file is called so.
+Relative paths are relative to the manifest's folder. Images keep its order. Blanks and
+double quotes around a path are stripped, unless a file has that exact name.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ EXTENSIONS = (".txt", ".csv", ".tsv", ".parquet")
 _PATH_COLUMNS = ("path", "file", "image", "filename")
 _LABEL_COLUMN = "label"
 _VERSION = "2"
-_LOOKED_AT = 100  # paths, of which one must exist
+_LOOKED_AT = 100  # first paths, of which at least one must exist
 _STATUSES = 10_000  # files whose sizes and times are part of the fingerprint
 _BOM = b"\xef\xbb\xbf"
 _AROUND = b' \t"'
@@ -34,9 +34,9 @@ class ManifestSource(folder.FilesSource):
     """The images that a manifest lists.
 
     Args:
-      path: The manifest.
-      decoder: Of the files.
-      field: Of the configuration, for messages.
+      path: Path of the manifest.
+      decoder: Decoder of the files.
+      field: The configuration field to name in messages.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ManifestSource(folder.FilesSource):
         )
 
     def _check_first(self, what: str) -> None:
-        """Refuses a list without paths, or of files that are elsewhere."""
+        """Raise UserError if there are no paths, or none of the first files exists."""
         if not len(self):
             raise errors.UserError(
                 f"no paths in {what}: write one path a line (.txt), or a "
@@ -80,7 +80,7 @@ class ManifestSource(folder.FilesSource):
             )
 
     def _statuses(self) -> np.ndarray:
-        """int64 sizes and times of the files, or of a sample; -1 if one is missing."""
+        """Return int64 sizes and times of the files or a sample; -1 if missing."""
         count = min(len(self), _STATUSES)
         chosen = np.linspace(0, len(self) - 1, count).astype(int)
         root = os.fsencode(self.path)
@@ -91,7 +91,7 @@ class ManifestSource(folder.FilesSource):
                 try:
                     status = os.stat(os.path.join(root, self._paths[number]))
                     found += [status.st_size, status.st_mtime_ns]
-                except (OSError, ValueError):  # the latter: a zero byte in it
+                except (OSError, ValueError):  # ValueError: a zero byte
                     found += [-1, -1]
             return found
 
@@ -101,9 +101,9 @@ class ManifestSource(folder.FilesSource):
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the list, and with the files' sizes and times of change.
+        """Hash that changes with the list and the files' sizes and modification times.
 
-        Of more than 10,000 files those of a sample, evenly spaced.
+        Of more than 10,000 files, an evenly spaced sample counts.
         """
         return self._fingerprint
 
@@ -131,7 +131,7 @@ def _index(manifest: str, said: str) -> index_cache.Index:
 def _exists(root: bytes, path: bytes) -> bool:
     try:
         os.stat(os.path.join(root, path))
-    except (OSError, ValueError):  # the latter: a zero byte in it
+    except (OSError, ValueError):  # ValueError: a zero byte
         return False
     return True
 
@@ -175,13 +175,13 @@ def _lines(manifest: str) -> list[bytes]:
         if file.read(len(_BOM)) != _BOM:
             file.seek(0)
         lines = [line.rstrip(b"\r\n") for line in file]
-    if len(lines) == 1:  # or they end as on old Macs
+    if len(lines) == 1:  # or lines end with CR, as on old Macs
         lines = lines[0].split(b"\r")
     return [x for x in lines if x.strip() and not x.lstrip().startswith(b"#")]
 
 
 def _bare(root: bytes, path: bytes) -> bytes:
-    """A path without what stands around it, if a file of it is not called so."""
+    """Strip blanks and quotes around a path, unless a file has that exact name."""
     if path[:1] not in _AROUND and path[-1:] not in _AROUND or _exists(root, path):
         return path
     bare = path.strip()
@@ -214,7 +214,7 @@ def _table(manifest, said) -> tuple[list[bytes], list[str | None]]:
 
 
 def _delimiter(line: str) -> str:
-    """What stands between the columns: that with which one is for paths."""
+    """Return the delimiter of a header line: the one that gives a path column."""
     for delimiter in ",;\t":
         header = next(csv.reader([line], delimiter=delimiter), [])
         if {name.strip().lower() for name in header} & set(_PATH_COLUMNS):
@@ -223,7 +223,7 @@ def _delimiter(line: str) -> str:
 
 
 def _columns(header: list[str], said: str) -> tuple[int, int | None]:
-    """Where the paths are, and the labels."""
+    """Return the numbers of the path column and the label column or None."""
     for name in _PATH_COLUMNS:
         if name in header:
             label = header.index(_LABEL_COLUMN) if _LABEL_COLUMN in header else None
@@ -276,9 +276,9 @@ def _values(batch, name: str) -> Iterator:
 def numbered_labels(
     labels: Iterable[str | None],
 ) -> tuple[np.ndarray | None, list[str]]:
-    """int32 labels and their names, sorted; (None, []) where some image has none.
+    """Return int32 labels and their sorted names; (None, []) if an image has none.
 
-    Names that all are whole numbers are sorted as numbers.
+    If all names are integers, they are sorted as numbers.
     """
     labels = list(labels)
     if not labels or any(label is None or label == "" for label in labels):

@@ -1,4 +1,4 @@
-"""What sources say about themselves and about what is missing."""
+"""Texts with which sources describe themselves and report what is missing."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is meant as a URL."""
+    """Return whether a path is meant as a URL."""
     return bool(_URL.match(path))
 
 
 def set_path(field: str) -> str:
-    """The fix for a field that names no images."""
+    """Return the fix for a field that names no images."""
     if field == "data.path":
         return SET_DATA
     if field.startswith(("data.", "evaluation.")):
@@ -27,11 +27,11 @@ def set_path(field: str) -> str:
 
 
 def url_problem(said: str, what: str) -> str:
-    """Why a URL in the place of a path cannot be read, and the fix.
+    """Return why a URL in place of a path cannot be read, and the fix.
 
     Args:
       said: The URL.
-      what: Names the place, such as "data.path".
+      what: Name of the setting that holds it, such as "data.path".
     """
     return (
         f"{what} = {said} is a URL, and only files are read: mount it (gcsfuse, "
@@ -41,7 +41,7 @@ def url_problem(said: str, what: str) -> str:
 
 
 def counted(number: int, singular: str, plural: str | None = None) -> str:
-    """`1 image`, `2,000 images`."""
+    """Return a count with its noun: `1 image`, `2,000 images`."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
@@ -52,13 +52,13 @@ def described(
     skipped: Mapping[str, int],
     first: Sequence[str],
 ) -> str:
-    """One line: how many images, where, what was skipped and why, the first names.
+    """Return one line: how many images, where, what was skipped, the first names.
 
     Args:
-      number: of images.
-      where: such as "in 3 folders".
-      skipped: how many for each reason.
-      first: names.
+      number: Number of images.
+      where: Where they are, such as "in 3 folders".
+      skipped: Number of skipped files for each reason.
+      first: Names of the first images.
     """
     text = f"{counted(number, 'image')} {where}".rstrip()
     total = sum(skipped.values())
@@ -67,5 +67,5 @@ def described(
         text += f" ({total:,} skipped: {reasons})"
     if first:
         text += f", first {', '.join(first)}"
-    # A name may hold anything, such as a new line or an escape of a terminal.
+    # A name may contain anything, such as a newline or a terminal escape.
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,10 +1,10 @@
 """Several sources in one, each with a share of every pass.
 
-A pass has T places. Source i has a share of them that is its weight over the sum of the
-weights, rounded to whole places, and T is the least number that shows every image of
-every source at least once. A source with more places than images shows all of them
-equally often, and some once more: those differ from pass to pass, in a fixed order that
-goes around, so that over many passes all images of a source are shown equally often.
+A pass has T places. The share of source i is its weight over the sum of the weights,
+rounded to whole places, and T is the smallest number that shows every image of every
+source at least once. A source with more places than images shows all of them equally
+often, and some once more. Those differ from pass to pass, in a fixed cyclic order, so
+that over many passes all images of a source are shown equally often.
 """
 
 import hashlib
@@ -17,24 +17,24 @@ from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import messages
 
-_MOST_TIMES = 10_000  # that an image may come in a pass
+_MOST_TIMES = 10_000  # most times that an image is shown in a pass
 
 
 class MixtureSource:
     """Images of several sources, numbered one source after the other.
 
     Args:
-      sources: Of which every one has an image at least.
-      weights: Of the sources, above 0.
-      names: Of the sources, in messages.
+      sources: The sources; none is empty.
+      weights: Weight of each source, above 0.
+      names: Name of each source in messages.
 
     Raises:
       UserError: A weight is not above 0, or they differ so much that images of one
-        source would come more than 10,000 times before all of another came once.
+        source would be shown over 10,000 times before all of another are shown once.
 
     Attributes:
-      pass_length: T, the number of places of a pass.
-      places: How many of them each source has.
+      pass_length: Number of places of a pass, T.
+      places: Number of places of each source.
     """
 
     def __init__(self, sources: Sequence, weights: Sequence[float], names: list[str]):
@@ -58,27 +58,27 @@ class MixtureSource:
         return self._starts[-1]
 
     def resolve(self, pass_number: int, place: int) -> int:
-        """The image that a place of a pass shows.
+        """Return the image that a place of a pass shows.
 
         Args:
-          pass_number: From 0 on.
-          place: In [0, `pass_length`).
+          pass_number: Number of the pass, from 0.
+          place: Place in the pass, in [0, `pass_length`).
 
         Returns:
-          In [0, length).
+          Index of the image, in [0, length).
         """
         which = int(np.searchsorted(self._place_starts, place, side="right")) - 1
         length = len(self._sources[which])
         local = int(place) - self._place_starts[which]
         whole, extra = divmod(self.places[which], length)
         if local >= whole * length:
-            # Where the window of extra images of this pass begins, and on from there.
+            # The extra images of a pass continue after those of the pass before.
             number = pass_number * extra + local - whole * length
             local = number % length * _stride(length)
         return self._starts[which] + local % length
 
     def _find(self, index: int) -> tuple[int, int]:
-        """(source, image in it)."""
+        """Return (source, image in it) of an index."""
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -86,7 +86,7 @@ class MixtureSource:
         return which, index - self._starts[which]
 
     def open(self, index: int) -> image_decoder.OpenedImage:
-        """Reads an image's file and header; raises `BadImage`."""
+        """Read an image's file and header; raises `BadImage`."""
         which, local = self._find(index)
         try:
             return self._sources[which].open(local)
@@ -95,12 +95,12 @@ class MixtureSource:
             raise image_decoder.BadImage(name, error.reason) from error
 
     def content(self, index: int) -> bytes:
-        """The bytes of an image's file; raises `BadImage`."""
+        """Return the bytes of an image's file; raises `BadImage`."""
         which, local = self._find(index)
         return self._sources[which].content(local)
 
     def name(self, index: int) -> str:
-        """The source, and its name of the image."""
+        """Return the source's name and its name of the image."""
         which, local = self._find(index)
         return f"{self._names[which]}: {self._sources[which].name(local)}"
 
@@ -115,14 +115,14 @@ class MixtureSource:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the sources and with their places."""
+        """Hash that changes with the sources and their numbers of places."""
         digest = hashlib.sha256(repr(self.places).encode())
         for source in self._sources:
             digest.update(source.fingerprint.encode())
         return digest.hexdigest()[:32]
 
     def describe(self) -> str:
-        """One line: the images, then the sources with their shares of a pass."""
+        """Return one line: the images, then the sources with their shares of a pass."""
         parts = [
             f"{places / self.pass_length:.1%} {source.describe()}"
             for source, places in zip(self._sources, self.places)
@@ -136,7 +136,7 @@ class MixtureSource:
 def _check_balance(
     lengths: list[int], weights: Sequence[float], names: list[str]
 ) -> None:
-    # In powers of ten, which neither overflow nor vanish.
+    # Logarithms neither overflow nor underflow.
     passes = [math.log10(n) - math.log10(w) for n, w in zip(lengths, weights)]
     rare, often = passes.index(max(passes)), passes.index(min(passes))
     excess = passes[rare] - passes[often] - math.log10(_MOST_TIMES)
@@ -151,26 +151,26 @@ def _check_balance(
 
 
 def _power(exponent: float) -> str:
-    """About 10**exponent, rounded up, also where no float holds it."""
+    """Format 10**exponent, rounded up, even if no float can hold it."""
     whole = math.floor(exponent)
     digits = math.ceil(10 ** (exponent - whole) * 100) / 100
     return f"{digits * 10**whole:g}" if -5 < whole < 5 else f"{digits:g}e{whole:+d}"
 
 
 def _places(lengths: list[int], weights: Sequence[float]) -> list[int]:
-    """How many places each source has in a pass."""
-    # By a power of two, which rounds nothing, so that the sum is finite.
+    """Return how many places each source has in a pass."""
+    # Scaling by a power of two rounds nothing and keeps the sum finite.
     exponent = math.frexp(max(weights))[1]
     weights = [math.ldexp(weight, -exponent) for weight in weights]
     total = math.fsum(weights)
     shares = [weight / total for weight in weights]
-    # Of a share that asks for 9.000000001 places for 9 images, 9 is meant.
+    # The factor absorbs rounding errors, which would add a place.
     least = max(
         math.ceil(length / share * (1 - 1e-12))
         for length, share in zip(lengths, shares)
     )
     exact = [least * share for share in shares]
-    # Rounded down, then up for those with the largest rest, until they add up.
+    # Round down, then up for the largest remainders until the sum is right.
     places = [max(int(e + 1e-9), length) for e, length in zip(exact, lengths)]
     order = sorted(range(len(exact)), key=lambda i: (places[i] - exact[i], i))
     for i in order[: max(least - sum(places), 0)]:
@@ -179,7 +179,7 @@ def _places(lengths: list[int], weights: Sequence[float]) -> list[int]:
 
 
 def _stride(length: int) -> int:
-    """A step that visits all of `length` things, spread evenly at any time."""
+    """Return a step that visits all of `length` items, evenly spread at any time."""
     step = max(round(length * 0.6180339887498949), 1)
     while math.gcd(step, length) != 1:
         step += 1

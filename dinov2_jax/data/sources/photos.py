@@ -3,21 +3,21 @@
 Both packages carry real photographs inside their wheels, so this source needs neither
 a download nor a folder. The label of a tile is the photograph it comes from.
 
-Every photograph is laid out in columns of 64 px, which take turns in a period of six:
+Every photograph is divided into columns of 64 px, whose uses repeat every six columns:
 train, train, val, train, train, test. A pixel belongs to one column, hence to one use:
 
 * "train": windows for pretraining, 128 px high and as wide as a run of neighbouring
   train columns (128 px, or 64 to 127 px where the photograph ends after one), one
   every `WINDOW_STRIDE` px downwards. Windows overlap each other, and never reach into
   a held-out column, because a run ends where a held-out column begins.
-* "bank": the 64-px tiles of the train columns, unchanged, for k-NN to look in.
+* "bank": the 64-px tiles of the train columns, unchanged, as references for k-NN.
 * "val" and "test": the 64-px tiles of the held-out columns, `RENDERINGS` times each,
-  every time with another crop, flip and change of colours, a function of the index
+  every time with another crop, flip and colour jitter, which depend on the index
   alone. Settings may be chosen on "val"; none was ever chosen on "test".
 
-Two photographs stay outside of all splits, for pictures of what was learned. Left out
-of what the wheels hold: drawings, text, charts, and the right picture of the stereo
-pair (it shows the held-out part of the left one).
+Two photographs are in no split; they serve for pictures of what was learned. Not used
+from the wheels: drawings, text, charts, and the right picture of the stereo pair (it
+shows the held-out part of the left one).
 """
 
 import functools
@@ -35,7 +35,7 @@ from dinov2_jax.data.sources import index_cache, messages
 TILE = 64  # px
 WINDOW = 128  # px
 WINDOW_STRIDE = 32  # px
-RENDERINGS = 4  # of each held-out tile
+RENDERINGS = 4  # renderings of each held-out tile
 RENDER_SCALE = (0.4, 1.0)  # share of the tile's area that a rendering shows
 SPLITS = ("train", "bank", "val", "test")
 _COLUMNS = ("train", "train", "val", "train", "train", "test")
@@ -61,19 +61,19 @@ _FILES = {
     ),
     "sklearn": ("china.jpg", "flower.jpg"),
 }
-# Seen by no split: for the PCA picture at the end of a run.
+# In no split; for the PCA picture at the end of a run.
 _UNSEEN = ("chelsea.png", "coffee.png")
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 
 def photograph_names() -> list[str]:
-    """Returns the names of the photographs, in the order of their labels."""
+    """Return the names of the photographs, in the order of their labels."""
     return [name.split(".")[0] for names in _FILES.values() for name in names]
 
 
 @functools.cache
 def load_photographs() -> tuple[np.ndarray, ...]:
-    """Returns the photographs, uint8 [H, W, 3] each, in the order of the names."""
+    """Return the photographs, uint8 [H, W, 3] each, in the order of the names."""
     return tuple(
         _reduce(_load(package, name))
         for package, names in _FILES.items()
@@ -82,7 +82,7 @@ def load_photographs() -> tuple[np.ndarray, ...]:
 
 
 def load_unseen() -> list[np.ndarray]:
-    """Returns whole photographs that no split shows, uint8 [H, W, 3] each."""
+    """Return whole photographs that are in no split, uint8 [H, W, 3] each."""
     return [_load("skimage", name) for name in _UNSEEN]
 
 
@@ -113,15 +113,15 @@ def _reduce(pixels: np.ndarray) -> np.ndarray:
 
 
 def boxes(split: str, *, width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Returns the boxes of a split in a photograph.
+    """Return the boxes of a split in a photograph.
 
     Args:
-      split: one of `SPLITS`.
-      width: of the photograph, in pixels.
-      height: of the photograph, in pixels.
+      split: One of `SPLITS`.
+      width: Width of the photograph in pixels.
+      height: Height of the photograph in pixels.
 
     Returns:
-      (left, top, right, bottom) each; without repetition for the renderings.
+      (left, top, right, bottom) of each box, not repeated for the renderings.
     """
     columns = width // TILE
     uses = [_COLUMNS[i % len(_COLUMNS)] for i in range(columns)]
@@ -149,17 +149,17 @@ def boxes(split: str, *, width: int, height: int) -> list[tuple[int, int, int, i
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [H, W, 1], as the decoder has it of gray images."""
+    """Convert uint8 [H, W, 3] to uint8 [H, W, 1], as the decoder does for gray."""
     return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
 class PhotosSource:
-    """One split of the embedded photographs; see the head of this file.
+    """One split of the embedded photographs; see the module's docstring.
 
     Attributes:
       labels: int32 [length], the photograph of each item.
-      label_names: the photographs' names.
-      channels: 3, or 1 for the luma of it.
+      label_names: The photographs' names.
+      channels: 3 for RGB, or 1 for its luma.
     """
 
     def __init__(self, split: str = "train", *, channels: int = 3):
@@ -182,18 +182,18 @@ class PhotosSource:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the split and the number of its tiles."""
+        """Hash that changes with the split, its number of tiles and the channels."""
         gray = ("gray",) if self.channels == 1 else ()
         return index_cache.key("photos", self.split, str(len(self)), *gray)
 
     def describe(self) -> str:
-        """One line: how many, of what."""
+        """Return one line: how many images, of what."""
         count = messages.counted(len(self.label_names), "embedded photograph")
         where = f"of {count}, split {self.split}"
         return messages.described(len(self), where, skipped={}, first=())
 
     def open(self, index: int) -> image_decoder.OpenedImage:
-        """Returns uint8 [h, w, C]: [64, 64, C], or [128, 64..128, C] of "train"."""
+        """Open uint8 [h, w, C]: [64, 64, C], or [128, 64..128, C] for "train"."""
         label, left, top, right, bottom = self._rows[index]
         pixels = load_photographs()[label][top:bottom, left:right]
         if self.split in ("val", "test"):
@@ -213,6 +213,6 @@ class PhotosSource:
         return on_host.color_jitter(rng, pixels, policies.POLICIES["rgb"])
 
     def name(self, index: int) -> str:
-        """Returns what to call an item in messages."""
+        """Return the name of an item in messages."""
         label, left, top, _, _ = self._rows[index]
         return f"{self.label_names[label]} at ({left}, {top})"

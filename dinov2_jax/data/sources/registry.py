@@ -1,4 +1,4 @@
-"""Where images come from: one small protocol, and what a path or a config names.
+"""Sources of images: their protocol, and the source that a path or a config names.
 
 Sources are cheap to pickle, because each loader worker gets a copy.
 """
@@ -33,41 +33,41 @@ TfdsSource = tfds.TfdsSource
 class Source(Protocol):
     """Images by index, the same at every call.
 
-    A source may also have `pass_length` and `resolve`, see `places` and `at_place`.
+    A source may also have `pass_length` and `resolve`; see `places` and `at_place`.
     """
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [length], or None where there are none."""
+        """int32 [length], or None if there are none."""
 
     @property
     def label_names(self) -> list[str]:
-        """The names of the labels; empty where there are none."""
+        """The names of the labels; empty if there are none."""
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal; another one where the images are others."""
+        """Hex string that differs if the images differ."""
 
     def __len__(self) -> int:
-        """Returns the number of images."""
+        """Return the number of images."""
 
     def open(self, index: int) -> image_decoder.OpenedImage:
-        """Reads an image's file and header; raises `BadImage`."""
+        """Read an image's file and header; raises `BadImage`."""
 
     def name(self, index: int) -> str:
-        """Returns what to call an image in messages."""
+        """Return the name of an image in messages."""
 
     def describe(self) -> str:
-        """Returns one line: how many images, where, and what was skipped."""
+        """Return one line: how many images, where, and what was skipped."""
 
 
 def places(source: Any) -> int:
-    """How many images a pass shows: each once, unless the source says otherwise."""
+    """Return how many images a pass shows: by default, each image once."""
     return getattr(source, "pass_length", None) or len(source)
 
 
 def at_place(source: Any, pass_number: int, place: int) -> int:
-    """The image at a place in [0, `places`) of a pass."""
+    """Return the image at a place in [0, `places`) of a pass."""
     resolve = getattr(source, "resolve", None)
     return resolve(pass_number, place) if resolve else place
 
@@ -83,10 +83,10 @@ KINDS = ("auto", *_BY_PATH, "tfds", "photos")
 
 
 def make_source(config: Any) -> Source:
-    """Returns the source for pretraining that `config.data` names.
+    """Return the source for pretraining that `config.data` names.
 
     Raises:
-      UserError: nothing is set, or there is nothing where it points.
+      UserError: No images are set, or none are found there.
     """
     data, decoder = config.data, image_decoder.make_decoder(config)
     if data.source not in KINDS:
@@ -126,7 +126,7 @@ def _mixture(config: Any, decoder: image_decoder.Decoder) -> Source:
 
 
 def _mixture_entry(entry: Any) -> tuple[str, float, str]:
-    """(path, weight, kind) of an entry of `data.sources.mixture`."""
+    """Return (path, weight, kind) of an entry of `config.data.mixture`."""
     if (
         not isinstance(entry, (tuple, list))
         or len(entry) not in (2, 3)
@@ -156,16 +156,16 @@ def open_path(
     kind: str = "auto",
     field: str = "data.path",
 ) -> Source:
-    """Returns the source at a path.
+    """Return the source at a path.
 
     Args:
-      path: Of a file or a folder, or a pattern.
-      decoder: Of the images.
-      kind: How to read it, one of `KINDS` that have a path; auto looks.
-      field: Of the configuration, for messages.
+      path: A file, a folder or a pattern.
+      decoder: Decoder of the images.
+      kind: How to read it, one of `KINDS` that have a path; auto detects it.
+      field: The configuration field to name in messages.
 
     Raises:
-      UserError: There is nothing that can be read so.
+      UserError: There is nothing that can be read this way.
     """
     if kind == "auto":
         kind = sniff(path, field=field)
@@ -173,10 +173,10 @@ def open_path(
 
 
 def sniff(path: str, *, field: str = "data.path") -> str:
-    """What is at a path: folder, manifest, glob, array_record or webdataset.
+    """Detect what is at a path: folder, manifest, glob, array_record or webdataset.
 
     Raises:
-      UserError: Nothing, or something unknown or ambiguous.
+      UserError: There is nothing, or something unknown or ambiguous.
     """
     said = os.path.expanduser(path)
     if os.path.isdir(said):
@@ -216,12 +216,12 @@ def sniff(path: str, *, field: str = "data.path") -> str:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # such as a link to itself
         return False
 
 
 def _sniff_folder(said: str, field: str) -> str:
-    """By the names of its first level."""
+    """Detect the kind of a folder from the names in its first level."""
     found = set()
     try:
         with os.scandir(said) as entries:

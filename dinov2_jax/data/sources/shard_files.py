@@ -1,4 +1,4 @@
-"""Which files hold the shards of a data set: one file, a folder of them, a pattern."""
+"""The shard files of a data set: one file, those in a folder, or a pattern."""
 
 import glob
 import os
@@ -14,13 +14,13 @@ ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
 
 
 def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[str]:
-    """The absolute paths of shards, sorted.
+    """Return the absolute paths of shards, sorted.
 
     Args:
       path: A file, a folder (searched with its sub-folders) or a pattern.
-      ending: Of the shards' names, in a folder.
-      what: To call them, in messages.
-      field: Of the configuration, for messages.
+      ending: Ending of the shards' names, for files in a folder.
+      what: Name of such files in messages.
+      field: The configuration field to name in messages.
 
     Raises:
       UserError: There are none, or one is missing.
@@ -30,7 +30,7 @@ def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[s
     if os.path.isdir(said):
         found = []
         for folder, folders, names in os.walk(said, followlinks=False):
-            folders.sort()  # in place, for the order in which they are entered
+            folders.sort()  # in place, so that os.walk enters them in order
             found += [
                 os.path.join(folder, name)
                 for name in names
@@ -67,7 +67,7 @@ def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[s
 
 
 def names(paths: list[str]) -> list[str]:
-    """What to call shards in messages: their paths below what they share."""
+    """Return names of shards for messages: their paths below the common folder."""
     if len(paths) == 1:
         return [os.path.basename(paths[0])]
     shared = os.path.commonpath(paths)

@@ -1,4 +1,4 @@
-"""Where the images lie inside a tar file."""
+"""Positions of the images inside a tar file."""
 
 import dataclasses
 import json
@@ -20,11 +20,11 @@ class Members:
     """The images of a tar file, in its order.
 
     Attributes:
-      names: of the members.
-      offsets: bytes, of their contents.
-      sizes: bytes.
-      labels: from the `.cls` or `.json` beside them; None where there is none.
-      problem: why the file, or its end, cannot be read; "" if all was.
+      names: Names of the members.
+      offsets: Offsets of their contents in bytes.
+      sizes: Sizes of their contents in bytes.
+      labels: Labels from the `.cls` or `.json` beside them; None if there is none.
+      problem: Why the file, or its end, cannot be read; "" if all was read.
     """
 
     names: list[bytes] = dataclasses.field(default_factory=list)
@@ -35,7 +35,7 @@ class Members:
 
 
 def read(path: str) -> Members:
-    """Reads the headers of a tar file, and the labels."""
+    """Read the headers of a tar file, and the labels."""
     found = Members()
     labels: dict[bytes, str] = {}
     keys = []
@@ -63,20 +63,20 @@ def read(path: str) -> Members:
 
 
 def _regular_members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """(name, offset of the content, size) of every regular file in a tar file.
+    """Yield (name, offset of the content, size) of every regular file in a tar file.
 
     Plain headers are read here, in a third of the time that `tarfile` takes. It reads
     the others: long names, pax headers, sizes that are not octal.
 
     Raises:
-      tarfile.TarError: Damage, after what comes before it.
+      tarfile.TarError: The file is damaged; members before the damage come first.
     """
     with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
         offset, plain = 0, True
         while True:
             head = os.pread(file.fileno(), tarfile.BLOCKSIZE, offset)
             if not head.strip(b"\0"):
-                return  # the end; some writers leave out its zeros
+                return  # the end; some writers omit its zeros
             member = _plain_member(head) if plain else None
             if member is not None:
                 name, length = member
@@ -94,7 +94,7 @@ def _regular_members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _plain_member(head: bytes) -> tuple[bytes, int] | None:
-    """(name, size) of a header that says all about a regular file, or None."""
+    """Return (name, size) if a header fully describes a regular file, or None."""
     if len(head) < tarfile.BLOCKSIZE or head[156:157] not in (b"0", b"\0"):
         return None
     name = head[:100].partition(b"\0")[0]
@@ -110,7 +110,7 @@ def _plain_member(head: bytes) -> tuple[bytes, int] | None:
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
-    """A sample's key and the rest: the name is split at the first dot of its last part.
+    """Split a name at the first dot of its last part: a sample's key and the rest.
 
     The format of WebDataset: `a/b.seg.png` -> ("a/b", "seg.png").
     """

@@ -36,10 +36,10 @@ class TfdsSource:
         )
 
     def __getstate__(self):
-        return {**self.__dict__, "_opened": None}  # open files stay behind
+        return {**self.__dict__, "_opened": None}  # open files are not pickled
 
     def _open(self):
-        """Returns (records, features, folder), opened once in each process."""
+        """Return (records, features, folder), opened once in each process."""
         if self._opened is None:
             name, split, data_dir = self._args
             try:
@@ -56,7 +56,7 @@ class TfdsSource:
                 if "image" in (features or {}):
                     decoders["image"] = tfds.decode.SkipDecoding()
                 records = builder.as_data_source(split=split, decoders=decoders)
-            except Exception as error:  # of many kinds, by version of tfds
+            except Exception as error:  # kinds vary with the version of tfds
                 reason = (str(error).strip().splitlines() or [""])[0][:200]
                 raise errors.UserError(
                     f"tfds data set {name!r}, split {split!r}, is not ready in "
@@ -77,7 +77,7 @@ class TfdsSource:
 
     @property
     def label_names(self) -> list[str]:
-        """The names of the labels; empty where there are none."""
+        """The names of the labels; empty if there are none."""
         label = dict(self._open()[1]).get("label")
         return list(getattr(label, "names", None) or [])
 
@@ -94,24 +94,24 @@ class TfdsSource:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the split and the names, sizes and times of its files."""
+        """Hash that changes with the split and its files' names, sizes and times."""
         return self._fingerprint
 
     def content(self, index: int) -> bytes:
-        """The bytes of an image."""
+        """Return the bytes of an image."""
         return bytes(self._records()[index]["image"])
 
     def open(self, index: int) -> image_decoder.OpenedImage:
-        """Reads an image's record and header; raises `BadImage`."""
+        """Read an image's record and header; raises `BadImage`."""
         return self._decoder.open(self.content(index), name=self.name(index))
 
     def name(self, index: int) -> str:
-        """Returns the data set, split and index."""
+        """Return the data set, split and index."""
         name, split, _ = self._args
         return f"{name}/{split} record {index}"
 
     def describe(self) -> str:
-        """One line: how many, of what."""
+        """Return one line: how many images, of what."""
         name, split, data_dir = self._args
         where = f"in split {split} of {name}" + (f" in {data_dir}" if data_dir else "")
         return messages.described(len(self), where, skipped={}, first=())

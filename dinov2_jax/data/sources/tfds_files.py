@@ -1,7 +1,6 @@
-"""The folders of tensorflow-datasets, known by the note that it leaves in each.
+"""Folders of tensorflow-datasets, recognised by the `dataset_info.json` in each.
 
-DATA_DIR/NAME/VERSION or DATA_DIR/NAME/CONFIG/VERSION holds `dataset_info.json`, and the
-records beside it.
+DATA_DIR/NAME/VERSION or DATA_DIR/NAME/CONFIG/VERSION holds it and the records.
 """
 
 import glob
@@ -13,18 +12,18 @@ from dinov2_jax import errors
 
 _NOTE = "dataset_info.json"
 _DEPTH = 3  # folders below DATA_DIR
-_MOST = 10_000  # files of a data set whose times are looked at
+_MOST = 10_000  # files of a data set whose times are checked
 
 
 def refuse(said: str, field: str) -> None:
-    """Says how to read a data set of tensorflow-datasets that was named as a folder.
+    """Raise UserError if a path is part of a data set of tensorflow-datasets.
 
     Args:
-      said: The path, of DATA_DIR, of a folder in it, or of a file.
-      field: Of the configuration, or the argument of a program.
+      said: The path: DATA_DIR, a folder in it, or a file.
+      field: The configuration field, or the argument of a program.
 
     Raises:
-      UserError: There is one.
+      UserError: There is such a data set; the message says how to read it.
     """
     folder = os.path.abspath(said)
     if not os.path.isdir(folder):
@@ -40,7 +39,7 @@ def refuse(said: str, field: str) -> None:
 
 
 def _name(note: str) -> tuple[str, str]:
-    """(NAME/CONFIG:VERSION, DATA_DIR) of a note."""
+    """Return (NAME/CONFIG:VERSION, DATA_DIR) of a `dataset_info.json`."""
     folder, version = os.path.split(os.path.dirname(note))
     try:
         with open(note) as file:
@@ -68,9 +67,9 @@ def _how(name: str, data_dir: str, field: str) -> str:
 
 
 def state(folder: str) -> list[list]:
-    """[name, size, mtime in ns] of the files in a data set's folder, sorted.
+    """Return [name, size, mtime in ns] of the files in a data set's folder, sorted.
 
-    Of more than 10,000 files those that come first.
+    Only the first 10,000 files are included.
     """
     found = []
     with os.scandir(folder) as entries:

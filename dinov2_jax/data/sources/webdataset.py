@@ -1,4 +1,4 @@
-"""WebDataset shards: images inside uncompressed tar files, read from where they lie.
+"""WebDataset shards: images inside uncompressed tar files, read in place.
 
 The members are indexed once (shard, offset, size); reading one is a `pread`.
 """
@@ -23,20 +23,20 @@ from dinov2_jax.data.sources import (
 )
 
 _VERSION = "1"
-_THREADS = 8  # on network file systems they wait
-_MOST_OPEN = 256  # files; beyond, every read opens its shard
+_THREADS = 8  # network file systems are slow to answer
+_MOST_OPEN = 256  # files; beyond that, every read opens its shard
 
 
 class TarSource:
-    """All images inside tar files, by file and then in the file's order.
+    """All images inside tar files, ordered by file and then by member.
 
     The label of an image is the content of the `.cls` beside it, or the field `label`,
     `cls` or `class` of the `.json`, if every image has one.
 
     Args:
       path: A file, a folder or a pattern.
-      decoder: Of the images.
-      field: Of the configuration, for messages.
+      decoder: Decoder of the images.
+      field: The configuration field to name in messages.
     """
 
     def __init__(
@@ -86,24 +86,24 @@ class TarSource:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [length], or None where there are none."""
+        """int32 [length], or None if there are none."""
         return self._index["labels"] if "labels" in self._index else None
 
     @property
     def label_names(self) -> list[str]:
-        """The names of the labels; empty where there are none."""
+        """The names of the labels; empty if there are none."""
         return list(self._index.header["label_names"])
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the members and with the shards' sizes and times of change."""
+        """Hash that changes with the members and the shards' sizes and times."""
         return self._index.header["fingerprint"]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def content(self, index: int) -> bytes:
-        """The bytes of an image; raises `BadImage`."""
+        """Return the bytes of an image; raises `BadImage`."""
         shard = int(self._index["shard"][index])
         offset, size = int(self._index["offsets"][index]), self._index["sizes"][index]
         try:
@@ -130,16 +130,16 @@ class TarSource:
         return _pread_all(self._files[shard], size, offset)
 
     def open(self, index: int) -> image_decoder.OpenedImage:
-        """Reads an image and its header; raises `BadImage`."""
+        """Read an image and its header; raises `BadImage`."""
         return self._decoder.open(self.content(index), name=self.name(index))
 
     def name(self, index: int) -> str:
-        """The shard and the member."""
+        """Return the shard and the member."""
         shard = self._index.header["shard_names"][int(self._index["shard"][index])]
         return f"{shard}/{self._names[index].decode('utf-8', 'replace')}"
 
     def describe(self) -> str:
-        """One line: how many, what was skipped, the first names."""
+        """Return one line: how many images, unread shards, the first names."""
         header = self._index.header
         first = [self.name(i) for i in range(min(3, len(self)))]
         damaged = len(header["problems"])
@@ -155,7 +155,7 @@ class TarSource:
 
 def _pread_all(descriptor: int, size: int, offset: int) -> bytes:
     content = os.pread(descriptor, size, offset)
-    while 0 < len(content) < size:  # one call gives 2 GB at most
+    while 0 < len(content) < size:  # one call returns at most 2 GB
         more = os.pread(descriptor, size - len(content), offset + len(content))
         if not more:
             break
@@ -177,7 +177,7 @@ def _is_compressed(path: str) -> bool:
 
 
 def _find_members(said: str, shards: list[str]) -> index_cache.Index:
-    """The index of all members; only shards that changed are read."""
+    """Return the index of all members; only shards that changed are read."""
     key = index_cache.key("tar", _VERSION, said)
     old = index_cache.newest(key)
     statuses = [os.stat(shard) for shard in shards]
@@ -218,8 +218,8 @@ def _find_members(said: str, shards: list[str]) -> index_cache.Index:
 
 
 def _reused(old, state):
-    """(shard, members) of the shards that are as they were."""
-    # Without labels in the old index, some image had none; which one is not known.
+    """Yield (shard, members) of unchanged shards."""
+    # An old index without labels does not say which images had one.
     if old is None or "labels" not in old and old.header["some_labels"]:
         return
     problems = dict(old.header["problems"])

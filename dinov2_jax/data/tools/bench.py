@@ -1,8 +1,8 @@
-"""`python -m dinov2_jax.data bench`: images a second, stage by stage.
+"""`python -m dinov2_jax.data bench`: images per second, stage by stage.
 
-How fast this machine prepares images for training, in both places for augmentation
-(`data.augmentation`), beside the reference's transforms where torch is installed, and
-which stage is the bottleneck. Without a path it makes JPEGs of its own.
+Measures how fast this machine prepares images for training, with augmentation on the
+host and on the device (`data.augmentation`), next to the reference's transforms if
+torch is installed, and names the bottleneck. Without a path it makes its own JPEGs.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from dinov2_jax import errors
 from dinov2_jax.data.sources import photos
 from dinov2_jax.data.tools import program_flags, throughput
 
-_MOST_BYTES = 2**26  # of the crops of an image; a batch has 32 of them
+_MOST_BYTES = 2**26  # most bytes of an image's crops; a batch has 32 images
 _MADE_CHANNELS = (1, 3)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags of the program."""
+    """Declare the flags of the program."""
     parser.add_argument(
         "path", nargs="?", help="what --config.data.path takes; default: made JPEGs"
     )
@@ -63,7 +63,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures, and prints the table and the bottleneck."""
+    """Measure, and print the table and the bottleneck."""
     program_flags.check_positive(args, "images", "local_size", "workers", "rounds")
     program_flags.check_seconds(args)
     program_flags.check_json(args.json)
@@ -112,7 +112,7 @@ def _check_sizes(sizes: throughput.Sizes, channels: int) -> None:
 
 
 def make_jpegs(folder: pathlib.Path, count: int) -> None:
-    """Writes JPEGs as large as ImageNet's, 500 px long: parts of photographs."""
+    """Write parts of photographs as JPEGs as large as ImageNet's, 500 px long."""
     photographs = photos.load_photographs()
     rng = np.random.default_rng(0)
     for i in tqdm.trange(count, desc="making JPEGs", disable=not sys.stderr.isatty()):
@@ -128,7 +128,7 @@ def make_jpegs(folder: pathlib.Path, count: int) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """What was measured, for people."""
+    """Format the measurements as a table."""
     lines = ["", "stage, one process".ljust(34) + "ms an image".rjust(12)]
     for name, value in found["stages"].items():
         lines.append(f"  {name}".ljust(34) + f"{value:.2f}".rjust(12))

@@ -1,8 +1,8 @@
 """Work on many items in processes that may die: one item is lost, not the work.
 
-`concurrent.futures` gives up all of its work when one process is killed, and waits for
-ever for one that hangs. A file that crashes a decoder, fills the memory or never ends
-must cost no more than itself.
+`concurrent.futures` gives up all of its work when one process is killed, and waits
+forever for one that hangs. A file that crashes a decoder, fills the memory or never
+ends must cost no more than itself.
 """
 
 import collections
@@ -15,16 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_AHEAD = 32  # results that wait for an earlier one, for each process
-_CHUNK = 8  # items that a process is given at a time
-_START_SECONDS = 120.0  # for a process to start, on a busy machine
+_AHEAD = 32  # results per process that may wait for an earlier one
+_CHUNK = 8  # items that a process gets at a time
+_START_SECONDS = 120.0  # time limit for a process to start, on a busy machine
 
 
 class Lost:
-    """In place of a result: the process that worked on the item did not finish it.
+    """Placeholder for a result: the process that worked on the item did not finish it.
 
     Attributes:
-      reason: in words.
+      reason: Why it did not, in words.
     """
 
     def __init__(self, reason: str):
@@ -38,13 +38,13 @@ def in_order(
     processes: int,
     seconds: float = 120.0,
 ) -> Iterator[tuple[int, Any]]:
-    """Calls a function for each item, in processes; gives the results in order.
+    """Call a function for each item, in processes; yield the results in order.
 
     Args:
-      work: Can be pickled; its results too.
-      items: Numbers that it is called with.
-      processes: How many; 0 calls it here, unprotected.
-      seconds: After which an item is given up.
+      work: The function; it and its results can be pickled.
+      items: The numbers to call it with.
+      processes: Number of processes; 0 calls it in this one, unprotected.
+      seconds: Time limit for an item.
 
     Yields:
       (item, result), where a result may be `Lost`.
@@ -53,15 +53,15 @@ def in_order(
         for item in items:
             yield item, work(item)
         return
-    todo: collections.deque = collections.deque()  # given back by those that died
+    todo: collections.deque = collections.deque()  # returned by processes that died
     unclaimed = iter(items)
     claimed: list[int] = []
     done: dict[int, Any] = {}
     workers = [_Worker(work) for _ in range(min(processes, max(len(items), 1)))]
-    first = 0  # how many results were given
+    first = 0  # number of results yielded
 
     def assign(worker: _Worker) -> None:
-        """Gives an idle worker its next items, if not too far ahead."""
+        """Give an idle worker its next items, unless results are too far ahead."""
         chunk = []
         while len(chunk) < _CHUNK:
             if todo:
@@ -123,7 +123,7 @@ class _Failure:
 
 
 class _Worker:
-    """A process, and what it was given and has not given back."""
+    """A process and the items that it has not finished."""
 
     def __init__(self, work: Callable[[int], Any]):
         self._work = work
@@ -148,10 +148,10 @@ class _Worker:
         try:
             self.connection.send(items)
         except (BrokenPipeError, ConnectionError):
-            pass  # seen when it is read from
+            pass  # noticed at the next read
 
     def results(self) -> Iterator[tuple[int, Any]]:
-        """What has arrived; raises EOFError where the process has ended."""
+        """Yield what has arrived; raises EOFError if the process has ended."""
         while True:
             item, result = self.connection.recv()
             self.since = time.monotonic()
@@ -169,7 +169,7 @@ class _Worker:
         return self.since + (seconds if self.ready else _START_SECONDS)
 
     def last_words(self) -> str:
-        """Why the process has ended."""
+        """Return why the process has ended."""
         self.process.join(5)
         code = self.process.exitcode
         if code is not None and code < 0:
@@ -188,7 +188,7 @@ class _Worker:
 
 
 def _serve(work, connection, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
     def leave_with_parent():
         while os.getppid() == parent:
@@ -205,7 +205,7 @@ def _serve(work, connection, parent: int) -> None:
         for item in items:
             try:
                 result = work(item)
-            except Exception as error:  # ours to report; a bad image is a result
+            except Exception as error:  # raised in the parent; bad images are results
                 result = _Failure(error)
             try:
                 connection.send((item, result))

@@ -1,4 +1,4 @@
-"""The flags that `scan`, `shard`, `stats` and `bench` share, checked before work."""
+"""The flags that `scan`, `shard`, `stats` and `bench` share, and their checks."""
 
 import argparse
 import dataclasses
@@ -10,11 +10,11 @@ from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry, tfds
 
-_MOST_SECONDS = 86_400.0  # a day; waiting for much longer is refused by systems
+_MOST_SECONDS = 86_400.0  # a day; systems refuse to wait for much longer
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
-    """Declares how a path is read and how its images are decoded."""
+    """Declare the flags for reading a path and decoding its images."""
     parser.add_argument(
         "--channels", type=int, default=3, metavar="C", help="model.in_chans; default 3"
     )
@@ -44,10 +44,10 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def make_decoder(args: argparse.Namespace) -> image_decoder.Decoder:
-    """The decoder that the flags of `add_images` describe.
+    """Return the decoder that the flags of `add_images` describe.
 
     Raises:
-      UserError: A value makes no sense.
+      UserError: A value is invalid.
     """
     check_positive(args, "channels", "max_pixels")
     value_range = None
@@ -64,7 +64,7 @@ def make_decoder(args: argparse.Namespace) -> image_decoder.Decoder:
 
 
 def decoding(decoder: image_decoder.Decoder) -> dict:
-    """What a decoder does otherwise than the default one, as JSON has it."""
+    """Return the settings of a decoder that are not the defaults, for JSON."""
     default = dataclasses.asdict(image_decoder.Decoder())
     changed = dataclasses.asdict(decoder)
     return {name: x for name, x in changed.items() if x != default[name]}
@@ -73,10 +73,10 @@ def decoding(decoder: image_decoder.Decoder) -> dict:
 def open_source(
     args: argparse.Namespace, path: str, decoder: image_decoder.Decoder, *, field: str
 ) -> registry.Source:
-    """The source at a path, or the data set of tensorflow-datasets that lies there.
+    """Return the source at a path, or the data set of tensorflow-datasets there.
 
     Raises:
-      UserError: There is nothing that can be read so.
+      UserError: There is nothing that can be read this way.
     """
     if args.tfds_name:
         return tfds.TfdsSource(
@@ -89,7 +89,7 @@ def open_source(
 
 
 def check_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raises `UserError` where a flag is below 1."""
+    """Raise UserError if a flag is below 1."""
     for name in names:
         if getattr(args, name) < 1:
             flag = name.replace("_", "-")
@@ -97,8 +97,8 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
 
 
 def check_seconds(args: argparse.Namespace) -> None:
-    """Raises `UserError` where `--seconds` is no time to wait."""
-    if not 0 < args.seconds <= _MOST_SECONDS:  # nor is NaN
+    """Raise UserError unless `--seconds` is above 0 and at most a day."""
+    if not 0 < args.seconds <= _MOST_SECONDS:  # or it is NaN
         raise errors.UserError(
             f"--seconds={args.seconds:g}: give more than 0 and at most "
             f"{_MOST_SECONDS:g}, a day"
@@ -106,7 +106,7 @@ def check_seconds(args: argparse.Namespace) -> None:
 
 
 def check_json(path: pathlib.Path | None) -> None:
-    """Raises `UserError` where a file for the JSON cannot be made."""
+    """Raise UserError if the JSON file cannot be created."""
     if path is None:
         return
     folder = path.absolute().parent

@@ -1,8 +1,8 @@
 """The reference's augmentation as it is run there, to measure ours against.
 
 The transforms of torchvision that the reference's `data/augmentations.py` composes, on
-Pillow images, written after torchvision's documentation and run by torch: it is
-installed for the comparison alone. Draws are NumPy's, which are cheaper than torch's.
+Pillow images, written from torchvision's documentation and run by torch, which is
+needed only for this comparison. Random numbers are NumPy's, cheaper than torch's.
 """
 
 import io
@@ -14,12 +14,12 @@ from dinov2_jax.augment import crop_boxes, policies
 
 
 class ReferencePipeline:
-    """The content of an image file -> ten normalised float tensors.
+    """Function from an image file's content to 2 + L normalised float tensors.
 
     Args:
-      global_size: S, in pixels.
-      local_size: s, in pixels.
-      num_local: L.
+      global_size: Side of a global crop, S, in pixels.
+      local_size: Side of a local crop, s, in pixels.
+      num_local: Number of local crops, L.
 
     Raises:
       ImportError: torch is not installed.
@@ -28,7 +28,7 @@ class ReferencePipeline:
     def __init__(self, *, global_size: int, local_size: int, num_local: int):
         import torch
 
-        torch.set_num_threads(1)  # one process a core, as a DataLoader's workers
+        torch.set_num_threads(1)  # one process per core, as DataLoader workers
         self._torch = torch
         large, small = (global_size, (0.32, 1.0)), (local_size, (0.05, 0.32))
         self._views = [(0, *large), (1, *large)] + [(2, *small)] * num_local
@@ -36,7 +36,7 @@ class ReferencePipeline:
         self._std = torch.tensor(policies.IMAGENET_STD)[:, None, None]
 
     def __call__(self, content: bytes, rng: np.random.Generator) -> list:
-        """Draws all crops of an image file: float32 [3, S, S] each."""
+        """Draw all crops of an image file: float32 [3, S, S], then [3, s, s]."""
         image = Image.open(io.BytesIO(content)).convert("RGB")
         return [self._view(image, rng, *view) for view in self._views]
 

@@ -24,7 +24,7 @@ _SHOWN = 10  # lines of a list in the table; the JSON has all
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags of the program."""
+    """Declare the flags of the program."""
     parser.add_argument("path", help="what --config.data.path takes")
     parser.add_argument(
         "--json", type=pathlib.Path, metavar="OUT", help="write all that was found"
@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags on processes that decode."""
+    """Declare the flags of the decoding processes."""
     parser.add_argument(
         "--workers",
         type=int,
@@ -52,13 +52,13 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def check_workers(args: argparse.Namespace) -> None:
-    """Raises `UserError` where those flags make no sense."""
+    """Raise UserError if the flags of `add_workers` are invalid."""
     program_flags.check_positive(args, "workers")
     program_flags.check_seconds(args)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reads every image, prints a table and writes the JSON."""
+    """Read every image, print a table and write the JSON."""
     check_workers(args)
     program_flags.check_json(args.json)
     decoder = program_flags.make_decoder(args)
@@ -79,16 +79,16 @@ def scan(
     workers: int,
     seconds: float = 120.0,
 ) -> dict[str, Any]:
-    """Reads and decodes every image of a source.
+    """Read and decode every image of a source.
 
     Args:
-      source: Of the images.
-      decoder: With which they have to be decoded without an error.
-      workers: Processes; 0 decodes here.
-      seconds: After which an image is given up.
+      source: Source of the images.
+      decoder: Decoder that must decode them without an error.
+      workers: Number of processes; 0 decodes in this one.
+      seconds: Time limit for an image.
 
     Returns:
-      What the JSON has; see `docs/data.md`.
+      The content of the JSON; see `docs/data.md`.
     """
     count = len(source)
     sizes = np.zeros((count, 3), np.int64)  # width, height, bytes
@@ -141,7 +141,7 @@ def scan(
 
 
 def progress(total: int, what: str) -> tqdm.tqdm:
-    """A bar on a terminal, on standard error."""
+    """Return a progress bar on standard error, if that is a terminal."""
     return tqdm.tqdm(
         total=total, desc=what, unit=" images", disable=not sys.stderr.isatty()
     )
@@ -154,7 +154,7 @@ def _skipped(source: Any) -> list[dict[str, str]]:
 
 
 def _equal(digests: np.ndarray, good: np.ndarray) -> list[np.ndarray]:
-    """Groups of the good images with the same bytes, in the order of their first."""
+    """Return groups of good images with the same bytes, by their first image."""
     indices = np.flatnonzero(good)
     if not len(indices):
         return []
@@ -175,7 +175,7 @@ def _spread(values: np.ndarray) -> dict[str, float] | None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Format the report as a table."""
     lines = [
         f"images       {report['images']:,}, {report['good']:,} of them good, "
         f"{report['bytes'] / 1e6:,.1f} MB"
@@ -221,16 +221,16 @@ def _printable(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """An image that was read.
+    """The result of examining an image.
 
     Attributes:
-      reason: why it cannot be used; "" if it can.
-      format: such as JPEG; "" if it has none that is known.
-      mode: of its colours, as Pillow calls them, or "13 channels"; likewise.
-      width: px, 0 where unknown.
-      height: px, 0 where unknown.
-      size: bytes.
-      digest: of the bytes; b"" where they could not be read.
+      reason: Why it cannot be used; "" if it can.
+      format: File format, such as JPEG; "" if unknown.
+      mode: Pillow's colour mode, or such as "13 channels"; "" if unknown.
+      width: Width in px; 0 if unknown.
+      height: Height in px; 0 if unknown.
+      size: Size of the file in bytes.
+      digest: First 16 bytes of the file's SHA-256; b"" if it could not be read.
     """
 
     reason: str
@@ -244,18 +244,18 @@ class Examined:
 
 @dataclasses.dataclass(frozen=True)
 class Examine:
-    """Examines the images of a source, by index.
+    """Function that examines an image of a source, given its index.
 
     Attributes:
-      source: `registry.Source`.
-      decoder: with which images have to be decoded without an error.
+      source: The source, a `registry.Source`.
+      decoder: Decoder that must decode images without an error.
     """
 
     source: Any
     decoder: image_decoder.Decoder
 
     def __call__(self, index: int) -> Examined:
-        """Reads and decodes an image; never raises for a bad one."""
+        """Read and decode an image; never raises for a bad one."""
         try:
             content = file_bytes(self.source, index)
         except image_decoder.BadImage as error:
@@ -267,13 +267,13 @@ class Examine:
             with Image.open(io.BytesIO(content)) as image:
                 found |= dict(format=image.format or "", mode=image.mode)
                 found |= dict(width=image.width, height=image.height)
-        except Exception:  # Pillow raises almost anything; the decoder words it below
+        except Exception:  # Pillow raises almost anything; the decoder reports it below
             pass
         try:
             pixels = self.decoder.decode(content, name="")
         except image_decoder.BadImage as error:
             return Examined(error.reason, **found)
-        if "format" not in found:  # what only the decoder knows
+        if "format" not in found:  # a format that only the decoder reads
             height, width, channels = pixels.shape
             npy = content.startswith(multichannel.NPY_MAGIC)
             found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
@@ -282,7 +282,7 @@ class Examine:
 
 
 def file_bytes(source: Any, index: int) -> bytes:
-    """The bytes of an image's file; a PNG of those that have none.
+    """Return the bytes of an image's file, or of a PNG if it has no file.
 
     Raises:
       BadImage: It cannot be read.

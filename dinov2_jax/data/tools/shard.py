@@ -1,10 +1,9 @@
-"""`python -m dinov2_jax.data shard SRC DST`: images packed into ArrayRecord files.
+"""`python -m dinov2_jax.data shard SRC DST`: pack images into ArrayRecord files.
 
-DST holds `images-00000.array_record` and so on (the records are those of
-`array_record`), `shards.json` that says what they hold, and `bad_images.txt`. A run
-that was stopped goes on where it was: a shard appears when it is whole, and the next
-one begins with the image after it, so that the files are those of a run that was not
-stopped.
+DST gets `images-00000.array_record` and so on (`array_record` describes the records),
+`shards.json`, which lists their contents, and `bad_images.txt`. A stopped run continues
+where it was: a shard appears when it is complete, and the next one begins with the
+image after it, so the files are the same as those of an uninterrupted run.
 """
 
 import argparse
@@ -29,7 +28,7 @@ _BAD = "bad_images.txt"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags of the program."""
+    """Declare the flags of the program."""
     parser.add_argument("source", metavar="SRC", help="what --config.data.path takes")
     parser.add_argument(
         "destination", metavar="DST", type=pathlib.Path, help="folder for the shards"
@@ -59,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the shards that are missing."""
+    """Write the shards that are missing."""
     scan.check_workers(args)
     if args.resize < 0:
         raise errors.UserError(f"--resize={args.resize}: give a short side in px")
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     print(source.describe(), flush=True)
     options = {"resize": args.resize, "quality": args.quality, "shard_size": limit}
     if not args.resize:
-        del options["quality"]  # of nothing
+        del options["quality"]  # not used
     options |= program_flags.decoding(decoder)
     packing = Packing(source, decoder, args.resize, args.quality)
     with shard_folder.locked(args.destination):
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _parse_size(text: str) -> tuple[int, str]:
-    """(a number, "bytes" or "images")."""
+    """Return (a number, "bytes" or "images")."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", text.strip().upper())
     unit = found[2] if found else None
     number = float(found[1]) * _UNITS.get(unit, 1) if found else 0
@@ -108,13 +107,13 @@ def _parse_size(text: str) -> tuple[int, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Makes the bytes of a record of an image; runs in processes of its own.
+    """Function from an index to the image file to pack; runs in worker processes.
 
     Attributes:
-      source: `registry.Source`.
-      decoder: With which images have to be decoded without an error.
-      short_side: px, of larger ones; 0 leaves all as they are.
-      quality: Of JPEGs.
+      source: The source, a `registry.Source`.
+      decoder: Decoder that must decode images without an error.
+      short_side: Short side that larger images are shrunk to, px; 0 shrinks none.
+      quality: JPEG quality of the shrunk images, 1 to 100.
     """
 
     source: Any
@@ -123,7 +122,7 @@ class Packing:
     quality: int
 
     def __call__(self, index: int) -> bytes | image_decoder.BadImage:
-        """The bytes of an image file, or why there are none."""
+        """Return the bytes of an image file, or why there are none."""
         try:
             content = scan_lib.file_bytes(self.source, index)
             pixels = self.decoder.decode(content, name=str(index))
@@ -137,7 +136,7 @@ class Packing:
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         image = image.resize(size, Image.Resampling.BICUBIC)
         stream = io.BytesIO()
-        # Colours at full resolution: another halving is not asked for.
+        # Full colour resolution: the source may have been subsampled already.
         image.save(stream, "JPEG", quality=self.quality, subsampling=0)
         return stream.getvalue()
 
@@ -184,7 +183,7 @@ def _write_all(packing, destination, limit, args) -> None:
 
 
 def _name(source: Any, index: int) -> str:
-    """The image's name, whose bytes can be had back by `os.fsencode`."""
+    """Return the image's name, whose bytes `os.fsencode` restores."""
     if hasattr(source, "relative_path"):
         return os.fsdecode(source.relative_path(index))
     return source.name(index)

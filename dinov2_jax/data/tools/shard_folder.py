@@ -1,6 +1,6 @@
-"""The folder that `shard` fills: shards that appear when they are whole, and a note.
+"""The folder that `shard` fills: shards that appear when complete, and `shards.json`.
 
-`shards.json` says which images went into which shard, so that a stopped run goes on.
+The latter says which images went into which shard, so that a stopped run can continue.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from dinov2_jax.data.sources import array_record
 
 
 class Destination:
-    """The folder of shards, and how far it is."""
+    """The folder of shards and its progress."""
 
     def __init__(self, path: pathlib.Path, source: Any, options: dict[str, Any]):
         self.path = path
@@ -61,7 +61,7 @@ class Destination:
 
     @property
     def records(self) -> int:
-        """In the finished shards."""
+        """Number of records in the finished shards."""
         return sum(shard["records"] for shard in self.shards)
 
     @property
@@ -70,11 +70,11 @@ class Destination:
         return [entry for shard in self.shards for entry in shard["bad"]]
 
     def shard_name(self) -> str:
-        """Of the next shard's file."""
+        """Return the name of the next shard's file."""
         return f"images-{len(self.shards):05d}.array_record"
 
     def note(self, finished: bool) -> None:
-        """Writes `shards.json`."""
+        """Write `shards.json`."""
         content = self._head | {"finished": finished, "shards": self.shards}
         files.write_text(self.path / array_record.SHARDS, json.dumps(content, indent=1))
         self.finished = finished
@@ -91,19 +91,19 @@ class Shard:
         self._name = destination.shard_name()
         # Hidden, so that no reader takes it for a shard.
         self._temporary = destination.path / f".{self._name}.tmp"
-        # A record a chunk, for random access; images do not compress.
+        # One record per chunk, for random access; images do not compress.
         self._writer = array_record.module().ArrayRecordWriter(
             str(self._temporary), "group_size:1,uncompressed"
         )
 
     def add(self, record: bytes) -> None:
-        """Appends a record."""
+        """Append a record."""
         self._writer.write(record)
         self.records += 1
         self.bytes += len(record)
 
     def close(self, stop: int) -> None:
-        """Gives the file its name and notes it; a shard without records vanishes."""
+        """Give the file its name and record it; delete a shard without records."""
         self._writer.close()
         if not self.records:
             self._temporary.unlink()
@@ -125,7 +125,7 @@ class Shard:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path):
-    """Makes the folder, and keeps other processes from writing there."""
+    """Create the folder, and keep other processes from writing there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "w")

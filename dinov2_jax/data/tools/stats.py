@@ -2,8 +2,8 @@
 
     python -m dinov2_jax.data stats PATH --channels 13
 
-looks at a random sample of the images and prints the two flags to paste. Each image
-counts by its pixels, as stored; values are in [0, 1].
+reads a random sample of the images and prints the two flags to paste. Every pixel
+counts equally, as stored; values are in [0, 1].
 """
 
 import argparse
@@ -23,18 +23,18 @@ from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
 from dinov2_jax.data.tools import program_flags
 
-_SHOWN = 10  # bad images by name; JSON has all
+_SHOWN = 10  # bad images listed by name; the JSON has all
 _AHEAD = 2  # images in work or waiting, per thread
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What a sample of images shows.
+    """Pixel statistics of a sample of images.
 
     Attributes:
       counts: int64 [C, 256], how many pixels of each channel have each value.
-      images: How many were read.
-      skipped: {name: reason} of those that could not be.
+      images: Number of images that were read.
+      skipped: {name: reason} of images that could not be read.
     """
 
     counts: np.ndarray
@@ -43,33 +43,33 @@ class Statistics:
 
     @property
     def mean(self) -> list[float]:
-        """Of each channel, of values in [0, 1]."""
+        """Mean of each channel, for values in [0, 1]."""
         return [_moment(row, 1) / _moment(row, 0) / 255 for row in self.counts]
 
     @property
     def std(self) -> list[float]:
-        """The deviation of each channel, over all pixels of the sample."""
+        """Standard deviation of each channel, over all pixels of the sample."""
         return [_deviation(row) for row in self.counts]
 
     def flags(self) -> str:
-        """The flags that a training run takes them by."""
+        """Return the training flags that set them."""
         mean, std = _tuple(self.mean), _tuple(self.std)
         return f"--config.data.mean='{mean}' --config.data.std='{std}'"
 
 
 def _tuple(values: list[float]) -> str:
-    """Without blanks; with the comma that makes a tuple of one value."""
+    """Format a tuple without blanks, with the comma that one value needs."""
     return "(" + "".join(f"{value:.6g}," for value in values) + ")"
 
 
 def _moment(counts: np.ndarray, power: int) -> int:
-    """The exact sum of the values' power, of any number of pixels."""
+    """Return the exact sum of value**power over any number of pixels."""
     return sum(int(n) * value**power for value, n in enumerate(counts))
 
 
 def _deviation(counts: np.ndarray) -> float:
     n, first, second = (_moment(counts, power) for power in range(3))
-    return (n * second - first**2) ** 0.5 / n / 255  # whole numbers up to the root
+    return (n * second - first**2) ** 0.5 / n / 255  # integers up to the root
 
 
 def gather(
@@ -79,13 +79,13 @@ def gather(
     channels: int,
     workers: int,
 ) -> Statistics:
-    """Reads images and counts their values.
+    """Read images and count their values.
 
     Args:
       source: The images.
-      indices: Of those to read.
-      channels: C, as the source gives.
-      workers: Threads that decode; Pillow does so without holding Python's lock.
+      indices: Indices of the images to read.
+      channels: Number of channels of the source, C.
+      workers: Number of threads that decode; Pillow releases the GIL.
     """
     total = np.zeros((channels, 256), np.int64)
     read, skipped = 0, {}
@@ -99,7 +99,7 @@ def gather(
 
 
 def _count(source: registry.Source, index: int) -> tuple[str, np.ndarray | str]:
-    """Returns an image's name, and int64 [C, 256] or why it is bad."""
+    """Return an image's name, and int64 [C, 256] or why it is bad."""
     try:
         pixels = source.open(index).pixels()
     except image_decoder.BadImage as error:
@@ -110,7 +110,7 @@ def _count(source: registry.Source, index: int) -> tuple[str, np.ndarray | str]:
 
 
 def _in_threads(function, items: Iterable, workers: int) -> Iterator:
-    """As `map`, by threads that run only a little ahead."""
+    """Map a function over items with threads that run only a little ahead."""
     pending: collections.deque = collections.deque()
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     try:
@@ -125,15 +125,15 @@ def _in_threads(function, items: Iterable, workers: int) -> Iterator:
 
 
 def sample(length: int, max_images: int, seed: int) -> np.ndarray:
-    """Indices of at most `max_images` of `length` images, sorted; 0: all."""
+    """Return sorted indices of at most `max_images` of `length` images; 0: all."""
     if not 0 < max_images < length:
         return np.arange(length)
     chosen = np.random.default_rng(seed).choice(length, max_images, replace=False)
-    return np.sort(chosen)  # as they lie on the disk
+    return np.sort(chosen)  # in the order on the disk
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags of the program."""
+    """Declare the flags of the program."""
     parser.add_argument("path", help="what --config.data.path takes")
     program_flags.add_images(parser)
     parser.add_argument(
@@ -147,7 +147,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reads a sample of the images and prints the flags, or JSON."""
+    """Read a sample of the images and print the flags, or JSON."""
     program_flags.check_positive(args, "workers")
     for name, value in (("max-images", args.max_images), ("seed", args.seed)):
         if value < 0:

@@ -1,7 +1,7 @@
-"""Images a second: each stage in one process, and whole ways in as many as there are.
+"""Images per second: each stage in one process, whole pipelines in many processes.
 
-The whole ways are those of `data.augmentation` ("host", and "split" for "device"), of
-the reference's transforms where torch is installed, and of the loader to the trainer.
+The pipelines are those of `data.augmentation` ("host", and "split" for "device"), the
+reference's transforms if torch is installed, and the loader up to the trainer.
 """
 
 import concurrent.futures
@@ -25,20 +25,20 @@ from dinov2_jax.data.tools import reference_pipeline
 PATCH = 14  # pixels
 _CONTESTANTS = ("reference", "host", "split")
 _STAGE_IMAGES = 48
-_CHUNK = 8  # images a task
+_CHUNK = 8  # images per task
 _POLICIES = {1: "gray", 3: "rgb"}  # by channels; all others are multispectral
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the crops, as in `config.crops`, in pixels."""
+    """Sizes of crops in pixels and number of local ones, as in `config.crops`."""
 
     global_size: int = 224
     local_size: int = 98
     num_local: int = 8
 
     def multi_crop(self, policy: policies.Policy | None) -> multi_crop.MultiCrop:
-        """Crops with the host's part of the augmentation, or all of it."""
+        """Return the crops of these sizes; a policy augments them on the host."""
         return multi_crop.MultiCrop(
             global_crops_size=self.global_size,
             local_crops_number=self.num_local,
@@ -47,7 +47,7 @@ class Sizes:
         )
 
     def crop_bytes(self, channels: int) -> int:
-        """What the crops of one image take."""
+        """Return the bytes of all crops of one image."""
         pixels = 2 * self.global_size**2 + self.num_local * self.local_size**2
         return channels * pixels
 
@@ -61,15 +61,15 @@ def measure(
     seconds: float = 3.0,
     channels: int = 3,
 ) -> dict[str, Any]:
-    """All that the program measures.
+    """Measure all stages and pipelines.
 
-    Contestants take turns of some seconds, `rounds` times, in `workers` processes that
-    are up already. The reference takes part where the source gives three channels.
+    Contestants take turns of about `seconds`, `rounds` times, in `workers` processes
+    that are already running. The reference takes part if there are three channels.
 
     Returns:
-      `stages`: milliseconds an image of each, in one process; `images_per_second`: of
-      each contestant, one value a round; `ratios` of their medians to the reference's;
-      `bottleneck`: in words.
+      `stages`: milliseconds per image of each, in one process; `images_per_second`: of
+      each contestant, one value per round; `ratios` of their medians to the
+      reference's; `bottleneck`: in words.
     """
     stages = _stages(source, sizes, _policy(channels))
     rates: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
@@ -109,7 +109,7 @@ def _policy(channels: int) -> policies.Policy:
 
 
 def _stages(source, sizes, policy) -> dict[str, float]:
-    """Milliseconds an image in this process, the median over images."""
+    """Return the milliseconds per image in this process, the median over images."""
     crops = sizes.multi_crop(None)
     seconds: dict[str, list[float]] = {}
 
@@ -159,7 +159,7 @@ def _stages(source, sizes, policy) -> dict[str, float]:
 
 
 class _Work:
-    """In a worker: prepares images, by contestant."""
+    """Function in a worker that prepares images as a contestant does."""
 
     def __init__(self, source, sizes: Sizes, channels: int):
         self.source, self.sizes = source, sizes
@@ -170,7 +170,7 @@ class _Work:
         self.reference = None
 
     def __call__(self, name: str, first: int) -> int:
-        """Prepares some images from the first on; returns how many."""
+        """Prepare `_CHUNK` images from the first on; return how many were readable."""
         done = 0
         for i in range(first, first + _CHUNK):
             index, rng = i % len(self.source), np.random.default_rng(i)
@@ -192,7 +192,7 @@ class _Work:
         content = self.source.content(index)
         try:
             self.reference(content, rng)
-        except OSError as error:  # as Pillow has it of damaged files
+        except OSError as error:  # Pillow raises it for damaged files
             raise image_decoder.BadImage(self.source.name(index), str(error)) from error
 
 
@@ -211,7 +211,7 @@ def _do(name: str, first: int) -> int:
 
 
 def workers_pool(source, sizes: Sizes, count: int, channels: int = 3):
-    """Processes as the loader's: one thread each, without an accelerator."""
+    """Start processes like the loader's: one thread each, without an accelerator."""
     with workers.environment():
         pool = concurrent.futures.ProcessPoolExecutor(
             count,
@@ -225,7 +225,7 @@ def workers_pool(source, sizes: Sizes, count: int, channels: int = 3):
 
 
 def _turn(pool, name: str, count: int, tasks: int) -> float:
-    """Images a second of a contestant over so many tasks a worker."""
+    """Return a contestant's images per second over `tasks` tasks per worker."""
     start = time.perf_counter()
     firsts = range(0, tasks * count * _CHUNK, _CHUNK)
     done = sum(pool.map(_do, [name] * len(firsts), firsts))
@@ -233,7 +233,7 @@ def _turn(pool, name: str, count: int, tasks: int) -> float:
 
 
 def _tasks(pool, name: str, count: int, seconds: float) -> int:
-    """As many tasks a worker as take about so long."""
+    """Return how many tasks per worker take about `seconds`."""
     rate = _turn(pool, name, count, 1)
     return max(round(seconds * rate / (count * _CHUNK)), 1)
 
@@ -241,7 +241,7 @@ def _tasks(pool, name: str, count: int, seconds: float) -> int:
 def _loader(
     source, sizes: Sizes, count: int, rounds: int, channels: int
 ) -> list[float]:
-    """Images a second that arrive in the main process, as batches."""
+    """Return the images per second that reach the main process, by round."""
     batch = min(32, len(source))
     side = sizes.global_size // PATCH
     builder = batch_builder.BatchBuilder(
@@ -254,7 +254,7 @@ def _loader(
         mask_probability=0.5,
         mask_ratio_min_max=(0.1, 0.5),
     )
-    skipped, turn = 4 * count, 2 * count  # what workers have ready, and then
+    skipped, turn = 4 * count, 2 * count  # batches: ready early; in a round
     with loader.Loader(
         builder,
         start_step=0,
@@ -276,7 +276,7 @@ def _loader(
 
 
 def _bottleneck(stages, medians, count) -> str:
-    """What takes longest in the default mode, and what helps."""
+    """Say what takes longest in the default mode, and what helps."""
     names = ("read", "decode, as small as crops allow", "cut and resize")
     parts = {name: stages[name] for name in names}
     slowest = max(parts, key=parts.get)
