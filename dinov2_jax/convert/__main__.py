@@ -1,4 +1,4 @@
-"""Weights for other worlds: python -m dinov2_jax.convert SRC DST --to huggingface."""
+"""Conversion of weights: python -m dinov2_jax.convert SRC DST --to huggingface."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ _KEEPS_ALL = ("torch-hub", "safetensors", "huggingface", "orbax")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Converts as the flags say; returns the exit code."""
+    """Convert as the flags say and return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("jax", "orbax", "absl", "tensorstore", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -110,7 +110,7 @@ def _convert(args: argparse.Namespace) -> None:
     owners = {w.which: _for_size(w, target, size) for w in owners.values()}
     weights = owners.get("teacher") or next(iter(owners.values()))
     size = size or (weights.module.image_size,) * 2
-    # Everything is written and checked here, and moved when it is good.
+    # Write and verify in a temporary folder, and move the result only if it is good.
     path = destination.path
     with tempfile.TemporaryDirectory(
         dir=path.parent, prefix=f".{path.name}."
@@ -130,7 +130,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _for_size(weights, target, size):
-    """Weights whose images are prepared for `size`, where position embeddings are."""
+    """Return the weights, preprocessed for `size` if they were resampled to it."""
     if size is None or target.bakes_size:
         return weights
     prepare = weights.preprocessing.with_crop(size[0])
@@ -138,7 +138,7 @@ def _for_size(weights, target, size):
 
 
 def _warning(lost: str, module, checked: dict[str, Any]) -> str:
-    """One line: what is lost, how much that is, what to do."""
+    """Return one line: what is lost, how much that is, and what to do."""
     side, much = module.image_size, ""
     if "other_size" in checked:
         height, width = checked["other_size"]["images"][1:3]
@@ -171,9 +171,9 @@ def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
 
 
 def _verify(args, written, owners, size, heads, lost) -> dict[str, Any]:
-    """Features of every owner by the target's packages, and every tensor's bits.
+    """Check every owner's features with the target's packages, and all tensors' bits.
 
-    At another size than the model's own features may differ where that is known.
+    Features at another size than the model's own may differ if `lost` says so.
     """
     from dinov2_jax.convert import verify
 
@@ -241,6 +241,6 @@ def _say(destination: pathlib.Path, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # A request to end leaves like Ctrl-C, which tidies up.
+    # SIGTERM ends the program like Ctrl-C, so that temporary files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

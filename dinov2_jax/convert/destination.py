@@ -1,4 +1,4 @@
-"""Where a conversion goes: what it may replace, and the moment in which it does."""
+"""Destination of a conversion: what it may replace, and the replacement itself."""
 
 import dataclasses
 import os
@@ -8,18 +8,18 @@ import shutil
 from dinov2_jax import errors
 from dinov2_jax.weights import report
 
-_COMPANIONS = {"onnx": (".json", ".data")}  # of a file, by target
+_COMPANIONS = {"onnx": (".json", ".data")}  # suffixes by target
 _REPORT_ALONE = (".json",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Destination:
-    """A file or a folder that is to be written.
+    """A file or folder to write.
 
     Attributes:
-      path: Absolute.
+      path: Absolute path.
       is_file: Whether the target writes a file.
-      target: Its name.
+      target: Name of the target.
     """
 
     path: pathlib.Path
@@ -27,20 +27,20 @@ class Destination:
     target: str
 
     def _goals(self) -> list[pathlib.Path]:
-        """All that is written there; the file or folder itself is the last."""
+        """List all paths that are written; the file or folder itself is the last."""
         suffixes = _COMPANIONS.get(self.target, _REPORT_ALONE) if self.is_file else ()
         names = [f"{self.path.name}{suffix}" for suffix in (*suffixes, "")]
         return [self.path.with_name(name) for name in names]
 
     def check(self, source: str, *, overwrite: bool) -> None:
-        """Refuses a place that cannot be written, or holds what is not to be replaced.
+        """Check that the destination can be written and replaces nothing it must not.
 
         Args:
-          source: Of the conversion.
+          source: Source of the conversion.
           overwrite: Whether earlier conversions may be replaced.
 
         Raises:
-          UserError: Says which file or folder is in the way.
+          UserError: It cannot; the message says which file or folder is in the way.
         """
         path = self.path
         if not path.name or not path.parent.is_dir():
@@ -69,9 +69,9 @@ class Destination:
             raise errors.UserError(f"cannot write to the folder {path.parent}")
 
     def _is_of(self, goal: pathlib.Path, source: str) -> bool:
-        """Whether a goal is the source, around it, or a part that no conversion wrote.
+        """Return whether replacing a goal would replace the source or a part of it.
 
-        A workdir may hold what it was converted into.
+        What a conversion wrote into a workdir is not a part of that workdir.
         """
         goal, there = goal.resolve(), pathlib.Path(source).resolve()
         if goal == there or goal in there.parents:
@@ -79,15 +79,15 @@ class Destination:
         return there in goal.parents and not report.path_of(self.path).is_file()
 
     def take(self, folder: pathlib.Path) -> None:
-        """Moves all that was written in a folder here, replacing what was there.
+        """Move everything written to `folder` here, replacing what was there.
 
-        A file comes after its companions, and what was there is gone first: a crash
-        leaves no file with the report or the data of another. Whatever interrupts this
-        leaves the old or the new: the old are put back, from a place beside `folder`,
-        which its owner removes with all that it holds.
+        Old files are moved away first, and a file arrives after its companions, so that
+        a crash leaves no file with the report or data of another. An exception leaves
+        either the old or the new files: the old ones are put back. They are kept beside
+        `folder`, because its owner removes it with all its content.
 
         Args:
-          folder: On the same file system; holds the goals by name.
+          folder: Folder on the same file system that holds the goals by name.
         """
         goals = self._goals()
         new = [goal for goal in goals if (folder / goal.name).exists()]

@@ -1,7 +1,7 @@
-"""An ONNX graph in the making, over `onnx.helper`; knows no model.
+"""Builder of ONNX graphs on top of `onnx.helper`, independent of any model.
 
-Weights stay views of the caller's arrays until they are stored, so that a file larger
-than memory's half can be written.
+Weights stay views of the caller's arrays until they are stored, so that a file of more
+than half the memory can be written.
 """
 
 import importlib
@@ -16,10 +16,10 @@ ALIGNMENT = 4096  # bytes; runtimes map external tensors into memory
 
 
 def import_onnx() -> Any:
-    """The `onnx` package, which only those who write ONNX need.
+    """Return the `onnx` package, which is needed only to write ONNX.
 
     Raises:
-      UserError: It is not installed.
+      UserError: The package is not installed.
     """
     try:
         return importlib.import_module("onnx")
@@ -31,7 +31,7 @@ def import_onnx() -> Any:
 
 
 class Builder:
-    """Nodes, inputs, outputs and weights of a graph; values are known by name."""
+    """Nodes, inputs, outputs and weights of a graph; values are referred to by name."""
 
     def __init__(self, onnx: Any):
         self._onnx = onnx
@@ -42,12 +42,12 @@ class Builder:
         self._weights: dict[str, np.ndarray] = {}
 
     def add_input(self, name: str, shape: tuple[int | str, ...]) -> str:
-        """Declares a float32 input; a string is a dynamic axis."""
+        """Declare a float32 input and return its name; a string is a dynamic axis."""
         self._inputs.append(self._info(name, shape))
         return name
 
     def add_output(self, value: str, name: str, shape: tuple[int | str, ...]) -> None:
-        """Renames a float32 value, that nothing has read yet, to an output."""
+        """Rename a float32 value that no node reads yet to an output."""
         (node,) = (node for node in self._nodes if value in node.output)
         node.output[list(node.output).index(value)] = name
         self._outputs.append(self._info(name, shape))
@@ -57,12 +57,12 @@ class Builder:
         return self._onnx.helper.make_tensor_value_info(name, float32, shape)
 
     def weight(self, name: str, value: Any) -> str:
-        """A float32 array that `store_weights` stores."""
+        """Add a float32 array for `store_weights` and return its name."""
         self._weights[name] = np.asarray(value)
         return name
 
     def constant(self, value: float | list[int]) -> str:
-        """A float32 scalar or a list of int64; equal ones are stored once."""
+        """Add a float32 scalar or int64 list, equal ones once, and return its name."""
         array = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
         name = f"constant.{'_'.join(map(str, array.ravel().tolist()))}"
         self._constants[name] = self._onnx.numpy_helper.from_array(array, name)
@@ -71,7 +71,7 @@ class Builder:
     def op(
         self, kind: str, name: str, *inputs: str, outputs: int = 1, **attributes: Any
     ) -> Any:
-        """Adds a node. Returns the name of its output, or the names of several."""
+        """Add a node and return the name of its output, or the names of several."""
         names = [f"{name}.{i}" for i in range(outputs)] if outputs > 1 else [name]
         self._nodes.append(
             self._onnx.helper.make_node(
@@ -81,20 +81,20 @@ class Builder:
         return names if outputs > 1 else name
 
     def reshape(self, name: str, x: str, shape: list[int]) -> str:
-        """Adds a Reshape; 0 keeps the size of that axis."""
+        """Add a Reshape; 0 keeps the size of that axis."""
         return self.op("Reshape", name, x, self.constant(shape))
 
     def slice(self, name: str, x: str, start: int, stop: int) -> str:
-        """Adds x[:, start:stop]."""
+        """Add x[:, start:stop]."""
         bounds = (self.constant([n]) for n in (start, stop, 1))
         return self.op("Slice", name, x, *bounds)
 
     def weight_bytes(self) -> int:
-        """Bytes of all weights as float32."""
+        """Return the size of all weights as float32, in bytes."""
         return sum(4 * array.size for array in self._weights.values())
 
     def finish(self, name: str) -> Any:
-        """The GraphProto with everything but the weights."""
+        """Return the GraphProto with everything but the weights."""
         constants = list(self._constants.values())
         return self._onnx.helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, constants
@@ -103,12 +103,12 @@ class Builder:
     def store_weights(
         self, graph: Any, location: str = "", file: BinaryIO | None = None
     ) -> None:
-        """Puts the weights into a graph, or the larger ones into a file.
+        """Put the weights into a graph, or the larger ones into a file.
 
         Args:
           graph: The GraphProto.
-          location: What the graph is to call the file.
-          file: Written one tensor after another.
+          location: Name of the file in the graph.
+          file: Binary file for the larger tensors, written one at a time.
         """
         for name, array in self._weights.items():
             tensor = graph.initializer.add(

@@ -1,9 +1,9 @@
-"""The ViT as an ONNX graph, built node by node from the weights: nothing is traced.
+"""Export of the ViT as an ONNX graph, built node by node, without tracing.
 
 Mirrors `models/vision_transformer.py` at one image size and any batch size, in float32.
-Opset 17 is the first with LayerNormalization, and onnxruntime reads it since 1.12. The
-GELU is spelled as onnxruntime's fusion expects it. Needs `onnx`; `run` needs
-`onnxruntime`. Neither is a requirement of the package.
+Opset 17 is the first with LayerNormalization; onnxruntime reads it since 1.12. The GELU
+is written in the form that onnxruntime fuses. Needs `onnx`; `run` needs `onnxruntime`.
+Neither is a requirement of the package.
 """
 
 import importlib
@@ -23,8 +23,8 @@ from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import state_dict
 
 OPSET = 17
-IR_VERSION = 8  # that of opset 17's release, onnx 1.12
-MAX_INLINE = 2_000_000_000  # bytes of weights; protobuf ends at 2 GiB
+IR_VERSION = 8  # of onnx 1.12, the release of opset 17
+MAX_INLINE = 2_000_000_000  # bytes of weights; protobuf's limit is 2 GiB
 
 
 def write(
@@ -35,18 +35,19 @@ def write(
     image_size: tuple[int, int],
     prepare: preprocessing.Preprocessing | None = None,
 ) -> None:
-    """Writes the model whole or not at all; the same weights give the same bytes.
+    """Write the model atomically; the same weights give the same bytes.
 
     Input `images` float32 [batch, C, H, W], normalised. Outputs `cls` [batch, D],
-    `registers` [batch, R, D] where there are any and `patches` [batch, h, w, D], all
-    normalised. Weights above `MAX_INLINE` go to `<path>.data` beside the model.
+    `registers` [batch, R, D] if there are any and `patches` [batch, h, w, D], all after
+    the last LayerNorm. If the weights exceed `MAX_INLINE`, they go to `<path>.data`.
 
     Args:
-      path: Of the `.onnx` file; its folder is made.
+      path: Path of the `.onnx` file; its folder is created.
       module: The backbone; its `dtype` does not matter.
-      params: Its parameters.
-      image_size: (height, width) in pixels that the position embeddings are baked for.
-      prepare: Whose mean and deviation the metadata name; by default ImageNet's.
+      params: Parameters of the backbone.
+      image_size: (height, width) of the images, px; fixes the position embeddings.
+      prepare: Preprocessing whose mean and deviation go into the metadata; by default
+        ImageNet's.
 
     Raises:
       UserError: `onnx` is missing, the size does not fit or the file cannot be written.
@@ -86,7 +87,7 @@ def write(
             (folder / path.name).write_bytes(serialized)
             del model, serialized
             onnx.checker.check_model(str(folder / path.name))
-            # A crash between these lines leaves no model, never two that do not fit.
+            # A crash between these lines leaves no model rather than mismatched files.
             path.unlink(missing_ok=True)
             if external:
                 (folder / data.name).replace(data)
@@ -98,14 +99,14 @@ def write(
 
 
 def run(path: str | os.PathLike, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Features by onnxruntime on the CPU.
+    """Compute features with onnxruntime on the CPU.
 
     Args:
-      path: Of the `.onnx` file.
-      images: float32 [B, H, W, C], normalised; H and W those of the model.
+      path: Path of the `.onnx` file.
+      images: float32 [B, H, W, C], normalised; H and W are the model's.
 
     Returns:
-      `cls` [B, D], `registers` [B, R, D] where there are any, `patches` [B, h, w, D].
+      `cls` [B, D], `registers` [B, R, D] if there are any, `patches` [B, h, w, D].
 
     Raises:
       ImportError: onnxruntime is not installed.
@@ -120,7 +121,7 @@ def run(path: str | os.PathLike, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _build(graph: onnx_builder.Builder, module, params, image_size) -> None:
-    """The whole network, from `images` to the outputs."""
+    """Add the whole network, from `images` to the outputs."""
     weights = state_dict.state_dict_from_params(params, patch_size=module.patch_size)
     height, width = (n // module.patch_size for n in image_size)
     num_patches, dim = height * width, module.embed_dim
@@ -164,7 +165,7 @@ def _build(graph: onnx_builder.Builder, module, params, image_size) -> None:
 
 
 def _block(graph: onnx_builder.Builder, name: str, x: str, module, weights) -> str:
-    """[B, T, D] -> [B, T, D]; mirrors `layers.Block`."""
+    """Add `layers.Block`, [B, T, D] -> [B, T, D]."""
     ffn = _swiglu if module.ffn_layer == "swiglufused" else _mlp
     for norm, scale, part, branch in (
         ("norm1", "ls1", "attn", _attention),
@@ -191,7 +192,7 @@ def _layer_norm(graph: onnx_builder.Builder, name: str, x: str, weights) -> str:
 def _linear(
     graph: onnx_builder.Builder, name: str, x: str, weights, use_bias: bool
 ) -> str:
-    """x @ weight.T + bias; stored as `<name>.weight.T` [in, out]."""
+    """Add x @ weight.T + bias; the kernel is stored as `<name>.weight.T` [in, out]."""
     kernel = graph.weight(f"{name}.weight.T", weights[f"{name}.weight"].T)
     if not use_bias:
         return graph.op("MatMul", name, x, kernel)
@@ -202,7 +203,7 @@ def _linear(
 
 
 def _attention(graph: onnx_builder.Builder, name: str, x: str, module, weights) -> str:
-    """Mirrors `kernels.attention`: q is scaled before the product."""
+    """Add attention as in `kernels.attention`: q is scaled before the product."""
     dim, heads = module.embed_dim, module.num_heads
     qkv = _linear(graph, f"{name}.qkv", x, weights, module.qkv_bias)
     q, k, v = (
@@ -230,7 +231,7 @@ def _attention(graph: onnx_builder.Builder, name: str, x: str, module, weights) 
 
 
 def _mlp(graph: onnx_builder.Builder, name: str, x: str, module, weights) -> str:
-    """Mirrors `layers.Mlp`: x / sqrt(2), erf, + 1, * x, * 0.5 is GELU."""
+    """Add `layers.Mlp`; x / sqrt(2), erf, + 1, * x, * 0.5 is GELU."""
     x = _linear(graph, f"{name}.fc1", x, weights, module.ffn_bias)
     y = graph.op("Div", f"{name}.gelu.div", x, graph.constant(float(2**0.5)))
     y = graph.op("Erf", f"{name}.gelu.erf", y)
@@ -241,7 +242,7 @@ def _mlp(graph: onnx_builder.Builder, name: str, x: str, module, weights) -> str
 
 
 def _swiglu(graph: onnx_builder.Builder, name: str, x: str, module, weights) -> str:
-    """Mirrors `layers.SwiGLU`."""
+    """Add `layers.SwiGLU`."""
     x = _linear(graph, f"{name}.w12", x, weights, module.ffn_bias)
     gate, value = graph.op("Split", f"{name}.split", x, outputs=2, axis=-1)
     x = graph.op("Sigmoid", f"{name}.sigmoid", gate)

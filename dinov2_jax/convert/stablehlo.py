@@ -1,11 +1,11 @@
-"""The ViT as a StableHLO program and its weights, run by jax alone.
+"""Export of the ViT as a StableHLO program with weights, which jax alone can run.
 
 Mirrors `models/vision_transformer.py` at one image size and any batch size, on CPU,
-CUDA and TPU. The weights are an argument and not constants, for a program may not pass
-2 GB. They keep the reference's names and layouts, so that the file is its `state_dict`
-too. Putting them into our layout costs nothing: with the loop over blocks unrolled, XLA
-undoes the stacking and folds the transpositions into the products (ViT-g: 41 MB of
-scratch memory, against 6.5 GB with a loop).
+CUDA and TPU. The weights are an argument, not constants, because a program is limited
+to 2 GB. They keep the reference's names and layouts, so that the file is also its
+`state_dict`. Converting them to our layout costs nothing: with the loop over blocks
+unrolled, XLA removes the stacking and folds the transpositions into the products
+(ViT-g: 41 MB of scratch memory, against 6.5 GB with a loop).
 """
 
 import importlib
@@ -88,21 +88,22 @@ def write(
     image_size: tuple[int, int],
     prepare: preprocessing.Preprocessing | None = None,
 ) -> None:
-    """Writes program, weights, example and README; the same weights, the same bytes.
+    """Write program, weights, example and README; equal weights give equal bytes.
 
     Args:
-      directory: New or empty, or one written by this function before.
+      directory: Folder that is new, empty or was written by this function.
       module: The backbone; the program computes in its `dtype`.
-      params: Its parameters.
-      image_size: (height, width) in pixels that the program is for.
-      prepare: Whose mean and deviation the README names; by default ImageNet's.
+      params: Parameters of the backbone.
+      image_size: (height, width) of the program's images, px.
+      prepare: Preprocessing whose mean and deviation the README names; by default
+        ImageNet's.
 
     Raises:
-      UserError: `flatbuffers` is missing, the size does not fit, or the directory is
-        not for us or not writable.
+      UserError: `flatbuffers` is missing, the size does not fit, or the directory holds
+        other files or cannot be written.
     """
     try:
-        importlib.import_module("flatbuffers")  # jax needs it here, yet not elsewhere
+        importlib.import_module("flatbuffers")  # jax needs it only to export
     except ImportError as error:
         raise errors.UserError(
             "writing StableHLO needs the flatbuffers package: pip install flatbuffers"
@@ -134,7 +135,7 @@ def write(
         (folder / README).write_text(
             _describe(module, image_size, prepare or preprocessing.Preprocessing())
         )
-        # A crash between these lines leaves no program, never parts that do not fit.
+        # A crash between these lines leaves no program rather than mismatched parts.
         directory.mkdir(exist_ok=True)
         (directory / PROGRAM).unlink(missing_ok=True)
         for name in (WEIGHTS, EXAMPLE, README, PROGRAM):
@@ -148,17 +149,17 @@ def write(
 
 
 def run(directory: str | os.PathLike, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Features by the directory's own example, in a process of its own on the CPU.
+    """Compute features with the directory's own example, in a CPU process of its own.
 
     Args:
-      directory: That `write` wrote; its example is executed.
-      images: float32 [B, H, W, C], normalised; H and W those of the program.
+      directory: Folder that `write` wrote; its example is executed.
+      images: float32 [B, H, W, C], normalised; H and W are the program's.
 
     Returns:
-      `cls` [B, D], `registers` [B, R, D] where there are any, `patches` [B, h, w, D].
+      `cls` [B, D], `registers` [B, R, D] if there are any, `patches` [B, h, w, D].
 
     Raises:
-      RuntimeError: The example failed; holds what it said.
+      RuntimeError: The example failed; the message has its error output.
     """
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = (os.path.join(folder, n) for n in ("in.npy", "out.npz"))
@@ -187,8 +188,8 @@ def _lazy(array: np.ndarray) -> lazy_tensor.LazyTensor:
 
 
 def _export(module, params, tensors, image_size) -> bytes:
-    """The serialized program."""
-    # Nothing that only training needs; why unrolled is said above.
+    """Return the serialized program."""
+    # Drop what only training needs; the file's docstring says why it is unrolled.
     module = module.clone(scan_unroll=module.depth, remat="none", attention="xla")
     to_params = _converter(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
@@ -205,7 +206,7 @@ def _export(module, params, tensors, image_size) -> bytes:
     }
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *image_size, module.in_chans), jnp.float32)
-    # The bytes must not tell where on the disk and by whom this was called.
+    # Keep the caller's file paths and stack out of the bytes.
     frames = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
@@ -221,18 +222,18 @@ def _export(module, params, tensors, image_size) -> bytes:
 
 
 def _is_exact(module) -> bool:
-    """Accelerators multiply float32 in less, unless the program forbids it."""
+    """Return whether products must be float32, which accelerators otherwise reduce."""
     return module.dtype == jnp.float32
 
 
 def _converter(shapes: Mapping[str, Any]) -> Callable[[Mapping[str, jax.Array]], Any]:
-    """`state_dict.params_from_state_dict` for tracers.
+    """Return a `state_dict.params_from_state_dict` that works on tracers.
 
     Args:
       shapes: Tree of the parameters' shapes.
 
     Returns:
-      Function of a flat dict with the reference's names that returns the tree.
+      Function from a flat dict by the reference's names to the tree.
     """
 
     def layout(kind, x):

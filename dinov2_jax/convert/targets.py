@@ -1,4 +1,4 @@
-"""What each target's world expects to find, written from a backbone's weights."""
+"""Writers of a backbone's weights in the format of each target."""
 
 import dataclasses
 import json
@@ -26,15 +26,15 @@ Owners = Mapping[str | None, reading.Weights]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A world to write for.
+    """A format to export to.
 
     Attributes:
-      write: (path, weights by owner, (height, width), heads) -> None.
-      suffixes: Of the files it writes; empty for a folder.
-      takes_heads: Whether projection heads can go there.
-      bakes_size: Whether the result is for one image size alone.
-      interpolation: Registers or none -> how its readers interpolate position
-        embeddings; None where they do as the model does.
+      write: Function (path, weights by owner, (height, width), heads) -> None.
+      suffixes: Suffixes of the files it writes; empty for a folder.
+      takes_heads: Whether it can hold projection heads.
+      bakes_size: Whether an export is for one image size only.
+      interpolation: Function from whether there are registers to how its readers
+        interpolate position embeddings; None if they do so as the model does.
     """
 
     write: Callable[[pathlib.Path, Owners, tuple[int, int], bool], None]
@@ -45,7 +45,7 @@ class Target:
 
 
 def backbone_tensors(weights: reading.Weights) -> dict[str, lazy_tensor.LazyTensor]:
-    """A backbone under the reference's names, in the order of its `state_dict`."""
+    """Return a backbone by the reference's names, in the order of its `state_dict`."""
     tensors = _tensors(weights.params["backbone"], weights.module.patch_size)
     return {
         name: tensors[name] for name in architecture.backbone_shapes(weights.module)
@@ -63,7 +63,7 @@ def _tensors(params, patch_size) -> dict[str, lazy_tensor.LazyTensor]:
 
 
 def _checkpoint_tensors(weights: reading.Weights) -> dict[str, lazy_tensor.LazyTensor]:
-    """Backbone and heads under the names of the reference's training checkpoints."""
+    """Return backbone and heads by the names of the reference's checkpoints."""
     named = {f"backbone.{k}": v for k, v in backbone_tensors(weights).items()}
     for head in sorted(weights.params.keys() - {"backbone"}):
         for name, tensor in _tensors(weights.params[head], None).items():
@@ -72,9 +72,9 @@ def _checkpoint_tensors(weights: reading.Weights) -> dict[str, lazy_tensor.LazyT
 
 
 def _flat(owners: Owners) -> dict[str, lazy_tensor.LazyTensor]:
-    """Every owner's backbone and heads in one dict: student.backbone.cls_token, ...
+    """Return all owners' backbones and heads, as student.backbone.cls_token, ...
 
-    Weights of nobody known have no such prefix.
+    Weights of an unknown owner have no such prefix.
     """
     return {
         f"{owner}.{name}" if owner else name: tensor
@@ -89,7 +89,7 @@ def _single(owners: Owners) -> reading.Weights:
 
 
 def _write_torch_hub(path, owners, size, heads) -> None:
-    """A plain `state_dict`; with heads what the reference saves while training."""
+    """Write a plain `state_dict`; with heads, what the reference saves in training."""
     del size
     if len(owners) > 1:
         tree = {"model": _flat(owners)}
@@ -198,7 +198,7 @@ TARGETS = {
 def lost_interpolation(
     name: str, module: vision_transformer.VisionTransformer
 ) -> str | None:
-    """That a target's readers interpolate otherwise than a module, if they do."""
+    """Say how a target's readers interpolate unlike a module; return None if alike."""
     readers = TARGETS[name].interpolation
     if readers is None:
         return None
@@ -218,10 +218,10 @@ def lost_interpolation(
 
 
 def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Target:
-    """The target of a name, if it can hold what is asked for at this path.
+    """Return the named target, if it can hold what is asked for at this path.
 
     Raises:
-      UserError: The wrong suffix, or heads where there is no place for them.
+      UserError: The suffix is wrong, or the target cannot hold heads or both models.
     """
     target = TARGETS[name]
     if target.suffixes and path.suffix not in target.suffixes:

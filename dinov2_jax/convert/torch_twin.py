@@ -1,9 +1,9 @@
-"""The DINOv2 forward pass in plain PyTorch, from a `state_dict` under the hub's names.
+"""The DINOv2 forward pass in plain PyTorch, from a `state_dict` by the hub's names.
 
-For checking written files with PyTorch itself. Mirrors the reference's
-`models/vision_transformer.py` as its hub builds it: what is interpolated, and how, is
-told by the registers. PyTorch is imported only here and in `verify`, when something is
-checked.
+Used to check exports with PyTorch itself. Mirrors the reference's
+`models/vision_transformer.py` as its hub builds it: whether there are registers decides
+how position embeddings are interpolated. PyTorch is imported only here and in `verify`,
+when an export is checked.
 """
 
 import math
@@ -16,12 +16,12 @@ import numpy as np
 def features(
     tensors: Mapping[str, Any], images: np.ndarray, num_heads: int
 ) -> dict[str, np.ndarray]:
-    """Normalised class token, registers and patch tokens.
+    """Compute normalised class token, registers and patch tokens.
 
     Args:
       tensors: torch tensors by the hub's names, float32.
       images: float32 [B, H, W, C], normalised, of any size in whole patches.
-      num_heads: Of the attention.
+      num_heads: Number of attention heads.
 
     Returns:
       `cls` [B, D], `registers` [B, R, D] and `patches` [B, h, w, D].
@@ -82,7 +82,7 @@ def features(
 
 
 def _positions(tensors, rows: int, columns: int):
-    """Position embeddings [1, 1 + rows*columns, D], by torch's own interpolation."""
+    """Return position embeddings [1, 1 + rows*columns, D], interpolated by torch."""
     import torch
     import torch.nn.functional as F
 
@@ -93,7 +93,7 @@ def _positions(tensors, rows: int, columns: int):
     grid = stored[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
     if "register_tokens" in tensors:
         grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
-    else:  # torch samples with the scale that it is given, a little more than asked
+    else:  # torch samples at this scale factor, slightly above rows / side
         scale = ((rows + 0.1) / side, (columns + 0.1) / side)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
     return torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)

@@ -1,4 +1,4 @@
-"""Runs what was written with its target's own packages, on real photographs."""
+"""Check of exports with their target's own packages, on real photographs."""
 
 import dataclasses
 import importlib.metadata
@@ -23,18 +23,18 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class _NotThere(Exception):
-    """The target's packages have no such model."""
+    """Error for a model that the target's packages do not have."""
 
 
 def photographs(height: int, width: int, weights: reading.Weights) -> np.ndarray:
-    """Two real photographs as the model takes them, float32 [2, height, width, C]."""
+    """Return two real photographs as model input, float32 [2, height, width, C]."""
     resized = [
         np.asarray(
             Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         )
         for pixels in photos.load_unseen()
     ]
-    # Other channels than three take turns among red, green and blue.
+    # Models of other than three channels get red, green and blue in turn.
     chans = weights.module.in_chans
     pixels = np.stack(resized)[..., np.arange(chans) % 3]
     prepare = dataclasses.replace(
@@ -48,7 +48,7 @@ def photographs(height: int, width: int, weights: reading.Weights) -> np.ndarray
 def expected_features(
     weights: reading.Weights, images: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The features of this project, by name."""
+    """Return this project's features, by name."""
     apply = jax.jit(lambda params, x: weights.module.apply({"params": params}, x))
     out = apply(weights.params["backbone"], images)
     return {
@@ -57,7 +57,7 @@ def expected_features(
 
 
 def same_tensors(path: pathlib.Path, weights: reading.Weights, heads: bool) -> bool:
-    """Whether a file or folder gives back every tensor bit for bit."""
+    """Return whether a file or folder holds every tensor bit for bit."""
     heads_number = weights.module.num_heads
     try:
         found = reading.read(
@@ -72,7 +72,7 @@ def same_tensors(path: pathlib.Path, weights: reading.Weights, heads: bool) -> b
 def relative_errors(
     found: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """|found - expected| / |expected| (L2) of the worst image, by output."""
+    """Return |found - expected| / |expected| (L2) of the worst image, by output."""
     worst = {}
     for name, array in expected.items():
         if not array.size:
@@ -81,7 +81,7 @@ def relative_errors(
         axes = tuple(range(1, array.ndim))
         scale = np.sqrt(np.sum(array.astype(np.float64) ** 2, axis=axes))
         error = np.sqrt(np.sum(difference**2, axis=axes)) / np.maximum(scale, 1e-30)
-        worst[name] = float(np.max(error))  # a NaN stays one
+        worst[name] = float(np.max(error))  # keeps a NaN
     return worst
 
 
@@ -175,7 +175,7 @@ def _load_timm(path, weights, which, heads) -> Run:
 
 
 def _split(tokens, module, images) -> dict[str, np.ndarray]:
-    """[B, 1 + R + h*w, D] -> features by name."""
+    """Split tokens [B, 1 + R + h*w, D] into features by name."""
     first = 1 + module.num_register_tokens
     rows, columns = (n // module.patch_size for n in images.shape[1:3])
     return {
@@ -203,7 +203,7 @@ def _load_orbax(path, weights, which, heads) -> Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Runner:
-    """Who runs a target: how it is loaded, the packages that this takes."""
+    """How a target is loaded, with which packages, and whether at any image size."""
 
     load: Callable[..., Run]
     packages: tuple[str, ...]
@@ -222,7 +222,7 @@ _RUNNERS = {
 
 
 def other_size(module: vision_transformer.VisionTransformer) -> tuple[int, int]:
-    """An oblong size, px, whose one side is below the model's own and one above."""
+    """Return an oblong size in px, one side below the model's own and one above."""
     side = module.image_size // module.patch_size
     return max(side // 2, 1) * module.patch_size, (side + 1) * module.patch_size
 
@@ -236,20 +236,23 @@ def run(
     which: str | None,
     heads: bool,
 ) -> dict[str, Any]:
-    """Compares the features of what was written with this project's.
+    """Compare the features of an export with this project's.
 
     Args:
-      target: Its name.
-      path: What was written.
-      weights: What it was written from.
+      target: Name of the target.
+      path: Path of the export.
+      weights: Weights that were exported.
       size: (height, width) of the images, px.
-      which: Whose weights are compared; None where nobody knows.
-      heads: Whether it holds projection heads.
+      which: Whose weights to compare, "teacher" or "student"; None if unknown.
+      heads: Whether the export holds projection heads.
 
     Returns:
-      {"packages": versions, "images": shape, "relative_error": by output} and, where
-      the target runs other sizes, "other_size": {"images", "relative_error"} at an
-      oblong one; or {"skipped": reason} where a package is not installed.
+      {"packages": versions, "images": shape, "relative_error": by output} and, if the
+      target runs other sizes, "other_size": {"images", "relative_error"} at an oblong
+      one; or {"skipped": reason} if a package is not installed or lacks the model.
+
+    Raises:
+      UserError: The target's packages cannot run the export.
     """
     runner = _RUNNERS[target]
     versions = {}
@@ -257,7 +260,7 @@ def run(
         try:
             versions[package] = importlib.metadata.version(package)
             importlib.import_module(package.partition("-")[0])
-        except Exception as error:  # a broken installation raises anything
+        except Exception as error:  # a broken package can raise anything
             reason = " ".join(str(error).split())[:200]
             return {"skipped": f"{package} cannot be imported here ({reason})"}
     try:
@@ -269,7 +272,7 @@ def run(
             checked["other_size"] = _compare(run_model, images, weights)
     except _NotThere as error:
         return {"skipped": str(error)}
-    except Exception as error:  # of the target's packages
+    except Exception as error:  # from the target's packages
         reason = " ".join(str(error).split())[:300]
         raise errors.UserError(
             f"{', '.join(runner.packages)} cannot run what was written for {target} "

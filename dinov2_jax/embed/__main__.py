@@ -2,18 +2,18 @@
 
     python -m dinov2_jax.embed photos/ --model=dinov2_vits14 --out=features.npy
 
-DATA is searched recursively, in the order of the paths. MODEL is anything that
-dinov2_jax.load takes: a name, a .pth, a folder of Hugging Face, a workdir. OUT is
+DATA is searched recursively; images are in the order of their paths. MODEL is anything
+that dinov2_jax.load takes: a name, a .pth, a Hugging Face folder, a workdir. OUT is
 
   features.npy      [images, D], and features.npy.json, whose "names" are the paths of
                     the rows' images
   features.parquet  columns "name" and "features" (lists of fixed length D), and
                     features.parquet.json
 
-An image that cannot be read has no row; the JSON file names it with the reason under
-"skipped". Given again, the command of a run that was killed goes on where that was and
-ends with the same bytes (to rounding, where devices or --batch-size are others); until
-then it works in OUT.partial/.
+An image that cannot be read has no row; the JSON file lists it with the reason under
+"skipped". A run works in OUT.partial/ until it is done. To resume a killed run, repeat
+its command: the result has the same bytes (up to rounding if the devices or
+--batch-size differ).
 """
 
 import argparse
@@ -30,14 +30,14 @@ _MAX_CPU_DEVICES = 8
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags; wrong ones are one line and exit code 2."""
+    """Parse the flags; wrong ones give one line and exit code 2."""
     parser = cli.Parser(
         prog="dinov2-jax embed",
         description=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    home = os.path.expanduser  # as the shell does not in --model=~/weights.pth
+    home = os.path.expanduser  # the shell does not expand --model=~/weights.pth
     add("data", metavar="DATA", type=home, help="folder of images")
     add("--model", required=True, type=home, help="file, folder or name of the weights")
     add("--out", required=True, type=home, help="*.npy or *.parquet")
@@ -83,7 +83,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Embed as the flags say and return the exit code."""
     args = parse_arguments(argv)
     try:
         embed(args)
@@ -97,12 +97,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def embed(args: argparse.Namespace) -> None:
-    """Does what the flags say.
+    """Compute and write the features that the flags ask for.
 
     Raises:
-      UserError: A foreseen error, before weights are read where that can be.
+      UserError: A foreseen error, raised before weights are read if possible.
     """
-    # Not above: --help and wrong flags need not wait for jax.
+    # Imported here, so that --help and wrong flags need not wait for jax.
     from dinov2_jax.embed import extraction, forward, output, resumable_output
     from dinov2_jax.embed import folder as folder_lib
 
@@ -167,7 +167,7 @@ def embed(args: argparse.Namespace) -> None:
             f"devices   {extractor.devices}, batch {extractor.batch_size}, matmuls in "
             f"{dtype}"
         )
-        del model  # whose weights the extractor has in its own form
+        del model  # the extractor has its own copy of the weights
         compute(rows, folder, extractor, prepare, args.workers)
         if not rows.rows:
             resumable_output.remove(args.out)
@@ -204,17 +204,17 @@ def _refuse_existing(out: pathlib.Path) -> None:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    """What can be told before images are searched and weights read."""
+    """Check what can be checked before images are searched and weights are read."""
     from dinov2_jax.weights import official, reading
 
     if not os.path.exists(args.model):
         if args.model not in official.NAMES:
-            reading.read(args.model)  # says so
+            reading.read(args.model)  # raises the error
         _preprocessing(args, official.module(args.model).patch_size)
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model, and what its images must go through."""
+    """Load the model; return it and the preprocessing of the images."""
     from dinov2_jax import pretrained
 
     model = pretrained.load(args.model, which=args.which, num_heads=args.num_heads)
@@ -228,7 +228,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _preprocessing(args: argparse.Namespace, patch_size: int, prepare: Any = None):
-    """The model's preprocessing with the sizes that the flags set."""
+    """Return the model's preprocessing with the sizes that the flags set."""
     from dinov2_jax.data import preprocessing
 
     prepare = prepare or preprocessing.Preprocessing()
@@ -249,14 +249,14 @@ def _preprocessing(args: argparse.Namespace, patch_size: int, prepare: Any = Non
 
 
 def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int | None):
-    """Appends the rows of all images that are left.
+    """Append the rows of all images that are left.
 
     Args:
-      rows: `resumable_output.Unfinished`.
-      folder: `folder.Folder`.
-      extractor: `extraction.Extractor`.
+      rows: The output, a `resumable_output.Unfinished`.
+      folder: The images, a `folder.Folder`.
+      extractor: The compiled model, an `extraction.Extractor`.
       prepare: `Preprocessing` of the images.
-      workers: Threads that decode; None for one a core.
+      workers: Number of threads that decode; None for one per core.
     """
     from dinov2_jax.embed import folder as folder_lib
     from dinov2_jax.embed import progress as progress_lib
@@ -276,7 +276,7 @@ def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int |
         progress.update(batch.stop)
 
     try:
-        pending = None  # is computed while the next one is fetched and dispatched
+        pending = None  # computed while the next batch is fetched and dispatched
         for batch in batches:
             features = extractor(batch.images)
             if pending:
@@ -295,17 +295,17 @@ def _first_bad(folder: Any, rows: Any) -> str:
 
 
 def _num_cores() -> int:
-    """Of this machine, as far as they are ours."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def one_device_a_core() -> None:
-    """Makes jax, not imported yet, see a device in every core where it has CPUs alone.
+    """Make jax, not imported yet, use one device per core if it has only CPUs.
 
-    Each then works on its own images instead of all sharing every operation: on two
-    cores 15.4 instead of 13.8 images/s of ViT-S/14.
+    Each device then works on its own images instead of all cores sharing every
+    operation: on two cores 15.4 instead of 13.8 images/s with ViT-S/14.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         number = min(_num_cores(), _MAX_CPU_DEVICES)

@@ -1,4 +1,4 @@
-"""A loaded model as a compiled function over all devices: a batch in, features out."""
+"""Compiled extraction of features from batches of images on all devices."""
 
 import contextlib
 import hashlib
@@ -17,22 +17,22 @@ from dinov2_jax.embed import forward
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import architecture
 
-_CPU_BATCH, _ACCELERATOR_BATCH = 8, 64  # images a device
-_MEMORY_SHARE = 0.25  # of the machine's, for copies of the weights on CPU devices
+_CPU_BATCH, _ACCELERATOR_BATCH = 8, 64  # images per device
+_MEMORY_SHARE = 0.25  # of the machine's memory, for weights on CPU devices
 
 
 def default_dtype() -> str:
-    """Of the matmuls, as suits the devices."""
+    """Return the dtype of matmuls that suits the devices."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def describe(module: vision_transformer.VisionTransformer) -> dict[str, Any]:
-    """The architecture in JSON."""
+    """Return the architecture as JSON values."""
     return architecture.describe(module)
 
 
 def digest(params: Mapping[str, Any]) -> str:
-    """Of the parameters' names, shapes and values."""
+    """Return the SHA-256 of the parameters' names, shapes and values."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         total.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
@@ -41,25 +41,25 @@ def digest(params: Mapping[str, Any]) -> str:
 
 
 class Extractor:
-    """Features of batches of one size, compiled once.
+    """Feature extractor for batches of one size, compiled once.
 
-    Images are divided among the devices, each of which holds all weights; CPU devices,
-    whose memory is the same, are left out where that would be too much.
+    Images are divided among the devices, each of which holds all weights. CPU devices
+    share one memory, so only as many are used as it has room for copies of the weights.
 
     Args:
       module: The backbone.
-      params: Its parameters.
-      kind: One of `forward.KINDS`.
+      params: Parameters of the backbone.
+      kind: Kind of features, one of `forward.KINDS`.
       prepare: Size, mean and deviation of the images.
-      dtype: Of the matmuls.
-      out_dtype: Of the features.
-      batch_size: Images at a time, rounded up to a multiple of the devices; None for
-        what suits them.
-      most: Images there are at all; a batch need not be larger.
+      dtype: Dtype of the matmuls.
+      out_dtype: Dtype of the features.
+      batch_size: Images per batch, rounded up to a multiple of the devices; None for a
+        default that suits them.
+      most: Number of all images; batches are not larger than needed for them.
 
     Attributes:
-      batch_size: Images a batch.
-      devices: In words.
+      batch_size: Images per batch.
+      devices: Number and kind of the devices, for people.
 
     Raises:
       UserError: Out of memory.
@@ -106,7 +106,7 @@ class Extractor:
             in_specs=(PartitionSpec(), sharding.BATCH),
             out_specs=sharding.BATCH,
         )
-        # float32 shall mean float32 on TPUs and GPUs too.
+        # Otherwise TPUs and GPUs multiply float32 in lower precision.
         precision = "highest" if dtype == "float32" else "default"
         with self._memory_errors(), jax.default_matmul_precision(precision):
             self._params = jax.device_put(
@@ -121,12 +121,12 @@ class Extractor:
             self._extract = jax.jit(extract).lower(self._params, images).compile()
 
     def __call__(self, images: np.ndarray) -> jax.Array:
-        """uint8 [batch_size, S, S, C] -> features, which may still be computed."""
+        """Return features of uint8 [batch_size, S, S, C] without waiting for them."""
         with self._memory_errors():
             return self._extract(self._params, jax.device_put(images, self._images))
 
     def fetch(self, features: jax.Array) -> np.ndarray:
-        """What a call gave, on the host."""
+        """Copy the features that a call returned to the host."""
         with self._memory_errors():
             return np.asarray(features)
 

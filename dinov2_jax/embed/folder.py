@@ -1,7 +1,7 @@
 """Images of a folder as batches of equal size, decoded ahead by threads.
 
-Threads, since Pillow decodes and resizes without holding Python's lock: two of them
-prepared 530 photographs of 500 px a second on two cores, two processes 515.
+Threads suffice because Pillow releases the GIL while it decodes and resizes: on two
+cores, two threads prepared 530 photographs of 500 px per second, two processes 515.
 """
 
 import collections
@@ -25,10 +25,10 @@ class Folder(registry.FolderSource):
     """All images below a folder, in the order of their paths.
 
     Args:
-      path: The folder.
+      path: Path of the folder.
 
     Raises:
-      UserError: It is none, or holds no images.
+      UserError: The path is not a folder, or holds no images.
     """
 
     def __init__(self, path: str):
@@ -37,7 +37,7 @@ class Folder(registry.FolderSource):
             raise errors.UserError(f"{path} {what}: name a folder of images")
         try:
             super().__init__(path, image_decoder_lib.Decoder())
-        except errors.UserError as error:  # whose advice is on the trainer's flags
+        except errors.UserError as error:  # its advice is for the trainer's flags
             fact = str(error).split("; looked for")[0]
             fact = fact.replace("data.path = ", "")
             raise errors.UserError(
@@ -46,7 +46,7 @@ class Folder(registry.FolderSource):
             ) from error
 
     def digest(self) -> str:
-        """Changes with the images' names, sizes and times of change."""
+        """Return a SHA-256 of the images' names, sizes and modification times."""
         digest = hashlib.sha256()
         root = os.fsencode(self.path)
         for index in range(len(self)):
@@ -66,9 +66,9 @@ class Batch:
 
     Attributes:
       images: uint8 [B, S, S, 3]; zeros where there is no image.
-      good: bool [B], which of them are.
-      bad: {image: reason} of those that could not be read.
-      stop: The image after the last one.
+      good: bool [B], whether there is an image.
+      bad: {image: reason} of the images that could not be read.
+      stop: Index of the image after the last one.
     """
 
     images: np.ndarray
@@ -85,14 +85,14 @@ def batches(
     batch_size: int,
     workers: int,
 ) -> Generator[Batch, None, None]:
-    """The images from `start` on, the last batch filled up with zeros.
+    """Yield the images from `start` on, with the last batch padded with zeros.
 
     Args:
       folder: The images.
-      prepare: Their resize and crop.
-      start: The first image.
-      batch_size: B.
-      workers: Threads that decode.
+      prepare: Preprocessing with the resize and crop.
+      start: Index of the first image.
+      batch_size: Images per batch, B.
+      workers: Number of threads that decode.
 
     Yields:
       Batches in order.
@@ -131,7 +131,7 @@ def batches(
 
 
 def _read(folder, prepare, index) -> np.ndarray | str:
-    """uint8 [S, S, 3], or why not."""
+    """Return an image, uint8 [S, S, 3], or the reason why it cannot be used."""
     try:
         image = folder.open(index).pixels()
         height, width = image.shape[:2]

@@ -1,12 +1,12 @@
-"""The backbone's forward pass for inference alone: uint8 images to chosen features.
+"""The backbone's forward pass for inference only: uint8 images to chosen features.
 
-Equals `models.vision_transformer` to rounding and is faster where a batch needs less or
-a CPU wants another order:
+Equal to `models.vision_transformer` up to rounding, but faster:
 
-- of the last block, the class token's features need the keys and values of all tokens,
-  but the query, projection and FFN of one: a twelfth of the work for twelve blocks;
-- on the CPU the attention goes image by image, so that its scores stay in the cache,
-  and divides by the softmax's sum after the product with the values.
+- For features of the class token, the last block needs the keys and values of all
+  tokens, but the query, projection and FFN of only one. With twelve blocks this saves
+  a twelfth of the work.
+- On the CPU, attention runs image by image, so that its scores stay in the cache, and
+  divides by the softmax's sum after the product with the values.
 
 Shapes: B images, S their side in pixels, C channels, h x w patches, T tokens (class,
 registers, patches), Q of them as queries, H heads, D width.
@@ -29,12 +29,12 @@ KINDS = ("cls", "patch_mean", "cls+patch_mean", "patches")
 def features_shape(
     module: vision_transformer.VisionTransformer, kind: str, size: int
 ) -> tuple[int, ...]:
-    """Of one image's features.
+    """Return the shape of one image's features.
 
     Args:
       module: The backbone.
-      kind: One of `KINDS`.
-      size: S.
+      kind: Kind of features, one of `KINDS`.
+      size: Side S of the images, px.
 
     Returns:
       (D,), (2 * D,) for "cls+patch_mean", (h, w, D) for "patches".
@@ -49,15 +49,15 @@ def features_shape(
 def prepare(
     module: vision_transformer.VisionTransformer, params: Mapping[str, Any], size: int
 ) -> dict[str, Any]:
-    """The parameters as `features` takes them.
+    """Return the parameters in the form that `features` takes.
 
     Args:
       module: The backbone.
-      params: Its parameters.
-      size: S.
+      params: Parameters of the backbone.
+      size: Side S of the images, px.
 
     Returns:
-      `params` with the last block apart and position embeddings for this size.
+      `params` with the last block separate and position embeddings for this size.
     """
     return dict(
         params,
@@ -78,16 +78,16 @@ def features(
     prepare_images: preprocessing.Preprocessing,
     by_image: bool,
 ) -> jax.Array:
-    """Normalised features of a batch.
+    """Compute a batch's features after the last LayerNorm.
 
     Args:
       module: The backbone; its `dtype` is that of the matmuls.
-      params: From `prepare`.
+      params: Parameters from `prepare`.
       images: uint8 [B, S, S, C].
       kind: "cls", the class token; "patch_mean", the mean of the patch tokens;
-        "cls+patch_mean", one after the other; or "patches".
-      prepare_images: For mean and deviation.
-      by_image: Attention one image after the other, as suits the CPU.
+        "cls+patch_mean", both concatenated; or "patches", the patch tokens.
+      prepare_images: Preprocessing with the mean and deviation.
+      by_image: Whether attention runs image by image, as suits the CPU.
 
     Returns:
       float32 [B, ...]; see `features_shape`.
@@ -114,7 +114,7 @@ def features(
 
 
 def _tokens(module, params, x):
-    """[B, S, S, C] -> [B, T, D]."""
+    """Embed images [B, S, S, C] as tokens [B, T, D]."""
     embed = patch_embed.PatchEmbed(module.patch_size, module.embed_dim, module.dtype)
     x = embed.apply({"params": params["patch_embed"]}, x)  # [B, h*w, D]
     pos = params["pos_embed"].astype(x.dtype)
@@ -131,18 +131,18 @@ def _norm(x, params, dtype):
 
 
 def _dense(x, params, columns=slice(None)):
-    """A linear layer, or some of its outputs."""
+    """Apply a linear layer, or compute only some of its outputs."""
     y = x @ params["kernel"][:, columns].astype(x.dtype)
     return y + params["bias"][columns].astype(x.dtype) if "bias" in params else y
 
 
 def _scaled(x, params, name):
-    """LayerScale, where there is one."""
+    """Apply LayerScale, if there is one."""
     return x * params[name]["gamma"].astype(x.dtype) if name in params else x
 
 
 def _block(module, params, x, queries, by_image):
-    """One block: [B, T, D] -> [B, Q, D], the first Q tokens; Q = T where it is None."""
+    """Apply a block, [B, T, D] -> [B, Q, D], for the first Q tokens (None: all)."""
     attn, dim = params["attn"], x.shape[-1]
     y = _norm(x, params["norm1"], module.dtype)
     if queries is None:
@@ -166,7 +166,7 @@ def _ffn(x, params):
 
 
 def _attention(qkv, num_heads, by_image):
-    """[B, T, 3*D] -> [B, T, D]."""
+    """Apply self-attention, [B, T, 3*D] -> [B, T, D]."""
     batch, length, _ = qkv.shape
     if not by_image:
         return attention_kernel.attention(
@@ -196,7 +196,7 @@ def _attention(qkv, num_heads, by_image):
 
 
 def _few_queries(q, kv, num_heads):
-    """[B, Q, D] queries and [B, T, 2*D] keys and values -> [B, Q, D]."""
+    """Attend from queries [B, Q, D] to keys and values [B, T, 2*D] -> [B, Q, D]."""
     batch, count, dim = q.shape
     q = q.reshape(batch, count, num_heads, -1)
     k, v = jnp.moveaxis(kv.reshape(batch, -1, 2, num_heads, q.shape[-1]), 2, 0)

@@ -1,14 +1,14 @@
-"""The features file, and the JSON file beside it that says what is in it.
+"""The features file and the JSON file beside it that describes it.
 
 OUT.json:
-  settings     what was computed from what, by name
-  bytes        size of the features file, which tells whether it is still this one
-  rows         how many
+  settings     inputs and options of the computation, by name
+  bytes        size of the features file, which shows whether it was replaced
+  rows         number of rows
   skipped      {path: reason} of the images that could not be read
-  names        paths of the images in the order of the rows (.npy alone)
+  names        paths of the images in the order of the rows (.npy only)
 
 Paths are relative to the folder. Bytes in them that are not UTF-8 are lone surrogates
-in JSON, which `os.fsencode` turns back, and \\xNN in Parquet, which wants Unicode.
+in JSON, which `os.fsencode` reverts, and \\xNN in Parquet, which requires Unicode.
 """
 
 import importlib
@@ -24,20 +24,20 @@ import numpy as np
 from dinov2_jax import errors, files
 
 SUFFIXES = (".npy", ".parquet")
-_GROUP_BYTES = 64 * 2**20  # features of a row group of Parquet
+_GROUP_BYTES = 64 * 2**20  # of features in a Parquet row group
 _GROUP_ROWS = 65536
 
 
 def description_of(out: pathlib.Path) -> pathlib.Path:
-    """The file beside it."""
+    """Return the path of the JSON file that describes `out`."""
     return out.with_name(f"{out.name}.json")
 
 
 def check(out: pathlib.Path) -> None:
-    """Whether a file of this name can be written.
+    """Check that a file of this name can be written.
 
     Raises:
-      UserError: It cannot.
+      UserError: It cannot be written.
     """
     if out.suffix not in SUFFIXES:
         raise errors.UserError(
@@ -64,7 +64,7 @@ def check(out: pathlib.Path) -> None:
 
 
 def is_complete(out: pathlib.Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the file is there and was computed with these settings."""
+    """Return whether the file exists and was computed with these settings."""
     try:
         found = json.loads(description_of(out).read_bytes())
         return (
@@ -83,27 +83,27 @@ def publish(
     skipped: Mapping[bytes, str],
     settings: Mapping[str, Any],
 ) -> None:
-    """Gives complete rows their name and form, and writes the description.
+    """Give complete rows their final name and format, and write the description.
 
-    A kill in between leaves no features file, and the rows for another attempt.
+    A kill in between leaves no features file, but keeps the rows for another attempt.
 
     Args:
       out: The features file.
-      rows: The .npy file of the rows; gone or superfluous afterwards.
-      count: Their number.
-      names: Gives the paths of the rows' images anew at every call.
-      skipped: Reasons by path.
-      settings: For the description.
+      rows: The .npy file of the rows; moved away or no longer needed afterwards.
+      count: Number of rows.
+      names: Function that returns a new iterator over the paths of the rows' images.
+      skipped: Reasons why images were skipped, by path.
+      settings: Settings for the description.
 
     Raises:
-      UserError: It cannot be written.
+      UserError: A file cannot be written.
     """
     try:
         if out.suffix == ".parquet":
             table = rows.with_name("table.parquet")
             _write_parquet(rows, table, names(), settings)
             rows = table
-        out.unlink(missing_ok=True)  # never beside the description of another
+        out.unlink(missing_ok=True)  # never beside another's description
         _describe(out, rows, count, names(), skipped, settings)
         os.replace(rows, out)
     except OSError as error:
@@ -114,7 +114,7 @@ def publish(
 
 
 def _describe(out, rows, count, names, skipped, settings) -> None:
-    """A name a line, and no more than one in memory."""
+    """Write the JSON file, one name per line, with only one name in memory."""
     fields = {
         "settings": settings,
         "bytes": rows.stat().st_size,
@@ -123,7 +123,7 @@ def _describe(out, rows, count, names, skipped, settings) -> None:
     }
     with files.open_new(description_of(out)) as binary:
         file = io.TextIOWrapper(binary, "ascii", newline="\n")
-        file.write(json.dumps(fields, indent=1)[:-2])  # less "\n}"
+        file.write(json.dumps(fields, indent=1)[:-2])  # without "\n}"
         if out.suffix == ".npy":
             file.write(',\n "names": [')
             separator = "\n"
@@ -136,7 +136,7 @@ def _describe(out, rows, count, names, skipped, settings) -> None:
 
 
 def _write_parquet(rows, table, names, settings) -> None:
-    """Columns `name` and `features`, one row group in memory at a time."""
+    """Write columns `name` and `features`, one row group in memory at a time."""
     parquet, arrow = _parquet(), importlib.import_module("pyarrow")
     features = np.load(rows, mmap_mode="r")
     features = features.reshape(len(features), -1)
@@ -155,7 +155,7 @@ def _write_parquet(rows, table, names, settings) -> None:
     )
     row_bytes = max(width * features.itemsize, 1)
     size = int(np.clip(_GROUP_BYTES // row_bytes, 1, _GROUP_ROWS))
-    # Features do not compress, and dictionaries or statistics of them help nobody.
+    # Features do not compress, and dictionaries or statistics of them are of no use.
     with parquet.ParquetWriter(
         table, schema, compression="none", use_dictionary=False, write_statistics=False
     ) as writer:

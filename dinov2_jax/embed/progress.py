@@ -1,4 +1,4 @@
-"""How far a run is, on standard error."""
+"""Progress of a run on standard error."""
 
 import shutil
 import sys
@@ -6,15 +6,15 @@ import time
 
 import tqdm
 
-_LINE_SECONDS = 10.0  # between lines where there is no terminal
+_LINE_SECONDS = 10.0  # between lines if there is no terminal
 
 
 class Progress:
-    """A bar on a terminal, else a line now and then.
+    """A bar on a terminal, otherwise a line every `_LINE_SECONDS`.
 
     Args:
-      total: Images.
-      done: Of them by earlier processes.
+      total: Number of images.
+      done: Number of images done by earlier processes.
     """
 
     def __init__(self, total: int, done: int):
@@ -22,7 +22,7 @@ class Progress:
         self._start = self._shown = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
-            # Not tqdm's own guess, which shows nothing where a size reads 0.
+            # tqdm's own guess shows nothing if the terminal reports a size of 0.
             columns, lines = shutil.get_terminal_size()
             self._bar = tqdm.tqdm(
                 total=total,
@@ -33,7 +33,7 @@ class Progress:
             )
 
     def update(self, done: int) -> None:
-        """Shows how many images are done."""
+        """Show how many images are done."""
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(done - self._done)
@@ -46,6 +46,6 @@ class Progress:
         self._done = done
 
     def close(self) -> None:
-        """Leaves the bar where it is."""
+        """Close the bar and leave it on the screen."""
         if self._bar is not None:
             self._bar.close()

@@ -1,14 +1,14 @@
-"""The folder of an unfinished run: what survives a kill, and goes when the run is done.
+"""Folder of an unfinished run, which survives a kill and is removed after the run.
 
 OUT.partial/ holds
-  run.json   what the run computes; another one cannot go on here
-  rows.npy   the rows so far, in the form of the end, with a provisional header
-  journal    a line whenever rows were saved: {"done": images, "rows": rows, "bad":
+  run.json   what the run computes; a different run cannot resume here
+  rows.npy   the rows so far, in the final format, with a provisional header
+  journal    a line for each save: {"done": images, "rows": rows, "bad":
              [[image, reason], ...] since the line before}
   lock       held by the process that works here
 
-Rows are on the disk before the line that counts them, and only counted rows exist: what
-follows them, and a last line without its end, is cut off at the next start.
+Rows reach the disk before the journal line that counts them, and only counted rows are
+valid. The next start cuts off rows beyond them and an incomplete last line.
 """
 
 import contextlib
@@ -26,26 +26,26 @@ import numpy as np
 
 from dinov2_jax import errors, files
 
-SAVE_SECONDS = 5.0  # between saves: what a kill can cost
+SAVE_SECONDS = 5.0  # between saves; the most work that a kill loses
 
 
 class Unfinished:
-    """The rows of one run, appended in order; a context that saves them at its end.
+    """The rows of one run, appended in order; a context manager that saves on exit.
 
     Args:
-      out: The file that the run is to write.
-      settings: What the run computes, by names for people; JSON.
-      row_shape: Of one image's features.
-      dtype: Of the rows.
-      count: Images of the run.
-      overwrite: Drop what another run has left instead of refusing.
+      out: The file that the run will write.
+      settings: What the run computes, by readable names; JSON values.
+      row_shape: Shape of one image's features.
+      dtype: Dtype of the rows.
+      count: Number of images of the run.
+      overwrite: Whether to drop what another run has left instead of raising.
 
     Attributes:
-      bad: {image: reason} of those without a row.
+      bad: {image: reason} of the images without a row.
 
     Raises:
-      UserError: Another process works there, another run was left there, or it cannot
-        be written.
+      UserError: Another process works there, another run was left there, or the folder
+        cannot be written.
     """
 
     def __init__(
@@ -63,19 +63,19 @@ class Unfinished:
         self._shape, self._dtype = tuple(row_shape), np.dtype(dtype)
         self._count, self._overwrite = count, overwrite
         self.bad: dict[int, str] = {}
-        # One tuple, so that no interruption parts the two.
+        # (done, rows) in one tuple, so that no interruption separates them.
         self._position = self._saved = (0, 0)
         self._new_bad: list[tuple[int, str]] = []
         self._saved_at = time.monotonic()
 
     @property
     def done(self) -> int:
-        """Images dealt with, the first ones."""
+        """Number of images processed, from the first on."""
         return self._position[0]
 
     @property
     def rows(self) -> int:
-        """Rows of those images."""
+        """Number of rows of those images."""
         return self._position[1]
 
     def __enter__(self) -> "Unfinished":
@@ -98,7 +98,7 @@ class Unfinished:
         try:
             found = json.loads((self._folder / "run.json").read_bytes())
         except (OSError, ValueError):
-            found = None  # killed before there was anything
+            found = None  # killed before anything was written
         if found == self._settings:
             return
         if found is not None and not self._overwrite:
@@ -112,7 +112,7 @@ class Unfinished:
             (self._folder / name).unlink(missing_ok=True)
 
     def _open(self, stack: contextlib.ExitStack) -> None:
-        """Opens rows and journal where the last save left them."""
+        """Open rows and journal where the last save left them."""
         rows, journal = self._folder / "rows.npy", self._folder / "journal"
         for path in (rows, journal):
             path.touch()
@@ -134,20 +134,20 @@ class Unfinished:
         self._journal.seek(valid)
 
     def _end(self, rows: int) -> int:
-        """Where a number of rows ends, in bytes."""
+        """Return the offset in bytes at which a number of rows ends."""
         row = int(np.prod(self._shape)) * self._dtype.itemsize
         return len(_header(self._shape, self._dtype, self._count)) + rows * row
 
     def append(self, rows: np.ndarray, *, done: int, bad: Mapping[int, str]) -> None:
-        """Adds the rows of the next images, and saves now and then.
+        """Add the rows of the next images; save if `SAVE_SECONDS` have passed.
 
         Args:
-          rows: [n, ...] of those that could be read.
-          done: Images dealt with so far, with these.
-          bad: {image: reason} of those that could not.
+          rows: Features [n, ...] of the images that could be read.
+          done: Number of images processed so far, including these.
+          bad: {image: reason} of the images that could not be read.
 
         Raises:
-          UserError: It cannot be written.
+          UserError: The folder cannot be written.
         """
         with self._writing():
             flat = np.ascontiguousarray(rows, self._dtype).reshape(-1)
@@ -159,7 +159,7 @@ class Unfinished:
             self.save()
 
     def save(self) -> None:
-        """Makes all appended rows survive."""
+        """Make all appended rows survive a kill."""
         if self._position != self._saved:
             done, rows = self._position
             bad = [item for item in self._new_bad if item[0] < done]
@@ -172,7 +172,7 @@ class Unfinished:
         self._saved_at = time.monotonic()
 
     def finish_rows(self) -> pathlib.Path:
-        """The .npy file of all rows, complete."""
+        """Complete the .npy file of all rows and return its path."""
         self.save()
         with self._writing():
             self._rows.seek(0)
@@ -182,7 +182,7 @@ class Unfinished:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns a failed write into one line for people."""
+        """Turn a failed write into a UserError."""
         try:
             yield
         except OSError as error:
@@ -193,17 +193,17 @@ class Unfinished:
 
 
 def folder_of(out: pathlib.Path) -> pathlib.Path:
-    """Where a run works until its file is complete."""
+    """Return the folder in which a run works until its file is complete."""
     return out.with_name(f"{out.name}.partial")
 
 
 def remove(out: pathlib.Path) -> None:
-    """Removes what a run worked with."""
+    """Remove the folder in which a run worked."""
     shutil.rmtree(folder_of(out), ignore_errors=True)
 
 
 def _take(lock: BinaryIO, out: pathlib.Path) -> None:
-    """Holds a lock file until it is closed or the process ends."""
+    """Hold a lock file until it is closed or the process ends."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -215,7 +215,7 @@ def _take(lock: BinaryIO, out: pathlib.Path) -> None:
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype, count: int) -> bytes:
-    """Of a .npy file; as long for every count, since NumPy leaves room to grow."""
+    """Return a .npy header; NumPy pads it to the same length for every count."""
     file = io.BytesIO()
     fields = {
         "descr": np.lib.format.dtype_to_descr(dtype),
@@ -227,7 +227,7 @@ def _header(shape: tuple[int, ...], dtype: np.dtype, count: int) -> bytes:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """A line of the journal; None where it is torn."""
+    """Parse a line of the journal; return None if it is incomplete."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -239,7 +239,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _write(file: Any, data: Any) -> None:
-    """Writes all of it to an unbuffered file."""
+    """Write all data to an unbuffered file."""
     data = memoryview(data)
     while data:
         data = data[file.write(data) :]

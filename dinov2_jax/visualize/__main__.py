@@ -1,4 +1,4 @@
-"""What a backbone sees, as pictures: python -m dinov2_jax.visualize A.jpg --model M."""
+"""Pictures of what a backbone sees: python -m dinov2_jax.visualize A.jpg --model M."""
 
 import argparse
 import logging
@@ -12,7 +12,7 @@ import numpy as np
 from dinov2_jax import cli, errors
 from dinov2_jax.data.decode import image_decoder
 
-_MAX_STEM = 60  # characters of an image's name in a picture's
+_MAX_STEM = 60  # characters of an image's name in a picture's name
 
 _DESCRIPTION = """
 Draws what a backbone makes of photographs, as PNG files. Without --pca, --attention,
@@ -26,7 +26,7 @@ cropped. It is turned upright as its EXIF orientation says.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draws as the flags say; returns the exit code."""
+    """Draw as the flags say and return the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = _parser().parse_args(argv)
     try:
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         required=True,
-        type=os.path.expanduser,  # as the shell does not in --model=~/weights.pth
+        type=os.path.expanduser,  # the shell does not expand --model=~/weights.pth
         metavar="SOURCE",
         help="whatever dinov2_jax.load takes: a run's folder, a file of weights, a "
         "folder of Hugging Face, a name such as dinov2_vits14_reg",
@@ -127,7 +127,7 @@ def _draw(args: argparse.Namespace) -> None:
     _choose_kinds(args)
     _check_images(args.images)
     _make_folder(args.out)
-    # These import jax: after all that can be known without it.
+    # These import jax, so they follow all checks that can do without it.
     from dinov2_jax import pretrained
     from dinov2_jax.visualize import attention_maps, matches, panels, pca, views
 
@@ -168,7 +168,7 @@ def _draw(args: argparse.Namespace) -> None:
 
 
 def _choose_kinds(args: argparse.Namespace) -> None:
-    """Fills in the kinds where none is given; refuses what cannot be drawn."""
+    """Fill in the kinds if none is given; raise UserError for what cannot be drawn."""
     if not (args.pca or args.attention or args.norms or args.matches):
         args.pca = args.attention = True
         args.matches = len(args.images) == 2
@@ -190,7 +190,7 @@ def _choose_kinds(args: argparse.Namespace) -> None:
 
 
 def _check_images(paths: list[str]) -> None:
-    """Decodes all files and names every bad one at once; keeps none in memory."""
+    """Decode all files and report every bad one at once; keep none in memory."""
     bad = []
     for path in paths:
         try:
@@ -208,10 +208,10 @@ def _decode(path: str) -> np.ndarray:
 
 
 def _stems(paths: list[str]) -> list[str]:
-    """File names without suffix, numbered where two are the same."""
+    """Return file names without suffix, numbered if two are the same."""
     stems: list[str] = []
     for path in paths:
-        # Short enough for every file system, and distinct where case means nothing.
+        # Short enough for every file system, and distinct on case-insensitive ones.
         stem, number = pathlib.Path(path).stem[:_MAX_STEM], 1
         unique = stem
         while unique.casefold() in (known.casefold() for known in stems):

@@ -1,4 +1,4 @@
-"""Pictures over the patches of one image: attention of the class token, token norms.
+"""Pictures of attention maps and token norms over the patches of an image.
 
 Shapes: A heads, R registers, h x w patches, T = 1 + R + h*w tokens.
 """
@@ -10,23 +10,23 @@ from PIL import Image
 
 from dinov2_jax.visualize import panels, views
 
-_SHOWN = 256  # side of a panel, about, px
+_SHOWN = 256  # approximate longer side of a panel, px
 _PERCENTILE = 98  # of a map, shown brightest: a few outliers would darken the rest
-_PHOTOGRAPH = 0.35  # share of the grey photograph below a map
+_PHOTOGRAPH = 0.35  # share of the grey photograph in a map's picture
 
 
 def maps_over_patches(
     attention: np.ndarray, grid: tuple[int, int], num_registers: int
 ) -> np.ndarray:
-    """The share of attention that goes to each patch; none is drawn from elsewhere.
+    """Return the share of attention that goes to each patch, not renormalised.
 
     Args:
-      attention: [..., T], softmaxed over T.
-      grid: h, w.
-      num_registers: R; they come after the class token and before the patches.
+      attention: Attention [..., T], softmaxed over T.
+      grid: Rows and columns of patches, (h, w).
+      num_registers: Number R of registers, which lie between class token and patches.
 
     Returns:
-      [..., h, w]; sums to 1 less what goes to the class token and the registers.
+      [..., h, w]; sums to 1 minus the share of the class token and the registers.
 
     Raises:
       ValueError: T is not 1 + R + h*w.
@@ -42,7 +42,7 @@ def maps_over_patches(
 
 
 def attention_panels(view: views.View) -> list[panels.Panel]:
-    """The photograph, the mean over heads, each head, then each register's mean."""
+    """Return photograph, mean over heads, each head, then each register's mean."""
     if view.attention is None:
         raise ValueError("the view was made without attention")
     num_heads, queries, _ = view.attention.shape
@@ -60,11 +60,11 @@ def attention_panels(view: views.View) -> list[panels.Panel]:
 
 
 def draw_attention(view: views.View, *, block: int) -> Image.Image:
-    """A sheet of one image's attention maps in a block.
+    """Draw a sheet of one image's attention maps in a block.
 
     Args:
-      view: With attention.
-      block: Its number, for the caption.
+      view: View with attention.
+      block: Number of the block, for the caption.
     """
     shown = attention_panels(view)
     rows = panels.wrapped(shown, panels.columns_for(len(shown)))
@@ -78,11 +78,11 @@ def draw_attention(view: views.View, *, block: int) -> Image.Image:
 
 
 def draw_norms(seen: Sequence[views.View], *, block: int) -> Image.Image:
-    """A sheet of photographs, each beside the lengths of its patch tokens.
+    """Draw a sheet of photographs, each beside the lengths of its patch tokens.
 
     Args:
       seen: Views of any shapes.
-      block: Whose output it is, for the caption.
+      block: Number of the block that gave the tokens, for the caption.
     """
     maps = [v.norms[len(v.norms) - v.grid[0] * v.grid[1] :] for v in seen]
     low, high = min(m.min() for m in maps), max(m.max() for m in maps)
@@ -102,7 +102,7 @@ def draw_norms(seen: Sequence[views.View], *, block: int) -> Image.Image:
 
 
 def _over(photograph: Image.Image, values: np.ndarray) -> Image.Image:
-    """A map [h, w] in colours over the photograph in grey."""
+    """Blend a map [h, w] in colours with the photograph in grey."""
     colors = panels.heat(values, 0.0, float(np.percentile(values, _PERCENTILE)))
     shown = panels.patches(colors, photograph.size)
     return Image.blend(shown, photograph.convert("L").convert("RGB"), _PHOTOGRAPH)

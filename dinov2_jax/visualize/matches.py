@@ -1,6 +1,6 @@
 """Pictures of correspondences: patches of two images that are each other's nearest.
 
-As in the paper's figure 10, where matches are thinned by non-maximum suppression.
+As in the paper's figure 10, matches are thinned by non-maximum suppression.
 
 Shapes: h x w patches, D feature width, m matches.
 """
@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 
 from dinov2_jax.visualize import panels, views
 
-_SHOWN = 560  # longer side of an image, about, px
+_SHOWN = 560  # approximate longer side of an image, px
 _BETWEEN = 24  # px between the images
-_ELSEWHERE = 2  # patches; what is nearer to a match is not another place
-_POOL = 3  # times the matches wanted: the best so many are thinned
+_ELSEWHERE = 2  # patches; within this distance a place counts as the same
+_POOL = 3  # thinning starts from the best _POOL times as many matches as wanted
 _LABEL = 36  # px that the number of a match needs beside it
-_FINER = 3  # lines are drawn so much larger, then shrunk: Pillow's are jagged
+_FINER = 3  # lines are drawn at this scale and then shrunk: Pillow's are jagged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Matches:
     """Pairs of patches, those with the largest lead first.
 
     Attributes:
-      first: int [m, 2] row and column in the first image.
-      second: int [m, 2] in the second.
-      scores: float [m] cosine similarities.
-      leads: float [m] how much the score is above that of the best other partner that
+      first: int [m, 2], row and column in the first image.
+      second: int [m, 2], row and column in the second image.
+      scores: float [m], cosine similarities.
+      leads: float [m], how far the score is above that of the best other partner that
         either patch has elsewhere in the other image. A patch of blank sky is very
-        like its match, and as like a hundred others: the score alone ranks it high.
+        similar to its match and to a hundred others: by score alone it would rank high.
     """
 
     first: np.ndarray
@@ -54,11 +54,11 @@ def mutual_nearest(
     second: np.ndarray,
     masks: Sequence[np.ndarray] | None = None,
 ) -> Matches:
-    """All pairs of patches of which each is the other's nearest by cosine.
+    """Return all pairs of patches that are each other's nearest by cosine similarity.
 
     Args:
-      first: [h, w, D].
-      second: [h, w, D]; its h and w may differ.
+      first: Patch features of the first image, [h, w, D].
+      second: Patch features of the second image, [h, w, D]; h and w may differ.
       masks: bool [h, w] of each image: the patches that take part. None for all.
     """
     if masks is None:
@@ -83,22 +83,22 @@ def mutual_nearest(
 
 
 def _best_elsewhere(similarity, places, matched):
-    """[m, n] to the n places of an image -> [m], the best far from those matched."""
+    """Return the best similarity [m] of [m, n] that is far from the matched places."""
     away = np.abs(places[None] - places[matched][:, None]).max(axis=-1)
     elsewhere = np.where(away > _ELSEWHERE, similarity, -1.0)
     return elsewhere.max(axis=1)
 
 
 def spread(matches: Matches, count: int) -> Matches:
-    """At most `count` of the matches, good ones and far from each other.
+    """Select at most `count` good matches that are far from each other.
 
-    Adaptive non-maximum suppression (Brown, Szeliski and Winder, 2005): a match is
-    worth the distance to the nearest better one, in the image where that is less. The
-    best has no better one and is always kept.
+    Adaptive non-maximum suppression (Brown, Szeliski and Winder, 2005): matches are
+    ranked by the distance to the nearest better one, in the image where it is smaller.
+    The best match is always kept.
 
     Args:
-      matches: The best first.
-      count: Wanted.
+      matches: Matches, the best first.
+      count: Number of matches wanted.
     """
     pool = matches[: _POOL * count]
     if len(pool) <= count:
@@ -113,13 +113,13 @@ def spread(matches: Matches, count: int) -> Matches:
 def draw(
     first: views.View, second: views.View, kept: Matches, total: int
 ) -> Image.Image:
-    """Two images side by side, lines between their matches.
+    """Draw two images side by side with lines between their matches.
 
     Args:
       first: The left image.
-      second: The right one.
-      kept: What is drawn, numbered from 1, the best first.
-      total: Matches there were before they were thinned, for the caption.
+      second: The right image.
+      kept: Matches to draw, numbered from 1, the best first.
+      total: Number of matches before thinning, for the caption.
 
     Returns:
       The RGB sheet.
@@ -156,7 +156,7 @@ def _notes(kept: Matches, total: int) -> list[panels.Note]:
     if not len(kept):
         return [panels.Note("No two patches are each other's nearest.")]
     scores = [
-        f"{number}:\xa0{score:.2f}\xa0(+{lead:.2f})"  # unbroken
+        f"{number}:\xa0{score:.2f}\xa0(+{lead:.2f})"  # non-breaking spaces
         for number, (score, lead) in enumerate(zip(kept.scores, kept.leads), start=1)
     ]
     return [
@@ -170,12 +170,12 @@ def _notes(kept: Matches, total: int) -> list[panels.Note]:
 
 
 def _with_lines(canvas: Image.Image, starts: np.ndarray, ends: np.ndarray):
-    """The canvas with numbered lines, smooth."""
+    """Return the canvas with smooth, numbered lines."""
     k = _FINER
     large = canvas.resize((canvas.width * k, canvas.height * k))
     pen = ImageDraw.Draw(large)
     colors = [_color(i) for i in range(len(starts))]
-    pairs = list(zip(starts * k, ends * k, colors))[::-1]  # the best on top
+    pairs = list(zip(starts * k, ends * k, colors))[::-1]  # the best is drawn on top
     for start, end, color in pairs:
         pen.line([*start, *end], "black", width=3 * k)
         pen.line([*start, *end], color, width=2 * k)
@@ -187,7 +187,7 @@ def _with_lines(canvas: Image.Image, starts: np.ndarray, ends: np.ndarray):
     write = ImageDraw.Draw(small)
     for number, places in enumerate(zip(starts, ends), start=1):
         for (x, y), outwards in zip(places, (-1, 1)):
-            # Outside of the line, except where the sheet ends.
+            # Outside the line, except near the edge of the sheet.
             side = outwards if _LABEL < x < canvas.width - _LABEL else -outwards
             write.text(
                 (x + 8 * side, y),
@@ -202,7 +202,7 @@ def _with_lines(canvas: Image.Image, starts: np.ndarray, ends: np.ndarray):
 
 
 def _color(index: int) -> tuple[int, int, int]:
-    """Hues that differ for neighbouring numbers: steps of the golden ratio."""
+    """Return a colour; hues in steps of the golden ratio make neighbours differ."""
     hue = (index * 0.6180339887) % 1.0
     value = (1.0, 0.75)[index % 2]
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.9, value)
@@ -210,7 +210,7 @@ def _color(index: int) -> tuple[int, int, int]:
 
 
 def _centres(places: np.ndarray, size: tuple[int, int], grid: tuple[int, int]):
-    """Rows and columns [m, 2] -> x and y of the patches' centres, px."""
+    """Convert rows and columns [m, 2] to x and y of the patches' centres, px."""
     return (places[:, ::-1] + 0.5) * (np.array(size) / np.array(grid[::-1]))
 
 
@@ -220,5 +220,5 @@ def _normalized(features: np.ndarray) -> np.ndarray:
 
 
 def _distances(places: np.ndarray) -> np.ndarray:
-    """[m, 2] -> [m, m], in patches."""
+    """Return the distances between places [m, 2] as [m, m], in patches."""
     return np.linalg.norm(places[:, None] - places[None].astype(float), axis=-1)

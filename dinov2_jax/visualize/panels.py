@@ -17,8 +17,8 @@ GAP = 6  # px between panels
 FONT_SIZE = 16
 HEADER = FONT_SIZE + 2 * GAP  # height of a line of titles, px
 _BAR = (160, 12)  # size of a colour bar, px
-# From black over purple, red and orange to pale yellow: brightness grows all the way,
-# so that it reads in grey and by the colour-blind.
+# From black over purple, red and orange to pale yellow: brightness always increases, so
+# that the map also works in grey and for colour-blind readers.
 _HEAT = np.array(
     [
         (0, 0, 4),
@@ -36,7 +36,7 @@ _HEAT = np.array(
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A picture at the size it is shown, and what stands above it."""
+    """A picture at its final size, and the title above it."""
 
     image: Image.Image
     title: str = ""
@@ -44,7 +44,7 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """A line below the panels; a colour bar between two labels where it has any."""
+    """A line below the panels, with an optional colour bar between two labels."""
 
     text: str
     bar: tuple[str, str] | None = None
@@ -53,12 +53,12 @@ class Note:
 def sheet(
     rows: Sequence[Sequence[Panel | None]], notes: Sequence[Note] = ()
 ) -> Image.Image:
-    """Panels in rows and columns on white.
+    """Arrange panels in rows and columns on white.
 
     Args:
-      rows: Of panels, None for a hole. A column is as wide as its widest panel, a row
-        as high as its highest, plus a line where one of them has a title.
-      notes: Lines below; broken where they are wider than the sheet.
+      rows: Rows of panels, None for a gap. A column is as wide as its widest panel, a
+        row as high as its highest, plus a line if one of them has a title.
+      notes: Lines below the panels, wrapped to the width of the sheet.
 
     Returns:
       The RGB sheet.
@@ -97,12 +97,12 @@ def sheet(
 
 
 def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of all writing."""
+    """Return the font of all text."""
     return ImageFont.load_default(FONT_SIZE)
 
 
 def shortened(text: str, width: int) -> str:
-    """The text, cut in its middle to a width in px; "" where nothing fits."""
+    """Cut the middle of a text to fit a width in px; return "" if nothing fits."""
     if font().getlength(text) <= width:
         return text
     for kept in range(len(text) - 1, 0, -1):
@@ -113,7 +113,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def _lines(note: Note, width: int) -> Iterator[Note]:
-    """The note as lines of at most a width in px; the bar ends the last.
+    """Wrap a note to lines of at most a width in px; the bar ends the last one.
 
     Lines are not broken at "\\xa0".
     """
@@ -149,22 +149,22 @@ def _draw_note(canvas, draw, note, top):
 
 
 def columns_for(count: int) -> int:
-    """How many of `count` panels go in a row, for a sheet wider than high."""
+    """Return how many of `count` panels go in a row, for a sheet wider than high."""
     return min(count, max(1, round(math.sqrt(1.6 * count))))
 
 
 def wrapped(items: Sequence, columns: int) -> list[list]:
-    """Items in rows of `columns`."""
+    """Split items into rows of `columns`."""
     return [list(items[i : i + columns]) for i in range(0, len(items), columns)]
 
 
 def heat(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """Numbers as colours, the larger the brighter.
+    """Map numbers to colours, the larger the brighter.
 
     Args:
-      values: [H, W].
-      low: The darkest colour; smaller values have it too.
-      high: The brightest; larger values have it too.
+      values: Numbers [H, W].
+      low: Number with the darkest colour, as have all smaller ones.
+      high: Number with the brightest colour, as have all larger ones.
 
     Returns:
       uint8 [H, W, 3].
@@ -177,34 +177,34 @@ def heat(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
 
 
 def shown_size(grid: tuple[int, int], side: int) -> tuple[int, int]:
-    """A size (width, height) of about `side` px in which all patches are equal squares.
+    """Return a (width, height) near `side` px in which patches are equal squares.
 
     Args:
-      grid: h, w of the patches.
-      side: Wanted for the longer side, px.
+      grid: Rows and columns of patches, (h, w).
+      side: Wanted longer side, px.
     """
     pixels = max(1, round(side / max(grid)))
     return grid[1] * pixels, grid[0] * pixels
 
 
 def photograph(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """uint8 [H, W, 3] at a size (width, height), smoothly."""
+    """Resize uint8 [H, W, 3] smoothly to a size (width, height)."""
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
 
 def patches(colors: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """uint8 [h, w, 3] at a size (width, height), each patch of one colour.
+    """Resize uint8 [h, w, 3] to a size (width, height), each patch in one colour.
 
-    One sees the patches, and no detail that is not there.
+    This shows the patches and suggests no detail that is not there.
     """
     return Image.fromarray(colors).resize(size, Image.Resampling.NEAREST)
 
 
 def save(image: Image.Image, path: str | os.PathLike) -> None:
-    """Writes a PNG, whole or not at all.
+    """Write a PNG atomically.
 
     Raises:
-      UserError: It cannot be written.
+      UserError: The file cannot be written.
     """
     with files.open_new(path) as file:
         image.save(file, format="PNG")

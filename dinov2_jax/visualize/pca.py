@@ -1,8 +1,8 @@
 """Pictures of patch features: photographs beside three principal components.
 
-As in the paper's figure 1: the components are those of all images together, so one
-colour means one thing everywhere, and where asked for the background is removed: what
-has a negative first component is left out, and a second PCA is of the rest.
+As in the paper's figure 1, the components are computed from all images together, so
+that a colour means the same everywhere. Optionally the background is removed: patches
+with a negative first component are left out, and a second PCA is made of the rest.
 
 Shapes: n images, h x w patches, D feature width.
 """
@@ -15,21 +15,21 @@ from PIL import Image
 
 from dinov2_jax.visualize import panels, views
 
-_CELL = 224  # shown side of an image in a table, px
-_SHOWN = 336  # and about that of a view
+_CELL = 224  # longer side of an image in a table, px
+_SHOWN = 336  # approximate longer side of a view, px
 _BACKGROUND = 255
 
 
 def principal_components(features: np.ndarray, *, count: int = 3) -> np.ndarray:
-    """Projects features on their first principal components.
+    """Project features on their first principal components.
 
     Args:
-      features: [n, D].
-      count: components wanted.
+      features: Features [n, D].
+      count: Number of components.
 
     Returns:
-      float64 [n, count], largest variance first, the sign such that the skew of each
-      column is positive; zeros where the features have fewer dimensions.
+      float64 [n, count], largest variance first, with signs that make the skew of each
+      column positive; zeros where the features have fewer dimensions.
     """
     features = np.asarray(features, np.float64)
     centred = features - features.mean(axis=0)
@@ -48,14 +48,14 @@ def principal_components(features: np.ndarray, *, count: int = 3) -> np.ndarray:
 def joint_colors(
     grids: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None
 ) -> list[np.ndarray]:
-    """The first three principal components of patch features as colours.
+    """Turn the first three principal components of patch features into colours.
 
     Args:
-      grids: [h, w, D] an image; h and w may differ.
-      masks: bool [h, w] an image: the patches that take part. None for all.
+      grids: [h, w, D] per image; h and w may differ.
+      masks: bool [h, w] per image: the patches that take part. None for all.
 
     Returns:
-      uint8 [h, w, 3] an image; each component runs from its 2nd percentile (0) to its
+      uint8 [h, w, 3] per image; each component runs from its 2nd percentile (0) to its
       98th (255) over all images, so that a few outliers do not grey out the rest.
       Constant features are mid-grey, patches that take no part white.
     """
@@ -77,22 +77,22 @@ def joint_colors(
 
 
 def pca_colors(patch_features: np.ndarray) -> np.ndarray:
-    """`joint_colors` of images of one shape: [n, h, w, D] -> uint8 [n, h, w, 3]."""
+    """Apply `joint_colors` to images of one shape: [n, h, w, D] -> [n, h, w, 3]."""
     return np.stack(joint_colors(list(np.asarray(patch_features))))
 
 
 def foreground(grids: Sequence[np.ndarray], *, flip: bool = False) -> list[np.ndarray]:
-    """Tells things from their background by the first component of all images.
+    """Separate objects from their background by the first component of all images.
 
     The paper keeps the patches where it is positive. Its sign is arbitrary, so here the
-    foreground is the side that has the less of the images' borders.
+    foreground is the side that has less of the images' borders.
 
     Args:
-      grids: [h, w, D] an image; h and w may differ.
-      flip: Take the other side.
+      grids: [h, w, D] per image; h and w may differ.
+      flip: Whether to take the other side.
 
     Returns:
-      bool [h, w] an image.
+      bool [h, w] per image, true in the foreground.
     """
     first = principal_components(
         np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid in grids]), count=1
@@ -117,16 +117,16 @@ def pca_picture(
     features: Mapping[str, np.ndarray],
     path: str | os.PathLike,
 ) -> None:
-    """Writes a PNG: a row per image, the photograph and then a column per title.
+    """Write a PNG with a row per image: the photograph, then a column per title.
 
     Args:
       images: uint8 [n, H, W, 3].
-      features: title -> patch features [n, h, w, D]; the grids may differ.
-      path: where to write the picture.
+      features: Patch features [n, h, w, D] by title; the grids may differ.
+      path: Path of the picture.
 
     Raises:
-      ValueError: a grid that is not [n, h, w, D] with n the number of images.
-      UserError: it cannot be written.
+      ValueError: A grid is not [n, h, w, D] with n the number of images.
+      UserError: The picture cannot be written.
     """
     images = np.asarray(images)
     count, image_height, image_width = images.shape[:3]
@@ -154,11 +154,11 @@ def pca_picture(
 def draw(
     seen: Sequence[views.View], *, masks: Sequence[np.ndarray] | None = None
 ) -> Image.Image:
-    """A sheet of photographs, each beside its principal components.
+    """Draw a sheet of photographs, each beside its principal components.
 
     Args:
       seen: Views of any shapes.
-      masks: bool [h, w] a view, its foreground; adds a column with a PCA of it alone.
+      masks: bool [h, w] per view, its foreground; adds a column with a PCA of it alone.
     """
     grids = [view.patches for view in seen]
     columns = [("all patches", joint_colors(grids))]
@@ -171,7 +171,7 @@ def draw(
         for title, colors in columns:
             entry.append(panels.Panel(panels.patches(colors[number], size), title))
         entries.append(entry)
-    # Few images stand below each other, many side by side too.
+    # Few images are stacked; many also go side by side.
     side_by_side = max(1, panels.columns_for(len(seen)) // (1 + len(columns)))
     rows = [sum(row, []) for row in panels.wrapped(entries, side_by_side)]
     text = "Red, green, blue: principal components 1, 2, 3 of the patch features"

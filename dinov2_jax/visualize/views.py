@@ -1,4 +1,4 @@
-"""Photographs of any shape, and what a backbone makes of each.
+"""Photographs of any shape with a backbone's features and attention.
 
 Shapes: H x W pixels, h x w patches, D width, A heads, R registers, T = 1 + R + h*w
 tokens.
@@ -15,15 +15,15 @@ from dinov2_jax import errors, pretrained
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A photograph and what one block makes of it.
+    """A photograph with the features and attention of one block.
 
     Attributes:
-      name: What to call it.
-      pixels: uint8 [H, W, 3] as the backbone saw it.
-      patches: float32 [h, w, D] after the block and the last LayerNorm.
-      norms: float32 [T] lengths of the tokens after the block, before the LayerNorm.
-      attention: float32 [A, 1 + R, T] of the block: what the class token and the
-        registers look at. None where it was not asked for.
+      name: Name of the photograph in captions.
+      pixels: uint8 [H, W, 3], as the backbone saw it.
+      patches: float32 [h, w, D], after the block and the last LayerNorm.
+      norms: float32 [T], lengths of the tokens after the block, before the LayerNorm.
+      attention: float32 [A, 1 + R, T], of the class token and the registers in the
+        block; None if not requested.
     """
 
     name: str
@@ -34,24 +34,24 @@ class View:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """h, w."""
+        """Rows and columns of patches, (h, w)."""
         return self.patches.shape[:2]
 
 
 def size_in_patches(
     width: int, height: int, size: int, patch_size: int
 ) -> tuple[int, int]:
-    """(width, height) that keeps the aspect ratio as far as whole patches allow.
+    """Return the size that keeps the aspect ratio as far as whole patches allow.
 
     Args:
-      width: Of the photograph, px.
-      height: Of the photograph, px.
-      size: Wanted for the longer side, px.
-      patch_size: In px.
+      width: Width of the photograph, px.
+      height: Height of the photograph, px.
+      size: Wanted longer side, px.
+      patch_size: Side of a patch, px.
 
     Returns:
-      The longer side is the multiple of the patch size nearest to `size`, the other
-      the multiple nearest to the aspect ratio; both at least one patch.
+      (width, height), px. The longer side is the multiple of the patch size nearest to
+      `size`, the other the multiple nearest to the aspect ratio; at least one patch.
     """
     longer = max(int(size / patch_size + 0.5), 1)
     scale = longer / max(width, height)
@@ -68,15 +68,15 @@ def look(
     block: int = -1,
     attention: bool = True,
 ) -> View:
-    """Shows a photograph to a backbone; compiled once for each shape.
+    """Run a backbone on a photograph; compiled once for each shape.
 
     Args:
-      model: From `dinov2_jax.load`.
+      model: Model from `dinov2_jax.load`.
       photograph: uint8 [H, W, 3].
-      name: What to call it.
-      size: Of the longer side, px; see `size_in_patches`.
-      block: Whose output and attention are wanted; -1 is the last.
-      attention: Whether the attention is.
+      name: Name of the photograph in captions.
+      size: Wanted longer side, px; see `size_in_patches`.
+      block: Number of the block whose output and attention to take; -1 is the last.
+      attention: Whether to return attention.
 
     Raises:
       UserError: The size is below one patch, there is no such block, or the backbone

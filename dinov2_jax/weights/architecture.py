@@ -1,6 +1,6 @@
-"""The architecture that a backbone's tensors have, and whether they have it strictly.
+"""Architecture of a backbone from its tensors, and strict checks against it.
 
-Works on names (the reference's) and shapes alone.
+Uses only the tensors' names (the reference's) and shapes.
 """
 
 import math
@@ -13,16 +13,16 @@ from dinov2_jax.models import vision_transformer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# (width, depth) of the released models -> heads.
+# (width, depth) of the released models -> number of heads.
 _RELEASED = {(w, d): heads for w, d, heads in vision_transformer.ARCHS.values()}
-_MAX_ROWS = 12  # of a table of mismatches
+_MAX_ROWS = 12  # in a table of mismatches
 
 
 def assumed_interpolation(registers: bool) -> dict[str, Any]:
-    """How readers of a file that does not say interpolate position embeddings.
+    """Return the interpolation of position embeddings for files that do not state it.
 
-    As the reference's hub builds its models: with registers antialiasing, without them
-    the offset of 0.1.
+    As in the reference's hub: antialiased with registers, with an offset of 0.1 without
+    them.
     """
     return {
         "interpolate_offset": 0.0 if registers else 0.1,
@@ -33,18 +33,18 @@ def assumed_interpolation(registers: bool) -> dict[str, Any]:
 def infer_backbone(
     shapes: Shapes, source: str, settings: Mapping[str, Any]
 ) -> vision_transformer.VisionTransformer:
-    """The module whose tensors these are, as far as shapes tell.
+    """Infer the module from the shapes of its tensors.
 
     Args:
-      shapes: Of every tensor, the reference's names without prefix or chunks.
-      source: What to call the file in errors.
-      settings: What is known from elsewhere and shapes do not tell: `num_heads`,
-        `interpolate_offset`, `interpolate_antialias`. Without `num_heads` it has to be
-        a released size, which has LayerScale and all biases; without the others,
-        `assumed_interpolation`.
+      shapes: Shape of every tensor, by the reference's names without prefix or chunks.
+      source: Name of the file in errors.
+      settings: Known values of what shapes do not determine: `num_heads`,
+        `interpolate_offset`, `interpolate_antialias`. Without `num_heads` the size must
+        be a released one, and LayerScale and all biases are assumed; for the others
+        the default is `assumed_interpolation`.
 
     Raises:
-      UserError: Not a DINOv2 backbone, or the number of heads cannot be known.
+      UserError: Not a DINOv2 backbone, or the number of heads is unknown.
     """
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight")
     missing = [name for name in needed if name not in shapes]
@@ -123,7 +123,7 @@ def _num_heads(width: int, depth: int, source: str) -> int:
 
 
 def _ffn(shapes: Shapes, width: int) -> tuple[str, float]:
-    """The kind of FFN and the ratio that gives its hidden width."""
+    """Return the kind of FFN and the ratio that gives its hidden width."""
     packed = [v for k, v in shapes.items() if k.endswith(".mlp.w12.weight")]
     plain = [v for k, v in shapes.items() if k.endswith(".mlp.fc1.weight")]
     if packed:
@@ -135,13 +135,13 @@ def _ffn(shapes: Shapes, width: int) -> tuple[str, float]:
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """The ratio for which int(width * ratio) is `hidden`."""
+    """Return the ratio for which int(width * ratio) is `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _gated_width(hidden: int) -> int:
-    """Of a SwiGLU in the place of an MLP `hidden` wide; see `models.layers.SwiGLU`."""
+    """Return the width of a SwiGLU that replaces an MLP `hidden` wide."""
     return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
@@ -165,14 +165,14 @@ FIELDS = (
 
 
 def describe(module: vision_transformer.VisionTransformer) -> dict[str, Any]:
-    """What makes a module's features, as plain values; `from_description` reads it."""
+    """Return the fields that determine a module's features, as plain values."""
     return {name: getattr(module, name) for name in FIELDS}
 
 
 def from_description(
     description: Mapping[str, Any],
 ) -> vision_transformer.VisionTransformer:
-    """The module that `describe` described."""
+    """Return the module that `describe` described."""
     return vision_transformer.VisionTransformer(
         **{name: description[name] for name in FIELDS}
     )
@@ -181,7 +181,7 @@ def from_description(
 def backbone_shapes(
     module: vision_transformer.VisionTransformer,
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the reference's `state_dict` of a module, in its order."""
+    """Return names and shapes of a module's reference `state_dict`, in its order."""
     m, width = module, module.embed_dim
     num_patches = (m.image_size // m.patch_size) ** 2
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + num_patches, width)}
@@ -222,16 +222,16 @@ def backbone_shapes(
 
 
 def check_head(found: Shapes, source: str, head: str, width: int) -> None:
-    """Refuses tensors that are not one projection head on a backbone `width` wide.
+    """Check that tensors are exactly one projection head.
 
     Args:
-      found: Names and shapes of the head, without its prefix.
-      source: What to call the file.
-      head: Its name.
-      width: D.
+      found: Names and shapes of the head's tensors, without its prefix.
+      source: Name of the file in errors.
+      head: Name of the head in errors.
+      width: Width D of the backbone.
 
     Raises:
-      UserError: A table of what differs.
+      UserError: They are not; the message has a table of the differences.
     """
     layers = [k for k in found if re.fullmatch(r"mlp\.(\d\d?\.)?weight", k)]
     names = [f"mlp.{2 * i}" for i in range(len(layers))]
@@ -252,13 +252,14 @@ def check_head(found: Shapes, source: str, head: str, width: int) -> None:
 def check_module(
     found: Shapes, module: vision_transformer.VisionTransformer, source: str, model: str
 ) -> None:
-    """Refuses tensors that are not exactly a module's; arguments as those of `check`.
+    """Check that tensors are exactly a module's; arguments as in `check`.
 
     Raises:
-      UserError: The number of blocks, or a table of what differs, and the likely cause.
+      UserError: They are not; the message has the number of blocks, or a table of the
+        differences and their likely cause.
     """
     depth = _depth(found)
-    if depth != module.depth:  # the table of a claim of many would take long
+    if depth != module.depth:  # no table: a config may claim a million blocks
         raise errors.UserError(
             f"{source} does not fit {model or 'one architecture'}: it has {depth} "
             f"blocks, not {module.depth}"
@@ -271,17 +272,18 @@ def _depth(shapes: Shapes) -> int:
 
 
 def check(found: Shapes, expected: Shapes, source: str, model: str = "") -> None:
-    """Refuses tensors that are not exactly the expected ones.
+    """Check that tensors are exactly the expected ones.
 
     Args:
-      found: Names and shapes in the file, the reference's names.
-      expected: As `backbone_shapes` gives.
-      source: What to call the file.
-      model: What to call that which expects them; by default the file's own
-        architecture.
+      found: Names (the reference's) and shapes of the tensors in the file.
+      expected: Expected names and shapes, for example from `backbone_shapes`.
+      source: Name of the file in errors.
+      model: Name in errors of the model that expects them; empty where it was inferred
+        from the file itself.
 
     Raises:
-      UserError: A table of what differs and the likely cause.
+      UserError: They are not; the message has a table of the differences and their
+        likely cause.
     """
     names = [*expected, *(name for name in found if name not in expected)]
     rows = [
@@ -311,7 +313,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def _cause(found: Shapes, expected: Shapes) -> str:
-    """The likely cause of a mismatch, and what to do."""
+    """Return the likely cause of a mismatch, and what to do."""
 
     def differ(name):
         return name in found and name in expected and found[name] != expected[name]

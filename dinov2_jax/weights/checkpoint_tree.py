@@ -1,8 +1,8 @@
-"""What lies in a training checkpoint: whose weights, under which prefixes.
+"""Backbone and heads in a training checkpoint, found by their prefixes.
 
 The reference writes {"teacher": {"backbone.blocks.0.0...": ...}} for evaluation and
-{"model": {"student.backbone...", "teacher.backbone...", ...}} to resume; DINO and other
-descendants add `module.`. A hub file is the backbone alone.
+{"model": {"student.backbone...", "teacher.backbone...", ...}} to resume; DINO and
+related code add `module.`. A hub file is the backbone alone.
 """
 
 from collections.abc import Mapping
@@ -28,20 +28,20 @@ Submodules = dict[str, dict[str, lazy_tensor.LazyTensor]]
 def submodules(
     tree: Any, which: str | None, source: str
 ) -> tuple[Submodules, str | None]:
-    """The tensors of a file by submodule, prefixes and block chunks removed.
+    """Return a file's tensors by submodule, without prefixes and block chunks.
 
     Args:
-      tree: What the file holds: nested dicts with `LazyTensor` leaves.
-      which: "teacher" or "student"; None takes the teacher where there is a choice.
-      source: What to call the file in errors.
+      tree: Content of the file: nested dicts with `LazyTensor` leaves.
+      which: "teacher" or "student"; None takes the teacher if the file holds both.
+      source: Name of the file in errors.
 
     Returns:
-      {"backbone": {name: tensor}, "dino_head": ..., ...}; only what is there. Names
-      that belong nowhere are left in "backbone", where the check of names reports them.
-      And whose they are, None where the file does not say.
+      {"backbone": {name: tensor}, "dino_head": ..., ...}, only what is there, and
+      "teacher", "student" or, if the file does not say, None. Unknown names are left in
+      "backbone", where `architecture.check` reports them.
 
     Raises:
-      UserError: There are no tensors, or not those of `which`.
+      UserError: There are no tensors, none of `which`, or one is there twice.
     """
     tensors, owner = _flat(tree, which, source)
     tensors = {_unwrapped(key): tensor for key, tensor in tensors.items()}
@@ -76,7 +76,7 @@ def submodules(
 
 
 def _flat(tree, which, source) -> tuple[dict[str, lazy_tensor.LazyTensor], str | None]:
-    """The flat dict of tensors inside nested dicts, and whose it is if that is said."""
+    """Return the flat dict of tensors inside nested dicts, and its owner if stated."""
     owner = None
     while isinstance(tree, Mapping):
         nested = [k for k, v in tree.items() if isinstance(v, Mapping) and v]
@@ -120,7 +120,7 @@ def _not_there(which: str, owners: list[str], source: str) -> errors.UserError:
 
 
 def _unwrapped(key: str) -> str:
-    """The key without what wrappers of a whole module put before or into it."""
+    """Remove from the key what wrappers such as DDP and FSDP add to it."""
     for wrapper in _WRAPPERS:
         key = key.removeprefix(wrapper)
         key = key.replace(f".{wrapper}", ".")

@@ -1,4 +1,4 @@
-"""Folders of transformers and timm: what their JSON files say, and where tensors are.
+"""Weight folders of transformers and timm: their JSON files and tensors.
 
 Mirrors `Dinov2Config` and `Dinov2WithRegistersConfig` of transformers.
 """
@@ -14,12 +14,12 @@ from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import json_fields, report, tensor_file
 
-# What reading a field of another kind raises.
+# Errors that reading a field of an unexpected type raises.
 _WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")  # of files that may hold weights
 _MODEL_TYPES = ("dinov2", "dinov2_with_registers")
-_NAMES = {  # field of the module -> of config.json
+_NAMES = {  # field of the module -> field of config.json
     "embed_dim": "hidden_size",
     "depth": "num_hidden_layers",
     "num_heads": "num_attention_heads",
@@ -34,14 +34,14 @@ _DEFAULTS = {"num_channels": 3, "mlp_ratio": 4, "qkv_bias": True}
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
-      tensors: By the folder's own names, still on disk.
-      settings: What `architecture.infer_backbone` cannot see in tensors.
+      tensors: Tensors by the folder's own names, still on disk.
+      settings: Settings that `architecture.infer_backbone` cannot see in tensors.
       claims: Fields of the module as config.json states them, to be checked.
-      preprocessing: What images must go through; None where nothing says.
-      preprocessing_file: That says it.
+      preprocessing: Preprocessing that the model expects; None if not stated.
+      preprocessing_file: File that states it.
     """
 
     tensors: Mapping[str, Any]
@@ -52,10 +52,10 @@ class Folder:
 
 
 def read(folder: pathlib.Path) -> Folder:
-    """Reads a folder's JSON files; tensors stay on disk.
+    """Read a folder's JSON files; tensors stay on disk.
 
     Raises:
-      UserError: No weights there, or a model that is not DINOv2.
+      UserError: The folder has no weights, or its model is not DINOv2.
     """
     tensors = _tensors(folder)
     config = json_fields.load(folder / "config.json")
@@ -99,7 +99,7 @@ def _is_swiglu(config: Mapping[str, Any], folder: pathlib.Path) -> bool:
 
 
 def _report(folder: pathlib.Path) -> dict[str, Any]:
-    """What `convert` noted in a folder that it wrote, and config.json cannot say."""
+    """Return what the report of `convert` adds to config.json."""
     return report.untold(
         folder / "model.safetensors",
         report.path_of(folder),
@@ -133,7 +133,7 @@ def _timm(tensors, config, folder) -> Folder:
 def _preprocessing(
     folder: pathlib.Path,
 ) -> tuple[preprocessing.Preprocessing | None, pathlib.Path]:
-    """What preprocessor_config.json says, and its path."""
+    """Return the preprocessing in preprocessor_config.json, and that file's path."""
     default = preprocessing.Preprocessing()
     path = folder / "preprocessor_config.json"
     if not path.is_file():
@@ -159,7 +159,7 @@ def _preprocessing(
 
 
 def _size(field: Any) -> int:
-    """224, {"shortest_edge": 224} or {"height": 224, "width": 224}."""
+    """Return 224 of 224, {"shortest_edge": 224} or {"height": 224, "width": 224}."""
     if isinstance(field, dict):
         field = field["shortest_edge"] if "shortest_edge" in field else field["height"]
     return int(field)
@@ -202,7 +202,7 @@ def _weight_map(index: pathlib.Path) -> dict[str, Any]:
 
 
 def config(module: vision_transformer.VisionTransformer) -> dict[str, Any]:
-    """The config.json that transformers reads, for a module.
+    """Return the config.json of a module for transformers.
 
     Raises:
       UserError: transformers has no such model.
@@ -247,7 +247,7 @@ def config(module: vision_transformer.VisionTransformer) -> dict[str, Any]:
 
 
 def preprocessor_config(prepare: preprocessing.Preprocessing) -> dict[str, Any]:
-    """The preprocessor_config.json that transformers reads."""
+    """Return the preprocessor_config.json for transformers."""
     return {
         "crop_size": {"height": prepare.crop_size, "width": prepare.crop_size},
         "do_center_crop": True,

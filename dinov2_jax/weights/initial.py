@@ -1,8 +1,9 @@
-"""What a run starts from instead of random weights: `config.init`.
+"""Initial weights of a run, read from the source that `config.init` names.
 
-Any source of `weights.reading`, read on the host and refused unless it is exactly the
-config's model: the same tensors, and the same settings that tensors do not tell. Only
-the grid of the position embeddings may differ; it is resampled to the global crops.
+The source can be anything that `weights.reading` reads. It is read on the host and must
+match the config's model exactly, both in its tensors and in settings that tensors do
+not determine. Only the grid of the position embeddings may differ; it is resampled to
+the size of the global crops.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from dinov2_jax import errors, ssl_meta_arch
 from dinov2_jax.models import pos_embed, vision_transformer
 from dinov2_jax.weights import architecture, reading
 
-# Fields of a module that are fields of `config.model`, and those without a tensor.
+# Module fields that are fields of `config.model`, and those no tensor determines.
 _SETTINGS = (
     "patch_size in_chans ffn_layer ffn_ratio qkv_bias proj_bias ffn_bias "
     "num_register_tokens interpolate_offset interpolate_antialias"
@@ -30,9 +31,9 @@ class InitialWeights:
     """Weights of step 0, on the host.
 
     Attributes:
-      params: {"backbone": tree}, with the heads where they were asked for; float32
-        NumPy arrays in the shapes of the run's model.
-      description: Where they come from, for the console.
+      params: {"backbone": tree}, with the heads if the config loads them; float32 NumPy
+        arrays in the shapes of the run's model.
+      description: Line for the console that names their source.
     """
 
     params: dict[str, Any]
@@ -40,13 +41,13 @@ class InitialWeights:
 
 
 def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | None:
-    """The weights that `config.init` names; None where a run starts from scratch.
+    """Read the weights that `config.init` names; return None to start from scratch.
 
-    Every process reads all of the file; nothing is put on an accelerator.
+    Every process reads the whole file; nothing is put on an accelerator.
 
     Raises:
-      UserError: Nothing there, unreadable, or another model than the config's; says
-        what to set.
+      UserError: The source is missing, unreadable or of another model than the
+        config's; the message says what to set.
     """
     source, heads = config.init.source, config.init.heads == "loaded"
     if not source:
@@ -60,7 +61,7 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
                 source,
                 which=config.init.which or None,
                 heads=heads,
-                # Where not even the size tells, the config's word is all there is.
+                # For an unreleased size only the config knows the number of heads.
                 num_heads=None
                 if (wanted.embed_dim, wanted.depth) in released
                 else wanted.num_heads,
@@ -90,7 +91,7 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
 
 
 def _on_host() -> contextlib.AbstractContextManager:
-    """New arrays stay off the accelerator, if jax was allowed its CPU at all."""
+    """Return a context with new arrays on the CPU, if jax is allowed to use it."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
@@ -107,10 +108,10 @@ def _describe(init: Any, side: int, new_side: int) -> str:
 
 
 def _check_backbone(found, wanted, custom: bool, source: str) -> None:
-    """Refuses a backbone that is not the config's, but for the size of its grid."""
+    """Check that the backbone is the config's, apart from the size of its grid."""
     fixes = _model_settings(found, wanted, custom)
     flags = " ".join(f"--config.model.{k}={v}" for k, v in fixes.items())
-    # With the file's grid: that one is resampled.
+    # Compare at the file's grid, which is resampled later.
     side = found.image_size // found.patch_size * wanted.patch_size
     try:
         architecture.check(
@@ -134,7 +135,7 @@ def _check_backbone(found, wanted, custom: bool, source: str) -> None:
 
 
 def _model_settings(found, wanted, custom: bool) -> dict[str, Any]:
-    """What to set in `config.model` so that it describes `found`."""
+    """Return the fields to set in `config.model` so that it describes `found`."""
     sizes = ("embed_dim", "depth", "num_heads")
     have, want = ({n: getattr(m, n) for n in sizes} for m in (found, wanted))
     settings: dict[str, Any] = {}
@@ -159,7 +160,7 @@ def _model_settings(found, wanted, custom: bool) -> dict[str, Any]:
 def _check_heads(
     params: Mapping[str, Any], expected: Mapping[str, Any], config
 ) -> None:
-    """Refuses heads that are not the config's."""
+    """Check that the heads are the config's."""
     source = config.init.source
     fresh = "or start with new heads: --config.init.heads=fresh"
     found = set(params) - {"backbone"}
@@ -207,7 +208,7 @@ def _shapes(tree: Any) -> dict[str, list[int]]:
 
 
 def _head_settings(shapes: Mapping[str, list[int]]) -> dict[str, int]:
-    """The fields `head_...` of a config that give a head of these shapes."""
+    """Return the config fields, less `head_`, that give a head of these shapes."""
     kernels = [shapes[k] for k in shapes if k.startswith("mlp") and "kernel" in k]
     settings = {"nlayers": len(kernels)}
     if "last_layer/weight_v" in shapes:

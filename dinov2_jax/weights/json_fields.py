@@ -1,8 +1,7 @@
-"""What JSON files say of a model and of its images, checked field by field.
+"""Checks of JSON files that describe a model and its preprocessing, field by field.
 
-The files of transformers, of timm, of this project's runs and exports and of its
-conversions go through here, so that a wrong value is one line and never a crash, or a
-wait, further on.
+Files of transformers, of timm and of this project (runs, exports, reports) are checked
+here, so that a wrong value gives a one-line error and not a crash or a hang later.
 """
 
 import json
@@ -20,10 +19,10 @@ _WORDS = {dict: "an object", list: "a list", bool: "true or false"}
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-      UserError: It cannot be read, or is no object.
+      UserError: The file cannot be read or does not hold an object.
     """
     try:
         fields = json.loads(path.read_text())
@@ -39,10 +38,10 @@ def load(path: pathlib.Path) -> dict[str, Any]:
 
 
 def require(fields: Mapping[str, Any], name: str, kind: type, path: Any) -> Any:
-    """A field that has to be there, and of a type: dict, list or bool.
+    """Return a required field of type dict, list or bool.
 
     Raises:
-      UserError: It is not.
+      UserError: The field is missing or of another type.
     """
     value = fields.get(name)
     if not isinstance(value, kind):
@@ -54,7 +53,7 @@ def _is_number(value: Any) -> bool:
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and -_MOST <= value <= _MOST  # no NaN is
+        and -_MOST <= value <= _MOST  # false for NaN
     )
 
 
@@ -65,7 +64,7 @@ def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
     return good, f"a whole number from {least} to {_MOST}"
 
 
-_MOST = 2**20  # of anything that is counted
+_MOST = 2**20  # largest number in any field
 _FLAG = (lambda value: isinstance(value, bool), "true or false")
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "embed_dim": _whole(1),
@@ -92,19 +91,19 @@ def model(
     wanted: Sequence[str],
     names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Fields of `architecture.describe`, each of its kind and all of them together.
+    """Return fields of `architecture.describe`, checked one by one and together.
 
     Args:
-      fields: As a file has them.
-      path: Of the file.
-      wanted: Fields of a `VisionTransformer`.
-      names: Those fields that the file names otherwise -> its names.
+      fields: The fields in the file.
+      path: Path of the file, for errors.
+      wanted: Fields of a `VisionTransformer` to return.
+      names: The file's names of fields that it names differently, by field.
 
     Returns:
       {field: value}.
 
     Raises:
-      UserError: One is missing, or wrong.
+      UserError: A field is missing or wrong.
     """
     names = {field: (names or {}).get(field, field) for field in wanted}
     found = {}
@@ -130,20 +129,20 @@ def model(
 def check_preprocessing(
     prepare: preprocessing.Preprocessing, path: Any, patch_size: int, in_chans: int
 ) -> preprocessing.Preprocessing:
-    """Refuses a preparation of images that a model cannot use.
+    """Check that a model can use a preprocessing.
 
     Args:
-      prepare: As the file says.
-      path: Of the file.
-      patch_size: Of the model, px.
-      in_chans: Channels of the model.
+      prepare: Preprocessing from the file.
+      path: Path of the file, for errors.
+      patch_size: Patch size of the model, px.
+      in_chans: Number of channels of the model.
 
     Returns:
       `prepare`.
 
     Raises:
-      UserError: A size that is no size or is not in whole patches, or a mean or
-        deviation of another number of channels, or that is no number.
+      UserError: A size is not a positive whole number, the crop is not in whole
+        patches, or mean or std are of another number of channels or not valid numbers.
     """
     for name in ("resize_size", "crop_size"):
         value = getattr(prepare, name)
@@ -160,7 +159,7 @@ def check_preprocessing(
         )
     for name in ("mean", "std"):
         value = getattr(prepare, name)
-        # Files on other channels often keep the three of RGB.
+        # Files for other channels often keep the three values of RGB.
         if len(value) not in (1, 3, in_chans) or not all(map(_is_number, value)):
             raise _wrong(path, name, list(value), f"{in_chans} numbers")
     if min(prepare.std) <= 0:

@@ -1,4 +1,4 @@
-"""Tensors that are still in their files, so that no model is held whole."""
+"""Tensors that are read on demand, so that memory never holds a whole file."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,11 +11,11 @@ class LazyTensor:
     """A tensor that is still in its file.
 
     Attributes:
-      shape: Of the array that `read` returns.
-      dtype: Of the array that `read` returns; bfloat16 is that of ml_dtypes.
-      read: Returns the array, C-contiguous and owned by the caller; each call reads
-        the file again, nothing is cached. Raises errors.UserError if the file has
-        gone or is damaged.
+      shape: Shape of the array that `read` returns.
+      dtype: Dtype of the array that `read` returns; bfloat16 is that of ml_dtypes.
+      read: Function that returns the array, C-contiguous and owned by the caller. Each
+        call reads the file again; nothing is cached. Raises errors.UserError if the
+        file is gone or damaged.
     """
 
     shape: tuple[int, ...]

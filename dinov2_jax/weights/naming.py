@@ -1,8 +1,8 @@
-"""The names of a DINOv2 backbone in four worlds, and the way to the reference's.
+"""Conversion between the tensor names of DINOv2 backbones in three libraries.
 
-`hub` names are the reference's own. transformers 4 and every file on the Hub of Hugging
-Face say `huggingface`; transformers 5 names its modules anew (and reads both); timm
-packs differently. A tensor that is renamed only stays in its file.
+`hub` names are the reference's own. `huggingface` names are those of transformers 4 and
+of every file on the Hugging Face Hub; transformers 5 renames its modules and reads both
+sets. timm packs some tensors differently. Tensors that are only renamed are not read.
 """
 
 import re
@@ -25,8 +25,8 @@ _HF_TOP = {
     "layernorm.weight": "norm.weight",
     "layernorm.bias": "norm.bias",
 }
-# Inside a block, without .weight and .bias. The first name for a hub name is the one
-# written: transformers 5 reads those of 4, not the other way round.
+# Names inside a block, without .weight and .bias. Of several names for one hub name the
+# first is written: transformers 5 reads the names of 4, but not the other way round.
 _HF_BLOCK = {
     "norm1": "norm1",
     "attention.output.dense": "attn.proj",
@@ -40,7 +40,7 @@ _HF_BLOCK = {
     "mlp.down_proj": "mlp.w3",
     "layer_scale2.lambda1": "ls2.gamma",
 }
-# Tensors that the hub's name holds concatenated on the first axis.
+# Parts of a tensor that hub files hold concatenated on the first axis: (name, index).
 _HF_PARTS = {
     "attention.attention.query": ("attn.qkv", 0),
     "attention.attention.key": ("attn.qkv", 1),
@@ -58,20 +58,20 @@ Tensors = Mapping[str, lazy_tensor.LazyTensor]
 
 
 def detect(names: Mapping[str, object]) -> str:
-    """Which world names a backbone's tensors so: HUB, HUGGINGFACE or TIMM."""
+    """Return the naming scheme of a backbone's tensors: HUB, HUGGINGFACE or TIMM."""
     if any("embeddings.patch_embeddings." in name for name in names):
         return HUGGINGFACE
-    # timm knows no mask token.
+    # timm has no mask token.
     if "reg_token" in names or ("cls_token" in names and "mask_token" not in names):
         return TIMM
     return HUB
 
 
 def to_hub(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
-    """Any world's names -> the reference's; names that no world knows stay as they are.
+    """Convert tensors of any scheme to the reference's names; keep unknown names.
 
-    timm's files hold no mask token: it becomes zeros. Its register models have the
-    class token's position embedding added into the class token: the row becomes zeros.
+    timm's files have no mask token, so it is filled with zeros. In its register models
+    the class token includes its position embedding, so that row is filled with zeros.
     """
     naming = detect(tensors)
     if naming == HUGGINGFACE:
@@ -82,10 +82,10 @@ def to_hub(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
 
 
 def from_hub(tensors: Tensors, naming: str) -> dict[str, lazy_tensor.LazyTensor]:
-    """The reference's names -> those of `naming`, values converted where needed.
+    """Convert tensors from the reference's names to the scheme `naming`.
 
-    To timm this is one-way: the mask token is dropped and, with registers, the class
-    token and its position embedding are added into one.
+    Conversion to timm is one-way: the mask token is dropped and, with registers, the
+    class token and its position embedding are added together.
     """
     if naming == HUGGINGFACE:
         return _to_huggingface(tensors)
@@ -122,7 +122,7 @@ def _from_huggingface(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
         same_shape = len({tensor.shape for _, tensor in named}) == 1
         if len(named) == len(found) == wanted and same_shape:
             hub[key] = _concatenated([tensor for _, tensor in named])
-        else:  # the check of all names reports them
+        else:  # `architecture.check` reports them
             hub.update(named)
     return hub
 
@@ -154,7 +154,7 @@ _TIMM_SWIGLU = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
 def _from_timm(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
     hub = dict(tensors)
     first, last = (tensors.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
-    # The packed projection gives twice what the second one takes.
+    # SwiGLU: the packed projection's output is twice the second one's input.
     if first and last and first.shape[0] == 2 * last.shape[-1]:
         hub = {}
         for key, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""This project's own folders of weights: runs, their checkpoints, exported weights."""
+"""This project's own folders of weights: runs, their checkpoints and orbax exports."""
 
 import dataclasses
 import json
@@ -15,12 +15,12 @@ from dinov2_jax.data import preprocessing
 from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import architecture, json_fields, state_dict
 
-DESCRIPTION = "model.json"  # of exported weights, beside the folder `weights`
+DESCRIPTION = "model.json"  # in an export, beside the folder `weights`
 _BRANCHES = {"teacher": "teacher_params", "student": "params"}
 
 
 def is_own(folder: pathlib.Path) -> bool:
-    """Whether a folder is a workdir, one of its checkpoints or an orbax export."""
+    """Return whether a folder is a workdir, a checkpoint in it or an orbax export."""
     return (
         (folder / DESCRIPTION).is_file()
         or (
@@ -38,11 +38,15 @@ def read(
     preprocessing.Preprocessing,
     str | None,
 ]:
-    """A folder's module, {"backbone": params, ...}, preprocessing, and whose they are.
+    """Read a workdir, a checkpoint or an orbax export.
 
     Args:
-      folder: One that `is_own`; a workdir gives its newest checkpoint.
-      which: "teacher" (also None) or "student"; an export holds only one of them.
+      folder: Folder for which `is_own` is true; a workdir gives its newest checkpoint.
+      which: "teacher" or "student"; None takes a run's teacher, or what an export has.
+
+    Returns:
+      Module, {"backbone": params, ...}, preprocessing, and "teacher", "student" or, if
+      unknown, None.
 
     Raises:
       UserError: Nothing is saved yet, or a file is missing or damaged.
@@ -102,7 +106,7 @@ def read(
     which = which or "teacher"
     weights = saved_weights.read(step.absolute(), _BRANCHES[which])
     _check(module, weights, step)
-    data = getattr(config, "data", None)  # of old runs without statistics
+    data = getattr(config, "data", None)  # missing in old configs
     prepare = preprocessing.for_patches(
         module.patch_size,
         mean=getattr(data, "mean", ()),
@@ -112,7 +116,7 @@ def read(
 
 
 def _check(module, weights, folder: pathlib.Path) -> None:
-    """Refuses a backbone that is not what the file beside it says."""
+    """Check that the backbone is the model in the JSON file beside it."""
     arrays = state_dict.state_dict_from_params(
         weights["backbone"], patch_size=module.patch_size
     )
@@ -131,14 +135,14 @@ def write(
     prepare: preprocessing.Preprocessing,
     which: str | None,
 ) -> None:
-    """Exports weights: FOLDER/weights (orbax) and FOLDER/model.json.
+    """Export weights to FOLDER/weights (orbax) and FOLDER/model.json.
 
     Args:
-      folder: Made where it is missing.
+      folder: Folder of the export, created if missing.
       module: The backbone.
-      weights: {"backbone": params, ...}.
-      prepare: What images must go through.
-      which: Whose weights they are, if that is known.
+      weights: Parameters, {"backbone": params, ...}.
+      prepare: Preprocessing that the model expects.
+      which: "teacher", "student" or, if unknown, None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved_weights.write(folder / "weights", dict(weights))

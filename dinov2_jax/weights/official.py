@@ -1,7 +1,7 @@
-"""The released backbones by name: their address and a local cache.
+"""Released backbones by name: their URLs and a local cache.
 
 The publisher gives no hashes. A download is checked by the CRC-32 of every entry of its
-archive, and, like any other file, tensor by tensor against the architecture.
+archive and, like any other file, tensor by tensor against the architecture.
 """
 
 import difflib
@@ -29,14 +29,14 @@ NAMES = tuple(f"dinov2_{arch}{reg}" for arch in _ARCHS for reg in ("", "_reg"))
 
 
 def url(name: str) -> str:
-    """The official address of a released backbone."""
+    """Return the official URL of a released backbone."""
     backbone = name.removesuffix("_reg")
     registers = "_reg4" if name.endswith("_reg") else ""
     return f"{_BASE_URL}/{backbone}/{backbone}{registers}_pretrain.pth"
 
 
 def module(name: str) -> vision_transformer.VisionTransformer:
-    """The architecture of a released backbone."""
+    """Return the architecture of a released backbone."""
     arch = name.removeprefix("dinov2_").removesuffix("_reg")
     width, depth, heads = vision_transformer.ARCHS[_ARCHS[arch]]
     registers = name.endswith("_reg")
@@ -53,13 +53,13 @@ def module(name: str) -> vision_transformer.VisionTransformer:
 
 
 def find(name: str) -> pathlib.Path:
-    """The local file of a released backbone, downloaded where it is not there.
+    """Return the local file of a released backbone; download it if missing.
 
-    Looks in $DINOV2_JAX_CACHE (default ~/.cache/dinov2_jax), then where torch.hub keeps
-    its downloads.
+    Looks in $DINOV2_JAX_CACHE (default ~/.cache/dinov2_jax), then in torch.hub's
+    download folder.
 
     Raises:
-      UserError: The name is unknown, or the address cannot be reached; says where to
+      UserError: The name is unknown, or the download failed; the message says where to
         put the file.
     """
     if name not in NAMES:

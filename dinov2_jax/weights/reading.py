@@ -1,4 +1,4 @@
-"""Any file or folder of DINOv2 weights -> the backbone's module and parameters."""
+"""Reader of any file or folder of DINOv2 weights."""
 
 import dataclasses
 import logging
@@ -28,20 +28,20 @@ from dinov2_jax.weights import (
     tensor_file,
 )
 
-# What a report knows and tensors do not tell.
+# Settings that a conversion's report holds and tensors do not determine.
 _UNTOLD = ("num_heads", "interpolate_offset", "interpolate_antialias")
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A backbone with its parameters, and the heads where there are any.
+    """A backbone with its parameters, and its heads if they were read.
 
     Attributes:
       module: The backbone, in float32.
-      params: {"backbone": tree} and, where wanted and there, "dino_head", "ibot_head";
-        float32 `jax.Array`s.
-      preprocessing: What images must go through.
-      which: Whose weights they are, "teacher" or "student"; None where nothing says.
+      params: {"backbone": tree} and, if requested and present, "dino_head" and
+        "ibot_head"; float32 `jax.Array`s.
+      preprocessing: Preprocessing that the model expects.
+      which: "teacher" or "student"; None if unknown.
     """
 
     module: vision_transformer.VisionTransformer
@@ -59,22 +59,22 @@ def read(
     image_size: int | None = None,
     ignore: Sequence[str] = (),
 ) -> Weights:
-    """Reads weights, strictly: every tensor is used, none is missing.
+    """Read weights strictly: every tensor is used, and none is missing.
 
     Args:
-      source: A `.pth` of the reference (backbone or training checkpoint), a
-        `.safetensors`, a folder of Hugging Face or timm, a workdir, a checkpoint or an
+      source: A `.pth` file of the reference (backbone or training checkpoint), a
+        `.safetensors` file, a folder of Hugging Face or timm, a workdir, checkpoint or
         orbax export of this project, or the name of a released backbone.
-      which: "teacher" or "student" of what holds both; None takes the teacher.
-      heads: Read the projection heads too.
-      num_heads: Of the attention, where neither the width nor the folder tells.
-      image_size: Resample the position embeddings to a square of this side, px; None
-        keeps what is there.
-      ignore: Beginnings of names that are left out.
+      which: "teacher" or "student" if the source holds both; None takes the teacher.
+      heads: Whether to read the projection heads too.
+      num_heads: Number of attention heads, if width and folder do not determine it.
+      image_size: Side in px of the square to which position embeddings are resampled;
+        None keeps their size.
+      ignore: Prefixes of tensor names to leave out.
 
     Raises:
-      UserError: Nothing there, unreadable, or not exactly one backbone; with a table
-        of what was expected and found, and the likely cause.
+      UserError: The source is missing, unreadable or not exactly one backbone; the
+        message has a table of expected and found tensors, and the likely cause.
       ValueError: `ignore` is a string.
     """
     if isinstance(ignore, str):
@@ -116,7 +116,7 @@ def _by_name(source) -> tuple[pathlib.Path, vision_transformer.VisionTransformer
 
 
 def _read_tensors(path, which, heads, num_heads, ignore, expected):
-    """Files of other worlds: names to the reference's, shapes checked, then values."""
+    """Read another project's file: convert names, check shapes, then read values."""
     name = str(path)
     settings: dict[str, Any] = {}
     prepare = None
@@ -173,7 +173,7 @@ def _check_floats(tensors: Mapping[str, lazy_tensor.LazyTensor], source: str) ->
 
 
 def _without(tree: Any, ignore: Sequence[str]) -> Any:
-    """The tree without the names that begin with one of `ignore`."""
+    """Return the tree without the names that begin with one of `ignore`."""
     if not isinstance(tree, Mapping):
         return tree
     ignore = tuple(ignore)
@@ -187,7 +187,7 @@ def _without(tree: Any, ignore: Sequence[str]) -> Any:
 def _stream(
     tensors: Mapping[str, lazy_tensor.LazyTensor], source: str
 ) -> dict[str, Any]:
-    """Parameters from tensors that are read one after the other."""
+    """Return the parameters, read one tensor at a time."""
 
     def place(array: np.ndarray) -> jax.Array:
         array = array.astype(np.float32, copy=False)
@@ -201,7 +201,7 @@ def _stream(
 
 
 def _resampled(module, params, image_size: int):
-    """The backbone with its position embeddings resampled to another square."""
+    """Return module and parameters with position embeddings for another square."""
     if image_size < module.patch_size or image_size % module.patch_size:
         patches = max(image_size // module.patch_size, 1)
         raise errors.UserError(

@@ -1,7 +1,7 @@
-"""The report that `convert` leaves beside a file or in a folder, read back.
+"""Reader of the report that `convert` writes beside a file or into a folder.
 
-It knows what tensors do not tell. It counts only while the weights are the very bytes
-that it was written about.
+The report holds settings that tensors do not determine. It is used only if the weights
+still have the SHA-256 that it records.
 """
 
 import hashlib
@@ -13,29 +13,29 @@ from typing import Any
 from dinov2_jax.weights import json_fields
 
 _IN_FOLDER = "conversion.json"
-_BESIDE_FILE = ".json"  # after the whole name
+_BESIDE_FILE = ".json"  # appended to the whole name
 
 
 def path_of(path: pathlib.Path) -> pathlib.Path:
-    """Of the report on a file or folder of weights."""
+    """Return the path of the report on a file or folder of weights."""
     if path.is_dir():
         return path / _IN_FOLDER
     return path.with_name(f"{path.name}{_BESIDE_FILE}")
 
 
 def untold(weights: pathlib.Path, path: pathlib.Path, fields: Sequence[str]) -> dict:
-    """What the report at `path` says of the model in the file `weights`.
+    """Return settings of the model in the file `weights` from the report at `path`.
 
     Args:
       weights: File of tensors.
-      path: Of the report.
-      fields: Of the model's description, those wanted.
+      path: Path of the report.
+      fields: Fields of the model's description to return.
 
     Returns:
-      Their values; {} where there is no report, or one on other bytes.
+      The fields' values; {} if there is no report, or it is about other bytes.
 
     Raises:
-      UserError: The report is on these bytes, but its fields are not those of a model.
+      UserError: The report is about these bytes, but a field is missing or invalid.
     """
     try:
         report: Any = json.loads(path.read_text())
@@ -45,7 +45,7 @@ def untold(weights: pathlib.Path, path: pathlib.Path, fields: Sequence[str]) -> 
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    except RecursionError:  # nested deeply: nothing of ours
+    except RecursionError:  # nested too deeply to be a report
         return {}
     if wanted != digest:
         return {}

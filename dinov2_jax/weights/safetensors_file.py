@@ -1,8 +1,8 @@
-"""Reading and writing `.safetensors`, one tensor in memory at a time.
+"""Reader and writer of `.safetensors` files, one tensor in memory at a time.
 
-Reading is the library's; a file is opened anew for every tensor, because the pages of
-one that stays mapped count as this process's memory. The library writes only what is
-whole in memory, and its metadata in a random order, so writing is done here.
+The library does the reading; the file is reopened for every tensor, because pages of a
+file that stays mapped count as this process's memory. Writing is done here, because the
+library needs all tensors in memory and writes its metadata in random order.
 """
 
 import json
@@ -33,10 +33,10 @@ _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
 
 def read(path: str | os.PathLike) -> dict[str, lazy_tensor.LazyTensor]:
-    """The tensors of a file, in its order, still on disk.
+    """Return the tensors of a file, in its order, still on disk.
 
     Raises:
-      UserError: Not a whole `.safetensors` file, or a tensor of an unknown type.
+      UserError: Not a complete `.safetensors` file, or a tensor of an unknown type.
     """
     path = pathlib.Path(path)
     tensors = {}
@@ -74,11 +74,11 @@ def _reader(path: pathlib.Path, name: str):
 def write(
     path: str | os.PathLike, tensors: Mapping[str, lazy_tensor.LazyTensor]
 ) -> None:
-    """Writes a file whole or not at all; the same tensors give the same bytes.
+    """Write a file atomically; the same tensors give the same bytes.
 
     Args:
-      path: Of the file.
-      tensors: By name, written in this order.
+      path: Path of the file.
+      tensors: Tensors by name, written in this order.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
@@ -91,7 +91,7 @@ def write(
         }
         start = stop
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the data begin aligned
+    encoded += b" " * (-len(encoded) % 8)  # aligns the data
     with files.open_new(path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)

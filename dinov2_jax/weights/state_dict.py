@@ -1,4 +1,4 @@
-"""The reference's `state_dict` names and layouts <-> this project's parameter trees.
+"""Conversion between the reference's `state_dict` and this project's parameter trees.
 
 Mirrors the modules of the reference's `models/vision_transformer.py` and
 `layers/dino_head.py`. Trees hold NumPy arrays; blocks are stacked on a leading axis.
@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.(\D.*)")
 
 
 def unchunked(key: str) -> str:
-    """The key as it reads without block chunks: blocks.0.5.norm1 -> blocks.5.norm1."""
+    """Return the key without block chunks: blocks.0.5.norm1 -> blocks.5.norm1."""
     match = _BLOCK.fullmatch(key)
     return f"blocks.{match[1]}.{match[2]}" if match else key
 
@@ -26,13 +26,13 @@ def unchunked(key: str) -> str:
 def params_from_state_dict(
     state_dict: Mapping[str, Any], *, place: Callable[[np.ndarray], Any] = np.asarray
 ) -> dict[str, Any]:
-    """A backbone's or head's parameter tree from its `state_dict`.
+    """Return a backbone's or head's parameter tree from its `state_dict`.
 
     Args:
-      state_dict: Arrays or `LazyTensor`s, keys as the module names them, without
-        prefix; blocks may be chunked. What is lazy is read parameter after
-        parameter, the largest first, so that memory holds one of them twice at most.
-      place: Makes the leaf from a finished array, for example `jnp.asarray`.
+      state_dict: Arrays or `LazyTensor`s by the module's own names, without prefix;
+        blocks may be chunked. Lazy ones are read one parameter at a time, the largest
+        first, so that memory holds at most one parameter twice.
+      place: Function that makes the leaf of an array, for example `jnp.asarray`.
 
     Returns:
       Nested dict of arrays in this project's layout.
@@ -61,7 +61,7 @@ def params_from_state_dict(
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that begins where `jax.device_put` need not copy it."""
+    """Return an empty array aligned so that `jax.device_put` need not copy it."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -69,7 +69,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def contiguous(value: np.ndarray) -> np.ndarray:
-    """A C-contiguous array of the same values, itself if it is one already."""
+    """Return the array itself if it is C-contiguous, else a C-contiguous copy."""
     if value.flags.c_contiguous:
         return value
     copied = np.empty(value.shape, value.dtype)
@@ -78,7 +78,7 @@ def contiguous(value: np.ndarray) -> np.ndarray:
 
 
 def _copy_into(out: np.ndarray, value: np.ndarray) -> None:
-    """out[...] = value, several times faster than NumPy where `value` is transposed."""
+    """Set out[...] = value, several times faster than NumPy for a transposed value."""
     if value.ndim == 2 and value.T.flags.c_contiguous:
         step = 16  # columns: a cache line of float32
         for start in range(0, value.shape[1], step):
@@ -96,14 +96,14 @@ def _array(value: Any) -> np.ndarray:
 def state_dict_from_params(
     params: Mapping[str, Any], *, patch_size: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Inverse of `params_from_state_dict`, blocks unchunked.
+    """Invert `params_from_state_dict`; blocks are not chunked.
 
     Args:
       params: A backbone's or head's parameter tree.
-      patch_size: In pixels; needed for a backbone.
+      patch_size: Patch size in pixels; needed for a backbone.
 
     Returns:
-      Flat dict under the reference's names, torch layouts.
+      Flat dict by the reference's names, in torch's layouts.
     """
     state_dict = {}
     for path, value in _leaves(params):

@@ -1,4 +1,4 @@
-"""A file of tensors, by what it begins with, whatever its name says."""
+"""Reader of tensor files that detects their format by content, not by name."""
 
 import os
 import pathlib
@@ -9,16 +9,16 @@ from dinov2_jax.weights import safetensors_file, torch_file
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What a `.safetensors` or a PyTorch file holds, its tensors still on disk.
+    """Read a `.safetensors` or PyTorch file, leaving its tensors on disk.
 
     Returns:
-      As `torch_file.read`; of `.safetensors` a flat dict.
+      The result of `torch_file.read`, or a flat dict for `.safetensors`.
 
     Raises:
-      UserError: Neither of them, damaged or unreadable.
+      UserError: The file is neither, damaged or unreadable.
     """
     path = pathlib.Path(path)
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise errors.UserError(f"{path} is neither a file nor a folder")
     try:
         with open(path, "rb") as file:
@@ -29,6 +29,6 @@ def read(path: str | os.PathLike) -> Any:
     if start[8:9] == b"{":
         return safetensors_file.read(path)
     told = start.startswith(torch_file.ZIP) or torch_file.looks(start)
-    if path.suffix == ".safetensors" and not told:  # a damaged one
+    if path.suffix == ".safetensors" and not told:  # damaged
         return safetensors_file.read(path)
     return torch_file.read(path)

@@ -1,7 +1,7 @@
-"""Reading PyTorch's `.pth` files without torch and without executing them.
+"""Reader of PyTorch's `.pth` files that needs no torch and executes nothing in them.
 
-The format is that of `torch.save` since PyTorch 1.6: a zip archive, never compressed,
-of `<top>/data.pkl` and one entry `<top>/data/<key>` per storage. It mirrors torch's
+The format is that of `torch.save` since PyTorch 1.6: an uncompressed zip archive of
+`<top>/data.pkl` and one entry `<top>/data/<key>` per storage. Mirrors torch's
 `serialization.py` and caffe2's `inline_container.cc`.
 """
 
@@ -25,7 +25,7 @@ from dinov2_jax.weights import lazy_tensor, torch_pickle
 _MAX_PICKLE = 64 * 2**20  # bytes
 _MAX_DIRECTORY = 16 * 2**20  # bytes of zip directory, 200 000 entries
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of name and of extra
-START = 32  # bytes of a file that tell what it is
+START = 32  # leading bytes of a file that identify its format
 ZIP = b"PK\x03\x04"
 _AGAIN = "copy or download it again"
 _SAVE = "save the weights anew with torch.save"
@@ -49,29 +49,29 @@ _LOOKS = (  # first bytes, what the file is, the fix
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    start: int  # of its local header, in bytes
-    stop: int  # before this the next entry begins
+    start: int  # offset of its local header, bytes
+    stop: int  # offset of the next entry or the directory, bytes
     size: int
     crc: int  # 0 if torch was told not to compute it
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What `torch.load` would give, with every tensor still in the file.
+    """Return what `torch.load` would, with every tensor still in the file.
 
-    Safe on files of unknown origin: nothing in them is executed or unpacked, and memory
-    is bounded. A tensor that covers its storage is checked against the file's checksum
-    when it is read.
+    Safe on files of unknown origin: nothing in them is executed or decompressed, and
+    memory is bounded. A tensor that covers its storage is checked against the file's
+    checksum when it is read.
 
     Args:
       path: A file that `torch.save` wrote.
 
     Returns:
       Nested dict, list and tuple of str, int, float, bool, None, bytes, np.dtype (for
-      torch.dtype) and lazy.LazyTensor. OrderedDict becomes dict, a Parameter its
-      tensor, torch.Size a tuple, torch.device its name.
+      torch.dtype) and LazyTensor. OrderedDict becomes dict, a Parameter its tensor,
+      torch.Size a tuple, torch.device its name.
 
     Raises:
-      UserError: Not such a file, damaged, or it holds other objects than these.
+      UserError: The file is not by `torch.save`, damaged, or holds other objects.
     """
     path = pathlib.Path(path)
     _check_looks(path)
@@ -81,7 +81,7 @@ def read(path: str | os.PathLike) -> Any:
             entries = _entries(path, archive)
     except (errors.UserError, MemoryError):
         raise
-    except Exception as error:  # zipfile breaks in many ways on what is not a zip
+    except Exception as error:  # a damaged archive makes zipfile raise almost anything
         reason = " ".join(str(error)[:200].split())
         raise errors.UserError(
             f"{path} is cut short or damaged ({reason}): {_AGAIN}"
@@ -102,10 +102,10 @@ def read(path: str | os.PathLike) -> Any:
 
 
 def _check_looks(path: pathlib.Path) -> None:
-    """Names what is obviously not a zip archive."""
+    """Raise UserError for a file that is obviously not a zip archive."""
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
             raise errors.UserError(f"{path} is {kind}: pass a .pth file")
         with open(path, "rb") as file:
@@ -123,7 +123,7 @@ def _check_looks(path: pathlib.Path) -> None:
 
 
 def looks(start: bytes) -> tuple[str, str] | None:
-    """What a file with these first `START` bytes is instead, and the fix, if known."""
+    """Return what else a file with these first `START` bytes is, and the fix."""
     if not start:
         return "is empty", _AGAIN
     for magic, what, fix in _LOOKS:
@@ -133,7 +133,7 @@ def looks(start: bytes) -> tuple[str, str] | None:
 
 
 class _DirectoryFile(io.FileIO):
-    """For zipfile, which otherwise reads as many bytes as a forged size says."""
+    """A file for zipfile, which otherwise reads as much as a forged size claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY:
@@ -142,7 +142,7 @@ class _DirectoryFile(io.FileIO):
 
 
 def _entries(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, _Entry]:
-    """All entries by name, none of them compressed, outside the file or overlapping."""
+    """Return entries by name; none may be compressed, overlap or leave the file."""
     found: dict[str, _Entry] = {}
     infos = archive.infolist()
     order = sorted(range(len(infos)), key=lambda i: infos[i].header_offset)
@@ -172,7 +172,7 @@ def _entries(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, _Entry]:
 
 
 def _checked_top(path: pathlib.Path, names: list[str]) -> str:
-    """The archive's folder, if its entries are those of a `torch.save`."""
+    """Return the archive's folder, if its entries are those of a `torch.save`."""
     top = names[0].partition("/")[0] if names else ""
     code = f"{top}/constants.pkl", f"{top}/code/"
     if any(name.startswith(code) for name in names):
@@ -200,7 +200,7 @@ def _read_small(path: pathlib.Path, entry: _Entry) -> bytes:
 def _read_bytes(
     path: pathlib.Path, entry: _Entry, offset: int, size: int
 ) -> np.ndarray:
-    """Bytes of an entry, checked against its checksum if they are all of it."""
+    """Read bytes of an entry, checking its checksum if they are all of it."""
     buffer = np.empty(size, np.uint8)
     try:
         with open(path, "rb") as file:
@@ -255,7 +255,7 @@ def _read_tensor(
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride))
     buffer = _read_bytes(path, entry, tensor.offset * itemsize, (last + 1) * itemsize)
     if tensor.dtype == np.bool_:
-        np.not_equal(buffer, 0, out=buffer)  # other bytes are no bools
+        np.not_equal(buffer, 0, out=buffer)  # NumPy's bools must be 0 or 1
     view = np.lib.stride_tricks.as_strided(
         buffer.view(tensor.dtype),
         tensor.shape,

@@ -1,10 +1,10 @@
-"""A machine for the few pickle opcodes that describe tensors; it executes nothing.
+"""Interpreter of the few pickle opcodes that describe tensors; it executes nothing.
 
-Mirrors torch's own `_weights_only_unpickler.py`. Python's unpickler is no base for
-this, whatever globals it is denied: eight bytes make it allocate gigabytes
-(LONG_BINPUT), and a deep tuple as a key ends the process. Here a file's globals are
-only names looked up in a table, nothing is imported, called or set, and work and
-memory are linear in the pickle's length.
+Mirrors torch's `_weights_only_unpickler.py`. Python's unpickler is not safe, even with
+its globals restricted: eight bytes make it allocate gigabytes (LONG_BINPUT), and a
+deeply nested tuple as a key crashes the process. Here a file's globals are only looked
+up in a table, nothing is imported, called or set, and time and memory are linear in the
+pickle's length.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ STORAGES: Mapping[str, np.dtype] = MappingProxyType(
 )
 
 MAX_OPCODES = 2_000_000  # about 50 000 tensors; bounds time and memory
-MAX_DEPTH = 100  # so that whoever walks the result may recurse
-_MAX_DIMS = 32  # NumPy 1's
+MAX_DEPTH = 100  # so that callers can walk the result recursively
+_MAX_DIMS = 32  # limit of NumPy 1
 _MAX_SIZE = 2**60  # elements, counting empty dimensions as one
 
 _SCALARS = (str, int, float, bool, type(None), bytes)
@@ -49,7 +49,7 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Refused(Exception):
-    """The pickle is damaged, or asks for what this machine does not do."""
+    """Error for a pickle that is damaged or needs what this interpreter lacks."""
 
     def __init__(self, what: str, fix: str = "get the file again from its source"):
         super().__init__(f"{what}: {fix}")
@@ -57,7 +57,7 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A view of a storage, in elements; it lies inside the storage (checked)."""
+    """A view of a storage, in elements, checked to lie inside it."""
 
     key: str
     dtype: np.dtype
@@ -76,7 +76,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """The name of an admitted function or class; nothing that could be called."""
+    """The name of an allowed function or class; it cannot be called."""
 
     name: str
 
@@ -101,26 +101,26 @@ _GLOBALS: Mapping[str, Any] = MappingProxyType(
 
 
 def load(data: bytes, make: Callable[[Tensor], lazy_tensor.LazyTensor]) -> Any:
-    """The structure that a `data.pkl` describes.
+    """Return the structure that a `data.pkl` describes.
 
     Args:
       data: The pickle.
-      make: Called for every tensor.
+      make: Function that is called for every tensor.
 
     Returns:
       Nested dict, list and tuple of str, int, float, bool, None, bytes, np.dtype and
-      what `make` returned. Not deeper than MAX_DEPTH, and a tree: without cycles and
-      of at most MAX_OPCODES nodes when walked.
+      what `make` returned. At most MAX_DEPTH deep, without cycles, and of at most
+      MAX_OPCODES nodes when walked.
 
     Raises:
-      Refused: One line that says why.
+      Refused: The pickle is damaged or not allowed; the message is one line.
     """
     machine = _Machine(make)
     try:
         tree = machine.run(data)
     except Refused:
         raise
-    except Exception as error:  # bytes that are not a pickle break it in many ways
+    except Exception as error:  # damaged bytes can raise almost anything
         reason = " ".join(f"{type(error).__name__} {error}"[:200].split())
         raise Refused(f"data.pkl is damaged ({reason})") from error
     _weigh(tree, {}, depth=0)
@@ -182,7 +182,7 @@ class _Machine:
             items = self._pop_items(name == "APPENDS", 1)
             self._top(list).extend(items)
         elif name == "BUILD":
-            stack.pop()  # a state_dict's `_metadata`: versions of modules
+            stack.pop()  # `_metadata` of a state_dict: versions of modules
             self._top(dict)
         elif name == "MEMOIZE":
             self._memo[len(self._memo)] = stack[-1]
@@ -205,7 +205,7 @@ class _Machine:
         return self._stack[-1]
 
     def _reduce(self, function: Any, args: Any) -> Any:
-        # Every branch takes constant time, or memoized arguments would be a bomb.
+        # Every branch takes constant time, so that memoized arguments are no bomb.
         match getattr(function, "name", None), args:
             case "OrderedDict", ():
                 return {}
@@ -281,14 +281,14 @@ def _update(mapping: dict, items: list[Any]) -> dict:
     if len(items) % 2:
         raise Refused("data.pkl holds a key without a value")
     for key in items[::2]:
-        if not isinstance(key, _SCALARS):  # hashing a deep tuple ends the process
+        if not isinstance(key, _SCALARS):  # hashing a deep tuple crashes
             raise Refused(f"a dict has a key of type {type(key).__name__}")
     mapping.update(zip(items[::2], items[1::2]))
     return mapping
 
 
 def _weigh(node: Any, seen: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
-    """The number of values and the height below; refuses cycles and what unfolds."""
+    """Return the number of values and the height below; refuse cycles and bombs."""
     if isinstance(node, (*_SCALARS, lazy_tensor.LazyTensor, np.dtype)):
         return 1, 0
     if not isinstance(node, (dict, list, tuple)):

@@ -1,10 +1,10 @@
-"""Writing `.pth` files for `torch.load` without torch, one tensor in memory at a time.
+"""Writer of `.pth` files that needs no torch, one tensor in memory at a time.
 
 The format is described in `torch_file.py`. The same tree gives the same bytes on every
-machine and under every file name: fixed folder, times and versions, no serialization
-id. The zip is written by hand because that of the standard library changes with its
-version; it starts every entry's data at a multiple of 64 bytes, as torch does, and uses
-zip64 where sizes or offsets ask for it.
+machine and under every file name: folder, times and versions are fixed, and there is no
+serialization id. The zip is written by hand because the standard library's output
+changes with its version. Every entry's data starts at a multiple of 64 bytes, as in
+torch, and zip64 is used where sizes or offsets need it.
 """
 
 import functools
@@ -25,10 +25,10 @@ from dinov2_jax.weights import lazy_tensor, torch_pickle
 
 _FOLDER = "archive"  # as torch names it when it saves to memory
 _ALIGNMENT = 64  # bytes
-_MAX_32 = 2**32 - 1  # in a size or an offset: see the zip64 field
+_MAX_32 = 2**32 - 1  # as size or offset: the value is in the zip64 field
 _MAX_16 = 2**16 - 1
 _ZIP_VERSION = 45  # 4.5, the first with zip64
-_ZIP_DATE = 1 << 5 | 1  # 1 January 1980, the first that zip knows
+_ZIP_DATE = 1 << 5 | 1  # 1 January 1980, the earliest in zip
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _CENTRAL_HEADER = struct.Struct("<4s6H3I5H2I")
 _END_64 = struct.Struct("<4sQ2H2I4Q")
@@ -40,19 +40,19 @@ _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"  # an empty one
 
 
 def write(path: str | os.PathLike, tree: Any) -> None:
-    """Writes what `torch.load` reads, also with `weights_only` or `mmap`.
+    """Write a file for `torch.load`, also with `weights_only` or `mmap`.
 
     Args:
-      path: Of the file, which appears whole or not at all.
+      path: Path of the file, which is written atomically.
       tree: Nested dict, OrderedDict, list and tuple of str, int, float, bool, None and
         tensors. A tensor is an array (NumPy's, or what `np.asarray` takes), a
-        lazy.LazyTensor, or a function without arguments that returns an array and has
-        its `shape` and `dtype` as attributes. Lazy ones are read one after the other,
-        in the tree's order, each once.
+        LazyTensor, or a function without arguments that returns an array and has its
+        `shape` and `dtype` as attributes. Lazy ones are read one at a time, in the
+        tree's order, each once.
 
     Raises:
       UserError: The file cannot be written.
-      TypeError: A leaf that the format has no type for.
+      TypeError: The format has no type for a leaf.
       ValueError: A lazy tensor returned another shape or dtype than it announced.
     """
     path = pathlib.Path(path)
@@ -74,7 +74,7 @@ def write(path: str | os.PathLike, tree: Any) -> None:
 
 
 def _pickle(value: Any, out: bytearray, tensors: list, where: str) -> None:
-    """Appends the opcodes that push `value`, and its tensors to `tensors`."""
+    """Append the opcodes that push `value` to `out`, and its tensors to `tensors`."""
     if value is None:
         out += b"N"
     elif isinstance(value, bool):
@@ -128,7 +128,7 @@ def _tensor(value: Any, where: str) -> lazy_tensor.LazyTensor:
 
 
 def _opcodes(tensor: lazy_tensor.LazyTensor, key: int) -> bytes:
-    """`_rebuild_tensor_v2(storage, 0, shape, stride, False, OrderedDict())`."""
+    """Encode `_rebuild_tensor_v2(storage, 0, shape, stride, False, OrderedDict())`."""
     stride = [1]
     for n in tensor.shape[:0:-1]:
         stride.insert(0, stride[0] * max(n, 1))
@@ -162,7 +162,7 @@ def _in_32(size: int) -> int:
 
 
 class _ZipWriter:
-    """Appends entries, uncompressed, and then the zip's directory."""
+    """Writer of uncompressed zip entries and then the zip's directory."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
