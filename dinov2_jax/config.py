@@ -1,4 +1,4 @@
-"""What a config must satisfy, checked before a device is touched or data opened."""
+"""Checks of a config, made before a device is used or data is opened."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ from typing import Any
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
 
-# Fields that may change between a run and its continuation.
+# Fields, or prefixes of fields, that may change when a run is resumed.
 HARMLESS = (
     "train.steps",
     "train.max_nonfinite_steps",
@@ -82,8 +82,8 @@ _LISTS = (
     "crops.local_crops_scale ibot.mask_ratio_min_max evaluation.knn_k"
 ).split()
 _FLOAT32_MAX = 3.4e38
-_SEEDS = 2**32  # that jax takes
-# Fields that a config.json may lack, with what such a run did.
+_SEEDS = 2**32  # jax takes seeds below this
+# Fields missing from the config.json of older runs, with the values those runs used.
 _STARTS_FROM = {
     "init.from": "",
     "init.which": "",
@@ -105,7 +105,7 @@ _ADDED = {
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"optim.base_lr": 0.004, ...} of a ConfigDict or nested dict."""
+    """Flatten a ConfigDict or nested dict to {"optim.base_lr": 0.004, ...}."""
     flat = {}
     for name, value in config.items():
         if hasattr(value, "items"):
@@ -116,7 +116,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check(config: Any) -> None:
-    """Raises one `UserError` that lists everything wrong with a config."""
+    """Raise one `UserError` that lists all problems of a config, if it has any."""
     problems = list(_problems(config))
     if problems:
         raise errors.UserError("; ".join(problems))
@@ -178,7 +178,7 @@ def _problems(config: Any) -> Iterator[str]:
             "ibot.mask_ratio_min_max", "must be two shares, 0 <= low <= high <= 1"
         )
     if before:
-        return  # the rest divides by these numbers
+        return  # the checks below divide by these numbers
     yield from _combinations(flat)
 
 
@@ -297,9 +297,9 @@ def _channels(flat: dict[str, Any]) -> Iterator[str]:
 
 
 def check_cluster(config: Any, num_processes: int, num_devices: int) -> None:
-    """Raises a `UserError` unless as many came as `config.mesh` expects.
+    """Raise `UserError` unless processes and devices are as many as the config says.
 
-    Without it every host whose cluster is not found would train a model of its own.
+    Without this check, every host that finds no cluster would train its own model.
     """
     there = {"processes": num_processes, "devices": num_devices}
     wrong = [
@@ -319,7 +319,7 @@ def check_cluster(config: Any, num_processes: int, num_devices: int) -> None:
 
 
 def check_devices(config: Any, num_devices: int) -> None:
-    """Raises a `UserError` unless the devices fill the mesh and divide the groups."""
+    """Raise `UserError` unless the devices fill the mesh and divide the groups."""
     replica, fsdp = config.mesh.replica, config.mesh.fsdp
     if replica and fsdp and replica * fsdp != num_devices:
         raise errors.UserError(
@@ -354,13 +354,13 @@ def check_devices(config: Any, num_devices: int) -> None:
 
 
 def _same_kind(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a kind of source was named that "auto" may have found, or the reverse."""
+    """Whether `data.source` went from "auto" to a kind it may detect, or back."""
     kinds = {before.get("data.source"), now.get("data.source")}
     return "auto" in kinds and "photos" not in kinds
 
 
 def check_resume(config: Any, workdir: pathlib.Path) -> None:
-    """Refuses to continue a run under a config that would make it another run.
+    """Refuse to resume a run with a config that would make it a different run.
 
     Raises:
       UserError: Fields outside `HARMLESS` differ from WORKDIR/config.json.
@@ -374,7 +374,9 @@ def check_resume(config: Any, workdir: pathlib.Path) -> None:
 
 
 def differing(config: Any, workdir: pathlib.Path) -> list[str]:
-    """Fields outside `HARMLESS` that differ from WORKDIR/config.json, if it is there.
+    """List the fields outside `HARMLESS` that differ from WORKDIR/config.json.
+
+    The list is empty if there is no such file.
 
     Raises:
       UserError: The file is damaged.

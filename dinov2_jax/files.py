@@ -1,4 +1,4 @@
-"""A file that appears whole or not at all."""
+"""Atomic writing of files."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from dinov2_jax import errors
 
 @contextlib.contextmanager
 def open_new(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Opens a new file for writing that takes its name when the block ends well.
+    """Open a file for writing that appears under its name only if the block succeeds.
 
     Raises:
-      UserError: It cannot be written; what was there before is untouched.
+      UserError: It cannot be written; an earlier file of that name is untouched.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

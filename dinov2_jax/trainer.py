@@ -1,4 +1,4 @@
-"""What a config describes, built for the devices at hand: model, optimizer, step."""
+"""Model, optimizer and step of a config, built for the available devices."""
 
 from typing import Any
 
@@ -19,19 +19,19 @@ from dinov2_jax.weights import initial
 
 
 class Program:
-    """Everything between a config and a compiled step; holds no state of a run.
+    """The program that a config describes, up to its compiled step; stateless.
 
     Args:
       config: A locked `ConfigDict`, see `configs/default.py`.
 
     Attributes:
-      mesh: Over all devices.
-      dtype: Of the matmuls.
+      mesh: The mesh over all devices.
+      dtype: Dtype of the matmuls.
       meta_arch: Student, teacher and losses.
       tx: The optimizer.
       state: Shapes, dtypes and shardings of the `TrainState`.
-      num_params: Of the student, heads included.
-      schedules: Step -> scalars, in float64.
+      num_params: Number of the student's parameters, heads included.
+      schedules: Function of the step that returns the scalars, in float64.
     """
 
     def __init__(self, config: Any):
@@ -48,18 +48,18 @@ class Program:
     def first_state(
         self, weights: initial.InitialWeights | None
     ) -> train_state.TrainState:
-        """The state at step 0: of weights that were read, or drawn from the seed."""
+        """Create the state at step 0, from weights that were read or from the seed."""
         params = weights and weights.params
         return train_state.make_state(
             self._config.seed, self.meta_arch, self.tx, self.mesh, params
         )
 
     def scalars(self, step: int) -> dict[str, np.float32]:
-        """The schedules at a step, as the compiled step takes them."""
+        """Return the schedules' values at a step, as the compiled step takes them."""
         return {k: np.float32(v) for k, v in self.schedules(step).items()}
 
     def compile(self) -> Any:
-        """The step, ahead of its first use; for both, `mesh` is to be set.
+        """Compile the step ahead of time; set `mesh` to compile and to call it.
 
         Returns:
           (state, batch, scalars) -> (state, metrics); the state is donated.
@@ -75,7 +75,7 @@ class Program:
         return step.lower(self.state, batch, self.scalars(0)).compile()
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's rows of a batch -> global arrays sharded over the mesh."""
+        """Turn this process's rows of a batch into global, sharded arrays."""
         batch_sharding = sharding.batch_sharding(self.mesh)
         return {
             name: jax.make_array_from_process_local_data(batch_sharding, rows)
@@ -84,7 +84,7 @@ class Program:
 
 
 def _compute_dtype(config: Any) -> Any:
-    """Of the matmuls: what `model.dtype` says, or by platform where it is "auto"."""
+    """Return the dtype of the matmuls: `model.dtype`, or by platform if "auto"."""
     if config.model.dtype == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return jnp.dtype(config.model.dtype)
