@@ -128,7 +128,7 @@ class _Preflight:
 
     def __init__(self, config: Any, workdir: pathlib.Path):
         self.config, self.workdir = config, workdir
-        self.scratch = workdir / "preflight"  # one for all processes
+        self.scratch = workdir / "preflight"  # shared by all processes
         self.made_workdir = not workdir.exists()
 
     def devices(self) -> str:
@@ -286,7 +286,7 @@ class _Preflight:
         checkpoints = checkpointer.Checkpointer(self.scratch, keep_last=1)
         checkpoints.save(1, self.state)
         saved = time.monotonic() - start
-        self.state = None  # its memory is needed
+        self.state = None  # free its memory first
         start = time.monotonic()
         checkpoints.set_aside_damaged()
         jax.block_until_ready(checkpoints.restore(self.program.state))
@@ -298,5 +298,5 @@ class _Preflight:
         """Remove what the checks wrote, on each host if the folder is not shared."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self.made_workdir:
-            with contextlib.suppress(OSError):  # another process did it
+            with contextlib.suppress(OSError):  # another process removed it
                 self.workdir.rmdir()

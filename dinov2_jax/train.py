@@ -171,7 +171,7 @@ class Run:
                 self.config.checkpoint.minutes, self.config.log.every
             )
             while True:
-                # The workers load while the step is compiled.
+                # The workers load data while the step is compiled.
                 with self._batches() as batches:
                     step_fn = step_fn or self._compile()
                     try:
@@ -261,7 +261,7 @@ class Run:
         to = self.rollbacks.target(saved)
         with self.account.during("roll back"):
             self.checkpoints.set_aside_after(to)
-            self.state = None  # its memory is needed
+            self.state = None  # free its memory first
             lines = self._restore()
             self.rollbacks.add(
                 rollback.Rollback(failed=blown_up.step, to=self.start_step),

@@ -152,7 +152,7 @@ def _split(qkv: jax.Array, sequences) -> list[jax.Array]:
 
 
 def _unpack(qkv: jax.Array, count: int, length: int, num_heads: int) -> jax.Array:
-    """[G, B*N, 3*D] -> [G, B, N, 3, H, C]."""
+    """Reshape [G, B*N, 3*D] to [G, B, N, 3, H, C]."""
     return qkv.reshape(qkv.shape[0], count, length, 3, num_heads, -1)
 
 

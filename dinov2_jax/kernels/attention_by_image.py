@@ -41,7 +41,7 @@ def _fits(few: int, images: int, length: int) -> bool:
 
 @jax.custom_vjp
 def _attention(qkv):
-    """[I, few, N, 3, H, C] -> [I, few, N, H, C]."""
+    """Compute attention, [I, few, N, 3, H, C] -> [I, few, N, H, C]."""
     return _forward(qkv)[0]
 
 
@@ -85,12 +85,12 @@ _attention.defvjp(_forward, _backward)
 
 
 def _heads(qkv):
-    """[few, N, 3, H, C] -> q, k, v [few, H, N, C]."""
+    """Unpack [few, N, 3, H, C] to q, k and v, [few, H, N, C] each."""
     return jnp.moveaxis(qkv, (2, 3), (0, 2))
 
 
 def _tokens(x):
-    """[few, H, N, C] -> [few, N, H, C]."""
+    """Transpose [few, H, N, C] to [few, N, H, C]."""
     return jnp.moveaxis(x, 1, 2)
 
 

@@ -84,7 +84,7 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _attention(qkv, interpret):
-    """[N, L, 3*D] -> [N, L, D]."""
+    """Compute attention, [N, L, 3*D] -> [N, L, D]."""
     return _forward(qkv, interpret, with_lse=False)[0]
 
 

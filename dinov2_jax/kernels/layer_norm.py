@@ -67,7 +67,7 @@ def _project_backward(saved, grads):
         jnp.einsum("...f,df->...d", grad, kernel)
         for grad, kernel in zip(grads, kernels)
     ).astype(jnp.float32)
-    # The mean of `grad` is 0, as that of each column is.
+    # The mean of `grad` is 0, because that of each kernel column is.
     d_x = inverse * (grad - normalised * _mean_of_product(grad, normalised))
     return d_x.astype(x.dtype), d_kernels, None
 
