@@ -1,6 +1,6 @@
-"""The command `dinov2-jax`, and what all programs begin with.
+"""The command `dinov2-jax`, and command-line helpers that all programs share.
 
-`dinov2-jax embed ...` is `python -m dinov2_jax.embed ...`, start-up included.
+`dinov2-jax embed ...` does the same as `python -m dinov2_jax.embed ...`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from dinov2_jax import errors
 
-# Name: module, what stands before the user's arguments, and what it does.
+# Name: module, arguments inserted before the user's, and a one-line description.
 _PROGRAMS = {
     "train": ("main", [], "train, or go on training, as a config says"),
     "preflight": ("main", ["--preflight"], "try what a run will need, and end"),
@@ -26,11 +26,11 @@ _PROGRAMS = {
     "launch": ("launch", [], "copy the scripts that start runs on clusters"),
 }
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
-_NEVER = -1  # becomes the largest size_t
+_NEVER = -1  # converted to the largest size_t
 
 
 def main() -> None:
-    """Runs the program that the command line names, and exits with its code."""
+    """Run the program that the command line names and exit with its code."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage(), file=sys.stdout if arguments else sys.stderr)
@@ -42,8 +42,8 @@ def main() -> None:
         print(f"error: there is no command {name}; {hint}", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
     module, before, _ = _PROGRAMS[name]
-    # `python -m` puts the current folder first; last, it can hide no installed package,
-    # and a config there may still import what lies beside it.
+    # `python -m` puts the current folder first. Put last, it cannot hide an installed
+    # package, and a config in it can still import the modules beside it.
     sys.path.append(os.getcwd())
     sys.argv[1:] = before + arguments
     runpy.run_module(f"dinov2_jax.{module}", run_name="__main__", alter_sys=True)
@@ -58,33 +58,32 @@ def _usage() -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse's, without abbreviations and without the usage after an error."""
+    """An argparse parser without abbreviations and with one-line errors."""
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message as one line and exits with code 2."""
+        """Print the message as one line and exit with code 2."""
         print(f"error: {message}; --help tells more", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
 
 
 def positive(text: str) -> int:
-    """A flag's type: a whole number above 0."""
+    """Parse a whole number above 0, for use as the type of a flag."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to reuse freed blocks of any size; elsewhere does nothing.
+    """Tell glibc to reuse freed blocks of any size; do nothing on other platforms.
 
-    glibc returns large blocks to the system when they are freed and faults their
-    pages in again at the next allocation; XLA allocates its temporaries anew at
-    every step. On two cores a float32 ViT-S step at batch 4 took 10.2 s without
-    this and 6.2 s with it.
+    glibc returns large freed blocks to the system, so the next allocation faults their
+    pages in again; XLA allocates its temporaries anew at every step. On two cores a
+    float32 ViT-S step at batch 4 took 10.2 s without this and 6.2 s with it.
 
-    To be called before threads are started: memory of other arenas is not kept.
+    Call it before starting threads: memory of other arenas is not kept.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

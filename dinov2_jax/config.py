@@ -1,4 +1,4 @@
-"""What a config must satisfy, checked before a device is touched or data opened."""
+"""Checks of a config, made before a device is used or data is opened."""
 
 import difflib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
 
-# Fields that may change between a run and its continuation.
+# Fields, or prefixes of fields, that may change when a run is resumed.
 HARMLESS = (
     "train.steps",
     "train.max_nonfinite_steps",
@@ -83,10 +83,10 @@ _LISTS = (
     "crops.local_crops_scale ibot.mask_ratio_min_max evaluation.knn_k"
 ).split()
 _FLOAT32_MAX = 3.4e38
-_SEEDS = 2**32  # that jax takes
-# Names that fields had before: their runs go on, their flags say the new name.
+_SEEDS = 2**32  # jax takes seeds below this
+# Names that fields had before: old runs resume, and old flags are told the new name.
 _RENAMED = {"init.from": "init.source"}
-# Fields that a config.json may lack, with what such a run did.
+# Fields missing from the config.json of older runs, with the values those runs used.
 _STARTS_FROM = {
     "init.source": "",
     "init.which": "",
@@ -108,7 +108,7 @@ _ADDED = {
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"optim.base_lr": 0.004, ...} of a ConfigDict or nested dict."""
+    """Flatten a ConfigDict or nested dict to {"optim.base_lr": 0.004, ...}."""
     flat = {}
     for name, value in config.items():
         if hasattr(value, "items"):
@@ -133,7 +133,7 @@ def unknown_field(name: str, known: Iterable[str]) -> str:
 
 
 def check(config: Any) -> None:
-    """Raises one `UserError` that lists everything wrong with a config."""
+    """Raise one `UserError` that lists all problems of a config, if it has any."""
     problems = list(_problems(config))
     if problems:
         raise errors.UserError("; ".join(problems))
@@ -195,7 +195,7 @@ def _problems(config: Any) -> Iterator[str]:
             "ibot.mask_ratio_min_max", "must be two shares, 0 <= low <= high <= 1"
         )
     if before:
-        return  # the rest divides by these numbers
+        return  # the checks below divide by these numbers
     yield from _combinations(flat)
 
 
@@ -314,9 +314,9 @@ def _channels(flat: dict[str, Any]) -> Iterator[str]:
 
 
 def check_cluster(config: Any, num_processes: int, num_devices: int) -> None:
-    """Raises a `UserError` unless as many came as `config.mesh` expects.
+    """Raise `UserError` unless processes and devices are as many as the config says.
 
-    Without it every host whose cluster is not found would train a model of its own.
+    Without this check, every host that finds no cluster would train its own model.
     """
     there = {"processes": num_processes, "devices": num_devices}
     wrong = [
@@ -336,7 +336,7 @@ def check_cluster(config: Any, num_processes: int, num_devices: int) -> None:
 
 
 def check_devices(config: Any, num_devices: int) -> None:
-    """Raises a `UserError` unless the devices fill the mesh and divide the groups."""
+    """Raise `UserError` unless the devices fill the mesh and divide the groups."""
     replica, fsdp = config.mesh.replica, config.mesh.fsdp
     if replica and fsdp and replica * fsdp != num_devices:
         raise errors.UserError(
@@ -371,13 +371,13 @@ def check_devices(config: Any, num_devices: int) -> None:
 
 
 def _same_kind(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a kind of source was named that "auto" may have found, or the reverse."""
+    """Whether `data.source` went from "auto" to a kind it may detect, or back."""
     kinds = {before.get("data.source"), now.get("data.source")}
     return "auto" in kinds and "photos" not in kinds
 
 
 def check_resume(config: Any, workdir: pathlib.Path) -> None:
-    """Refuses to continue a run under a config that would make it another run.
+    """Refuse to resume a run with a config that would make it a different run.
 
     Raises:
       UserError: Fields outside `HARMLESS` differ from WORKDIR/config.json.
@@ -391,7 +391,9 @@ def check_resume(config: Any, workdir: pathlib.Path) -> None:
 
 
 def differing(config: Any, workdir: pathlib.Path) -> list[str]:
-    """Fields outside `HARMLESS` that differ from WORKDIR/config.json, if it is there.
+    """List the fields outside `HARMLESS` that differ from WORKDIR/config.json.
+
+    The list is empty if there is no such file.
 
     Raises:
       UserError: The file is damaged.

@@ -1,7 +1,7 @@
-"""The presets, as modules and by name: `from dinov2_jax.configs import vits`.
+"""The preset configs, as modules and by name: `from dinov2_jax.configs import vits`.
 
-They are the files of the folder configs/, which a checkout has beside this package and
-an installed package has inside it. No other package called `configs` is looked at.
+They are the files in the folder configs/, which is beside this package in a checkout
+and inside it when installed. Other packages called `configs` are ignored.
 """
 
 import pathlib
@@ -18,15 +18,16 @@ __path__ = [str(FOLDER)]  # makes this module a package
 
 
 def names() -> list[str]:
-    """Returns the names of all presets."""
+    """Return the names of all presets."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 
 
 def find(text: str) -> pathlib.Path:
-    """Returns the file that a --config flag means.
+    """Return the file that a --config flag refers to.
 
     Args:
-      text: The path of a file, or else a preset: vits, vits.py or configs/vits.py.
+      text: The path of a file or, failing that, a preset such as vits, vits.py or
+        configs/vits.py.
 
     Raises:
       UserError: There is no such file and no such preset.

@@ -1,18 +1,18 @@
-"""The one exception for everything a user can put right."""
+"""Exit codes, and the one exception for every error that a user can fix."""
 
 BAD_INPUT = 2  # config, data or weights: do not retry
-CRASHED = 1  # nobody foresaw it: there is a traceback
+CRASHED = 1  # unexpected error, with a traceback
 NON_FINITE = 3  # stopped on non-finite values: do not retry
-REQUEUE = 42  # saved, and asks to be started again
-HUNG = 134  # nothing was finished for too long; as a process that aborts
-TRY_AGAIN = 75  # a machine failed, not the input; sysexits.h calls it EX_TEMPFAIL
+REQUEUE = 42  # stopped on request, to be started again
+HUNG = 134  # no progress for too long; the exit code of a process that aborts
+TRY_AGAIN = 75  # a machine failed, not the input; EX_TEMPFAIL in sysexits.h
 INTERRUPTED = 130  # by Ctrl-C, as shells number it
 
 
 class UserError(Exception):
-    """A foreseen error: one line that names the value and the fix.
+    """An expected error: one line that names the value and the fix.
 
-    `main` prints the message without a traceback and leaves with `exit_code`.
+    `main` prints the message without a traceback and exits with `exit_code`.
     """
 
     def __init__(self, message: str, *, exit_code: int = BAD_INPUT):

@@ -1,4 +1,4 @@
-"""Copies the launchers, scripts to run and to edit: dinov2-jax launch [FOLDER]."""
+"""Copying of the launch scripts to a folder for editing: dinov2-jax launch [FOLDER]."""
 
 import pathlib
 import shutil
@@ -10,7 +10,7 @@ _PACKAGE = pathlib.Path(__file__).parent
 
 
 def main() -> int:
-    """Copies as the flags say; returns the exit code."""
+    """Copy the launch scripts to the given folder and return the exit code."""
     parser = cli.Parser(
         prog="dinov2-jax launch",
         description="Copies the scripts that start runs on several processes, SLURM, "
@@ -24,7 +24,7 @@ def main() -> int:
         help="a new one; default: ./launch",
     )
     folder = parser.parse_args().folder
-    # An installed package has them inside, a checkout beside the package.
+    # Inside the package when installed, beside it in a checkout.
     inside, beside = _PACKAGE / "launch", _PACKAGE.parent / "launch"
     try:
         shutil.copytree(inside if inside.is_dir() else beside, folder)

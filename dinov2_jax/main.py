@@ -34,7 +34,7 @@ _PROFILE = flags.DEFINE_string(
 _PREFLIGHT = flags.DEFINE_bool(
     "preflight", False, "Try what the run will need, say what is wrong, and end."
 )
-# For several processes where jax finds no cluster by itself.
+# For several processes, where jax does not detect the cluster.
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT at which process 0 listens, the same for all."
 )
@@ -43,7 +43,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.
 
 
 def main(argv: list[str]) -> None:
-    """Trains as the flags say; exits with an `errors` code on foreseen errors."""
+    """Train as the flags say; exit with a code of `errors` on expected errors."""
     _log_to_stderr()
     try:
         code = _train(argv)
@@ -56,14 +56,14 @@ def main(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> int:
-    """Returns the exit code."""
+    """Train, or run the preflight checks, and return the exit code."""
     try:
         config, workdir = _config_and_workdir(argv)
         cluster = distributed.make_cluster(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
         profile = _steps_to_profile(_PROFILE.value)
-        # They import jax: after the flags are known good.
+        # These import jax, which is slow: check the flags first.
         if _PREFLIGHT.value:
             from dinov2_jax import preflight
 
@@ -96,7 +96,7 @@ def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
     if _CONFIG.value is None:
         raise errors.UserError("no config is set: add --config=quickstart")
     path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    _CONFIG.value.items()  # raises here if the file does not load
+    _CONFIG.value.items()  # raises here if the file failed to load
     return _CONFIG.value, pathlib.Path(_WORKDIR.value or f"runs/{path.stem}")
 
 
@@ -112,7 +112,7 @@ def _steps_to_profile(text: str | None) -> tuple[int, int] | None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags; a bad one is one line with the nearest field, exit code 2."""
+    """Parse the flags; on a bad one, print one line with a hint and exit with 2."""
     given = argv
     try:
         given = argv[:1] + flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
@@ -127,7 +127,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _with_path_of_config(argv: list[str]) -> list[str]:
-    """Returns the arguments with a preset's name in --config replaced by its path."""
+    """Return the arguments with a preset's name in --config replaced by its path."""
     argv = list(argv)
     for i, text in enumerate(argv):
         if text in ("--config", "-config") and i + 1 < len(argv):
@@ -138,14 +138,14 @@ def _with_path_of_config(argv: list[str]) -> list[str]:
 
 
 def _path_of_config(text: str) -> str:
-    name, colon, argument = text.partition(":")  # of get_config()
+    name, colon, argument = text.partition(":")  # the argument of get_config()
     return f"{configs.find(name)}{colon}{argument}"
 
 
 def _broken_config(error: BaseException | None, argv: list[str]) -> str:
-    """Says where a config's file failed to load, "" where something else failed."""
+    """Describe where a config file failed to load; "" if something else failed."""
     given = {text.removeprefix("-").removeprefix("-config=") for text in argv[1:]}
-    while error is not None:  # absl wraps some
+    while error is not None:  # absl wraps some errors
         frames = traceback.extract_tb(error.__traceback__)
         lines = [(frame.filename, frame.lineno) for frame in frames]
         if isinstance(error, SyntaxError):
@@ -160,7 +160,7 @@ def _broken_config(error: BaseException | None, argv: list[str]) -> str:
 
 
 def _unknown_fields(argv: list[str]) -> str:
-    """Names the unknown --config fields and what may have been meant."""
+    """List the unknown --config fields, each with the closest known field."""
     known = list(config_lib.flatten(default.get_config()))
     given = [m[1] for m in (re.match(r"--config\.([\w.]+)", a) for a in argv) if m]
     return ", ".join(
@@ -179,6 +179,6 @@ def _log_to_stderr() -> None:
 
 if __name__ == "__main__":
     cli.keep_freed_memory()
-    # After so many seconds, not 0.005, a thread that saves lets the loop go on.
+    # Seconds, instead of 0.005, until a saving thread yields to the training loop.
     sys.setswitchinterval(0.0005)
     app.run(main, flags_parser=parse_flags)

@@ -1,8 +1,8 @@
-"""The optimizer: clip per submodule, and multipliers for every parameter.
+"""The optimizer, with clipping per submodule and multipliers for every parameter.
 
-An optax transformation, for any of `DIRECTIONS`. Mirrors the reference's
-`utils/param_groups.py` and `train/train.py`. Learning rate and weight decay arrive with
-every update, from `schedules`. The state is that of the direction.
+An optax transformation around any of `DIRECTIONS`, whose state it has. Mirrors the
+reference's `utils/param_groups.py` and `train/train.py`. Learning rate and weight decay
+are passed to every update, from `schedules`.
 """
 
 import dataclasses
@@ -26,13 +26,14 @@ _EMBEDDINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class ParamGroup:
-    """What multiplies the schedules for one parameter.
+    """Multipliers of the schedules for one parameter.
 
     Attributes:
-      lr_multiplier: Float, or float64 [depth] for a stacked block parameter.
-      wd_multiplier: 0.0 or 1.0.
-      is_last_layer: Follows the last layer's learning rate (0 while frozen).
-      is_backbone: Follows the backbone's (0 while only the heads learn).
+      lr_multiplier: Factor of the learning rate; float64 [depth] for a stacked block
+        parameter.
+      wd_multiplier: Factor of the weight decay, 0.0 or 1.0.
+      is_last_layer: Whether to use `last_layer_lr` (0 while the layer is frozen).
+      is_backbone: Whether to use `backbone_lr` (0 while only the heads learn).
     """
 
     lr_multiplier: float | np.ndarray
@@ -44,13 +45,14 @@ class ParamGroup:
 def param_groups(
     params: Any, *, layerwise_decay: float, patch_embed_lr_mult: float
 ) -> Any:
-    """A tree like `params` with a `ParamGroup` at every leaf.
+    """Return a tree like `params` with a `ParamGroup` at every leaf.
 
     Args:
       params: {"backbone", "dino_head", ...} of arrays or shapes, blocks stacked.
-      layerwise_decay: decay ** (depth + 1 - layer); embeddings are layer 0, block i
-        is layer i + 1, the final norm and the heads are not decayed.
-      patch_embed_lr_mult: Further factor for the patch embedding.
+      layerwise_decay: Base of the learning rate's factor, which is layerwise_decay **
+        (depth + 1 - layer) where embeddings are layer 0 and block i is layer i + 1;
+        the final norm and the heads have factor 1.
+      patch_embed_lr_mult: Additional factor for the patch embedding.
     """
     depth = jax.tree.leaves(params["backbone"]["blocks"])[0].shape[0]
 
@@ -79,15 +81,15 @@ def param_groups(
 
 
 def submodule_norms(grads: dict[str, Any]) -> dict[str, jax.Array]:
-    """L2 norm of the gradients of each submodule (backbone, dino_head, ibot_head)."""
+    """Return the L2 norm of each submodule's gradients (backbone, dino_head, ...)."""
     return {name: optax.tree.norm(tree) for name, tree in grads.items()}
 
 
 def clip_factors(norms: dict[str, jax.Array], max_norm: float) -> dict[str, jax.Array]:
-    """What scales each submodule's gradients, as torch's `clip_grad_norm_` does.
+    """Return the factor for each submodule's gradients, as in torch's clip_grad_norm_.
 
-    The factor is min(1, max_norm / (norm + 1e-6)), which optax's clips lack; 1 where
-    `max_norm` is 0.
+    The factor is min(1, max_norm / (norm + 1e-6)), or 1 if `max_norm` is 0. optax's
+    clips lack the 1e-6.
     """
     if not max_norm:
         return {name: jnp.ones_like(norm) for name, norm in norms.items()}
@@ -97,12 +99,12 @@ def clip_factors(norms: dict[str, jax.Array], max_norm: float) -> dict[str, jax.
 def scale_by_adam(
     b1: float, b2: float, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Returns `optax.scale_by_adam` with a bias correction exact in float32.
+    """Return `optax.scale_by_adam` with a bias correction exact in float32.
 
     Args:
       b1: Decay of the first moment, in [0, 1).
       b2: Decay of the second moment, in [0, 1).
-      eps: Added to the root of the second moment.
+      eps: Constant added to the root of the second moment.
     """
 
     def update(grads, state, params=None):
@@ -120,15 +122,15 @@ def scale_by_adam(
 
 
 def _bias_correction(decay: float, count: jax.Array) -> jax.Array | float:
-    """Returns 1 - decay**count, exactly.
+    """Return 1 - decay**count, accurate in float32.
 
-    In float32 as written, as optax has it, it is off by 1e-5 for 0.999 at every step;
-    torch computes it in double.
+    Evaluated as written in float32, as optax does, it is off by 1e-5 for 0.999 at
+    every step; torch computes it in double.
     """
     return -jnp.expm1(count * math.log(decay)) if decay else 1.0
 
 
-# `optim.name` -> gradients to directions, from `config.optim`.
+# `optim.name` -> function from `config.optim` to the gradients -> directions part.
 DIRECTIONS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "adamw": lambda optim: scale_by_adam(optim.adamw_beta1, optim.adamw_beta2),
 }
@@ -137,15 +139,16 @@ DIRECTIONS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 def with_param_groups(
     direction: optax.GradientTransformation, groups: Any, *, clip_grad: float
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns an optimizer with a learning rate and weight decay for each parameter.
+    """Return an optimizer with a learning rate and weight decay for each parameter.
 
-    A rate of 0 stops update and decay of its parameters, to the bit, while the
-    direction's moments move on.
+    A learning rate of 0 leaves its parameters bit-identical, without decay, while the
+    direction's moments are still updated.
 
     Args:
-      direction: Turns clipped gradients into directions; its state is the optimizer's.
-      groups: Tree of `ParamGroup` like the parameters.
-      clip_grad: Greatest norm of a submodule's gradients; 0 does not clip.
+      direction: Transformation of clipped gradients into directions; its state is the
+        optimizer's state.
+      groups: Tree of `ParamGroup` with the structure of the parameters.
+      clip_grad: Maximum norm of a submodule's gradients; 0 turns clipping off.
 
     Returns:
       A transformation whose `update` takes `scalars` (lr, backbone_lr, last_layer_lr,
@@ -178,10 +181,10 @@ def with_param_groups(
 
 
 def make_optimizer(config: Any, params: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer of `config.optim`.
+    """Return the optimizer that `config.optim` describes.
 
     Args:
-      config: A config.
+      config: The config of the run.
       params: Tree of the parameters, arrays or shapes.
     """
     groups = param_groups(

@@ -1,7 +1,7 @@
-"""What can go wrong before a run of days, tried: main --preflight.
+"""Checks of everything that a long run needs, before it starts: main --preflight.
 
-Every process runs every check, all hear of all results, and process 0 prints a line for
-each. The run's own folder is left as it was.
+Every process runs every check and receives the results of all others; process 0 prints
+one line a check. The run's folder is left as it was.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ from dinov2_jax.runtime import workdir as workdir_lib
 from dinov2_jax.weights import initial
 
 _MAX_SKEW = 10.0  # seconds between the clocks of two hosts
-_MAX_DELAY = 15.0  # until a file that one host wrote is seen by all
-_MAX_TEXT = 600  # bytes of what a process says
+_MAX_DELAY = 15.0  # seconds until all hosts see a file that one of them wrote
+_MAX_TEXT = 600  # bytes of one process's message
 
 
 def preflight(
@@ -41,22 +41,22 @@ def preflight(
     workdir: str | pathlib.Path,
     cluster: distributed.Cluster | None = None,
 ) -> int:
-    """Tries what the run that a config describes will need.
+    """Try everything that the run described by a config will need.
 
     Args:
-      config: As for `train.train`, as are the others.
-      workdir: Of the run.
-      cluster: The other processes.
+      config: A locked `ConfigDict`, as for `train.train`.
+      workdir: The folder of the run.
+      cluster: The other processes, where jax does not detect them.
 
     Returns:
-      The exit code: 0, or `errors.BAD_INPUT` where something is wrong.
+      The exit code: 0, or `errors.BAD_INPUT` if a check fails.
 
     Raises:
-      UserError: The config is wrong, or the processes do not find each other.
+      UserError: The config is invalid, or the processes do not find each other.
     """
     config_lib.check(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
-    if not distributed.joined():  # there is no step to finish first
+    if not distributed.joined():  # a single process can stop at once
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     flight = _Preflight(config, pathlib.Path(workdir))
     try:
@@ -69,8 +69,8 @@ def preflight(
 
 
 def _try_all(flight: "_Preflight") -> bool:
-    """Tries and says everything; returns whether all is good."""
-    checks = {  # and those without which they cannot be tried
+    """Run all checks, print their results and return whether all passed."""
+    checks = {  # name: the check, and the checks that must pass before it
         "devices": (flight.devices, ()),
         "all-reduce": (flight.all_reduce, ()),
         "clocks": (flight.clocks, ()),
@@ -91,10 +91,10 @@ def _try_all(flight: "_Preflight") -> bool:
 
 
 def _agree(name: str, check: Callable[[], str]) -> bool:
-    """Runs a check in all processes; returns, and says, whether all found it good."""
+    """Run a check in all processes, print the result, return whether all passed."""
     try:
         good, text = True, check()
-    except Exception as error:  # whatever it is, it would have stopped the run
+    except Exception as error:  # any error would have stopped the run
         good, text = False, " ".join(str(error).split()) or type(error).__name__
     found = [(said[0] == "+", said[1:]) for said in _everyone("-+"[good] + text)]
     bad = [
@@ -115,7 +115,7 @@ def _say(result: str, name: str, text: str) -> None:
 
 
 def _everyone(text: str) -> list[str]:
-    """What each process says, by process."""
+    """Gather a text from each process, ordered by process index."""
     said = np.zeros(_MAX_TEXT, np.uint8)
     encoded = np.frombuffer(text.encode()[:_MAX_TEXT], np.uint8)
     said[: len(encoded)] = encoded
@@ -124,11 +124,11 @@ def _everyone(text: str) -> list[str]:
 
 
 class _Preflight:
-    """The checks; each returns what it found, or raises what is wrong and the fix."""
+    """The checks; each returns its finding, or raises the problem and its fix."""
 
     def __init__(self, config: Any, workdir: pathlib.Path):
         self.config, self.workdir = config, workdir
-        self.scratch = workdir / "preflight"  # one for all processes
+        self.scratch = workdir / "preflight"  # shared by all processes
         self.made_workdir = not workdir.exists()
 
     def devices(self) -> str:
@@ -143,7 +143,7 @@ class _Preflight:
         )
 
     def all_reduce(self) -> str:
-        """The sum of another number from each device."""
+        """Sum a different number from each device and check the result."""
         numbers = np.arange(jax.device_count(), dtype=np.float32)
         mesh = sharding.make_mesh()
         x = jax.make_array_from_callback(
@@ -160,7 +160,7 @@ class _Preflight:
         return f"the sum over all devices is right, {time.monotonic() - start:.1f} s"
 
     def clocks(self) -> str:
-        """Of the hosts, which name checkpoints and events by their time."""
+        """Compare the clocks of the hosts, which time checkpoints and events."""
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("look at the clock")
         said = _everyone(f"{time.time():.3f} {socket.gethostname()}")
@@ -175,7 +175,7 @@ class _Preflight:
         return f"within {early - late:.1f} s of each other"
 
     def folder(self) -> str:
-        """Written to by each process, and large enough."""
+        """Check that each process can write to the folder and that it has room."""
         if checkpointer.has_checkpoint(self.workdir):
             config_lib.check_resume(self.config, self.workdir)
         workdir_lib.make_workdir(self.workdir)
@@ -200,7 +200,7 @@ class _Preflight:
         return self.scratch / f"process-{process}"
 
     def one_folder(self) -> str:
-        """Each process sees the files of all."""
+        """Check that each process sees the files of all others."""
         deadline = time.monotonic() + _MAX_DELAY
         everyone = range(jax.process_count())
         while missing := [i for i in everyone if not self._file(i).exists()]:
@@ -215,7 +215,7 @@ class _Preflight:
         return f"{self.workdir} is the same folder for all"
 
     def data(self) -> str:
-        """The first batch, of which each process builds its part as the run will."""
+        """Build this process's part of the first batch, as the run will."""
         evaluator.make_evaluator(self.config, self.trainer.meta_arch, self.trainer.mesh)
         source = registry.make_source(self.config)
         start = time.monotonic()
@@ -234,7 +234,7 @@ class _Preflight:
         return f"{source.describe()}; a batch in {seconds:.1f} s{bad}"
 
     def _judge_bad_images(self, bad: np.ndarray) -> str:
-        """What to say of those in the first batch, which were replaced."""
+        """Describe the unreadable images of the first batch, which were replaced."""
         if not len(bad):
             return ""
         said = (
@@ -251,12 +251,12 @@ class _Preflight:
         return f"; {said}, which data.max_bad_share = {allowed} allows"
 
     def weights(self) -> str:
-        """Those that the run starts from."""
+        """Read the weights that the run starts from."""
         self.first = initial.read(self.config, self.trainer.meta_arch)
         return self.first.description if self.first else "from scratch"
 
     def step(self) -> str:
-        """Compiled and run twice."""
+        """Compile the step and run it twice."""
         state = self.trainer.first_state(self.first and self.first.params)
         batch, scalars = self.trainer.place(self.batch), self.trainer.scalars(0)
         with jax.set_mesh(self.trainer.mesh):
@@ -281,12 +281,12 @@ class _Preflight:
         )
 
     def saving(self) -> str:
-        """A checkpoint of the real size, written and read back."""
+        """Write a checkpoint of the real size and read it back."""
         start = time.monotonic()
         checkpoints = checkpointer.Checkpointer(self.scratch, keep_last=1)
         checkpoints.save(1, self.state)
         saved = time.monotonic() - start
-        self.state = None  # its memory is needed
+        self.state = None  # free its memory first
         start = time.monotonic()
         checkpoints.set_aside_damaged()
         jax.block_until_ready(checkpoints.restore(self.trainer.state))
@@ -295,8 +295,8 @@ class _Preflight:
         return f"a checkpoint saved in {saved:.1f} s, read back in {read:.1f} s"
 
     def remove_scratch(self) -> None:
-        """Leaves the run's folder as it was, on each host if it is not one."""
+        """Remove what the checks wrote, on each host if the folder is not shared."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self.made_workdir:
-            with contextlib.suppress(OSError):  # another process did it
+            with contextlib.suppress(OSError):  # another process removed it
                 self.workdir.rmdir()

@@ -25,11 +25,11 @@ class Model:
     """A backbone with its weights and the preparation of its images.
 
     Attributes:
-      module: The `VisionTransformer`; `module.apply({"params": params}, images)` is
-        what a call does, for use inside other jitted code.
-      params: Its parameters, float32.
-      heads: Projection heads by name, where they were asked for.
-      preprocessing: Sizes, mean and deviation.
+      module: The `VisionTransformer`. Inside other jitted code, use
+        `module.apply({"params": params}, images)` in place of a call of the model.
+      params: The parameters of `module`, float32.
+      heads: Parameters of the projection heads by name, if they were loaded.
+      preprocessing: Preparation of images: sizes, mean and standard deviation.
     """
 
     module: vision_transformer.VisionTransformer
@@ -38,18 +38,19 @@ class Model:
     preprocessing: preprocessing.Preprocessing
 
     def preprocess(self, images: Any) -> np.ndarray:
-        """Images of any kind -> what a call takes.
+        """Prepare images of any kind for a call of the model.
 
         Args:
-          images: One of, or a sequence of: a path, a Pillow image, uint8 [H, W, 3].
+          images: An image or a sequence of images, each a path, a Pillow image or
+            uint8 [H, W, 3].
 
         Returns:
-          float32 [B, S, S, C], B = 1 for a single image.
+          Normalised images, float32 [B, S, S, C]; B = 1 for a single image.
 
         Raises:
           BadImage: A file is not a readable image.
-          ValueError: No images, another kind of array, or a model of other channels
-            than three.
+          ValueError: There are no images, an array has another shape or dtype, or the
+            model does not take three channels.
         """
         if self.module.in_chans != 3:
             raise ValueError(
@@ -88,22 +89,22 @@ class Model:
         attention: Sequence[int] = (),
         fit: str = "error",
     ) -> vision_transformer.Features:
-        """Features of a batch; compiled once for each shape.
+        """Compute the features of a batch; compiled once for each shape.
 
         Args:
-          images: float32 [B, H, W, C], normalised as `preprocess` does.
-          layers: Blocks whose features are wanted too, -1 the last: `.layers[i]`.
-          attention: Blocks whose attention maps are wanted: `.attention[i]`.
-          fit: For an H or W that is no multiple of the patch size: "error"; "crop" to
-            the multiple below, centred; "pad" with zeros, the mean, to the one above,
-            centred; "resize" to the nearest, bicubic.
+          images: Images, float32 [B, H, W, C], normalised as by `preprocess`.
+          layers: Blocks whose features to return in `.layers[i]`; -1 is the last.
+          attention: Blocks whose attention maps to return in `.attention[i]`.
+          fit: What to do if H or W is not a multiple of the patch size: "error"; "crop"
+            to the multiple below, centred; "pad" to the multiple above with zeros (the
+            mean), centred; "resize" to the nearest multiple, bicubic.
 
         Returns:
           `Features` with leading axis B; the grid h x w is that of the fitted image.
 
         Raises:
-          ValueError: Not [B, H, W, C] of the model's channels, nothing in it, a size
-            that does not fit, or blocks that are no list of whole numbers.
+          ValueError: The images are not a non-empty float [B, H, W, C] with the model's
+            channels, their size does not fit, or blocks are no list of whole numbers.
         """
         layers, attention = _blocks("layers", layers), _blocks("attention", attention)
         images = jnp.asarray(images)
@@ -127,12 +128,12 @@ class Model:
 
 
 def _blocks(name: str, indices: Any) -> tuple[int, ...]:
-    """Indices of blocks, as plain numbers."""
+    """Return indices of blocks as a tuple of plain ints."""
     try:
         blocks = tuple(operator.index(i) for i in indices if not isinstance(i, bool))
         if len(blocks) == len(indices):
             return blocks
-    except TypeError:  # not of whole numbers, or no sequence
+    except TypeError:  # not whole numbers, or not a sequence
         pass
     raise ValueError(f"{name}={indices!r}: pass a list of whole numbers, such as [-1]")
 
@@ -143,15 +144,16 @@ def _apply(module, params, images, layers, attention):
 
 
 def fit_to_patches(images: jax.Array, patch_size: int, fit: str) -> jax.Array:
-    """Images whose sides are multiples of the patch size.
+    """Crop, pad or resize images so that their sides are multiples of the patch size.
 
     Args:
-      images: [B, H, W, C].
-      patch_size: In pixels.
-      fit: As in `Model.__call__`.
+      images: Images, [B, H, W, C].
+      patch_size: Side of a patch, in pixels.
+      fit: The method, as in `Model.__call__`.
 
     Raises:
-      ValueError: "error" and a side that is no multiple; or an unknown `fit`.
+      ValueError: `fit` is "error" and a side is not a multiple, the image is too small
+        to crop, or `fit` is unknown.
     """
     if fit not in FITS:
         raise ValueError(f"fit={fit!r}: use one of {', '.join(FITS)}")
@@ -190,21 +192,21 @@ def load(
     image_size: int | None = None,
     ignore: Sequence[str] = (),
 ) -> Model:
-    """Loads a trained model from wherever it comes; see `weights.reading.read`.
+    """Load a trained model in any supported format; see `weights.reading.read`.
 
     Args:
       source: A `.pth` of the reference (backbone or training checkpoint), a
         `.safetensors`, a folder of Hugging Face or timm, a workdir, a checkpoint or an
         orbax export of this project, or a name such as "dinov2_vitb14_reg".
-      which: "teacher" or "student" of what holds both; None takes the teacher.
-      heads: Load the projection heads too.
-      num_heads: Of the attention, where neither the width nor the folder tells.
-      image_size: Resample the position embeddings to a square of this side, px. Any
-        image size works without: they are interpolated at every call.
-      ignore: Beginnings of tensor names that are left out; all others must fit.
+      which: "teacher" or "student", if the source holds both; None takes the teacher.
+      heads: Whether to load the projection heads too.
+      num_heads: Number of attention heads, if neither width nor folder determines it.
+      image_size: Side in px of the square to which the position embeddings are
+        resampled. Not needed for other image sizes: every call interpolates them.
+      ignore: Prefixes of tensor names to leave out; all other tensors must fit.
 
     Raises:
-      UserError: Nothing there, unreadable, or not exactly one DINOv2 backbone.
+      UserError: The source is missing, unreadable or not exactly one DINOv2 backbone.
     """
     weights = reading.read(
         source,

@@ -1,7 +1,7 @@
 """Cosine schedules on the host, in float64, as closed forms of the step.
 
 Mirrors the reference's `utils/utils.py:CosineScheduler` and
-`train/train.py:build_schedulers`. There is no state to save.
+`train/train.py:build_schedulers`. They have no state to save.
 """
 
 import dataclasses
@@ -11,13 +11,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up, then a half cosine, then the final value for ever.
+    """A linear warm-up, then half a cosine, then the final value.
 
     Attributes:
       base: Value at the end of the warm-up.
       final: Value at `total_steps` and after.
-      total_steps: Length with warm-up, in steps.
-      warmup_steps: Linear from `start` to `base`, both included.
+      total_steps: Length including the warm-up, in steps.
+      warmup_steps: Length of the warm-up from `start` to `base`, both included.
       start: First value of the warm-up.
     """
 
@@ -28,7 +28,7 @@ class Cosine:
     start: float = 0.0
 
     def __call__(self, step: int) -> float:
-        """The value used at `step`, counted from 0."""
+        """Return the value at `step`, counted from 0."""
         if step >= self.total_steps:
             return self.final
         if step < self.warmup_steps:
@@ -45,11 +45,15 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """Everything that changes with the step.
+    """All scalars that change with the step.
 
     Attributes:
-      freeze_last_layer_steps: Steps at which the prototypes' learning rate is 0.
-      heads_only_steps: Steps at which the backbone's learning rate is 0.
+      lr: Learning rate.
+      weight_decay: Weight decay.
+      momentum_teacher: Momentum of the teacher's EMA.
+      teacher_temp: Temperature of the teacher.
+      freeze_last_layer_steps: First steps, with learning rate 0 for the prototypes.
+      heads_only_steps: First steps, with learning rate 0 for the backbone.
     """
 
     lr: Cosine
@@ -60,7 +64,7 @@ class Schedules:
     heads_only_steps: int
 
     def __call__(self, step: int) -> dict[str, float]:
-        """The scalars that `train_step` takes beside state and batch."""
+        """Return the scalars that `train_step` takes besides state and batch."""
         lr = self.lr(step)
         return {
             "lr": lr,
@@ -73,12 +77,12 @@ class Schedules:
 
 
 def scaled_lr(base_lr: float, batch_size: int) -> float:
-    """The square-root rule: base_lr * sqrt(batch_size / 1024), batch in images."""
+    """Return base_lr * sqrt(batch_size / 1024), the batch size in images."""
     return base_lr * math.sqrt(batch_size / 1024.0)
 
 
 def make_schedules(config: Any) -> Schedules:
-    """The schedules of `config.optim` and `config.teacher` over `train.steps`."""
+    """Return the schedules that a config describes over its `train.steps`."""
     optim, teacher, steps = config.optim, config.teacher, config.train.steps
     return Schedules(
         lr=Cosine(

@@ -1,8 +1,8 @@
-"""The device mesh and where every array lives on it.
+"""The device mesh and the sharding of every array on it.
 
-One mesh with axes ("replica", "fsdp"), Auto axis types. A rule by shape shards the
-state over `fsdp` (the reference's FSDP); batches are sharded over both axes on their
-leading group axis. The model code only ever calls `constrain_batch` and `gather`.
+One mesh with axes ("replica", "fsdp") of type Auto. The state is sharded over `fsdp` by
+a rule based on shapes (the reference's FSDP); batches are sharded over both axes on
+their leading group axis. Model code calls only `constrain_batch` and `gather`.
 """
 
 import collections
@@ -17,17 +17,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH = PartitionSpec(("replica", "fsdp"))
 MIN_SHARDED_SIZE = 2048  # elements; smaller arrays are replicated
-_TILE_ROWS = 16  # of a bfloat16 array on TPUs; parts of a tile cannot be gathered
+_TILE_ROWS = 16  # of bfloat16 arrays on TPUs; parts of a tile cannot be gathered
 
 
 def make_mesh(replica: int = 0, fsdp: int = 0, devices: Any = None) -> Mesh:
-    """Mesh ("replica", "fsdp"), devices on fast links side by side.
+    """Make the mesh ("replica", "fsdp"), with devices on fast links side by side.
 
     Args:
-      replica: Copies of the state. 0: what `fsdp` leaves; where that is 0 too, one for
-        each slice (a TPU slice; GPUs joined by NVLink, which are a node's).
-      fsdp: Devices that share one copy; 0: what `replica` leaves.
-      devices: Default: all of them.
+      replica: Number of copies of the state. 0 means all devices divided by `fsdp`; if
+        that is 0 too, one for each slice (a TPU slice, or the GPUs of a node, which
+        NVLink joins).
+      fsdp: Number of devices that share one copy; 0 means all divided by `replica`.
+      devices: Devices of the mesh; None takes all.
     """
     devices = jax.devices() if devices is None else devices
     devices = sorted(devices, key=lambda d: (_slice(d), d.process_index))
@@ -41,47 +42,47 @@ def make_mesh(replica: int = 0, fsdp: int = 0, devices: Any = None) -> Mesh:
 
 
 def _slice(device: Any) -> int:
-    """Which of the groups that fast links join; not every platform has them."""
+    """Return the index of the device's slice; 0 on platforms without slices."""
     return getattr(device, "slice_index", 0)
 
 
 def _num_slices(devices: list[Any]) -> int:
-    """Slices that can each hold a copy: alike, and of several devices."""
+    """Count the slices if they are equal in size and have several devices, else 1."""
     sizes = collections.Counter(map(_slice, devices)).values()
     return len(sizes) if len(set(sizes)) == 1 and max(sizes) > 1 else 1
 
 
 def process_rank(mesh: Mesh) -> int:
-    """Of this process among those of the mesh: whose rows of a batch come first."""
+    """Return the rank of this process on the mesh, which orders the rows of a batch."""
     order = dict.fromkeys(device.process_index for device in mesh.devices.flat)
     return list(order).index(jax.process_index())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of every array of a batch: its group axis over all devices."""
+    """Return the sharding of a batch's arrays: the group axis over all devices."""
     return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array that every device holds whole."""
+    """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree of parameters or optimizer state, by shape.
+    """Return the shardings of a tree of parameters or optimizer state, by shape.
 
-    Of the axes that the `fsdp` size divides into whole tiles the first is sharded, so
-    that a matrix can be split by its outputs without moving anything; without such an
-    axis the largest that it divides; never the layer axis of stacked blocks. Vectors
-    and arrays below `MIN_SHARDED_SIZE` elements (a block's, where they are stacked) are
-    replicated: gathering them would take longer than the megabytes are worth.
+    The first axis that the `fsdp` size divides into whole tiles is sharded, so that a
+    matrix can be split by its outputs without moving data. If there is none, the
+    largest axis that `fsdp` divides is sharded; the layer axis of stacked blocks never
+    is. Vectors and arrays below `MIN_SHARDED_SIZE` elements (of one block, if stacked)
+    are replicated: gathering them costs more time than the memory saved is worth.
 
     Args:
       state: Tree of arrays or `jax.ShapeDtypeStruct`.
-      mesh: From `make_mesh`.
+      mesh: The mesh, from `make_mesh`.
 
     Returns:
-      The same tree of `NamedSharding`.
+      A tree of `NamedSharding` with the structure of `state`.
     """
 
     specs = _specs(state, mesh.shape["fsdp"])
@@ -89,10 +90,10 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def constrain_state(tree: Any) -> Any:
-    """Keeps a tree of gradients where `state_shardings` has the parameters.
+    """Constrain gradients to the shardings that `state_shardings` gives the parameters.
 
-    Left to itself the compiler cuts the sums of vectors as well, and gathers what they
-    change.
+    Without this, the compiler shards the sums of vectors too and then gathers what they
+    update.
     """
     if not is_divided():
         return tree
@@ -110,7 +111,7 @@ def _specs(tree: Any, fsdp: int) -> Any:
 
 
 def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """Of one parameter, one block's where they are stacked."""
+    """Return the spec of one parameter (of a single block, if blocks are stacked)."""
     axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     whole = [axis for axis in axes if shape[axis] // fsdp % _TILE_ROWS == 0]
     spec = [None] * len(shape)
@@ -121,21 +122,21 @@ def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def gather(weights: Any) -> Any:
-    """The weights whole on every device; their gradients go back to their shards.
+    """Gather weights whole on every device; gradients go back to the weights' shards.
 
-    Said where the weights are in the dtype of the matmuls, so that this is what
-    travels; left to itself the compiler also gathers the float32 they were cast from,
-    or moves activations instead.
+    Call it on weights in the dtype of the matmuls, so that this is what is transferred.
+    Without it, the compiler also gathers the float32 they were cast from, or moves
+    activations instead.
 
     Args:
-      weights: Tree of arrays sharded as `state_shardings` says.
+      weights: Tree of arrays sharded as by `state_shardings`.
     """
     return jax.tree.map(_gather, weights) if is_divided() else weights
 
 
 @jax.custom_vjp
 def _gather(x):
-    # Without the first, "whole" spreads backwards through the cast.
+    # Without the inner constraint, replication propagates back through the cast.
     return jax.lax.with_sharding_constraint(_scatter(x), PartitionSpec())
 
 
@@ -154,16 +155,20 @@ _gather.defvjp(lambda x: (_gather(x), None), _gather_backward)
 def on_groups(
     function: Callable[..., Any], *, in_specs: Any, out_specs: Any, num_groups: int
 ) -> Callable[..., Any]:
-    """Runs a function on each device's groups, where devices divide the groups.
+    """Run a function on each device's groups, if the devices divide the groups.
 
-    For what the compiler cannot divide (kernels) or divides badly (loops over rows).
+    For code that the compiler cannot partition (kernels) or partitions badly (loops
+    over rows).
 
     Args:
-      function: Takes arrays, and as keyword `axes` the mesh axes to sum over, () where
-        it sees all groups.
-      in_specs: Of its arguments: `BATCH`, or None for what every device has whole.
-      out_specs: Of its results: `BATCH`, `scattered(K)`, or None.
-      num_groups: G.
+      function: Function of arrays and a keyword `axes`: the mesh axes to sum over, ()
+        if it sees all groups.
+      in_specs: Specs of its arguments: `BATCH`, or None for replicated ones.
+      out_specs: Specs of its results: `BATCH`, `scattered(K)`, or None for replicated.
+      num_groups: Number of groups G.
+
+    Returns:
+      The function of the arrays alone.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not is_divided() or not devices_divide(num_groups):
@@ -183,13 +188,13 @@ def on_groups(
 
 
 def scattered(size: int) -> PartitionSpec | None:
-    """What `scatter_sum` does with the first axis of an array, for `out_specs`."""
+    """Return the spec of what `scatter_sum` returns for an array of length `size`."""
     fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
     return PartitionSpec("fsdp") if size % fsdp == 0 else None
 
 
 def scatter_sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Inside of `on_groups`: the sum of x [K, ...] over devices, scattered over K."""
+    """Inside `on_groups`: sum x [K, ...] over devices and scatter the result over K."""
     if not axes or scattered(len(x)) is None:
         return jax.lax.psum(x, axes)
     x = jax.lax.psum(x, "replica")
@@ -197,18 +202,18 @@ def scatter_sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def devices_divide(num_groups: int) -> bool:
-    """Whether each device of the mesh in context has whole groups."""
+    """Whether each device of the mesh in context gets whole groups."""
     return not is_divided() or num_groups % jax.sharding.get_abstract_mesh().size == 0
 
 
 def is_divided() -> bool:
-    """Whether the compiler divides this code among several devices."""
+    """Whether the compiler partitions this code over several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and not mesh.manual_axes and mesh.size > 1
 
 
 def device_kind() -> str:
-    """Of the devices that a traced function is for, such as "cpu" or "TPU v6 lite"."""
+    """Return the device kind being traced for, such as "cpu" or "TPU v6 lite"."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.abstract_device is not None:
         return mesh.abstract_device.device_kind
@@ -216,7 +221,7 @@ def device_kind() -> str:
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps the leading group axis of `x` sharded; without a mesh in context, x."""
+    """Keep the leading group axis of `x` sharded, if a mesh is in context."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % mesh.size:
         return x

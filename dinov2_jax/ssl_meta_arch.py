@@ -1,7 +1,7 @@
 """The student, its teacher and the weighted sum of losses.
 
-Mirrors the reference's `train/ssl_meta_arch.py:SSLMetaArch.forward_backward`. The batch
-is described in `data/batch_builder.py`. Shapes: G groups, b images a group, L local
+Mirrors the reference's `train/ssl_meta_arch.py:SSLMetaArch.forward_backward`. See
+`data/batch_builder.py` for the batch. Shapes: G groups, b images a group, L local
 crops, S and s pixels, N patches of a global crop, M masked-patch slots, K prototypes.
 """
 
@@ -22,15 +22,15 @@ Batch = teacher_lib.Batch
 
 @dataclasses.dataclass(frozen=True)
 class SSLMetaArch:
-    """Pure functions of parameters and a batch; holds modules and weights of losses.
+    """Pure functions of parameters and a batch, with the modules and loss weights.
 
     Attributes:
       student: The backbone and heads that are trained.
-      teacher: What sets the targets; in self-distillation of the same network.
+      teacher: The source of the targets; it has the same network in self-distillation.
       dino_loss_weight: Weight of the class tokens' cross-entropy.
       koleo_loss_weight: Weight of KoLeo, for each of the two views.
       ibot_loss_weight: Weight of the masked patches' cross-entropy.
-      policy: How crops are augmented that come with keys.
+      policy: Augmentation of crops whose batch has `augmentation_keys`.
     """
 
     student: network.Network
@@ -47,17 +47,17 @@ class SSLMetaArch:
         batch: Batch,
         drop_path_key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Computes the student's loss.
+        """Compute the student's loss.
 
         Args:
           params: The student's parameters.
           targets: The teacher's targets.
           batch: The batch, see `data/batch_builder.py`; crops may be uint8.
-          drop_path_key: Draws the stochastic-depth subsets.
+          drop_path_key: PRNG key of the stochastic-depth subsets.
 
         Returns:
-          The total, and its terms as they enter it: `dino_local`, `dino_global`,
-          `koleo`, `ibot` (the reference logs the last two halved).
+          The total and its weighted terms: `dino_local`, `dino_global`, `koleo` and
+          `ibot` (the reference logs the last two halved).
         """
         global_crops, local_crops = batch["global_crops"], batch["local_crops"]
         num_groups, num_global = global_crops.shape[:2]
@@ -101,7 +101,7 @@ class SSLMetaArch:
 
 
 def make_ssl_meta_arch(config: Any, dtype: Any) -> SSLMetaArch:
-    """Returns self-distillation as a config describes it, with matmuls in `dtype`."""
+    """Return self-distillation as a config describes it, with matmuls in `dtype`."""
     student = network.make_network(config, dtype)
     weights = {"dino": config.dino.loss_weight, "ibot": config.ibot.loss_weight}
     teacher = teacher_lib.Teacher(

@@ -1,10 +1,10 @@
-"""The teacher: a network of its own and the targets that it sets the student.
+"""The teacher: its network and the targets it computes for the student.
 
-In self-distillation its network is the student's and its parameters are their EMA. A
-frozen teacher has another architecture and parameters that no step changes; only the
-numbers of prototypes must agree. Mirrors `get_teacher_output` of the reference's
-`train/ssl_meta_arch.py`. Shapes: G groups, b images a group, M masked-patch slots, K
-prototypes.
+In self-distillation it has the student's network, and its parameters are the EMA of the
+student's. A frozen teacher may have another architecture, and its parameters never
+change; only the numbers of prototypes must agree. Mirrors `get_teacher_output` of the
+reference's `train/ssl_meta_arch.py`. Shapes: G groups, b images a group, M masked-patch
+slots, K prototypes.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class Teacher:
 
     Attributes:
       network: The backbone and heads.
-      centering: "sinkhorn_knopp" or "centering".
-      terms: The loss terms that need targets, of "dino" and "ibot".
+      centering: Kind of targets, "sinkhorn_knopp" or "centering".
+      terms: Loss terms that need targets, from "dino" and "ibot".
     """
 
     network: network.Network
@@ -35,7 +35,7 @@ class Teacher:
     terms: tuple[str, ...] = ("dino", "ibot")
 
     def init_centers(self) -> Centers:
-        """Returns the centres of the EMA centring, [K] zeros; none for Sinkhorn."""
+        """Return initial centres for EMA centring, [K] zeros; none for Sinkhorn."""
         if self.centering == "sinkhorn_knopp":
             return {}
         return {k: jnp.zeros((n,)) for k, n in self.network.num_prototypes().items()}
@@ -47,7 +47,7 @@ class Teacher:
         batch: Batch,
         temp: jax.Array | float,
     ) -> tuple[Targets, Centers]:
-        """Computes the targets from the unmasked global crops.
+        """Compute the targets from the unmasked global crops.
 
         Args:
           params: The teacher's parameters.
@@ -56,8 +56,8 @@ class Teacher:
           temp: The teacher's temperature.
 
         Returns:
-          {"dino": for [G, b, 2], "ibot": for [G, M, 1]} (those in use) and the centres
-          for the next step.
+          Targets of the terms in use, {"dino": for rows [G, b, 2], "ibot": for rows
+          [G, M, 1]}, and the centres for the next step.
         """
         (cls,), masked = self.network.tokens(
             params, [batch["global_crops"]], [None], batch["masked_indices"]

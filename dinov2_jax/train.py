@@ -1,4 +1,4 @@
-"""The loop: build, restore, step, log, evaluate, save."""
+"""The training loop: build, restore, step, log, evaluate, save."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ from dinov2_jax.runtime import profiler as profiler_lib
 from dinov2_jax.runtime import workdir as workdir_lib
 from dinov2_jax.weights import initial
 
-_LONG = 4.0  # times `train.hang_timeout` for a compilation or an evaluation
+_LONG = 4.0  # times `train.hang_timeout`, for compiling, evaluating and restoring
 
 
 def train(
@@ -37,17 +37,16 @@ def train(
     cluster: distributed.Cluster | None = None,
     profile: tuple[int, int] | None = None,
 ) -> None:
-    """Runs, or resumes, the training that a config describes.
+    """Run or resume the training that a config describes.
 
     Args:
       config: A locked `ConfigDict`, see `configs/default.py`.
-      workdir: Where the run keeps everything; a checkpoint there is resumed.
-      cluster: The other processes, where jax does not find them by itself.
+      workdir: The run's folder; a checkpoint in it is resumed.
+      cluster: The other processes, where jax does not detect them.
       profile: First and last step to trace.
 
     Raises:
-      UserError: Anything that the user can put right, before compilation where it is
-        known by then.
+      UserError: Anything the user can fix, raised before compilation if known by then.
     """
     account = timing.TimeAccount("start")
     workdir = pathlib.Path(workdir)
@@ -60,7 +59,7 @@ def train(
     config_lib.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)
     lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
-    if checkpointer.has_checkpoint(workdir):  # without one, the run begins anew
+    if checkpointer.has_checkpoint(workdir):  # without one, the run starts over
         config_lib.check_resume(config, workdir)
 
     with contextlib.ExitStack() as stack:
@@ -119,7 +118,7 @@ class Run:
             )
             lines += [room] if room else []
         leads = jax.process_index() == 0
-        if another:  # and without a checkpoint: the folder's run begins anew
+        if another:  # the config changed, so there is no checkpoint: a new run
             self.rollbacks.forget(write=leads)
         if leads:
             workdir_lib.write_config(config, workdir)
@@ -138,10 +137,10 @@ class Run:
             self.log.message(line)
 
     def _restore(self) -> list[str]:
-        """Sets the state and its step: the newest good checkpoint, or the first state.
+        """Set the state and its step from the newest good checkpoint, or initialise.
 
         Returns:
-          What there is to say about it.
+          Messages about it for the log.
         """
         with self.watchdog.during("reading the checkpoint", _LONG):
             lines = self.checkpoints.set_aside_damaged()
@@ -150,13 +149,13 @@ class Run:
                 with self.account.during("restore"):
                     self.state = self.checkpoints.restore(self.trainer.state)
                 return [*lines, f"resumed from step {self.start_step}"]
-        # Fresh weights, or those that `config.init` names.
+        # Random weights, or those that `config.init` names.
         weights = initial.read(self.config, self.trainer.meta_arch)
         self.state = self.trainer.first_state(weights and weights.params)
         return [*lines, weights.description] if weights else lines
 
     def loop(self, profiler: profiler_lib.Profiler) -> None:
-        """All remaining steps, going back where the loss blows up."""
+        """Run all remaining steps, rolling back if the loss blows up."""
         if self.start_step >= self.config.train.steps:
             logging.info(
                 "nothing to do: step %d of %d is done; raise --config.train.steps to "
@@ -172,7 +171,7 @@ class Run:
                 self.config.checkpoint.minutes, self.config.log.every
             )
             while True:
-                # The workers load while the step is compiled.
+                # The workers load data while the step is compiled.
                 with self._batches() as batches:
                     step_fn = step_fn or self._compile()
                     try:
@@ -197,10 +196,10 @@ class Run:
         )
 
     def _steps(self, step_fn, batches, profiler) -> None:
-        """Steps up to the last; reads a step's metrics after the next one began."""
+        """Run steps up to the last; read metrics after dispatching the next step."""
         total = self.config.train.steps
         if self.evaluator and self.config.init.source and not self.start_step:
-            self._evaluate(0)  # what adaptation must not lose
+            self._evaluate(0)  # the baseline for the adapted model
         self.account.begin(timing.STEP)
         self.log.rates.restart()
         self.log.compilations.expect()
@@ -234,16 +233,16 @@ class Run:
             self.log.profiled(total, traced)
 
     def _finish(self, step, step_metrics) -> None:
-        """Reads, logs and judges the metrics of a step."""
+        """Read, log and check the metrics of a step."""
         values = {k: np.asarray(v).item() for k, v in step_metrics.items()}
         self.log.step(step, values, self.trainer.schedules(step - 1))
         self.guard.check(step, values)
 
     def _roll_back(self, blown_up: rollback.BlownUp) -> None:
-        """Goes back to a checkpoint; stops the run where that was done too often.
+        """Roll back to a checkpoint.
 
         Raises:
-          UserError: The latter.
+          UserError: The run has been rolled back too often.
         """
         self.checkpoints.finish()
         saved = self.checkpoints.steps()
@@ -262,7 +261,7 @@ class Run:
         to = self.rollbacks.target(saved)
         with self.account.during("roll back"):
             self.checkpoints.set_aside_after(to)
-            self.state = None  # its memory is needed
+            self.state = None  # free its memory first
             lines = self._restore()
             self.rollbacks.add(
                 rollback.Rollback(failed=blown_up.step, to=self.start_step),
@@ -307,7 +306,7 @@ class Run:
                 self._picture(backbone)
         every = self.config.checkpoint.every
         due = late or step % every == 0 or self.checkpoints.failed
-        # Weights that give no sane loss are not the ones to go back to.
+        # Do not save weights with a bad loss: a rollback would return to them.
         if last or (due and not self.guard.in_a_row):
             next_save = min(step - step % every + every, self.config.train.steps)
             self._save(step, None if last else next_save)
@@ -315,12 +314,12 @@ class Run:
     def _picture(self, backbone: Any) -> None:
         try:
             self.evaluator.picture(backbone, self.config.seed, self.workdir / "pca.png")
-        except errors.UserError as error:  # no reason not to save
+        except errors.UserError as error:  # the run is still saved
             self.log.message(str(error))
 
     def _save(self, step: int, next_save: int | None) -> None:
         with self.account.during("save"):
-            self.log.sync()  # no checkpoint without the rows before it
+            self.log.sync()  # metrics up to a checkpoint must be on disk before it
             failure = self.checkpoints.save(step, self.state, next_save=next_save)
         self.cadence.saved()
         if failure:
@@ -339,7 +338,7 @@ class Run:
         )
 
     def _evaluate(self, step: int) -> Any:
-        """Measures, writes and says the k-NN of the teacher's backbone; returns it."""
+        """Measure and log the teacher backbone's k-NN accuracy; return the backbone."""
         backbone = self.state.teacher_params["backbone"]
         with (
             self.account.during("evaluate"),
@@ -350,7 +349,7 @@ class Run:
         return backbone
 
     def close(self, error: BaseException | None) -> None:
-        """Ends what writes; a save under way is finished."""
+        """Close everything that writes, after finishing a save in progress."""
         try:
             self.checkpoints.close()
         finally:

@@ -1,4 +1,4 @@
-"""The whole state of a run as one tree, created already sharded."""
+"""The whole state of a run as one tree, sharded from its creation."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ from dinov2_jax import sharding, ssl_meta_arch
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes; saved and restored together.
+    """Everything that a step changes; saved and restored together.
 
     Attributes:
-      step: int32 scalar, steps done; also the position in the data.
-      params: The student's, float32.
+      step: Number of steps done, an int32 scalar; also the position in the data.
+      params: The student's parameters, float32.
       teacher_params: EMA of `params`, float32.
-      opt_state: Of `optimizer.make_optimizer`.
-      centers: Of the EMA centring; empty with Sinkhorn-Knopp.
-      skipped_in_a_row: int32, non-finite steps up to now without a good one between.
-      skipped: int32, all non-finite steps.
+      opt_state: State of the optimizer.
+      centers: Centres of the EMA centring; empty with Sinkhorn-Knopp.
+      skipped_in_a_row: Number of non-finite steps since the last finite one, int32.
+      skipped: Number of all non-finite steps, int32.
     """
 
     step: jax.Array
@@ -40,7 +40,7 @@ def init_state(
     meta_arch: ssl_meta_arch.SSLMetaArch,
     tx: optax.GradientTransformation,
 ) -> TrainState:
-    """A fresh state with the reference's initialisation."""
+    """Return a state at step 0 with the reference's initialisation."""
     return state_from_params(meta_arch.student.init(key), meta_arch, tx)
 
 
@@ -49,7 +49,7 @@ def state_from_params(
     meta_arch: ssl_meta_arch.SSLMetaArch,
     tx: optax.GradientTransformation,
 ) -> TrainState:
-    """The state at step 0 for given weights; the teacher is a copy of the student."""
+    """Return the state at step 0 for given weights, with a copy as the teacher."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -66,7 +66,7 @@ def abstract_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state; nothing is allocated."""
+    """Return shapes, dtypes and shardings of the state, allocating nothing."""
     shapes = jax.eval_shape(
         lambda key: init_state(key, meta_arch, tx), jax.random.key(0)
     )
@@ -84,15 +84,15 @@ def make_state(
     mesh: Mesh,
     loaded: dict[str, Any] | None = None,
 ) -> TrainState:
-    """The state at step 0, created under one jit so that no device holds it whole.
+    """Create the state at step 0 in one jit, so that no device holds it whole.
 
     Args:
-      seed: Of all that is not loaded.
-      meta_arch: From `make_ssl_meta_arch`.
-      tx: From `make_optimizer`.
-      mesh: From `sharding.make_mesh`.
+      seed: Seed of all weights that are not loaded.
+      meta_arch: Student, teacher and losses.
+      tx: The optimizer, from `make_optimizer`.
+      mesh: The mesh, from `sharding.make_mesh`.
       loaded: Submodules of the parameters to start from, NumPy arrays, the same in
-        every process; the teacher starts as their copy too.
+        every process; the teacher starts as a copy of them too.
     """
     abstract = abstract_state(meta_arch, tx, mesh)
     loaded = {
@@ -111,7 +111,7 @@ def make_state(
 
 
 def _place(array: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array of the host on the devices, each given its shard alone."""
+    """Place a host array on the devices, copying to each only its own shard."""
     return jax.make_array_from_callback(
         array.shape, wanted.sharding, lambda index: array[index]
     )

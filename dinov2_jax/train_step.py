@@ -1,6 +1,6 @@
 """One training step: loss, gradients, clip, update, EMA teacher.
 
-Mirrors the body of the loop of the reference's `train/train.py:do_train`.
+Mirrors the loop body of the reference's `train/train.py:do_train`.
 """
 
 import dataclasses
@@ -29,19 +29,19 @@ def train_step(
     tx: optax.GradientTransformationExtraArgs,
     seed: int,
 ) -> tuple[TrainState, Metrics]:
-    """Does one step, purely.
+    """Compute one training step, without side effects.
 
-    A step whose loss or gradients are not finite leaves parameters, moments, teacher
-    and centres untouched; only `step` and the skip counters move.
+    If the loss or gradients are not finite, parameters, moments, teacher and centres
+    stay as they are; only `step` and the skip counters change.
 
     Args:
       state: The state at step n.
       batch: The batch of step n, see `data/batch_builder.py`.
-      scalars: The schedules at step n, see `schedules.Schedules`.
-      frozen: Parameters of a teacher that is not the student's EMA; None: it is.
+      scalars: The schedules' values at step n, see `schedules.Schedules`.
+      frozen: Parameters of a frozen teacher; None if it is the student's EMA.
       meta_arch: Student, teacher and losses.
       tx: The optimizer, from `make_optimizer`.
-      seed: Seed of the run; stochastic depth at step n depends on (seed, n) alone.
+      seed: Seed of the run; stochastic depth at step n depends only on (seed, n).
 
     Returns:
       The state at step n + 1, and float32 metrics: `loss/...`, `grad_norm/...` (before
@@ -98,10 +98,10 @@ def train_step(
 
 
 def ema(average: Any, params: Any, momentum: jax.Array | float) -> Any:
-    """Moves an exponential moving average of parameters towards them.
+    """Update an exponential moving average of parameters.
 
-    As `optax.incremental_update` by 1 - momentum, but an average that equals the
-    parameters stays as it is to the bit.
+    Like `optax.incremental_update` with step size 1 - momentum, but an average that
+    equals the parameters stays bit-identical.
     """
     rate = 1.0 - momentum
     return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
@@ -116,20 +116,20 @@ def make_train_step(
     seed: int,
     frozen: network.Params | None = None,
 ) -> jax.stages.Wrapped:
-    """Returns `train_step` jitted over the mesh, the state donated.
+    """Return `train_step` jitted over the mesh, with the state donated.
 
     Args:
       meta_arch: Student, teacher and losses.
       tx: The optimizer, from `make_optimizer`.
-      state: The state, real or abstract; gives the shardings.
+      state: A state with the shardings to use, real or abstract.
       mesh: The mesh, from `sharding.make_mesh`.
       seed: Seed of the run.
-      frozen: Parameters of a frozen teacher, real or abstract, whose shardings they
-        give; None: the teacher is the student's EMA.
+      frozen: Parameters of a frozen teacher with the shardings to use, real or
+        abstract; None if the teacher is the student's EMA.
 
     Returns:
-      (state, batch, scalars[, frozen]) -> (state, metrics); a `jax.jit` object, to be
-      called or lowered under `jax.set_mesh(mesh)`.
+      (state, batch, scalars[, frozen]) -> (state, metrics), a `jax.jit` object to call
+      or lower under `jax.set_mesh(mesh)`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen))
 

@@ -1,4 +1,4 @@
-"""Where crops lie in an image, and how small it may be decoded for them."""
+"""Boxes of crops in an image, and how small it may be decoded for them."""
 
 import math
 
@@ -7,22 +7,22 @@ import numpy as np
 from dinov2_jax.augment import policies
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-REDUCTIONS = (8, 4, 2)  # what JPEG decoders offer
+REDUCTIONS = (8, 4, 2)  # those that JPEG decoders offer
 
 
 def random_crop_box(
     rng: np.random.Generator, *, width: int, height: int, scale: tuple[float, float]
 ) -> Box:
-    """Draws the box of torchvision's RandomResizedCrop.
+    """Draw a box as torchvision's RandomResizedCrop does.
 
     The area is uniform in `scale`, the ratio log-uniform in `policies.RATIO`; after 10
-    boxes that do not fit, the largest central box of an allowed ratio.
+    boxes that do not fit, it is the largest central box of an allowed ratio.
 
     Args:
-      rng: the only source of randomness.
-      width: of the image, in pixels.
-      height: of the image, in pixels.
-      scale: least and greatest share of the image's area.
+      rng: The only source of randomness.
+      width: Width of the image, in pixels.
+      height: Height of the image, in pixels.
+      scale: Smallest and largest share of the image's area.
 
     Returns:
       (left, top, right, bottom), inside the image and not empty.
@@ -49,14 +49,15 @@ def random_crop_box(
 
 
 def reduction(boxes: list[Box], sizes: list[int]) -> int:
-    """The most by which an image may shrink before a crop has too few pixels.
+    """Return the largest factor by which an image may be decoded smaller.
 
     Args:
-      boxes: of the crops.
-      sizes: of the crops after resizing, in pixels.
+      boxes: Boxes of the crops.
+      sizes: Sides of the crops after resizing, in pixels.
 
     Returns:
-      2, 4 or 8 where every crop keeps as many pixels a side as its size, else 1.
+      The largest of 8, 4 and 2 that leaves each side of every crop at least as many
+      pixels as the crop's size, else 1.
     """
     for factor in REDUCTIONS:
         if all(
@@ -68,13 +69,13 @@ def reduction(boxes: list[Box], sizes: list[int]) -> int:
 
 
 def reduced(box: Box, *, width: int, height: int, of: tuple[int, int]) -> Box:
-    """The same part of a smaller copy of an image.
+    """Scale a box of an image to a smaller copy of the image.
 
     Args:
-      box: in the image.
-      width: of the copy, in pixels.
-      height: of the copy, in pixels.
-      of: width and height of the image.
+      box: The box in the image.
+      width: Width of the copy, in pixels.
+      height: Height of the copy, in pixels.
+      of: Width and height of the image, in pixels.
     """
     x, y = width / of[0], height / of[1]
     left, top = min(round(box[0] * x), width - 1), min(round(box[1] * y), height - 1)

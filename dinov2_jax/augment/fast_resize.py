@@ -1,10 +1,10 @@
 """Crops resized by Pillow's bicubic filter as two sparse matrix products.
 
-The weights are Pillow's, the arithmetic is float32 instead of integers of 8 bits, and
-nothing is rounded between the two directions: a level or two of difference, in half of
-the time. The width always comes first; Pillow takes the height first where it shrinks
-more, which at single pixels of hard edges makes some ten levels, for other overshoots
-are cut off.
+The weights are Pillow's, but the arithmetic is float32 instead of 8-bit integers and
+nothing is rounded between the two directions: this takes half the time and differs by a
+level or two. The width is always resized first; Pillow starts with the height where
+that shrinks more, and then clips other overshoots, so single pixels at hard edges can
+differ by about ten levels.
 """
 
 import functools
@@ -12,19 +12,19 @@ import functools
 import numpy as np
 import scipy.sparse
 
-_A = -0.5  # of the bicubic kernel, as in Pillow
-_SUPPORT = 2.0  # its reach in pixels of the larger of both images
+_A = -0.5  # parameter of the bicubic kernel, as in Pillow
+_SUPPORT = 2.0  # radius of the kernel, in pixels of the coarser of the two images
 
 
 def crop_and_resize(
     pixels: np.ndarray, box: tuple[int, int, int, int], size: int
 ) -> np.ndarray:
-    """Cuts a box out of an image and resizes it to a square, with antialias.
+    """Crop a box from an image and resize it to a square, with antialiasing.
 
     Args:
-      pixels: uint8 [H, W, C].
+      pixels: The image, uint8 [H, W, C].
       box: (left, top, right, bottom) inside the image, in pixels.
-      size: of the result, in pixels.
+      size: Side of the result, in pixels.
 
     Returns:
       uint8 [size, size, C].
@@ -33,7 +33,7 @@ def crop_and_resize(
     crop = _transposed(pixels[top:bottom, left:right]).astype(np.float32)
     width, height, channels = crop.shape
     x = _weights(width, size) @ crop.reshape(width, height * channels)
-    np.clip(x, 0, 255, out=x)  # as Pillow's bytes are after the first direction
+    np.clip(x, 0, 255, out=x)  # as Pillow's bytes are clipped after the first direction
     x = _transposed(x.reshape(size, height, channels))
     x = _weights(height, size) @ x.reshape(height, size * channels)
     x += 0.5
@@ -42,7 +42,7 @@ def crop_and_resize(
 
 
 def _transposed(x: np.ndarray) -> np.ndarray:
-    """[A, B, C] -> [B, A, C], channel by channel: NumPy is slow at short inner axes."""
+    """Transpose to [B, A, C], by channel as NumPy is slow on short inner axes."""
     turned = np.empty((x.shape[1], x.shape[0], x.shape[2]), x.dtype)
     for channel in range(x.shape[2]):
         turned[..., channel] = x[..., channel].T
@@ -51,7 +51,7 @@ def _transposed(x: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(1024)  # 15 kB each
 def _weights(before: int, after: int) -> scipy.sparse.csr_array:
-    """float32 [after, before], rows that sum to 1."""
+    """Return the resize matrix, float32 [after, before] with rows that sum to 1."""
     scale = before / after
     stretch = max(scale, 1.0)
     reach = _SUPPORT * stretch
@@ -70,7 +70,7 @@ def _weights(before: int, after: int) -> scipy.sparse.csr_array:
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
-    """The kernel at distances of 0 or more."""
+    """Evaluate the bicubic kernel at distances of 0 or more."""
     near = ((_A + 2) * x - (_A + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * _A
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))

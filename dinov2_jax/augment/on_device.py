@@ -1,12 +1,11 @@
-"""Augmentation of crops on the device, inside of the step.
+"""Augmentation of crops on the device, inside the training step.
 
-The same changes as `augment.on_host` makes on the host, to whole batches: flips,
-colours, blur and solarization of uint8 crops, from one key an image. So the host only
-decodes, cuts and resizes. In float32 between the first and the last step, where the
-host rounds after each.
+The same augmentations as `augment.on_host`, for whole batches: flips, colours, blur and
+solarization of uint8 crops, from one key an image. The host then only decodes, crops
+and resizes. Values stay float32 between augmentations; the host rounds after each.
 
 Mirrors the reference's `data/augmentations.py`. Shapes: G groups, B images a group, n
-crops an image, S pixels, C channels; crop c of image i of a group is at c B + i.
+crops an image, S pixels, C channels; crop c of image i of a group has index c B + i.
 """
 
 import dataclasses
@@ -17,25 +16,25 @@ import numpy as np
 
 from dinov2_jax.augment import policies
 
-_UNIFORMS = 16  # drawn for each crop, more than are used
+_UNIFORMS = 16  # random numbers drawn for each crop
 Planes = list[jax.Array]  # one for each channel, [G, n B, S, S] in 0..255
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """What happens to each crop; all arrays are [G, n B] unless said otherwise.
+    """The augmentations drawn for each crop; arrays are [G, n B] unless stated.
 
     Attributes:
-      flip: Bool, left to right.
-      vertical_flip: Bool, top to bottom.
-      quarter_turn: Bool, to the left.
-      order: int32 [4, G, n B]: which change comes first, second, ...; 0 to 3 are
+      flip: Whether to flip left to right.
+      vertical_flip: Whether to flip top to bottom.
+      quarter_turn: Whether to turn by 90 degrees to the left.
+      order: Colour change to apply first, second, ..., int32 [4, G, n B]; 0 to 3 are
         brightness, contrast, saturation and hue.
-      amounts: [4, G, n B] of brightness, contrast, saturation and hue; 1, 1, 1 and 0
-        change nothing.
-      gray: Bool.
-      sigma: Of the blur, in pixels; 0 does not blur.
-      solarize: Bool.
+      amounts: Amounts of brightness, contrast, saturation and hue, [4, G, n B]; 1, 1, 1
+        and 0 change nothing.
+      gray: Whether to make the crop gray.
+      sigma: Standard deviation of the blur, in pixels; 0 does not blur.
+      solarize: Whether to solarize.
     """
 
     flip: jax.Array
@@ -51,12 +50,12 @@ class Draws:
 def augment(
     batch: dict[str, jax.Array], policy: policies.Policy
 ) -> dict[str, jax.Array]:
-    """The batch as the host would have augmented it.
+    """Augment the crops of a batch as the host would.
 
     Args:
-      batch: See `data/batch_builder.py`; what has no `augmentation_keys` comes back as
-        it is.
-      policy: What happens, and how often.
+      batch: The batch, see `data/batch_builder.py`; without `augmentation_keys` it is
+        returned unchanged.
+      policy: Augmentations and their probabilities.
     """
     if "augmentation_keys" not in batch:
         return batch
@@ -81,11 +80,11 @@ def augment(
 
 
 def draw(keys: jax.Array, policy: policies.Policy, *, num_local: int) -> Draws:
-    """Draws what happens to all crops of all images.
+    """Draw the augmentations of all crops of all images.
 
     Args:
-      keys: uint32 [G, B, 2], of (seed, pass, image).
-      policy: How often, and how far.
+      keys: Key of each image, uint32 [G, B, 2], derived from (seed, pass, image).
+      policy: Probabilities and strengths.
       num_local: Local crops of an image; they come after the two global ones.
     """
     groups, images = keys.shape[:2]
@@ -120,17 +119,17 @@ def draw(keys: jax.Array, policy: policies.Policy, *, num_local: int) -> Draws:
 
 
 def apply(crops: jax.Array, draws: Draws, policy: policies.Policy) -> jax.Array:
-    """Changes crops as drawn.
+    """Apply the augmentations that were drawn.
 
     Args:
-      crops: uint8 [G, n B, S, S, C].
-      draws: For these crops.
-      policy: What it never does is left out of the program.
+      crops: Crops, uint8 [G, n B, S, S, C].
+      draws: The augmentations of these crops.
+      policy: The policy; augmentations that it never applies are not compiled.
 
     Returns:
-      uint8 [G, n B, S, S, C].
+      Augmented crops, uint8 [G, n B, S, S, C].
     """
-    # Channels apart: three of them would be padded to a whole tile on TPUs.
+    # One array a channel: an axis of three would be padded to a whole tile on TPUs.
     x = [crops[..., c].astype(jnp.float32) for c in range(crops.shape[-1])]
     if policy.flip_probability:
         x = [_where(draws.flip, p[..., ::-1], p) for p in x]
@@ -155,7 +154,7 @@ def _where(crops, a, b):
 
 
 def _quarter_turn(plane):
-    """To the left, as `np.rot90`."""
+    """Turn by 90 degrees to the left, like `np.rot90`."""
     return jnp.swapaxes(plane, -1, -2)[..., ::-1, :]
 
 
@@ -165,13 +164,13 @@ def _gray(x: Planes) -> jax.Array:
 
 
 def _color_jitter(x: Planes, draws: Draws, policy: policies.Policy) -> Planes:
-    """Four changes in each crop's own order.
+    """Apply the four colour changes in each crop's own order.
 
-    Brightness, contrast and saturation are one formula, zero + f (x - zero), with a
-    zero of their own: black, the mean gray, each pixel's gray.
+    Brightness, contrast and saturation share the formula zero + f (x - zero), where
+    zero is black, the crop's mean gray and the pixel's own gray, respectively.
     """
     in_color = len(x) == 3
-    for kind in draws.order:  # [G, n B] at each of the four places
+    for kind in draws.order:  # [G, n B], one of the four changes for each crop
         amount = jnp.take_along_axis(draws.amounts, kind[None], axis=0)[0]
         is_hue = kind == 3
         factor = jnp.where(is_hue, 1.0, amount)[..., None, None]
@@ -191,7 +190,7 @@ def _color_jitter(x: Planes, draws: Draws, policy: policies.Policy) -> Planes:
 
 
 def _turn_hue(x: Planes, shift: jax.Array) -> Planes:
-    """Turns the hue by `shift` of a full turn; saturation and value stay (HSV)."""
+    """Shift the hue by `shift` of a full turn; keep saturation and value (HSV)."""
     red, green, blue = x
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
@@ -211,11 +210,11 @@ def _turn_hue(x: Planes, shift: jax.Array) -> Planes:
 
 
 def _blur(plane: jax.Array, sigma: jax.Array) -> jax.Array:
-    """`BLUR_TAPS` taps along both axes, borders reflected; 0 leaves the crop."""
+    """Blur with `BLUR_TAPS` taps and reflected borders; sigma 0 changes nothing."""
     radius = policies.BLUR_TAPS // 2
     offsets = jnp.arange(radius + 1)
     exponent = -0.5 * (offsets / jnp.maximum(sigma, 1e-3)[..., None]) ** 2
-    kernel = jnp.exp(exponent)  # [G, n B, 5], of 0, 1, ... pixels away
+    kernel = jnp.exp(exponent)  # [G, n B, 5], weights at 0, 1, ... pixels
     kernel /= kernel[..., :1] + 2 * jnp.sum(kernel[..., 1:], axis=-1, keepdims=True)
     size = plane.shape[-1]
     for axis in (-2, -1):

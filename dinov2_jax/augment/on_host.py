@@ -1,9 +1,9 @@
 """Augmentation of one crop on the host, in NumPy and Pillow.
 
 Mirrors the reference's data/augmentations.py with the arithmetic of torchvision's
-transforms on PIL images, so that given the same random draws the pixels are the same
-(blurred ones within one level). The draws come from an explicit `np.random.Generator`.
-Crops stay uint8: normalisation happens on the device.
+transforms on PIL images: the same random draws give the same pixels (within one level
+if blurred). The draws come from an explicit `np.random.Generator`. Crops stay uint8;
+they are normalised on the device.
 """
 
 import numpy as np
@@ -15,13 +15,13 @@ from dinov2_jax.augment import policies
 def augment(
     rng: np.random.Generator, pixels: np.ndarray, policy: policies.Policy, view: int
 ) -> np.ndarray:
-    """Flips, jitters, grays, blurs and solarizes one crop.
+    """Flip, jitter, gray, blur and solarize one crop at random.
 
     Args:
-      rng: the only source of randomness.
-      pixels: uint8 [S, S, C].
-      policy: what happens, and how often.
-      view: 0 and 1 for the two global crops, 2 for a local one.
+      rng: The only source of randomness.
+      pixels: The crop, uint8 [S, S, C].
+      policy: Augmentations and their probabilities.
+      view: Kind of crop: 0 and 1 for the two global crops, 2 for a local one.
 
     Returns:
       uint8 [S, S, C].
@@ -29,7 +29,7 @@ def augment(
     flip, jitter, gray, blur, sun = rng.random(5)
     if flip < policy.flip_probability:
         pixels = pixels[:, ::-1]
-    # Drawn only where they can happen: the reference's policy has neither.
+    # Drawn only if possible: the reference's policy, which has neither, stays the same.
     if policy.vertical_flip_probability:
         if rng.random() < policy.vertical_flip_probability:
             pixels = pixels[::-1]
@@ -48,12 +48,12 @@ def augment(
 
 
 def adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Scales uint8 [H, W, C] by `factor` (1 changes nothing)."""
+    """Scale uint8 [H, W, C] by `factor`; 1 changes nothing."""
     return _blend(np.zeros_like(pixels), pixels, factor)
 
 
 def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Moves values away from the mean gray of the image, or of each band."""
+    """Scale the distance to the image's mean gray, or to each band's mean."""
     mean = _gray(pixels) if pixels.shape[2] == 3 else pixels
     total = mean.sum(axis=(0, 1), dtype=np.int64)
     mean = (total / (pixels.shape[0] * pixels.shape[1]) + 0.5).astype(np.uint8)
@@ -61,16 +61,16 @@ def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Moves each RGB pixel away from its own gray by `factor`."""
+    """Scale each RGB pixel's distance to its own gray by `factor`."""
     gray = np.repeat(_gray(pixels)[:, :, None], 3, axis=2)
     return _blend(gray, pixels, factor)
 
 
 def adjust_hue(pixels: np.ndarray, shift: float) -> np.ndarray:
-    """Turns the hue of RGB by `shift` (in turns, [-0.5, 0.5])."""
+    """Shift the hue of RGB by `shift` full turns, in [-0.5, 0.5]."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     hue, saturation, value = image.convert("HSV").split()
-    # Steps of 1/255 in a circle of 256, as torchvision does.
+    # Steps of 1/255 on a circle of 256, as in torchvision.
     turned = np.asarray(hue) + np.uint8(int(shift * 255) % 256)
     hue = Image.fromarray(turned)
     return np.asarray(Image.merge("HSV", (hue, saturation, value)).convert("RGB"))
@@ -82,12 +82,12 @@ _ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hu
 def color_jitter(
     rng: np.random.Generator, pixels: np.ndarray, policy: policies.Policy
 ) -> np.ndarray:
-    """Applies the colour changes of a policy by random amounts in random order.
+    """Apply the colour changes of a policy by random amounts in random order.
 
     Args:
-      rng: the only source of randomness.
-      pixels: uint8 [H, W, C].
-      policy: how far; a change of strength 0 is left out.
+      rng: The only source of randomness.
+      pixels: The image, uint8 [H, W, C].
+      policy: Strengths of the changes; those of strength 0 are skipped.
     """
     order = rng.permutation(4)
     strengths = np.array(
@@ -103,11 +103,11 @@ def color_jitter(
 
 
 def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Blurs with `policies.BLUR_TAPS` taps and reflected borders.
+    """Blur with `policies.BLUR_TAPS` taps and reflected borders.
 
     Args:
-      pixels: uint8 [H, W, C]; H and W at least 5.
-      sigma: standard deviation in pixels.
+      pixels: The image, uint8 [H, W, C]; H and W at least 5.
+      sigma: Standard deviation in pixels.
 
     Returns:
       uint8 [H, W, C].
@@ -116,7 +116,7 @@ def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     offsets = np.arange(radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / (kernel[0] + 2 * kernel[1:].sum())).astype(np.float32)
-    # A tap that cannot change a float32 sum of 255 is not worth its pass.
+    # Skip taps that are too small to change a float32 sum of 255.
     radius = int(np.count_nonzero(kernel > 1e-8)) - 1
     if radius == 0:
         return pixels
@@ -132,7 +132,7 @@ def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _convolve(x, kernel, radius, size, *, step, axis):
-    """Sums the taps of a symmetric kernel along `axis` of a padded array."""
+    """Sum the taps of a symmetric kernel along `axis` of a padded array."""
 
     def tap(i):
         part = slice((radius + i) * step, (radius + i) * step + size)
@@ -148,17 +148,17 @@ def _convolve(x, kernel, radius, size, *, step, axis):
 
 
 def solarize(pixels: np.ndarray) -> np.ndarray:
-    """Inverts the uint8 values from `policies.SOLARIZE_THRESHOLD` on."""
+    """Invert uint8 values of at least `policies.SOLARIZE_THRESHOLD`."""
     return np.where(pixels < policies.SOLARIZE_THRESHOLD, pixels, ~pixels)
 
 
 def _gray(pixels):
-    """uint8 [H, W] of RGB."""
+    """Convert RGB to gray, uint8 [H, W]."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
 
 
 def _blend(zero, pixels, factor):
-    """zero + factor * (pixels - zero) in Pillow's arithmetic, which is by bytes."""
+    """Return zero + factor * (pixels - zero) in Pillow's byte arithmetic."""
     a, b = (
         Image.fromarray(np.ascontiguousarray(x).reshape(len(x), -1))
         for x in (zero, pixels)

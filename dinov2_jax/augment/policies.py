@@ -1,9 +1,8 @@
-"""What the augmentations do, in numbers: the reference's recipe, and others for images
-that are no photographs.
+"""Augmentation policies: the reference's, and others for images besides photographs.
 
-Mirrors the reference's `data/augmentations.py`. Who applies it is `augment.on_host`
-on the host and `on_device` in the step. Needs nothing but the standard
-library.
+Mirrors the reference's `data/augmentations.py`. Policies are applied by
+`augment.on_host` or, inside the step, `augment.on_device`. This file needs only the
+standard library.
 """
 
 import dataclasses
@@ -13,7 +12,7 @@ from typing import Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Probability of the blur in (global crop 1, global crop 2, local crops). The reference
+# Probability of blurring (global crop 1, global crop 2, local crops). The reference
 # passes 1 - p where p is meant, and its released weights were trained that way.
 BLUR_PROBABILITIES = {
     "reference": (0.0, 0.9, 0.5),
@@ -30,23 +29,25 @@ GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue in gray
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What happens to a crop after it was cut out; the defaults are the reference's.
+    """Augmentations of a crop after cropping; the defaults are the reference's.
 
     Attributes:
-      flip_probability: Left to right.
-      vertical_flip_probability: Top to bottom.
-      quarter_turn_probability: A quarter turn to the left, after the flips: with both
-        at 0.5, all eight positions of a square are equally likely.
-      jitter_probability: Of the four changes below, together and in random order.
-      brightness: b; factor in [1 - b, 1 + b].
-      contrast: Likewise, away from the mean gray of the crop (of one channel alone
-        where channels are not red, green and blue).
-      saturation: Likewise, away from each pixel's gray.
-      hue: h; turned by [-h, h] of a full turn.
-      grayscale_probability: Gray in all three channels.
-      solarize_probability: Of global crop 2: values from `SOLARIZE_THRESHOLD` on are
-        inverted.
-      blur_probabilities: Of global crop 1, global crop 2, and local crops.
+      flip_probability: Probability of a flip left to right.
+      vertical_flip_probability: Probability of a flip top to bottom.
+      quarter_turn_probability: Probability of a quarter turn to the left, after the
+        flips; with this and both flips at 0.5, all eight orientations of a square are
+        equally likely.
+      jitter_probability: Probability of the four colour changes below, which are
+        applied together and in random order.
+      brightness: Strength b; values are scaled by a factor in [1 - b, 1 + b].
+      contrast: Strength b; likewise for the distance to the crop's mean gray (to each
+        channel's own mean, unless channels are red, green and blue).
+      saturation: Strength b; likewise for the distance to each pixel's gray.
+      hue: Strength h; the hue is shifted by [-h, h] of a full turn.
+      grayscale_probability: Probability of gray in all three channels.
+      solarize_probability: Probability, for global crop 2 only, of inverting values of
+        at least `SOLARIZE_THRESHOLD`.
+      blur_probabilities: Those of global crop 1, global crop 2 and local crops.
     """
 
     flip_probability: float = 0.5
@@ -63,7 +64,7 @@ class Policy:
 
     @property
     def solarize_probabilities(self) -> tuple[float, float, float]:
-        """Of global crop 1, global crop 2, and local crops."""
+        """Probabilities for global crop 1, global crop 2 and local crops."""
         return 0.0, self.solarize_probability, 0.0
 
 
@@ -72,9 +73,9 @@ _ANY_SIDE_UP = {"vertical_flip_probability": 0.5, "quarter_turn_probability": 0.
 POLICIES = {
     "rgb": Policy(),
     "gray": Policy(**_NO_COLOR),
-    # From above there is no up, and no value to turn a spectrum around at.
+    # Seen from above, no side is up; inverting the values of a spectrum has no meaning.
     "multispectral": Policy(**_NO_COLOR, **_ANY_SIDE_UP, solarize_probability=0.0),
-    # Stains are the signal: neither drained of colour nor inverted.
+    # The stain's colour is the signal: never gray, never inverted.
     "histology": Policy(
         **_ANY_SIDE_UP, grayscale_probability=0.0, solarize_probability=0.0
     ),
@@ -91,12 +92,12 @@ _NONSENSE = {
 FIELDS = tuple(
     field.name
     for field in dataclasses.fields(Policy)
-    if field.name != "blur_probabilities"  # named by crops.blur
+    if field.name != "blur_probabilities"  # set by crops.blur
 )
 
 
 def make_policy(config: Any) -> Policy:
-    """The policy of `config.crops.policy` with what the config sets beside it."""
+    """Return the policy `config.crops.policy` with the config's own changes to it."""
     crops = config.crops
     changes = {name: crops[name] for name in FIELDS if crops[name] is not None}
     return dataclasses.replace(
@@ -107,7 +108,7 @@ def make_policy(config: Any) -> Policy:
 
 
 def problems(flat: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with a config's policy, from its flattened fields."""
+    """Yield the problems of a config's policy, given its flattened fields."""
     policy, channels = flat["crops.policy"], flat["model.in_chans"]
     wanted = _CHANNELS.get(policy)
     if wanted and channels != wanted:

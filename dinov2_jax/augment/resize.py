@@ -1,27 +1,27 @@
-"""Crops of arrays, resized by Pillow's bicubic filter with antialias."""
+"""Crops of arrays, resized by Pillow's bicubic filter with antialiasing."""
 
 import numpy as np
 from PIL import Image
 
-# Of as many channels each; none of them has alpha, by which Pillow would multiply.
+# Number of channels -> mode; none with alpha, which Pillow would multiply in.
 _MODES = {1: "L", 3: "RGB", 4: "RGBX"}
 
 
 def crop_and_resize(
     pixels: np.ndarray, box: tuple[int, int, int, int], size: int
 ) -> np.ndarray:
-    """Cuts a box out of an image and resizes it to a square.
+    """Crop a box from an image and resize it to a square.
 
-    The same to the bit as `Image.crop(box).resize((size, size), BICUBIC)`, channel by
-    channel. The crop comes first: `resize(box=...)` would let in pixels beside it.
+    Bit-identical to `Image.crop(box).resize((size, size), BICUBIC)` of each channel.
+    The crop comes first: `resize(box=...)` would use pixels outside the box.
 
     Args:
-      pixels: uint8 [H, W, C].
+      pixels: The image, uint8 [H, W, C].
       box: (left, top, right, bottom) inside the image, in pixels.
-      size: Of the result, in pixels.
+      size: Side of the result, in pixels.
 
     Returns:
-      uint8 [size, size, C], perhaps not writable.
+      uint8 [size, size, C], possibly read-only.
     """
     left, top, right, bottom = box
     crop = pixels[top:bottom, left:right]
@@ -31,7 +31,7 @@ def crop_and_resize(
     result = np.empty((size, size, channels), np.uint8)
     start = 0
     while start < channels:
-        # Four at a time cost little more than one.
+        # Four channels at a time cost little more than one.
         count = next(n for n in (4, 3, 1) if start + n <= channels)
         result[..., start : start + count] = _resize(
             crop[..., start : start + count], size

@@ -23,20 +23,21 @@ BASELINE_SIZE = 64  # px; larger images are shrunk for the pixel baselines
 
 
 class Evaluator:
-    """k-NN of class tokens between two labelled sources.
+    """k-NN classification by class tokens between two labelled sources.
 
     Args:
-      meta_arch: Of the run: its backbone, and how it normalises images.
-      mesh: Batches are sharded over it.
+      meta_arch: Student, teacher and losses; gives the backbone and the normalisation.
+      mesh: Mesh over which batches are sharded.
       bank: Labelled source whose features are searched.
-      queries: Labelled source that is classified; labels mean what the bank's mean.
-      pictures: uint8 [n, P, P, C] for the PCA picture, C 1 or 3; None draws none.
+      queries: Labelled source that is classified; it has the bank's classes.
+      pictures: Images for the PCA picture, uint8 [n, P, P, C], C 1 or 3; None for no
+        picture.
       resize_size: Short side before the central crop, px.
       image_size: Side of the crop, px.
       batch_size: Images per forward pass, rounded up to a multiple of the devices.
-      max_images: Of each source, evenly spaced; 0 for all.
-      ks: Neighbours that vote; `knn/top1` reports the first.
-      temperature: Of the votes.
+      max_images: Maximum number of images of each source, evenly spaced; 0 for all.
+      ks: Numbers of neighbours that vote; `knn/top1` reports the first.
+      temperature: Temperature of the votes.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Evaluator:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._max_images, self._ks, self._temperature = max_images, ks, temperature
         self._baselines: dict[str, float] | None = None
-        self._left_out: set[str] = set()  # each is said once
+        self._left_out: set[str] = set()  # errors already logged
         self._random_init = jax.jit(
             lambda key: random_init.fair_random_params(backbone, key),
             out_shardings=sharding.replicated(mesh),
@@ -75,16 +76,16 @@ class Evaluator:
         )
 
     def evaluate(self, params: Any, seed: int) -> dict[str, float]:
-        """Accuracies in [0, 1] of a backbone and of the baselines.
+        """Measure the accuracies in [0, 1] of a backbone and of the baselines.
 
         Args:
-          params: The backbone's.
-          seed: Draws the random initialisation.
+          params: The backbone's parameters.
+          seed: Seed of the random initialisation.
 
         Returns:
           `knn/top1` (first k) and `knn/top1_k<k>`, then `knn/top1_random_init` (the
           same ViT, see `eval.random_init`), `knn/top1_pixels`,
-          `knn/top1_pixels_mean_removed` and, of RGB images,
+          `knn/top1_pixels_mean_removed` and, for RGB images,
           `knn/top1_color_histogram`.
         """
         if self._baselines is None:
@@ -115,12 +116,12 @@ class Evaluator:
         }
 
     def picture(self, params: Any, seed: int, path: pathlib.Path) -> None:
-        """Writes the photographs beside the PCA of their patch features, if any.
+        """Write the pictures, if any, beside the PCA of their patch features.
 
         Args:
-          params: The backbone's.
-          seed: Draws the random initialisation that is shown beside it.
-          path: Of the PNG.
+          params: The backbone's parameters.
+          seed: Seed of the random initialisation that is shown beside it.
+          path: The PNG file to write.
         """
         if self._pictures is None:
             return
@@ -155,7 +156,7 @@ class Evaluator:
         )
 
     def _features(self, params: Any, batch: np.ndarray) -> np.ndarray:
-        """uint8 [n, S, S, C] -> class tokens [n, D], over all devices."""
+        """Compute class tokens [n, D] of uint8 [n, S, S, C] on all devices."""
         count = len(batch)
         padded = np.zeros((self._batch_size, *batch.shape[1:]), np.uint8)
         padded[:count] = batch
@@ -166,7 +167,7 @@ class Evaluator:
             return np.asarray(self._apply(params, placed), np.float32)[:count]
 
     def _batches(self, source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """uint8 [n, S, S, C] and int labels [n]; unreadable images are left out."""
+        """Yield uint8 [n, S, S, C] and int labels [n], without unreadable images."""
         count = len(source)
         if self._max_images and count > self._max_images:
             chosen = np.linspace(0, count - 1, self._max_images).astype(int)
@@ -195,7 +196,7 @@ class Evaluator:
 
 
 def _some(source: registry.Source) -> list[np.ndarray]:
-    """Up to `NUM_PICTURES` readable images, evenly spaced."""
+    """Read up to `NUM_PICTURES` evenly spaced images, skipping unreadable ones."""
     found = []
     for index in np.linspace(0, len(source) - 1, NUM_PICTURES).astype(int):
         with contextlib.suppress(image_decoder.BadImage):
@@ -206,9 +207,9 @@ def _some(source: registry.Source) -> list[np.ndarray]:
 def make_evaluator(
     config: Any, meta_arch: ssl_meta_arch.SSLMetaArch, mesh: Mesh
 ) -> Evaluator | None:
-    """The evaluator that `config.evaluation` describes, None where nothing is set.
+    """Return the evaluator that `config.evaluation` describes, None if nothing is set.
 
-    Pictures are drawn of images of 1 or 3 channels.
+    It draws pictures only of images with 1 or 3 channels.
 
     Raises:
       UserError: A folder is missing, has no labels, or the labels do not match.

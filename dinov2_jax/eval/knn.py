@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour evaluation, and the pixel features it is compared with.
+"""Weighted k-nearest-neighbour evaluation, and pixel features as baselines.
 
 Mirrors the reference's protocol (`dinov2/eval/knn.py`): features L2-normalised, votes
 weighted by softmax(similarity / temperature) over the max(ks) nearest neighbours, the
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_MAX_SIMILARITIES = 2**26  # held at a time, 256 MiB: sets the chunks of test images
+_MAX_SIMILARITIES = 2**26  # in memory at a time, 256 MiB; sets the chunk size
 
 
 def _normalised(features: np.ndarray) -> np.ndarray:
@@ -24,8 +24,8 @@ def _normalised(features: np.ndarray) -> np.ndarray:
 
 @jax.jit(static_argnames=("ks", "num_classes"))
 def _predictions(train, train_labels, test, *, ks, temperature, num_classes):
-    """Winning class per k, [len(ks), M], of normalised features."""
-    # Full float32: nearly equal neighbours change places in a lower precision.
+    """Predict classes from normalised features for each k, [len(ks), M]."""
+    # Full float32: lower precision would reorder nearly equal neighbours.
     similarity = jnp.matmul(test, train.T, precision=jax.lax.Precision.HIGHEST)
     similarity, neighbours = jax.lax.top_k(similarity, max(ks))  # [M, max(ks)]
     weights = jax.nn.softmax(similarity / temperature, axis=-1)
@@ -47,22 +47,22 @@ def knn_top1(
     temperature: float = 0.07,
     num_classes: int,
 ) -> dict[int, float]:
-    """Top-1 accuracy of the weighted k-NN classifier.
+    """Compute the top-1 accuracy of the weighted k-NN classifier.
 
     Args:
-      train_features: [N, D], of any scale.
-      train_labels: [N] int in [0, num_classes).
-      test_features: [M, D].
-      test_labels: [M] int.
-      ks: neighbours that vote; a k above N is taken as N.
-      temperature: of the softmax over cosine similarities.
-      num_classes: C.
+      train_features: Training features, [N, D], of any scale.
+      train_labels: Training labels, int [N] in [0, num_classes).
+      test_features: Test features, [M, D].
+      test_labels: Test labels, int [M].
+      ks: Numbers of neighbours that vote; a k above N is taken as N.
+      temperature: Temperature of the softmax over cosine similarities.
+      num_classes: Number of classes C.
 
     Returns:
       {k: accuracy in [0, 1]}, averaged over the test images.
 
     Raises:
-      ValueError: empty sets, mismatched lengths, or labels outside the classes.
+      ValueError: Empty sets, mismatched lengths, or labels outside the classes.
     """
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     for name, features, labels in (
@@ -99,16 +99,16 @@ def knn_top1(
 
 
 def pixel_features(images: np.ndarray) -> np.ndarray:
-    """Raw pixels in [0, 1], uint8 [N, H, W, 3] -> float32 [N, H*W*3]."""
+    """Return raw pixels in [0, 1], uint8 [N, H, W, 3] -> float32 [N, H*W*3]."""
     images = np.asarray(images)
     return images.reshape(len(images), -1).astype(np.float32) / 255.0
 
 
 def mean_removed_pixel_features(images: np.ndarray) -> np.ndarray:
-    """Pixels less each image's mean value, uint8 [N, H, W, 3] -> [N, H*W*3].
+    """Return pixels minus each image's mean, uint8 [N, H, W, 3] -> [N, H*W*3].
 
     Raw pixels are all positive, so their cosines are all near 1 and follow brightness.
-    One mean per image, over all its pixels and channels, leaves the colours in: on
+    One mean per image, over all its pixels and channels, keeps the colours: on
     photographs that beat a mean per channel and the mean image of the training set.
     """
     images = np.asarray(images).astype(np.float32) / 255.0
@@ -117,15 +117,15 @@ def mean_removed_pixel_features(images: np.ndarray) -> np.ndarray:
 
 
 def color_histogram_features(images: np.ndarray, *, bins: int = 8) -> np.ndarray:
-    """Joint RGB histograms, uint8 [N, H, W, 3] -> float32 [N, bins**3].
+    """Compute joint RGB histograms, uint8 [N, H, W, 3] -> float32 [N, bins**3].
 
-    Every pixel is shared by the eight nearest bins (trilinear, so a small colour shift
-    moves the histogram a little; hard bins scored lower), and the square root is taken:
-    cosine similarity is then the Bhattacharyya coefficient of two histograms.
+    Every pixel is shared by the eight nearest bins (trilinear, so that a small colour
+    shift changes the histogram little; hard bins scored lower). The square root makes
+    cosine similarity the Bhattacharyya coefficient of two histograms.
 
     Args:
-      images: uint8 [N, H, W, 3].
-      bins: per channel.
+      images: Images, uint8 [N, H, W, 3].
+      bins: Number of bins per channel.
 
     Returns:
       Features of unit L2 norm.

@@ -1,8 +1,8 @@
-"""An untrained ViT that is a fair baseline: its features are alive.
+"""An untrained ViT as a fair baseline, with features that depend on the image.
 
 With the reference's initialisation LayerScale is 1e-5 and the class token of a random
-ViT is a constant. Here LayerScale is 1 and the linear layers have variance 1 / fan_in,
-which told photographs apart better than the reference's standard deviation of 0.02.
+ViT is constant. Here LayerScale is 1 and the linear layers have variance 1 / fan_in,
+which separated photographs better than the reference's standard deviation of 0.02.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from dinov2_jax.models import vision_transformer
 def fair_random_params(
     backbone: vision_transformer.VisionTransformer, key: jax.Array
 ) -> Any:
-    """Random parameters for `backbone`.
+    """Draw random parameters for `backbone`.
 
     Args:
       backbone: Any ViT.

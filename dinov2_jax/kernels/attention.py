@@ -1,9 +1,9 @@
-"""Attention over a flat stream of tokens: the one place that knows where a crop ends.
+"""Attention within each crop of a flat stream of tokens.
 
 Mirrors the block-diagonal attention of the reference's `layers/attention.py`
-(`MemEffAttention` over a list of crops), with static lengths in place of a mask. Here
-is the plain form, "xla", and the choice among the faster ones, each in a file of its
-own and each equal to the plain one.
+(`MemEffAttention` over a list of crops), with static lengths in place of a mask. This
+file has the plain form, "xla", and chooses among the faster ones, which are equal to it
+and have a file each.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from dinov2_jax import sharding
 from dinov2_jax.kernels import linear
 
-# Name -> the module of `kernels` whose `attention` takes one crop group; imported when
-# first used, because Pallas takes its time.
+# Name -> the module of `kernels` whose `attention` takes one crop group; imported on
+# first use, because importing Pallas is slow.
 _MODULES = {
     "by_image": "attention_by_image",
     "cudnn": "attention_cudnn",
@@ -37,16 +37,16 @@ def attention(
     num_heads: int,
     implementation: str = "auto",
 ) -> jax.Array:
-    """Softmax attention inside each sequence of a flat token stream.
+    """Compute softmax attention within each sequence of a flat token stream.
 
     Args:
-      qkv: [G, T, 3*D] packed projections; the last axis is [q | k | v], each H heads
+      qkv: Packed projections, [G, T, 3*D]; the last axis is [q | k | v], each H heads
         of D / H channels.
-      bias: [3*D], added to every token's projection, or None. Kernels that can add it
-        to what they have read.
+      bias: Bias of every token's projection, [3*D], or None. Kernels that can add it
+        after reading `qkv` do so.
       sequences: (count, length) of each crop group in stream order; the sum of
         count * length is T.
-      num_heads: H.
+      num_heads: Number of heads H.
       implementation: One of `IMPLEMENTATIONS`; "auto" is the fastest measured for the
         devices of the mesh in context (without one, of the default backend).
 
@@ -55,7 +55,7 @@ def attention(
 
     Raises:
       ValueError: The sequences do not fill the stream, or the implementation does not
-        take such shapes.
+        support these shapes.
     """
     outputs = []
     for part, (count, length) in zip(_split(qkv, sequences), sequences):
@@ -68,15 +68,15 @@ def attention(
 def attention_maps(
     qkv: jax.Array, *, sequences: Sequence[tuple[int, int]], num_heads: int
 ) -> list[jax.Array]:
-    """The softmax weights themselves, which `attention` need not form.
+    """Compute the softmax weights, which `attention` does not have to form.
 
     Args:
-      qkv: As in `attention`.
-      sequences: As in `attention`.
-      num_heads: H.
+      qkv: Packed projections, as in `attention`.
+      sequences: (count, length) of each crop group, as in `attention`.
+      num_heads: Number of heads H.
 
     Returns:
-      One float32 [G, count, H, length, length] a crop group; rows are queries.
+      float32 [G, count, H, length, length] for each crop group; rows are queries.
     """
     return [
         _softmax_weights(_unpack(part, count, length, num_heads))
@@ -85,7 +85,7 @@ def attention_maps(
 
 
 def xla(qkv: jax.Array, *, count: int, length: int, num_heads: int) -> jax.Array:
-    """The plain form: [G, count*length, 3*D] -> [G, count*length, D]."""
+    """Compute the plain form, [G, count*length, 3*D] -> [G, count*length, D]."""
     packed = _unpack(qkv, count, length, num_heads)
     weights = _softmax_weights(packed).astype(qkv.dtype)
     out = jnp.einsum("gbhqk,gbkhc->gbqhc", weights, packed[..., 2, :, :])
@@ -93,7 +93,7 @@ def xla(qkv: jax.Array, *, count: int, length: int, num_heads: int) -> jax.Array
 
 
 def _implementation(name: str, qkv: jax.Array, length: int, num_heads: int):
-    """The function for one crop group."""
+    """Return the function of an implementation for one crop group."""
     if name not in IMPLEMENTATIONS:
         raise ValueError(
             f"attention = {name!r} is unknown: use one of {IMPLEMENTATIONS}"
@@ -121,7 +121,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _fastest(qkv: jax.Array, length: int, num_heads: int) -> str:
-    """Which implementation "auto" is."""
+    """Choose the implementation for "auto"."""
     if not sharding.devices_divide(len(qkv)):
         return "xla"
     kind = sharding.device_kind().lower()
@@ -138,7 +138,7 @@ def _fastest(qkv: jax.Array, length: int, num_heads: int) -> str:
 
 
 def _split(qkv: jax.Array, sequences) -> list[jax.Array]:
-    """[G, T, 3*D] -> one [G, count*length, 3*D] a crop group."""
+    """Split [G, T, 3*D] into one [G, count*length, 3*D] a crop group."""
     tokens = qkv.shape[1]
     if tokens != sum(count * length for count, length in sequences):
         raise ValueError(f"sequences {sequences} do not fill {tokens} tokens")
@@ -152,12 +152,12 @@ def _split(qkv: jax.Array, sequences) -> list[jax.Array]:
 
 
 def _unpack(qkv: jax.Array, count: int, length: int, num_heads: int) -> jax.Array:
-    """[G, B*N, 3*D] -> [G, B, N, 3, H, C]."""
+    """Reshape [G, B*N, 3*D] to [G, B, N, 3, H, C]."""
     return qkv.reshape(qkv.shape[0], count, length, 3, num_heads, -1)
 
 
 def _softmax_weights(qkv: jax.Array) -> jax.Array:
-    """[G, B, N, 3, H, C] -> float32 [G, B, H, N, N]."""
+    """Compute softmax weights, [G, B, N, 3, H, C] -> float32 [G, B, H, N, N]."""
     q, k = qkv[..., 0, :, :], qkv[..., 1, :, :]
     scores = jnp.einsum(
         "gbqhc,gbkhc->gbhqk",

@@ -1,8 +1,8 @@
-"""Attention on the CPU: a few images at a time, so that their scores stay in the cache.
+"""Attention on the CPU, a few images at a time so that their scores stay in cache.
 
-Equals the plain form in `kernels.attention` to rounding. The backward pass computes the
-scores again from the saved log-sum-exp, as FlashAttention does (Dao et al., 2022),
-so none are kept.
+Equals the plain form in `kernels.attention` up to rounding. The backward pass keeps no
+scores: it recomputes them from the saved log-sum-exp, as in FlashAttention (Dao et al.,
+2022).
 """
 
 import functools
@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-_SCORES = 2**17  # of one head at a time: 257 x 257 is one image, 50 x 50 are 52
+_SCORES = 2**17  # of one head at a time: one image of 257 tokens, or 52 of 50
 
 
 @functools.partial(jax.jit, static_argnames=("count", "length", "num_heads"))
 def attention(qkv: jax.Array, *, count: int, length: int, num_heads: int) -> jax.Array:
-    """Softmax attention inside each crop of one crop group.
+    """Compute softmax attention within each crop of one crop group.
 
     Args:
-      qkv: [G, count*length, 3*D] packed projections, the last axis [q | k | v].
-      count: Crops B of each group.
-      length: Tokens N of a crop.
-      num_heads: H.
+      qkv: Packed projections, [G, count*length, 3*D], the last axis [q | k | v].
+      count: Number of crops B in each group.
+      length: Number of tokens N in a crop.
+      num_heads: Number of heads H.
 
     Returns:
       [G, count*length, D] in the dtype of `qkv`; scores and softmax in float32.
@@ -41,7 +41,7 @@ def _fits(few: int, images: int, length: int) -> bool:
 
 @jax.custom_vjp
 def _attention(qkv):
-    """[I, few, N, 3, H, C] -> [I, few, N, H, C]."""
+    """Compute attention, [I, few, N, 3, H, C] -> [I, few, N, H, C]."""
     return _forward(qkv)[0]
 
 
@@ -85,12 +85,12 @@ _attention.defvjp(_forward, _backward)
 
 
 def _heads(qkv):
-    """[few, N, 3, H, C] -> q, k, v [few, H, N, C]."""
+    """Unpack [few, N, 3, H, C] to q, k and v, [few, H, N, C] each."""
     return jnp.moveaxis(qkv, (2, 3), (0, 2))
 
 
 def _tokens(x):
-    """[few, H, N, C] -> [few, N, H, C]."""
+    """Transpose [few, H, N, C] to [few, N, H, C]."""
     return jnp.moveaxis(x, 1, 2)
 
 

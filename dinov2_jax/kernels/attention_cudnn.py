@@ -7,20 +7,21 @@ import jax.numpy as jnp
 
 
 def supports(*, dtype: Any, length: int, num_heads: int, head_dim: int) -> bool:
-    """Whether cuDNN's fused attention takes such a crop group."""
+    """Whether cuDNN's fused attention supports such a crop group."""
     del length, num_heads
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     return half and head_dim % 8 == 0 and head_dim <= 128
 
 
 def attention(qkv: jax.Array, *, count: int, length: int, num_heads: int) -> jax.Array:
-    """Softmax attention inside each crop of one crop group.
+    """Compute softmax attention within each crop of one crop group.
 
     Args:
-      qkv: bfloat16 or float16 [G, count*length, 3*D], the last axis [q | k | v].
-      count: Crops of each group.
-      length: Tokens of a crop.
-      num_heads: H.
+      qkv: Packed projections, bfloat16 or float16 [G, count*length, 3*D], the last axis
+        [q | k | v].
+      count: Number of crops in each group.
+      length: Number of tokens in a crop.
+      num_heads: Number of heads H.
 
     Returns:
       [G, count*length, D] in the dtype of `qkv`; accumulated in float32.
@@ -28,7 +29,7 @@ def attention(qkv: jax.Array, *, count: int, length: int, num_heads: int) -> jax
     groups = qkv.shape[0]
     packed = qkv.reshape(groups * count, length, 3, num_heads, -1)
     lengths = None
-    if length % 2:  # JAX's gradient refuses it (0.10, 0.11): one token more, masked
+    if length % 2:  # jax 0.10 and 0.11 refuse its gradient: add a masked token
         packed = jnp.pad(packed, [(0, 0), (0, 1)] + [(0, 0)] * 3)
         lengths = jnp.full(len(packed), length, jnp.int32)
     q, k, v = (packed[:, :, i] for i in range(3))

@@ -1,18 +1,18 @@
-"""Attention of one crop group on Hopper GPUs, straight from the packed projection.
+"""Attention of one crop group on Hopper GPUs, directly from the packed projection.
 
 Compiles for sm90 (H100, H200) and is checked in interpret mode on a CPU; it has not
 yet run on hardware.
 
 The method is FlashAttention's (Dao 2023, arXiv:2307.08691): scores never reach main
-memory, and the backward recomputes them from the saved log-sum-exp. Ours is the
-treatment of ragged crops. The token matrix is viewed as [crops, length, channels], so
-the copy engine (TMA) reads tiles of q, k and v as they lie in the packed matrix, fills
-rows past the end of a crop with zeros and drops them on the way back. Main memory
+memory, and the backward pass recomputes them from the saved log-sum-exp. What is new is
+the handling of ragged crops. The token matrix is viewed as [crops, length, channels],
+so the copy engine (TMA) reads tiles of q, k and v directly from the packed matrix,
+fills rows past the end of a crop with zeros and drops them when writing. Main memory
 holds no padding, no transposed copy and no mask.
 
-Letters: G groups, B crops of a group, N = G * B crops, L tokens of a crop, H heads of
+Shapes: G groups, B crops of a group, N = G * B crops, L tokens of a crop, H heads of
 64 channels, D = 64 * H. L4 is L rounded up to a multiple of 4, because the copy engine
-wants strides of 16 bytes.
+needs strides of 16 bytes.
 """
 
 import functools
@@ -27,21 +27,21 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from dinov2_jax.kernels import attention_gpu_launch as launch
 
-# To be tuned on hardware. With 94 to 98 registers a thread (`benchmarks/gpu_compile.py`
-# prints them) four warpgroups of the forward share a processor, with 157 to 160 three
-# of the backward: keep those under 168.
-TEAM = 2  # warpgroups of a forward block, which share the keys they read
+# Not yet tuned on hardware. The forward pass uses 94 to 98 registers a thread (see
+# `benchmarks/gpu_compile.py`), so four warpgroups share a multiprocessor; the backward
+# pass uses 157 to 160, so three do: keep it under 168.
+TEAM = 2  # warpgroups in a forward block, which share the keys they read
 STAGES = 5  # pairs of tiles in memory at a time, forward
 BACKWARD_STAGES = 3
 
-Q, K, V, DOUT = range(4)  # the first three are parts of the packed matrix
+Q, K, V, DOUT = range(4)  # the first three index parts of the packed matrix
 
 _SCALE = launch.CHANNELS**-0.5
 _EXP2_SCALE = _SCALE * math.log2(math.e)  # exp(_SCALE * s) = exp2(_EXP2_SCALE * s)
 
 
 def supports(*, dtype: Any, length: int, num_heads: int, head_dim: int) -> bool:
-    """Whether `attention` takes such a crop group."""
+    """Whether `attention` supports such a crop group."""
     del length, num_heads
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     return half and head_dim == launch.CHANNELS
@@ -50,15 +50,15 @@ def supports(*, dtype: Any, length: int, num_heads: int, head_dim: int) -> bool:
 def attention(
     qkv: jax.Array, *, count: int, length: int, num_heads: int, interpret: bool = False
 ) -> jax.Array:
-    """Softmax attention inside each crop of a group, differentiable once.
+    """Compute softmax attention within each crop of a group, differentiable once.
 
     Args:
-      qkv: [G, B * L, 3*D] bfloat16 or float16; the last axis is [q | k | v], each H
-        heads of 64 channels.
-      count: B.
-      length: L.
-      num_heads: H.
-      interpret: Run in JAX's interpreter of GPU kernels, on any machine.
+      qkv: Packed projections, bfloat16 or float16 [G, B * L, 3*D]; the last axis is
+        [q | k | v], each H heads of 64 channels.
+      count: Number of crops B in a group.
+      length: Number of tokens L in a crop.
+      num_heads: Number of heads H.
+      interpret: Whether to run in jax's interpreter of GPU kernels, on any machine.
 
     Returns:
       [G, B * L, D] in the dtype of `qkv`; sums and softmax in float32.
@@ -72,7 +72,7 @@ def attention(
     if (
         not supports(dtype=qkv.dtype, **shape, head_dim=width // (3 * num_heads))
         or (tokens, width) != (count * length, 3 * launch.CHANNELS * num_heads)
-        or groups * count >= 2**16  # of a launch's slowest grid axis
+        or groups * count >= 2**16  # limit of a launch's slowest grid axis
     ):
         raise ValueError(
             "the GPU kernel takes 16-bit qkv of [G, count * length, 192 * num_heads],"
@@ -84,7 +84,7 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _attention(qkv, interpret):
-    """[N, L, 3*D] -> [N, L, D]."""
+    """Compute attention, [N, L, 3*D] -> [N, L, D]."""
     return _forward(qkv, interpret, with_lse=False)[0]
 
 
@@ -101,10 +101,10 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
 def _forward(qkv, interpret, *, with_lse):
-    """[N, L, 3*D] -> out [N, L, D], base-2 log-sum-exp float32 [N, H, L4] or None.
+    """Return out [N, L, D] and, if asked, the base-2 log-sum-exp, float32 [N, H, L4].
 
-    A warpgroup has a tile of queries; those of a block share the keys and values that
-    stream past.
+    Each warpgroup has a tile of queries; the warpgroups of a block share the keys and
+    values that are streamed.
     """
     plan = launch.Plan(qkv, STAGES, interpret)
     ops, stages = plan.ops, plan.stages
@@ -166,8 +166,8 @@ def _forward(qkv, interpret, *, with_lse):
         def _fill():
             plan.fill(load)
 
-        # A warpgroup past the crop may leave, unless others wait for it to free tiles:
-        # then it works on zeros, and the copy engine drops all that it writes.
+        # A warpgroup past the end of the crop may exit, unless others wait for it to
+        # free tiles: then it works on zeros, and the copy engine drops what it writes.
         if stages == plan.tiles:
             pl.when(mine < plan.tiles)(run)
         else:
@@ -196,17 +196,17 @@ def _forward(qkv, interpret, *, with_lse):
 
 
 def _backward(qkv, out, lse, dout, interpret):
-    """The gradient [N, L, 3*D] of qkv for dout [N, L, D], that of the output.
+    """Return the gradient [N, L, 3*D] of qkv, given that of the output, [N, L, D].
 
-    One launch has two kinds of blocks, of one warpgroup. Either holds a tile of the
-    tokens whose gradient it writes and streams all tokens past it:
+    One launch has two kinds of blocks, of one warpgroup each. Both hold a tile of the
+    tokens whose gradient they write and stream all tokens:
 
       writes   holds     streams   scores are
       dk, dv   k, v      q, dout   [keys, queries]
       dq       q, dout   k, v      [queries, keys]
 
-    so no two blocks add to one number, and a run repeats bit by bit. Queries past the
-    crop need no mask: their dout is zero.
+    so no two blocks add to the same number, and results are deterministic. Queries past
+    the crop need no mask: their dout is zero.
     """
     plan = launch.Plan(qkv, BACKWARD_STAGES, interpret)
     ops, tiles, stages = plan.ops, plan.tiles, plan.stages
@@ -261,7 +261,7 @@ def _backward(qkv, out, lse, dout, interpret):
                 return (da, db) if of_keys else (da,)
 
             def release(slot, refill):
-                if of_keys:  # threads read the statistics: before a copy is over them
+                if of_keys:  # threads must have read statistics before their overwrite
                     plgpu.commit_smem()
                 refill()
 
@@ -275,7 +275,7 @@ def _backward(qkv, out, lse, dout, interpret):
             written = held if of_keys else (Q,)
             sums = tuple(plan.full(0.0) for _ in written)
             sums = plan.stream(load, body, sums, release)
-            # The held tiles have served: they carry the gradients out.
+            # The held tiles are no longer needed: reuse them to store the gradients.
             held_a[...] = (_SCALE * sums[0]).astype(qkv.dtype)
             if of_keys:
                 held_b[...] = sums[1].astype(qkv.dtype)
@@ -320,10 +320,10 @@ def _indices():
 
 
 def _row(ref, crop, head, tile):
-    """The numbers of a tile of queries."""
+    """Index the statistics of a tile of queries."""
     return ref.at[crop, head, pl.ds(tile * launch.TILE, launch.TILE)]
 
 
 def _spread(x, along):
-    """A number for each row or column, over a tile."""
+    """Broadcast a number for each row or column over a tile."""
     return lax.broadcast_in_dim(x, (launch.TILE, launch.TILE), [along])

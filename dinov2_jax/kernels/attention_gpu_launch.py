@@ -1,8 +1,8 @@
-"""A launch of the GPU attention kernels: its sizes, its copies, its matrix products.
+"""A launch of the GPU attention kernels: sizes, copies, matrix products.
 
-`Plan` is what forward and backward do alike. What jax's interpreter of GPU kernels
-cannot follow stands in `_Device`, with the same for a CPU in `_Interpreter`. Letters
-as in `attention_gpu`.
+`Plan` is what forward and backward passes share. `_Device` has the operations that
+jax's interpreter of GPU kernels cannot run, `_Interpreter` their equivalents on a CPU.
+Shapes as in `attention_gpu`.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-CHANNELS = 64  # of a head: 128 bytes, the widest swizzled row of shared memory
-TILE = 64  # tokens of a tile: the rows of one matrix instruction of a warpgroup
+CHANNELS = 64  # in a head: 128 bytes, the widest swizzled row of shared memory
+TILE = 64  # tokens in a tile: the rows of a warpgroup's matrix instruction
 
-ROWS, COLUMNS = 0, 1  # of a tile of scores
+ROWS, COLUMNS = 0, 1  # axes of a tile of scores
 
 
 class Plan:
-    """Sizes of a launch, and what both kernels do alike."""
+    """Sizes of a launch, and operations that both kernels share."""
 
     def __init__(self, qkv, stages, interpret):
         self.crops, self.length, width = qkv.shape
@@ -30,27 +30,27 @@ class Plan:
         self.ops = _Interpreter if interpret else _Device
 
     def tokens(self, width, team=1):
-        """Type of a token matrix [N, L, width]."""
+        """Return the type of a token matrix [N, L, width]."""
         shape = (self.crops, self.ops.room(self.length, team), width)
         return jax.ShapeDtypeStruct(shape, self.dtype)
 
     def statistics(self, team):
-        """Type of a number for each query, [N, H, L4]."""
+        """Return the type of one number for each query, [N, H, L4]."""
         room = self.ops.room(pl.cdiv(self.length, 4) * 4, team)
         return jax.ShapeDtypeStruct((self.crops, self.heads, room), jnp.float32)
 
     def buffers(self, *number):
-        """Tiles in shared memory, as matrix instructions want them."""
+        """Return the type of shared-memory tiles, laid out for matrix instructions."""
         transforms = (plgpu.TilingTransform((8, CHANNELS)), plgpu.SwizzleTransform(128))
         return plgpu.SMEM((*number, TILE, CHANNELS), self.dtype, transforms=transforms)
 
     def window(self, ref, crop, head, part, tile):
-        """A tile of one head of a token matrix; past the crop it is zeros."""
+        """Index a tile of one head of a token matrix; it is zero past the crop."""
         column = (part * self.heads + head) * CHANNELS
         return ref.at[crop, pl.ds(tile * TILE, TILE), pl.ds(column, CHANNELS)]
 
     def call(self, kernel, *, blocks, team=1, **types):
-        """The kernel as a function of its arrays, `team` warpgroups a block."""
+        """Make the kernel a function of its arrays, with `team` warpgroups a block."""
         return plgpu.kernel(
             kernel,
             grid=(self.crops, self.heads, blocks),  # the last axis runs fastest
@@ -60,42 +60,42 @@ class Plan:
             interpret=self.ops.params(),
             compiler_params=plgpu.CompilerParams(
                 approx_math=True,
-                # Whose refs have spelled out layouts, for `by_rows` to change.
+                # Gives refs explicit layouts, which `by_rows` changes.
                 lowering_semantics=plgpu.LoweringSemantics.Lane,
             ),
             **types,
         )
 
     def load(self, source, buffer, ready):
-        """Starts a copy from main memory; `ready` hears of its end."""
+        """Start a copy from main memory that signals the barrier `ready` at its end."""
         plgpu.copy_gmem_to_smem(source, self.ops.by_rows(buffer), ready)
 
     def store(self, buffer, target):
-        """Starts a copy to main memory."""
+        """Start a copy to main memory."""
         plgpu.copy_smem_to_gmem(self.ops.by_rows(buffer), target)
 
     def full(self, value, along=None):
-        """A tile of one value, or one for each of its ROWS or COLUMNS."""
+        """Return a tile filled with `value`, or a vector along its ROWS or COLUMNS."""
         shape = (TILE, CHANNELS) if along is None else (TILE,)
         return self.ops.lay_out(jnp.full(shape, value, jnp.float32), along)
 
     def last_keys(self):
-        """[T, T]: which columns of the last tile's scores are tokens of the crop."""
+        """Return which columns of the last tile's scores are in the crop, as a mask."""
         columns = lax.broadcasted_iota(jnp.int32, (TILE, TILE), 1)
         columns = self.ops.lay_out(columns, None)
         return columns < self.length - (self.tiles - 1) * TILE
 
     def fill(self, load):
-        """load(step, slot) for as many tiles as are in memory at a time."""
+        """Call load(step, slot) for the first `stages` tiles."""
 
         @pl.loop(0, self.stages)
         def _load(step):
             load(step, step)
 
     def stream(self, load, body, sums, release):
-        """Folds body(step, slot, sums, last) over all tiles, `stages` in memory.
+        """Fold body(step, slot, sums, last) over all tiles, `stages` of them in memory.
 
-        release(slot, refill) hears when a tile has served and another shall come.
+        release(slot, refill) is called when a tile is done and another replaces it.
         """
 
         def turn(step, sums):
@@ -114,7 +114,7 @@ class Plan:
 
 
 class _Device:
-    """What the interpreter cannot follow, as the GPU does it."""
+    """Operations that the interpreter cannot run, on the GPU."""
 
     @staticmethod
     def params():
@@ -126,10 +126,10 @@ class _Device:
 
     @staticmethod
     def by_rows(ref):
-        """The view of a buffer that the copy engine needs; its bytes are the same.
+        """Return the view of a buffer that the copy engine needs, of the same bytes.
 
-        Buffers are declared in the tiles of (8, 64) of matrix instructions. In those,
-        a copy would want the length of a crop to be a multiple of 8.
+        Buffers are declared in the (8, 64) tiles of matrix instructions, in which a
+        copy would need crop lengths that are multiples of 8.
         """
         swizzled, _tiled, *picks = ref.transforms
         view = ref.ref.reshape(*ref.ref.shape[:-4], TILE, CHANNELS)
@@ -138,13 +138,13 @@ class _Device:
 
     @staticmethod
     def lay_out(x, along):
-        """Spreads a tile, or a number for each of its ROWS or COLUMNS, over threads."""
+        """Lay out a tile, or a vector along its ROWS or COLUMNS, over threads."""
         tile = plgpu.Layout.WGMMA
         return plgpu.layout_cast(x, tile if along is None else tile.reduce(1 - along))
 
     @staticmethod
     def matmul(a, b, *, transpose=False, add_to=None):
-        """a @ b or a @ b.T in float32, added to `add_to`; `a` may be in registers."""
+        """Compute add_to + a @ b or a @ b.T in float32; `a` may be in registers."""
         b = b.transpose((1, 0)) if transpose else b
         if add_to is not None:
             accumulate = pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))
@@ -158,10 +158,10 @@ class _Device:
 
 
 class _Interpreter:
-    """The same on a CPU.
+    """The same operations on a CPU.
 
-    The interpreter of jax 0.10 and 0.11 multiplies only buffers as they lie, has no
-    accumulators that go on and drops a copy that runs over an edge; that of 0.10 knows
+    The interpreter of jax 0.10 and 0.11 multiplies buffers only as they are stored,
+    cannot continue an accumulator and drops copies that cross an edge; that of 0.10 has
     no layouts.
     """
 
@@ -190,6 +190,6 @@ class _Interpreter:
     @staticmethod
     def matmul(a, b, *, transpose=False, add_to=0.0):
         a, b = a if isinstance(a, jax.Array) else a[...], b[...]
-        plgpu.commit_smem()  # a matrix instruction's reads come before later copies
+        plgpu.commit_smem()  # matrix instructions read before later copies
         b = b.T if transpose else b
         return add_to + jnp.dot(a, b, preferred_element_type=jnp.float32)

@@ -1,28 +1,28 @@
-"""Attention inside whole crops as Pallas kernels for TPU, forward and backward.
+"""Attention within crops as Pallas kernels for TPU, forward and backward.
 
 Mirrors `MemEffAttention` of the reference's `layers/attention.py` for one group of
 crops of equal length. Nothing is padded, copied or transposed in main memory: q, k
 and v are column blocks of the packed projection, 128 lanes (two heads of 64) wide and
-a whole number of crops tall, and the gradient leaves in the same packed form.
+a whole number of crops tall, and the gradient is written in the same packed form.
 
-Inside a block the rows of one crop start anywhere, which only 32-bit rows may do, so a
-block is first widened to float32 in scratch memory (and q scaled by log2(e) / 8, for
-powers of two instead of exponentials). Scores are kept transposed, [keys, queries]:
-maxima, sums and their broadcasts then run along sublanes, the other matrix products
-need no transposed score matrix, and both heads share one contraction over 128 lanes,
-[k0 | k1] times [[q0, 0], [0, q1]] transposed. One to eight queries beyond a multiple of
-128 (the class token and registers of 256 patches) would fill a tile of 128 columns, so
-they stay rows. Whole score matrices fit in vector memory, so softmax is never online,
-and the backward kernel recomputes it from q and k alone: nothing else is saved.
+Inside a block a crop may start at any row, which only 32-bit rows allow, so a block is
+first widened to float32 in scratch memory (and q scaled by log2(e) / 8, to use powers
+of two instead of exponentials). Scores are kept transposed, [keys, queries]: maxima,
+sums and their broadcasts then run along sublanes, the other matrix products need no
+transposed score matrix, and both heads share one contraction over 128 lanes, [k0 | k1]
+times [[q0, 0], [0, q1]] transposed. One to eight queries beyond a multiple of 128 (the
+class token and registers of 256 patches) would take a whole tile of 128 columns, so
+they are kept as rows. Whole score matrices fit in vector memory, so softmax is never
+online, and the backward kernel recomputes it from q and k: nothing else is saved.
 
-The scheduler of the compiler sees little further than a crop, so the order of the
-program interleaves crops: the scores of the next are formed before the softmax of this
-one. Every choice was made by counting scheduled bundles (`benchmarks/tpu_cycles.py`).
+The compiler's scheduler sees little further than one crop, so the program itself
+interleaves crops: it computes the next crop's scores before this one's softmax. Every
+choice was made by counting scheduled bundles (`benchmarks/tpu_cycles.py`).
 
-Here are the calls and their blocks; what happens inside one is `attention_tpu_steps`,
-the arithmetic of a crop `attention_tpu_ops`.
+This file has the calls and their blocks, `attention_tpu_steps` the work in one block,
+`attention_tpu_ops` the arithmetic of one crop.
 
-Letters: G groups, D = 64 * H width, H heads, N = keys of a crop rounded up to 16,
+Shapes: G groups, D = 64 * H width, H heads, N = keys of a crop rounded up to 16,
 M query rows of one head.
 """
 
@@ -40,18 +40,18 @@ from jax.experimental.pallas import tpu as pltpu
 from dinov2_jax.kernels import attention_tpu_ops as ops
 from dinov2_jax.kernels import attention_tpu_steps as steps
 
-# Longer crops are walked in tiles of 128 queries by a loop instead of being unrolled.
+# Longer crops take a loop over tiles of 128 queries instead of unrolled code.
 LONGEST_UNROLLED = 600
-# Rows that a crop's last tile may reach beyond it.
+# Rows that a crop's last tile may extend beyond it.
 SLACK = 128
 VMEM_BYTES = 60 * 2**20
 
 
 def supports(*, dtype: Any, length: int, num_heads: int, head_dim: int) -> bool:
-    """Whether `attention` takes crops of this shape, however many they are.
+    """Whether `attention` supports crops of this shape, in any number.
 
-    The longest that fit in vector memory are 1,105 tokens in bfloat16 where the length
-    is odd, 1,978, 3,268 and 4,840 where 2, 4 and 8 divide it, because a block is whole
+    The longest bfloat16 crops that fit in vector memory have 1,105 tokens if the length
+    is odd, and 1,978, 3,268 and 4,840 if 2, 4 and 8 divide it, because a block is whole
     crops and whole tiles of 8 rows.
     """
     dtype = jnp.dtype(dtype)
@@ -77,17 +77,17 @@ def attention(
     num_heads: int,
     interpret: bool = False,
 ) -> jax.Array:
-    """Softmax attention inside each of `count` crops of `length` tokens.
+    """Compute softmax attention within each of `count` crops of `length` tokens.
 
     Args:
-      qkv: [G, count * length, 3 * D] bfloat16 or float32; the last axis is
-        [q | k | v], each H heads of 64 channels.
-      bias: [3 * D], added to the projection of every token, or None.
-      count: Crops of a group.
-      length: Tokens of a crop.
-      num_heads: H, even.
-      interpret: Run the kernels' operations one by one on any backend; also a
-        `pltpu.InterpretParams`.
+      qkv: Packed projections, bfloat16 or float32 [G, count * length, 3 * D]; the last
+        axis is [q | k | v], each H heads of 64 channels.
+      bias: Bias of every token's projection, [3 * D], or None.
+      count: Number of crops in a group.
+      length: Number of tokens in a crop.
+      num_heads: Number of heads H, even.
+      interpret: Whether to run the kernels' operations one by one on any backend; may
+        also be a `pltpu.InterpretParams`.
 
     Returns:
       [G, count * length, D] in the dtype of `qkv`; scores, softmax and sums are
@@ -105,7 +105,7 @@ def attention(
         bias = jnp.zeros(qkv.shape[-1:], qkv.dtype)
     varying = (jax.typeof(x).manual_axis_type.varying for x in (qkv, bias))
     axes = tuple(frozenset.difference(*varying))
-    if axes:  # of a mesh over whose devices the gradient of the bias is summed
+    if axes:  # mesh axes over which the gradient of the bias is summed
         bias = lax.pcast(bias, axes, to="varying")
     return _attention(qkv, bias, count, length, num_heads, interpret)
 
@@ -123,7 +123,7 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
 def _crops_per_block(count: int, length: int) -> int:
-    """Crops of a block: whole tiles of 8 rows, few crops computed for nothing."""
+    """Choose the crops in a block: whole tiles of 8 rows, little wasted computation."""
     step = 8 // math.gcd(length, 8)
     if length > LONGEST_UNROLLED:
         return min(count, step)
@@ -135,20 +135,20 @@ def _crops_per_block(count: int, length: int) -> int:
 
 
 def _vmem_bytes(length: int, dtype: jnp.dtype) -> int:
-    """Vector memory of the backward kernel, the larger one, at its largest block."""
+    """Return the vector memory of the backward kernel, the larger, at most."""
     crops = max(_crops_per_block(count, length) for count in range(1, 65))
     rows = ops.round_up(crops * length, 16) + SLACK
     blocks = 5 * 2 * rows * ops.LANES * dtype.itemsize
     scratch = 7 * rows * ops.LANES * 4
     if length > LONGEST_UNROLLED:
-        # Staged operands and sums of a crop, then four tiles of scores.
+        # Staged operands and sums of a crop, and four tiles of scores.
         scratch += 5 * (length + 16) * ops.LANES * 4
         scratch += 4 * (length + 16) * 2 * ops.LANES * 4
     return blocks + scratch
 
 
 def _specs(qkv, count, length, num_heads):
-    """Grid, crops of a block, and the block of a column of heads and of its bias."""
+    """Return the grid, the crops in a block, and block specs of heads and of biases."""
     crops = _crops_per_block(count, length)
     pairs = num_heads // 2
     grid = (qkv.shape[0], pl.cdiv(count, crops), pairs)
@@ -190,7 +190,7 @@ def _params(grid):
 
 
 def _like(shape, x, dtype=None):
-    """An array of this shape that varies over a mesh as `x` does."""
+    """Return the type of an array of this shape that varies over a mesh as `x` does."""
     varying = jax.typeof(x).manual_axis_type
     return jax.ShapeDtypeStruct(shape, dtype or x.dtype, manual_axis_type=varying)
 
@@ -228,9 +228,9 @@ def _backward(qkv, bias, dout, count, length, num_heads, interpret):
     staged += [pltpu.VMEM((keys, ops.LANES), jnp.float32)] * 2
     pairs = num_heads // 2
     kernel = steps.backward_looped if looped else steps.backward_unrolled
-    # The last axis writes dq, dk and dv of one pair of heads, each into its own
-    # columns: the inputs stay where they are and the work is done at its first step.
-    # The gradient of the bias leaves as sums of every eighth row of a block.
+    # The steps of the last axis write dq, dk and dv of one pair of heads, each into its
+    # own columns: the inputs stay in place and the first step does all the work. The
+    # gradient of the bias is written as sums of every eighth row of a block.
     _, tokens, columns = qkv.shape
     sums = (*grid[:2], steps.SUBLANES, columns)
     dqkv, dbias = pl.pallas_call(

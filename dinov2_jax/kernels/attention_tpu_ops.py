@@ -1,6 +1,6 @@
 """Arithmetic of the TPU attention kernels for one crop and one pair of heads.
 
-Letters as in `attention_tpu`: N keys of a crop rounded up to 16, M query rows of one
+Shapes as in `attention_tpu`: N keys of a crop rounded up to 16, M query rows of one
 head.
 """
 
@@ -21,12 +21,12 @@ TN = (((0,), (0,)), ((), ()))
 
 
 def round_up(x: int, multiple: int) -> int:
-    """The next multiple of `multiple` from `x` on."""
+    """Round `x` up to a multiple of `multiple`."""
     return -(-x // multiple) * multiple
 
 
 def dot(a, b, contraction, dtype):
-    """Of matrices in `dtype`, one of the contractions above; float32."""
+    """Multiply matrices in `dtype` by one of the contractions above, to float32."""
     return lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),
@@ -37,12 +37,12 @@ def dot(a, b, contraction, dtype):
 
 
 def _first_head():
-    """[1, 128]: the lanes of the first of two heads."""
+    """Return the mask of the first of two heads' lanes, [1, 128]."""
     return lax.broadcasted_iota(jnp.int32, (1, LANES), 1) < HEAD_DIM
 
 
 def load(ref, start, rows, valid):
-    """[rows, 128] float32 from row `start`; zero from row `valid` on."""
+    """Load float32 [rows, 128] from row `start`, with zeros from row `valid` on."""
     x = ref[pl.ds(start, rows), :]
     if isinstance(valid, int) and valid >= rows:
         return x
@@ -50,19 +50,19 @@ def load(ref, start, rows, valid):
 
 
 def stack(x):
-    """[M, 128] -> [2 * M, 128]: one head after the other, the other's lanes zero."""
+    """Stack the heads, [M, 128] -> [2 * M, 128], with the other head's lanes zero."""
     first = _first_head()
     return jnp.concatenate([jnp.where(first, x, 0), jnp.where(first, 0, x)])
 
 
 def unstack(x):
-    """[2 * M, 128] -> [M, 128]: the lanes of each head from its own rows."""
+    """Undo `stack`, [2 * M, 128] -> [M, 128]: take each head's lanes from its rows."""
     half = x.shape[0] // 2
     return jnp.where(_first_head(), x[:half], x[half:])
 
 
 def by_query(at, weights, norm, dtype):
-    """[128, N] by [N, 2 * M] by [1, 2 * M], each head its own queries -> [M, 128]."""
+    """Multiply [128, N] by [N, 2 * M] and [1, 2 * M], head by head, to [M, 128]."""
     rows = weights.shape[1] // 2
     if rows % LANES:
         return unstack((dot(at, weights, NN, dtype) * norm).T)
@@ -76,7 +76,7 @@ def by_query(at, weights, norm, dtype):
 
 
 def scores(k, stacked, length, dtype):
-    """[N, 2 * M] base-2 scores of stacked queries, -inf for keys beyond the crop."""
+    """Compute base-2 scores [N, 2 * M] of stacked queries; -inf beyond `length`."""
     products = dot(k, stacked, NT, dtype)
     if k.shape[0] == length:
         return products
@@ -85,19 +85,19 @@ def scores(k, stacked, length, dtype):
 
 
 def edge_scores(stacked, k, length, dtype):
-    """[16, N]: the same of a few queries, as rows."""
+    """Compute the scores of a few stacked queries as rows, [16, N]."""
     keys = lax.broadcasted_iota(jnp.int32, (1, k.shape[0]), 1)
     return jnp.where(keys < length, dot(stacked, k, NT, dtype), -jnp.inf)
 
 
 def softmax(scores, axis):
-    """Weights before division, and what to multiply them by."""
+    """Return the unnormalised softmax weights and the factors that normalise them."""
     weights = jnp.exp2(scores - jnp.max(scores, axis, keepdims=True))
     return weights, 1 / jnp.sum(weights, axis, keepdims=True)
 
 
 def gradients(scores, dweights, axis, dtype):
-    """The weights, and the gradient of the scores (in units of natural scores)."""
+    """Return the weights and the gradient of the scores, in units of base-e scores."""
     weights, norm = softmax(scores, axis)
     weights = weights * norm
     delta = jnp.sum(weights * dweights, axis, keepdims=True)
@@ -105,9 +105,10 @@ def gradients(scores, dweights, axis, dtype):
 
 
 def tiles(length):
-    """Tiles of a crop as (first query, rows a head, valid rows); queries at its edge.
+    """Divide a crop's queries into (first query, rows a head, valid rows), and an edge.
 
-    The rows of both heads together fill whole tiles of 128 lanes.
+    The edge is the number of last queries outside the tiles. The rows of both heads
+    together fill whole tiles of 128 lanes.
     """
     whole = length // LANES * LANES
     rest = length - whole
@@ -120,7 +121,7 @@ def tiles(length):
 
 
 def widen(refs, biases, targets):
-    """Blocks to float32 rows; the first, q, to the units of base-2 scores."""
+    """Widen blocks to float32 rows; scale the first, q, to give base-2 scores."""
     for n, (ref, bias, target) in enumerate(zip(refs, biases, targets)):
         x = ref[0].astype(jnp.float32)
         if bias is not None:

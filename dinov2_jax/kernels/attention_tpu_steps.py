@@ -1,7 +1,7 @@
-"""What the TPU attention kernels do in one step of their grids.
+"""The work of the TPU attention kernels in one step of their grids.
 
 Every function takes the blocks of `attention_tpu` as references, then scratch memory:
-float32 rows of q, k, v, of the output's gradient, and of what leaves.
+float32 rows of q, k, v, of the output's gradient, and of the results.
 """
 
 import jax.numpy as jnp
@@ -14,11 +14,13 @@ SUBLANES = 8
 
 
 def _interleave(crops, width):
-    """Runs generators of three stages: the first of some before the others of others.
+    """Run generators of three stages in batches, interleaved.
+
+    The first stage of a batch runs before the other two stages of the previous batch.
 
     Args:
-      crops: The generators.
-      width: How many go together.
+      crops: Generators, one a crop.
+      width: Number of generators in a batch.
     """
     waiting = []
     for start in range(0, len(crops) + width, width):
@@ -34,7 +36,7 @@ def _crops_together(length):
 
 
 def forward_unrolled(length, q_ref, k_ref, v_ref, *refs):
-    """Output of a block of crops, every crop written out."""
+    """Compute the output of a block of crops, with every crop unrolled."""
     *biases, out_ref, q, k, v, out = refs
     dtype = q_ref.dtype
     keys = ops.round_up(length, 16)
@@ -79,7 +81,7 @@ def forward_unrolled(length, q_ref, k_ref, v_ref, *refs):
 
 
 def backward_unrolled(length, dtype, refs, biases, q, k, v, dout, dq, dk, dv):
-    """Gradients of a block of crops into dq, dk and dv, every crop written out."""
+    """Compute dq, dk and dv of a block of crops, with every crop unrolled."""
     keys = ops.round_up(length, 16)
     tiles, edge = ops.tiles(length)
     ops.widen(refs, (*biases, None), (q, k, v, dout))
@@ -135,7 +137,7 @@ def backward_unrolled(length, dtype, refs, biases, q, k, v, dout, dq, dk, dv):
 
 
 def forward_looped(length, q_ref, k_ref, v_ref, *refs):
-    """Output of a block of long crops, by loops over crops and tiles of queries."""
+    """Compute the output of a block of long crops, looping over crops and tiles."""
     *biases, out_ref, q, k, v, out, k_crop, vt_crop = refs
     dtype = q_ref.dtype
     keys = ops.round_up(length, 16)
@@ -151,7 +153,7 @@ def forward_looped(length, q_ref, k_ref, v_ref, *refs):
             stacked = ops.stack(ops.load(q, start + first, ops.LANES, length - first))
             scores = ops.scores(k_crop[...], stacked, length, dtype)
             weights, norm = ops.softmax(scores, 0)
-            # What a last tile writes beyond its crop is written again by the next.
+            # The next crop overwrites what a last tile writes beyond its crop.
             out[pl.ds(start + first, ops.LANES), :] = ops.by_query(
                 vt_crop[...], weights, norm, dtype
             )
@@ -181,7 +183,7 @@ def backward_looped(
     dk_crop,
     dv_crop,
 ):
-    """Gradients of a block of long crops, by the same loops."""
+    """Compute dq, dk and dv of a block of long crops, by the same loops."""
     keys = ops.round_up(length, 16)
     ops.widen(refs, (*biases, None), (q, k, v, dout))
 
@@ -218,7 +220,7 @@ def backward_looped(
 
 
 def write_in_turn(kernel, tokens, q_ref, k_ref, v_ref, *refs):
-    """`kernel` at the first step, then one of dq, dk and dv a step, with its sums."""
+    """Run `kernel` at the first step; write one of dq, dk, dv and its sums at each."""
     *biases, dout_ref, dqkv_ref, dbias_ref, q, k, v, dout, dq, dk, dv = refs[:13]
     block, part = pl.program_id(1), pl.program_id(3)
 
@@ -240,13 +242,13 @@ def write_in_turn(kernel, tokens, q_ref, k_ref, v_ref, *refs):
             x = gradient[:size, :]
             dqkv_ref[0] = x[:rows].astype(dqkv_ref.dtype)
             valid = rows
-            if tokens % rows:  # the last block reaches beyond the stream
+            if tokens % rows:  # the last block extends beyond the stream
                 valid = jnp.minimum(tokens - block * rows, rows)
             dbias_ref[0, 0] = _sums(x, valid)
 
 
 def _sums(x, valid):
-    """[8, 128]: sums of every eighth row, of those below `valid`."""
+    """Sum every eighth row of those below `valid`, to [8, 128]."""
     if not isinstance(valid, int) or valid < len(x):
         x = jnp.where(lax.broadcasted_iota(jnp.int32, (len(x), 1), 0) < valid, x, 0)
     return jnp.sum(x.reshape(-1, SUBLANES, ops.LANES), axis=0)

@@ -1,7 +1,7 @@
-"""Crops that leave a stream of tokens for a branch, and what is added to them after it.
+"""Taking kept crops out of a stream of tokens, and adding a branch's output to them.
 
-Both directions of both: the backward pass of taking is adding, and that of adding is
-taking, so that two functions, with a plain form and one for TPUs each, do everything.
+The backward pass of taking is adding and that of adding is taking, so two functions do
+everything, each with a plain form and one for TPUs.
 
 Shapes: G groups, B crops of N tokens, of which k are kept, D width.
 """
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from dinov2_jax import sharding
 from dinov2_jax.kernels import layer_norm, linear
 
-# Their vector memory is too small for a block of crops.
+# Their vector memory does not hold a block of crops.
 _OLD_TPUS = ("tpu v2", "tpu v3", "tpu v4")
-# Otherwise gathers select between what they take and a fill value.
+# By default, gathers also select between the values and a fill value.
 _IN_BOUNDS = "promise_in_bounds"
 
 Statistics = tuple[jax.Array, jax.Array] | None
@@ -25,20 +25,20 @@ Statistics = tuple[jax.Array, jax.Array] | None
 
 @jax.custom_vjp
 def leave(x: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array, Statistics]:
-    """The stream as it is, and the tokens of the kept crops.
+    """Return the stream unchanged, and the tokens of the kept crops.
 
     Args:
-      x: [G, B, N, D].
-      kept: int32 [G, k], none twice.
+      x: The stream, [G, B, N, D].
+      kept: Indices of the kept crops, int32 [G, k], without duplicates.
 
     Returns:
-      x, the tokens [G, k * N, D], and, where they come along, the tokens' `statistics`
-      of `kernels.layer_norm.project`, whose gradients are not passed on.
+      x, the tokens [G, k * N, D], and, if the kernel computes them, the tokens'
+      `statistics` for `kernels.layer_norm.project`, whose gradients are dropped.
     """
     module = _kernels(x)
     if module is None:
         return x, _taken(x, kept), None
-    # In one pass, which is not enough for float32.
+    # Computed in one pass, which is not accurate enough for float32.
     epsilon = layer_norm.EPSILON if x.dtype == jnp.bfloat16 else None
     take = functools.partial(module.take, epsilon=epsilon)
     tokens, *statistics = _on_each_device(take, x, kept)
@@ -57,16 +57,17 @@ leave.defvjp(lambda x, kept: (leave(x, kept), kept), _leave_backward)
 def rejoin(
     x: jax.Array, kept: jax.Array, residual: jax.Array, bias: jax.Array | None
 ) -> jax.Array:
-    """x + (residual + bias) * B / k on the kept crops.
+    """Compute x + (residual + bias) * B / k on the kept crops.
 
     Args:
-      x: [G, B, N, D].
-      kept: int32 [G, k], none twice.
-      residual: [G, k * N, D], in the dtype of `x`.
-      bias: [D] or None; its gradient is summed where that of the residual is taken.
+      x: The stream, [G, B, N, D].
+      kept: Indices of the kept crops, int32 [G, k], without duplicates.
+      residual: The branch's output, [G, k * N, D], in the dtype of `x`.
+      bias: Bias of the residual, [D], or None; its gradient is summed in the pass that
+        takes the residual's.
 
     Returns:
-      [G, B, N, D].
+      The new stream, [G, B, N, D].
     """
     residual = linear.add_bias(residual, bias)
     return _added(x, kept, residual, x.shape[1] / kept.shape[1])
@@ -109,11 +110,11 @@ def _added(x, kept, rows, scale):
 
 
 def _kernels(x: jax.Array) -> Any:
-    """The module whose `take` and `add` are meant for these devices, or None."""
+    """Return the module with `take` and `add` for these devices, or None."""
     kind = sharding.device_kind().lower()
     if "tpu" not in kind or kind.startswith(_OLD_TPUS):
         return None
-    from dinov2_jax.kernels import crops_tpu  # Pallas takes its time
+    from dinov2_jax.kernels import crops_tpu  # importing Pallas is slow
 
     supported = crops_tpu.supports(dtype=x.dtype, length=x.shape[2], width=x.shape[3])
     return crops_tpu if supported and sharding.devices_divide(len(x)) else None

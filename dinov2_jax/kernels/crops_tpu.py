@@ -1,16 +1,16 @@
-"""Taking chosen crops out of a stream and adding to them, as Pallas kernels for TPU.
+"""Taking kept crops out of a stream and adding to them, as Pallas kernels for TPU.
 
-Between the stream, in which a crop begins at a tile of 8 rows, and the flat rows that
-matmuls and attention read, where it begins anywhere, XLA moves everything once more:
-50 or 257 tokens are no whole tiles. Here crops are shifted in vector memory, on their
-way from one to the other, and what else needs every row of them is taken along: means
+In the stream a crop begins at a tile of 8 rows; in the flat rows that matmuls and
+attention read it may begin at any row, because 50 or 257 tokens are not whole tiles.
+XLA moves everything an extra time between the two. Here crops are shifted in vector
+memory on the way, and other work that needs every row is done in the same pass: means
 and deviations for the norm, sums for the gradient of a bias.
 
-Crops are copied by hand, the next block's while this one is worked on, because each
-comes from a place of its own. Rows are shifted as float32: others cannot begin
+Crops are copied explicitly, the next block's during the work on this one, because each
+comes from a different place. Rows are shifted as float32: only 32-bit rows can begin
 anywhere.
 
-Letters: G groups, B crops of N tokens, of which k are kept, D width.
+Shapes: G groups, B crops of N tokens, of which k are kept, D width.
 """
 
 import functools
@@ -26,18 +26,18 @@ from jax.experimental.pallas import tpu as pltpu
 SUBLANES = 8
 LANES = 128
 VMEM_BYTES = 60 * 2**20
-# Rows of a block, about: a step of the grid is to take longer than what it costs.
+# Approximate rows of a block, enough for a step's work to exceed its overhead.
 _ROWS = 1024
-# Blocks of crops in vector memory: coming and worked on, and leaving where they do.
+# Blocks of crops in vector memory: loading, in work and, for `add`, storing.
 _TAKE_SLOTS, _ADD_SLOTS = 2, 3
 
 
 def supports(*, dtype: Any, length: int, width: int) -> bool:
-    """Whether `take` and `add` take crops of this shape, however many they are.
+    """Whether `take` and `add` support crops of this shape, in any number.
 
     A block is whole crops and whole tiles of 8 rows, and has to fit in vector memory.
-    In bfloat16 the longest are 505 tokens at 1,024 channels and 345 at 1,536 where the
-    length is odd, twice that where it is even, four times where 4 divides it.
+    In bfloat16 the longest crops have 505 tokens at 1,024 channels and 345 at 1,536 if
+    the length is odd, twice as many if it is even, four times if 4 divides it.
     """
     dtype = jnp.dtype(dtype)
     if width % LANES or dtype not in (jnp.bfloat16, jnp.float32):
@@ -55,19 +55,20 @@ def take(
     sums: bool = False,
     interpret: Any = False,
 ) -> tuple[jax.Array, ...]:
-    """The kept crops, one after another.
+    """Return the kept crops, one after another.
 
     Args:
-      x: [G, B, N, D], bfloat16 or float32.
-      kept: int32 [G, k], which.
-      scale: Factor of what is taken.
-      epsilon: Also give the mean of each row and 1 / sqrt(variance + epsilon), both
-        before `scale`.
-      sums: Also give the sum of all rows of a group.
-      interpret: Run the kernel's operations one by one on any backend.
+      x: The stream, [G, B, N, D], bfloat16 or float32.
+      kept: Indices of the kept crops, int32 [G, k].
+      scale: Factor of the crops that are returned.
+      epsilon: If given, also return the mean of each row and 1 / sqrt(variance +
+        epsilon), both before `scale`.
+      sums: Whether to return the sum of all rows of each group too.
+      interpret: Whether to run the kernel's operations one by one on any backend.
 
     Returns:
-      [G, k * N, D] in the dtype of `x`; float32 [G, k * N, 1] twice; float32 [G, D].
+      The tokens, [G, k * N, D] in the dtype of `x`, then, as requested, means and
+      inverse deviations, float32 [G, k * N, 1] each, and sums, float32 [G, D].
     """
     groups, _, length, width = x.shape
     plan = _Plan(x.shape, x.dtype, kept.shape[1])
@@ -162,22 +163,22 @@ def add(
     scale: float = 1.0,
     interpret: Any = False,
 ) -> jax.Array:
-    """Adds to the kept crops, in place where nobody else reads `x`.
+    """Add to the kept crops, in place if nothing else reads `x`.
 
     Args:
-      x: [G, B, N, D], bfloat16 or float32.
-      kept: int32 [G, k], which; none twice.
-      rows: [G, k * N, D], what to add, crop after crop.
-      scale: Factor of it.
-      interpret: As in `take`.
+      x: The stream, [G, B, N, D], bfloat16 or float32.
+      kept: Indices of the kept crops, int32 [G, k], without duplicates.
+      rows: Rows to add, [G, k * N, D], crop after crop.
+      scale: Factor of the rows.
+      interpret: Whether to interpret the kernel, as in `take`.
 
     Returns:
-      [G, B, N, D] in the dtype of `x`, summed in float32.
+      The new stream, [G, B, N, D] in the dtype of `x`, summed in float32.
     """
     plan = _Plan(x.shape, x.dtype, kept.shape[1])
 
     def kernel(kept_ref, rows_ref, x_ref, out_ref, buffer, semaphores, wide):
-        del x_ref  # the same memory
+        del x_ref  # the same memory as out_ref
         step = pl.program_id(0)
         each_copy = functools.partial(plan.each_copy, kept_ref, out_ref, buffer)
         coming = functools.partial(each_copy, semaphores.at[0])
@@ -236,15 +237,15 @@ def add(
 
 
 class _Plan:
-    """How the kept crops of all groups are divided into steps of a grid.
+    """The division of all groups' kept crops into the steps of a grid.
 
     Attributes:
-      crops: Of a block; its last dimension but one is whole tiles, or all there is.
-      rows: Of a block.
-      blocks: Of a group; the last may have fewer crops.
-      steps: Of the grid.
-      row_spec: A step's rows, one crop after another.
-      wide: The rows as float32, 128 channels after another.
+      crops: Number of crops in a block, whose rows are whole tiles or all rows.
+      rows: Number of rows in a block.
+      blocks: Number of blocks in a group; the last may have fewer crops.
+      steps: Number of steps of the grid.
+      row_spec: Block spec of a step's rows, one crop after another.
+      wide: Scratch memory for the rows as float32, 128 channels after another.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, kept: int):
@@ -262,21 +263,21 @@ class _Plan:
         self.wide = pltpu.VMEM((self.width // LANES, rows, LANES), jnp.float32)
 
     def _place(self, step):
-        """Group and block of a step."""
+        """Return group and block of a step."""
         return step // self.blocks, step % self.blocks
 
     def valid(self, step):
-        """Crops of a step's block."""
+        """Return the number of crops in a step's block."""
         _, block = self._place(step)
         return jnp.minimum(self.kept - block * self.crops, self.crops)
 
     def columns(self) -> list[tuple[int, Any]]:
-        """Each 128 channels, as index and as slice."""
+        """Return each column of 128 channels, as index and slice."""
         starts = range(0, self.width, LANES)
         return [(n, pl.ds(start, LANES)) for n, start in enumerate(starts)]
 
     def each_column(self, act) -> None:
-        """`act` on the same, by a loop."""
+        """Call `act` on index and slice of each column, in a loop."""
 
         def one(n, _):
             act(n, pl.ds(pl.multiple_of(n * LANES, LANES), LANES))
@@ -286,7 +287,7 @@ class _Plan:
     def each_copy(
         self, kept_ref, x_ref, buffer, semaphores, step, act, *, back=False
     ) -> None:
-        """`act` on the copies of a step's crops, from `x_ref` to their slot or back."""
+        """Call `act` on the copies of a step's crops, from `x_ref` to slots or back."""
         group, block = self._place(step)
         slot = step % buffer.shape[0]
 
@@ -299,27 +300,27 @@ class _Plan:
         lax.fori_loop(0, self.valid(step), one, None)
 
     def scratch(self, slots: int, directions: int) -> list[Any]:
-        """Slots of crops, semaphores of the copies to and from them, and `wide`."""
+        """Return slots for crops, semaphores for their copies, and `wide`."""
         crops = (slots, self.crops, self.length, self.width)
         semaphores = pltpu.SemaphoreType.DMA((directions, slots))
         return [pltpu.VMEM(crops, self.dtype), semaphores, self.wide]
 
     def vmem_bytes(self, slots: int) -> int:
-        """Vector memory of a kernel: slots, two blocks of rows, the wide ones, more."""
+        """Return a kernel's vector memory: slots, row blocks, `wide`, statistics."""
         padded = self.crops * _round_up(self.length, SUBLANES)
         rows = (slots * padded + 2 * self.rows) * self.width * self.dtype.itemsize
         numbers = 2 * (self.rows + LANES) * LANES
         return rows + 4 * (math.prod(self.wide.shape) + numbers)
 
     def params(self, slots: int) -> pltpu.CompilerParams:
-        """No more vector memory than needed: XLA keeps arrays in the rest."""
+        """Limit the vector memory to what is needed: XLA keeps arrays in the rest."""
         return pltpu.CompilerParams(
             dimension_semantics=("arbitrary",),
             vmem_limit_bytes=self.vmem_bytes(slots) + 4 * 2**20,
         )
 
     def cost(self, passes: int) -> pl.CostEstimate:
-        """For the compiler: nothing but memory."""
+        """Return the cost estimate for the compiler: memory traffic only."""
         moved = passes * self.size * self.dtype.itemsize
         return pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=moved)
 
@@ -333,7 +334,7 @@ def _wait(copy):
 
 
 def most_crops(length: int) -> int:
-    """The crops of a block where there are enough: whole tiles of rows."""
+    """Return the most crops in a block: whole tiles of rows, about `_ROWS` in all."""
     step = SUBLANES // math.gcd(length, SUBLANES)
     return step * max(1, _ROWS // (step * length))
 

@@ -15,7 +15,7 @@ EPSILON = 1e-6
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """[..., D], float32 [D], [D] -> float32 [..., D]."""
+    """Normalise x [..., D], then scale and shift by float32 [D], to float32."""
     return _normalised(x, *_statistics(x)) * scale + shift
 
 
@@ -25,25 +25,25 @@ def project(
     kernels: tuple[jax.Array, ...],
     statistics: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, ...]:
-    """The tokens less their mean, over their deviation, times each kernel.
+    """Compute (x - mean) / deviation @ kernel for each kernel.
 
-    The backward pass is written out, for what it keeps: the tokens and two numbers for
-    each, "norm" of the remat policies. They are named where the forward pass does not
-    use what is named: jax puts a `reduce_precision` on what is both kept and used
-    ahead, which on TPUs is a pass over it. Hence one function for the norm and the
-    matmuls, whose gradients need the normalised tokens again.
+    The backward pass is written out so that it keeps only the tokens and two numbers
+    for each, "norm" in the remat policies. They are named where the forward pass does
+    not use the named values: jax puts a `reduce_precision` on values that are both kept
+    and used in the forward pass, which on TPUs is a pass over them. Norm and matmuls
+    are one function because the matmuls' gradients need the normalised tokens again.
 
     Args:
-      x: [..., D].
-      kernels: [D, F] each, in the dtype of the matmuls, as `models.block_weights` has
-        them: with columns that sum to 0, so that no mean need be taken from tokens.
-        Bfloat16 ones go as they are, and results are divided, which matmuls on
-        accelerators do on their way out.
-      statistics: Mean and 1 / deviation of each row, float32 [..., 1], where they are
-        known. The gradient of `x` is that of the whole function all the same.
+      x: Tokens, [..., D].
+      kernels: Kernels, [D, F] each, in the dtype of the matmuls, from
+        `models.block_weights`: their columns sum to 0, so tokens need not be centred.
+        With bfloat16 kernels, tokens are multiplied as they are and the products are
+        divided, which accelerators do as part of the matmul.
+      statistics: Mean and 1 / deviation of each row, float32 [..., 1], if known. The
+        gradient of `x` is that of the whole function in any case.
 
     Returns:
-      [..., F] each.
+      Products, [..., F] each.
     """
     mean, inverse = statistics or _statistics(x)
     if kernels[0].dtype == jnp.bfloat16:
@@ -67,7 +67,7 @@ def _project_backward(saved, grads):
         jnp.einsum("...f,df->...d", grad, kernel)
         for grad, kernel in zip(grads, kernels)
     ).astype(jnp.float32)
-    # The mean of `grad` is 0, as that of each column is.
+    # The mean of `grad` is 0, because that of each kernel column is.
     d_x = inverse * (grad - normalised * _mean_of_product(grad, normalised))
     return d_x.astype(x.dtype), d_kernels, None
 
@@ -80,11 +80,11 @@ def _normalised(x, mean, inverse):
 
 
 def _statistics(x):
-    """Mean and 1 / deviation of each row, float32 [..., 1]."""
+    """Return mean and 1 / deviation of each row, float32 [..., 1]."""
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     if x.dtype == jnp.bfloat16:
-        # In one pass: what cancels here is far below the rounding of x itself.
+        # In one pass: the cancellation error is far below the rounding of x itself.
         variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         variance = jnp.maximum(variance - jnp.square(mean), 0.0)
     else:
@@ -93,7 +93,7 @@ def _statistics(x):
 
 
 def _mean_of_product(x, y):
-    """mean(x * y) of each row, [..., 1]."""
-    if sharding.device_kind() == "cpu":  # else six times slower there
+    """Return mean(x * y) of each row, [..., 1]."""
+    if sharding.device_kind() == "cpu":  # six times faster there
         return jnp.einsum("...d,...d->...", x, y)[..., None] / x.shape[-1]
     return jnp.mean(x * y, axis=-1, keepdims=True)

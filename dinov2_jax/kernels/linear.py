@@ -1,7 +1,7 @@
-"""Linear layers whose backward passes are written out, for what they keep and sum.
+"""Linear layers with hand-written backward passes, to control what is kept and summed.
 
-The products of matmuls are kept before their bias is added, and it is added again where
-they are used: no pass over all tokens is spent on it.
+Matmul outputs are kept without their bias, which is added again wherever they are used,
+so no separate pass over all tokens is needed.
 
 Shapes: [..., D] tokens, F features between two layers.
 """
@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """x + bias, [..., F] and [F]; x where there is none."""
+    """Add a bias [F] to x [..., F]; return x if the bias is None."""
     return _plus(x, bias)
 
 
@@ -32,10 +32,10 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def sum_rows(x: jax.Array) -> jax.Array:
-    """[..., F] -> [F] in the dtype of x, summed in float32.
+    """Sum [..., F] to [F] in float32; return it in the dtype of x.
 
-    The automatic gradient of a bias is summed in bfloat16, and by the TPU compiler's
-    figures in six times the time.
+    Autodiff would sum the gradient of a bias in bfloat16 and, by the TPU compiler's
+    figures, take six times as long.
     """
     return jnp.sum(x, axis=range(x.ndim - 1), dtype=jnp.float32).astype(x.dtype)
 
@@ -47,25 +47,25 @@ def activated(
     biases: tuple[jax.Array | None, ...],
     kernel: jax.Array,
 ) -> jax.Array:
-    """activation(hidden + biases) @ kernel.
+    """Compute activation(hidden + biases) @ kernel.
 
-    Keeps `hidden` for its backward pass, as "ffn_hidden" of the remat policies, and
-    computes the activation again.
+    The backward pass keeps `hidden`, "ffn_hidden" in the remat policies, and recomputes
+    the activation.
 
     Args:
-      activation: Elementwise, of as many arrays as there are in `hidden`.
-      hidden: [..., F] each, products of the layer before.
-      biases: [F] or None each, of that layer.
-      kernel: [F, D].
+      activation: Elementwise function of as many arrays as there are in `hidden`.
+      hidden: Matmul outputs of the previous layer, [..., F] each.
+      biases: Biases of the previous layer, [F] or None each.
+      kernel: Kernel of the layer, [F, D].
 
     Returns:
-      [..., D].
+      Products, [..., D].
     """
     return activation(*map(_plus, hidden, biases)) @ kernel
 
 
 def _activated_forward(activation, hidden, biases, kernel):
-    # Named here, where the forward pass does not use what is named; see `layer_norm`.
+    # Named here, where the forward pass does not use the named value; see `layer_norm`.
     kept = checkpoint_name(hidden, "ffn_hidden")
     return activated(activation, hidden, biases, kernel), (kept, biases, kernel)
 
@@ -73,14 +73,14 @@ def _activated_forward(activation, hidden, biases, kernel):
 def _activated_backward(activation, saved, grad):
     hidden, biases, kernel = saved
     inner, pull = jax.vjp(activation, *map(_plus, hidden, biases))
-    # XLA:CPU copies the transpose of the left operand, so that is the narrower one. For
-    # TPUs (ViT-L on v5e) the compiler predicts the same step either way.
+    # XLA:CPU copies the transposed left operand, so put the narrower one there. For
+    # TPUs (ViT-L on v5e) the compiler predicts the same step time either way.
     d_kernel = jnp.einsum("...d,...f->df", grad, inner).T
     d_hidden = pull(jnp.einsum("...d,fd->...f", grad, kernel))
     d_biases = tuple(
         None if bias is None else sum_rows(d) for bias, d in zip(biases, d_hidden)
     )
-    # Else the TPU compiler computes a part of them in each matmul that reads them.
+    # Otherwise the TPU compiler recomputes part of them in each matmul that reads them.
     return jax.lax.optimization_barrier(d_hidden), d_biases, d_kernel
 
 

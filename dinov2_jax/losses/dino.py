@@ -18,16 +18,17 @@ def _log_softmax(logits: jax.Array) -> jax.Array:
 def dino_loss(
     student_global: jax.Array, student_local: jax.Array, teacher: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Self-distillation of the class token (paper, section 4, image-level objective).
+    """Compute the loss of class tokens (paper, section 4, image-level objective).
 
     Args:
-      student_global: [G, 2b, K] logits of the masked global crops, crop-major.
-      student_local: [G, L*b, K] logits of the local crops, crop-major; L may be 0.
-      teacher: [G, 2b, K] target probabilities of the global crops, crop-major.
+      student_global: Logits of the masked global crops, [G, 2b, K], crop-major.
+      student_local: Logits of the local crops, [G, L*b, K], crop-major; L may be 0.
+      teacher: Target probabilities of the global crops, [G, 2b, K], crop-major.
 
     Returns:
-      The global and the local term. Each local crop meets both teacher views, each
-      global crop the other view; both terms share one normaliser, the number of pairs.
+      The global and the local term. Each local crop is paired with both teacher views,
+      each global crop with the other view; both terms are divided by the number of
+      pairs.
     """
     groups, crops, prototypes = teacher.shape
     batch = crops // 2
@@ -46,14 +47,14 @@ def dino_loss(
 
 
 def crop_pairs(num_local: int) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """Which teacher views the crops of an image meet, and what their sum is divided by.
+    """Return the teacher views paired with each crop of an image, and the normaliser.
 
     Args:
-      num_local: Local crops of an image.
+      num_local: Number of local crops of an image.
 
     Returns:
-      For each of the 2 + num_local crops the views, 0 or 1, that it meets; and the
-      number of pairs (the reference counts one more where there are no local crops).
+      The views, 0 or 1, paired with each of the 2 + num_local crops; and the number of
+      pairs that divides their sum (one more without local crops, as in the reference).
     """
     pairs = ((1,), (0,)) + ((0, 1),) * num_local
     return pairs, 2 + max(2 * num_local, 1)
@@ -62,17 +63,18 @@ def crop_pairs(num_local: int) -> tuple[tuple[tuple[int, ...], ...], int]:
 def ibot_loss(
     student: jax.Array, teacher: jax.Array, weights: jax.Array, num_crops: int
 ) -> jax.Array:
-    """Masked-patch prediction (paper, section 4, patch-level objective).
+    """Compute the loss of masked patches (paper, section 4, patch-level objective).
 
     Args:
-      student: [G, M, K] logits of the masked patches.
-      teacher: [G, M, K] target probabilities of the same patches, unmasked.
-      weights: [G, M] 1 / number masked in that crop; 0 marks padding.
-      num_crops: Global crops a group, masked or not (the reference's denominator, so
-        that with half of the crops masked the term is half a mean cross-entropy).
+      student: Logits of the masked patches, [G, M, K].
+      teacher: Target probabilities of the same patches, unmasked, [G, M, K].
+      weights: 1 / number of masked patches in the crop, [G, M]; 0 marks padding.
+      num_crops: Number of global crops in a group, masked or not (the reference's
+        denominator: with half of the crops masked, the term is half a mean
+        cross-entropy).
 
     Returns:
-      Scalar.
+      The loss, a scalar.
     """
     cross_entropy = -jnp.sum(teacher * _log_softmax(student), axis=-1)  # [G, M]
     return jnp.sum(cross_entropy * weights) / (weights.shape[0] * num_crops)

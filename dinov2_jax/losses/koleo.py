@@ -1,6 +1,6 @@
 """KoLeo regulariser. Mirrors the reference's `loss/koleo_loss.py` (paper, section 4).
 
-Always float32: in float16 the 1e-8 becomes 0 and the loss of a duplicate infinite.
+Always float32: in float16 the 1e-8 would be 0 and the loss of duplicates infinite.
 """
 
 import jax
@@ -10,13 +10,13 @@ EPS = 1e-8
 
 
 def koleo_loss(x: jax.Array) -> jax.Array:
-    """Minus the mean log distance of every sample to its nearest neighbour.
+    """Compute minus the mean log distance of samples to their nearest neighbours.
 
     Args:
-      x: [..., B, D] features; neighbours are looked for among the B of one set, B > 1.
+      x: Features, [..., B, D]; neighbours are searched among the B of one set, B > 1.
 
     Returns:
-      [...], one value a set. Gradients flow through both ends of each distance.
+      One loss a set, [...]. Gradients flow through both ends of each distance.
     """
     x = x.astype(jnp.float32)
     norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), EPS**2))

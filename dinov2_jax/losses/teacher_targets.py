@@ -1,4 +1,4 @@
-"""From teacher logits to target probabilities: Sinkhorn-Knopp or EMA centring.
+"""Target probabilities from teacher logits, by Sinkhorn-Knopp or EMA centring.
 
 Mirrors `sinkhorn_knopp_teacher` and `softmax_center_teacher` of the reference's
 `loss/dino_clstoken_loss.py` and `loss/ibot_patch_loss.py`. Leading axes [...] span the
@@ -19,22 +19,22 @@ def sinkhorn_knopp(
     valid: jax.Array | None = None,
     num_iterations: int = 3,
 ) -> jax.Array:
-    """Balanced assignment of samples to prototypes.
+    """Assign samples to prototypes in a balanced way.
 
     Args:
-      logits: [..., K].
+      logits: Teacher logits, [..., K].
       temp: Teacher temperature.
-      valid: Optional bool [...]; False samples take no part and get zeros.
-      num_iterations: Of the alternating normalisation, at least 1.
+      valid: Optional bool [...]; False samples are ignored and get zeros.
+      num_iterations: Iterations of the alternating normalisation, at least 1.
 
     Returns:
-      [..., K] probabilities; each valid row sums to 1.
+      Probabilities, [..., K]; each valid row sums to 1.
     """
     shape, num_prototypes = logits.shape, logits.shape[-1]
     logits = logits.astype(jnp.float32).reshape(-1, logits.shape[-2], num_prototypes)
     valid = jnp.ones(logits.shape[:2], bool) if valid is None else valid
     valid = valid.reshape(logits.shape[:2])
-    # One shift for all cancels in the first normalisation; it keeps exp finite.
+    # The common shift keeps exp finite and cancels in the first normalisation.
     scaled = jnp.where(valid[..., None], logits / temp, -jnp.inf)
     peak = jnp.max(scaled)
     q = jnp.exp(scaled - jnp.where(jnp.isfinite(peak), peak, 0.0))  # padding: 0
@@ -53,23 +53,23 @@ def sinkhorn_knopp(
 def centered_softmax(
     logits: jax.Array, center: jax.Array, temp: jax.Array | float
 ) -> jax.Array:
-    """softmax((logits - center) / temp); [..., K] and [K] -> [..., K]."""
+    """Compute softmax((logits - center) / temp); [..., K] and [K] -> [..., K]."""
     return jax.nn.softmax((logits.astype(jnp.float32) - center) / temp, axis=-1)
 
 
 def update_center(
     center: jax.Array, logits: jax.Array, valid: jax.Array | None = None
 ) -> jax.Array:
-    """The centre for the next step: 0.9 of the old, 0.1 of this batch's mean.
+    """Return the centre for the next step: 0.9 of the old, 0.1 of this batch's mean.
 
     Args:
-      center: [K].
-      logits: [G, B, K] teacher logits of this batch.
-      valid: Optional bool [G, B]. Each group averages its valid samples and the groups
-        are averaged unweighted, as the reference's ranks are.
+      center: The old centre, [K].
+      logits: Teacher logits of this batch, [G, B, K].
+      valid: Optional bool [G, B]. Each group averages its valid samples, then groups
+        are averaged unweighted, like the reference's ranks.
 
     Returns:
-      [K].
+      The new centre, [K].
     """
     logits = logits.astype(jnp.float32)
     if valid is None:
@@ -82,5 +82,5 @@ def update_center(
 
 
 def move_center(center: jax.Array, mean: jax.Array) -> jax.Array:
-    """The centre for the next step, from the mean logits [K] of this batch."""
+    """Return the centre for the next step, given the mean logits [K] of this batch."""
     return center * CENTER_MOMENTUM + mean * (1 - CENTER_MOMENTUM)

@@ -1,11 +1,11 @@
-"""The blocks' weights as their matmuls take them: norms and LayerScale folded in, cast.
+"""Weights of the blocks with norms and LayerScale folded in, cast for the matmuls.
 
-Instead of every token the weights are scaled and shifted. With r = 1 / deviation,
+The weights are scaled and shifted in place of every token. With r = 1 / deviation,
 
   (r (x - mean) scale + shift) @ W + b = r x @ C(scale W) + (shift @ W + b),
   gamma * (x @ W + b) = x @ (W gamma) + b gamma,
 
-where C takes from each column its mean, so that none need be taken from x. What is left
+where C subtracts its mean from each column, so that x need not be centred. What is left
 of a norm is `kernels.layer_norm.project`; the gradients of scale and shift are sums
 over weights instead of tokens.
 """
@@ -19,21 +19,21 @@ import jax.numpy as jnp
 from dinov2_jax import sharding
 from dinov2_jax.models import layers
 
-# Each norm and the layer behind it; each LayerScale and the layer before it.
+# Each norm and the layer after it; each LayerScale and the layer before it.
 _NORMED = (("norm1", "attn", "qkv"), ("norm2", "mlp", "fc1"), ("norm2", "mlp", "w12"))
 _SCALED = (("ls1", "attn", "proj"), ("ls2", "mlp", "fc2"), ("ls2", "mlp", "w3"))
 
 
 def fold(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """The weights of blocks with `folded=True` that equal these.
+    """Convert the weights of blocks to equivalent ones for `folded=True`.
 
     Args:
-      params: Of a `layers.Block`, with or without LayerScale, float32; each leaf may
-        have leading axes, of several blocks.
-      dtype: Of the matmuls.
+      params: Parameters of a `layers.Block`, with or without LayerScale, float32;
+        several blocks may be stacked on leading axes.
+      dtype: Dtype of the matmuls.
 
     Returns:
-      Parameters without norms and LayerScale, sharded as they were.
+      Parameters without norms and LayerScale, with the sharding of `params`.
     """
     block = {part: dict(params[part]) for part in ("attn", "mlp")}
     for norm, part, layer in _NORMED:
@@ -51,9 +51,9 @@ def fold(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
 
 
 def _with_norm(norm, layer):
-    """Kernel and bias of the layer, given tokens that are only normalised."""
+    """Fold a norm's scale and shift into the kernel and bias of the next layer."""
     kernel = layer["kernel"]
-    # Not as a matmul, for which the compiler may gather float32 weights.
+    # Not a matmul, for which the compiler may gather float32 weights.
     bias = jnp.sum(norm["bias"][..., None] * kernel, axis=-2)
     if "bias" in layer:
         bias += layer["bias"]
@@ -62,14 +62,14 @@ def _with_norm(norm, layer):
 
 
 def gather(block: Mapping[str, Any]) -> dict[str, Any]:
-    """One folded block's weights whole on every device, SwiGLU's packed layer as two.
+    """Gather one folded block's weights; split SwiGLU's packed layer in two.
 
-    Done once for all crop groups, so that their gradients are summed before they go
-    back to the devices that hold the weights.
+    Done once for all crop groups, so that their gradients are summed before they are
+    scattered to the devices that hold the weights.
     """
     block = sharding.gather(block)
     if "w12" in block["mlp"]:
-        # Here, so that the gradients of each half are summed before they are joined.
+        # Split here, so that each half's gradients are summed before they are joined.
         w12 = {name: layers.halves(w) for name, w in block["mlp"]["w12"].items()}
         block["mlp"] = block["mlp"] | {"w12": w12}
     return block

@@ -14,9 +14,11 @@ class DINOHead(nn.Module):
     """MLP to a bottleneck, L2 normalisation, weight-normed linear to K prototypes.
 
     Attributes:
-      num_prototypes: K.
-      num_layers: Linear layers of the MLP; 1 is a single linear named `mlp`.
-      dtype: Of the matmuls; norms and the returned logits are float32.
+      num_prototypes: Number of prototypes, K.
+      hidden_dim: Width of the MLP's hidden layers.
+      bottleneck_dim: Width of the bottleneck, C.
+      num_layers: Number of the MLP's linear layers; 1 is a single one named `mlp`.
+      dtype: Dtype of the matmuls; norms and the returned logits are float32.
     """
 
     num_prototypes: int
@@ -26,7 +28,7 @@ class DINOHead(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        """Declares the parts under the reference's names."""
+        """Declare the submodules under the reference's names."""
         if self.num_layers == 1:
             self.mlp = _dense(self.bottleneck_dim, self.dtype)
         else:
@@ -36,7 +38,7 @@ class DINOHead(nn.Module):
         self.last_layer = _WeightNormLinear(self.num_prototypes, self.bottleneck_dim)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> float32 logits [..., K]."""
+        """Compute float32 logits [..., K] of tokens [..., D]."""
         return jnp.einsum(
             "...c,kc->...k",
             self.bottleneck(x),
@@ -45,7 +47,7 @@ class DINOHead(nn.Module):
         )
 
     def bottleneck(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., C] of unit length, in `dtype`."""
+        """Map tokens [..., D] to unit-length features [..., C] in `dtype`."""
         x = self.mlp(x).astype(jnp.float32)
         # x / max(|x|, 1e-12), with a finite gradient at 0.
         x = x * jax.lax.rsqrt(
@@ -54,7 +56,7 @@ class DINOHead(nn.Module):
         return x.astype(self.dtype)
 
     def prototypes(self) -> jax.Array:
-        """[K, C] in `dtype`: what the bottleneck is multiplied with."""
+        """Return the prototypes [K, C] in `dtype`, whole on every device."""
         return sharding.gather(self.last_layer().astype(self.dtype))
 
 
@@ -65,7 +67,7 @@ def _dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
 
 
 class _Mlp(nn.Module):
-    """Linears with GELU between; names 0, 2, 4 count the GELUs, as in torch."""
+    """Linear layers with GELUs between; names 0, 2, 4 count the GELUs, as in torch."""
 
     hidden_dim: int
     out_dim: int
@@ -83,14 +85,14 @@ class _Mlp(nn.Module):
 
 
 class _WeightNormLinear(nn.Module):
-    """W = g * v / |v| per prototype, g trainable; torch's layout and initialisation."""
+    """W = g * v / |v| by prototype, g trainable; torch's layout and initialisation."""
 
     num_prototypes: int
     dim: int
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """float32 [K, C]."""
+        """Return the normalised weight, float32 [K, C]."""
         g = self.param("weight_g", nn.initializers.ones, (self.num_prototypes, 1))
         v = self.param(
             "weight_v",
@@ -102,9 +104,9 @@ class _WeightNormLinear(nn.Module):
 
 @jax.custom_vjp
 def weight_norm(g: jax.Array, v: jax.Array) -> jax.Array:
-    """g * v / |v| by rows: [K, 1], [K, C] -> [K, C].
+    """Compute g * v / |v| by rows: [K, 1], [K, C] -> [K, C].
 
-    What autodiff makes of it goes ten times over [K, C]; this backward pass twice.
+    Autodiff's backward pass would go over [K, C] ten times; this one does so twice.
     """
     return (g * _inverse_norm(v)) * v
 
@@ -128,7 +130,7 @@ def _inverse_norm(v):
 
 
 def make_dino_head(section: Any, dtype: Any) -> DINOHead:
-    """The head that `config.dino` or `config.ibot` describes."""
+    """Return the head that a section, `config.dino` or `config.ibot`, describes."""
     return DINOHead(
         num_prototypes=section.head_n_prototypes,
         hidden_dim=section.head_hidden_dim,

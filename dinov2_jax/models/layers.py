@@ -1,6 +1,6 @@
 """The transformer block and its parts. Mirrors the reference's `layers/`.
 
-Shapes: G groups, T tokens of a group's flat stream, D width.
+Shapes: G groups, T tokens in a group's flat stream, D width.
 """
 
 import functools
@@ -17,12 +17,12 @@ from dinov2_jax.kernels import attention as attention_kernel
 from dinov2_jax.kernels import layer_norm, linear
 from dinov2_jax.models import stochastic_depth
 
-# torch's trunc_normal_(std=0.02) truncates at +-2 absolute, 100 sigma: a plain normal.
+# torch's trunc_normal_(std=0.02) truncates at +-2, which is 100 sigma: a plain normal.
 linear_init = nn.initializers.normal(0.02)
 
 
 def torch_default_init(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in): what torch gives layers left uninitialised."""
+    """Return torch's default initialiser for layers, uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -32,9 +32,9 @@ def torch_default_init(fan_in: int) -> nn.initializers.Initializer:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU as torch computes it; only `x` is kept for the backward pass.
+    """Compute the exact GELU as torch does; keep only `x` for the backward pass.
 
-    `jax.nn.gelu(approximate=False)` goes through erfc, slower and no more exact here.
+    `jax.nn.gelu(approximate=False)` uses erfc, which is slower and no more exact here.
     """
     return jax.checkpoint(
         lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)), prevent_cse=False
@@ -44,23 +44,23 @@ def gelu(x: jax.Array) -> jax.Array:
 def dense(
     features: int, use_bias: bool, dtype: Any, name: str | None = None, **settings: Any
 ) -> nn.Dense:
-    """A linear layer with the reference's initialisation; `settings` are flax's."""
+    """Make a linear layer initialised as the reference's; `settings` are flax's."""
     settings = {"kernel_init": linear_init} | settings
     return nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name, **settings)
 
 
 def cast_and_gather(x, *weights, dtype, **_):
-    """The `promote_dtype` of a layer whose weights are still divided over devices."""
+    """Cast inputs and gather weights; the `promote_dtype` of layers kept sharded."""
     weights = [None if w is None else w.astype(dtype) for w in weights]
     return x.astype(dtype), *sharding.gather(weights)
 
 
-# ([..., D], kernels [D, F] each) -> [..., F] each: matmuls of tokens, normalised first.
+# ([..., D], kernels [D, F] each) -> [..., F] each: normalise tokens, then matmuls.
 Project = Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis; parameters are named as flax names them."""
+    """LayerNorm over the last axis, with flax's parameter names."""
 
     dtype: Any = jnp.float32
 
@@ -68,7 +68,7 @@ class LayerNorm(nn.Module):
     def __call__(
         self, x: jax.Array, kernels: tuple[jax.Array, ...] | None = None
     ) -> Any:
-        """[..., D] -> [..., D] in `dtype`; with kernels what `Project` returns."""
+        """Normalise [..., D] to `dtype`; with kernels, act as a `Project`."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         x = layer_norm.layer_norm(x, scale, bias).astype(self.dtype)
@@ -76,7 +76,7 @@ class LayerNorm(nn.Module):
 
 
 class Weights(nn.Module):
-    """Kernel and bias of a linear layer, named as flax's `Dense` names them."""
+    """Kernel and bias of a linear layer, with the parameter names of flax's `Dense`."""
 
     shape: tuple[int, int]
     use_bias: bool = True
@@ -84,10 +84,10 @@ class Weights(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Any, Any]:
-        """The kernel [in, out] and the bias [out], or None, in `dtype`.
+        """Return the kernel [in, out] and the bias [out], or None, in `dtype`.
 
-        From `block_weights` there may be a bias though `use_bias` is False, and each
-        may be the two halves of itself.
+        Weights from `block_weights` may have a bias even if `use_bias` is False, and
+        each may be a tuple of its two halves.
         """
         if self.is_initializing():
             self.param("kernel", linear_init, self.shape)
@@ -99,7 +99,11 @@ class Weights(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on the flat stream; `kernel` is an implementation."""
+    """Multi-head self-attention on the flat stream.
+
+    Attributes:
+      kernel: Implementation, see `kernels.attention`.
+    """
 
     num_heads: int
     qkv_bias: bool = True
@@ -115,7 +119,14 @@ class Attention(nn.Module):
         sequences: Sequence[tuple[int, int]],
         maps: bool = False,
     ) -> Any:
-        """[G, T, D] -> [G, T, D] and a bias to add, or maps; `kernels.attention`."""
+        """Map [G, T, D] to [G, T, D] and a bias still to be added, or attention maps.
+
+        Args:
+          x: Tokens, [G, T, D].
+          project: Function that normalises tokens and multiplies them by kernels.
+          sequences: (count, length) of each crop group in the stream.
+          maps: Return the maps of `kernels.attention.attention_maps` instead.
+        """
         dim = x.shape[-1]
         weights = functools.partial(Weights, dtype=self.dtype)
         kernel, bias = weights((dim, 3 * dim), self.qkv_bias, name="qkv")()
@@ -130,7 +141,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact (erf) GELU, linear; `ratio` times as wide inside."""
+    """Linear, exact (erf) GELU, linear; hidden width `ratio` times the input's."""
 
     ratio: float
     use_bias: bool = True
@@ -138,7 +149,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, project: Project) -> tuple[jax.Array, Any]:
-        """[..., D] -> [..., D] and a bias [D], or None, that is to be added to it."""
+        """Map [..., D] to [..., D] and a bias [D], or None, still to be added."""
         dim, hidden_dim = x.shape[-1], int(x.shape[-1] * self.ratio)
         weights = functools.partial(Weights, use_bias=self.use_bias, dtype=self.dtype)
         kernel, bias = weights((dim, hidden_dim), name="fc1")()
@@ -148,7 +159,7 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """silu(x1) * x2 with (x1, x2) from one packed projection; `ratio` as of `Mlp`."""
+    """silu(x1) * x2 with (x1, x2) from one packed projection; `ratio` as in `Mlp`."""
 
     ratio: float
     use_bias: bool = True
@@ -156,14 +167,14 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, project: Project) -> tuple[jax.Array, Any]:
-        """[..., D] -> [..., D] and a bias [D], or None, that is to be added to it."""
+        """Map [..., D] to [..., D] and a bias [D], or None, still to be added."""
         dim = x.shape[-1]
-        # Two thirds of the MLP's hidden width, rounded up to a multiple of 8.
+        # Two thirds of `Mlp`'s hidden width, rounded up to a multiple of 8.
         hidden_dim = (int(int(dim * self.ratio) * 2 / 3) + 7) // 8 * 8
         weights = functools.partial(Weights, use_bias=self.use_bias, dtype=self.dtype)
         kernel, bias = weights((dim, 2 * hidden_dim), name="w12")()
         out_kernel, out_bias = weights((hidden_dim, dim), name="w3")()
-        # Two matmuls: halves of one product would be cut out of it for every use.
+        # Two matmuls: the halves of one product would be sliced out for every use.
         x = linear.activated(
             _gated, project(x, halves(kernel)), halves(bias), out_kernel
         )
@@ -175,7 +186,7 @@ def _gated(gate, value):
 
 
 def halves(weight: Any) -> tuple[jax.Array | None, jax.Array | None]:
-    """Gate and value of a packed kernel or bias; of one that was split, itself."""
+    """Split a packed kernel or bias into gate and value, if it is not split yet."""
     if isinstance(weight, tuple):
         return weight
     if weight is None:
@@ -185,7 +196,7 @@ def halves(weight: Any) -> tuple[jax.Array | None, jax.Array | None]:
 
 
 class LayerScale(nn.Module):
-    """One learned factor a channel."""
+    """One learned factor for each channel."""
 
     init_value: float
 
@@ -193,7 +204,7 @@ class LayerScale(nn.Module):
     def __call__(
         self, x: jax.Array, bias: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """[..., D] and a bias [D] or None -> the same, scaled."""
+        """Scale tokens [..., D] and their bias [D], or None."""
         gamma = self.param(
             "gamma", nn.initializers.constant(self.init_value), x.shape[-1:]
         ).astype(x.dtype)
@@ -204,10 +215,11 @@ class Block(nn.Module):
     """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))), on a subset in training.
 
     Attributes:
+      ffn_layer: Kind of the second branch, "mlp" or "swiglufused".
       layerscale: Initial gamma; 0 builds no LayerScale.
-      ffn_layer: "mlp" or "swiglufused".
-      kernel: Implementation of `kernels.attention`.
-      folded: Norms and LayerScale are in the weights; see `models.block_weights`.
+      kernel: Implementation, see `kernels.attention`.
+      folded: Whether norms and LayerScale are folded into the weights; see
+        `models.block_weights`.
     """
 
     num_heads: int
@@ -222,7 +234,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        """Declares the parts under the reference's names."""
+        """Declare the submodules under the reference's names."""
         ffn = SwiGLU if self.ffn_layer == "swiglufused" else Mlp
         norm = layer_norm.project if self.folded else None
         self.norm1 = norm or LayerNorm(self.dtype)
@@ -243,17 +255,16 @@ class Block(nn.Module):
         sequences: tuple[tuple[int, int], ...],
         kept: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]] | None = None,
     ) -> jax.Array:
-        """One block on the flat stream.
+        """Apply the block to the flat stream.
 
         Args:
-          x: [G, T, D].
+          x: Tokens, [G, T, D].
           sequences: (count, length) of each crop group in the stream.
-          kept: None computes every sample. Otherwise, for the attention and the FFN
-            branch, the samples computed in each crop group, [G, k] each; see
-            `models.stochastic_depth`.
+          kept: Samples to compute in each crop group, [G, k] each, for the attention
+            and for the FFN branch; None computes all. See `models.stochastic_depth`.
 
         Returns:
-          [G, T, D].
+          Tokens, [G, T, D].
         """
         x = self.add_attention(x, sequences, kept and kept[0])
 
@@ -268,7 +279,7 @@ class Block(nn.Module):
         sequences: tuple[tuple[int, int], ...],
         kept: tuple[jax.Array, ...] | None,
     ) -> jax.Array:
-        """The first half of the block, [G, T, D] -> [G, T, D]."""
+        """Apply the first half of the block, [G, T, D] -> [G, T, D]."""
 
         def branch(tokens, lengths, statistics):
             norm = self._knowing(statistics, self.norm1)
@@ -277,14 +288,14 @@ class Block(nn.Module):
         return stochastic_depth.add_residual(x, branch, sequences, kept)
 
     def ffn(self, tokens: jax.Array) -> jax.Array:
-        """What the second half adds to tokens [..., D], each for itself."""
+        """Compute what the second half adds to tokens [..., D], each on its own."""
         return linear.add_bias(*self._ffn(tokens, None))
 
     def _ffn(self, tokens, statistics):
         return self.ls2(*self.mlp(tokens, self._knowing(statistics, self.norm2)))
 
     def _knowing(self, statistics, norm):
-        """The norm of tokens whose statistics are known, if a folded one."""
+        """Bind known statistics to the norm, if it is a folded one."""
         if statistics is None or not self.folded:
             return norm
         return functools.partial(norm, statistics=statistics)
@@ -292,5 +303,5 @@ class Block(nn.Module):
     def attention_maps(
         self, x: jax.Array, sequences: tuple[tuple[int, int], ...]
     ) -> list[jax.Array]:
-        """[G, T, D] -> one float32 [G, count, H, length, length] a crop group."""
+        """Return attention maps, float32 [G, count, H, length, length] a crop group."""
         return self.attn(x, self.norm1, sequences, maps=True)

@@ -1,4 +1,4 @@
-"""A backbone and its heads: what a student or a teacher is made of.
+"""A backbone and its heads, the network of a student or a teacher.
 
 Shapes: G groups, B crops a group, S pixels, C channels, M masked-patch slots, D width,
 K prototypes.
@@ -23,9 +23,9 @@ class Network:
 
     Attributes:
       backbone: The ViT.
-      dino_head: The head of class tokens.
-      ibot_head: The head of patches; None where the DINO head serves both.
-      mean: Mean of each channel of the images, of values in [0, 1].
+      dino_head: The head for class tokens.
+      ibot_head: The head for patches; None if the DINO head is used for both.
+      mean: Mean of each channel of the images, with values in [0, 1].
       std: Standard deviation of each channel.
     """
 
@@ -36,7 +36,7 @@ class Network:
     std: tuple[float, ...] = policies.IMAGENET_STD
 
     def init(self, key: jax.Array) -> Params:
-        """Returns fresh float32 parameters with the reference's initialisation."""
+        """Return new float32 parameters with the reference's initialisation."""
         keys = jax.random.split(key, 3)
         size = self.backbone.image_size
         image = jnp.zeros((1, size, size, self.backbone.in_chans))
@@ -50,7 +50,7 @@ class Network:
         return params
 
     def num_prototypes(self) -> dict[str, int]:
-        """Returns K of each loss term."""
+        """Return the number of prototypes of each loss term."""
         ibot = self.ibot_head or self.dino_head
         return {
             "dino": self.dino_head.num_prototypes,
@@ -58,7 +58,7 @@ class Network:
         }
 
     def normalize(self, crops: jax.Array) -> jax.Array:
-        """Normalises crops with the statistics of these images."""
+        """Normalise crops with the network's mean and standard deviation."""
         return normalize(crops, self.mean, self.std)
 
     def tokens(
@@ -69,17 +69,17 @@ class Network:
         indices: jax.Array,
         drop_path_key: jax.Array | None = None,
     ) -> tuple[list[jax.Array], jax.Array]:
-        """Returns the tokens that the losses are about.
+        """Compute the tokens that enter the losses.
 
         Args:
-          params: The parameters.
-          crops: One [G, B, S, S, C] a crop group, uint8 or normalised.
-          masks: One bool [G, B, h*w] or None a crop group.
-          indices: [G, M] patches of the first crop group, flat over B*h*w.
-          drop_path_key: Draws the stochastic-depth subsets; None drops nothing.
+          params: The network's parameters.
+          crops: Crops of each crop group, [G, B, S, S, C] each, uint8 or normalised.
+          masks: Masked patches of each crop group, bool [G, B, h*w] or None each.
+          indices: Patches of the first crop group, [G, M], flat over B*h*w.
+          drop_path_key: PRNG key of the stochastic-depth subsets; None drops nothing.
 
         Returns:
-          Normalised class tokens, one [G, B, D] a crop group, and patches [G, M, D].
+          Normalised class tokens, [G, B, D] a crop group, and patches [G, M, D].
         """
         tokens: Any = self.backbone.apply(
             {"params": params["backbone"]},
@@ -92,14 +92,14 @@ class Network:
         return tokens
 
     def heads(self, params: Params) -> dict[str, Callable[[jax.Array], tuple]]:
-        """Returns the head of each loss term as a function.
+        """Return the head of each loss term as a function.
 
         Args:
-          params: The parameters.
+          params: The network's parameters.
 
         Returns:
           {"dino", "ibot"} of functions: tokens [..., D] -> bottleneck features and the
-          prototypes. The DINO head stands in for an iBOT head that is shared.
+          prototypes. Without an iBOT head, the DINO head is used for both.
         """
 
         def call(head, params):
@@ -117,7 +117,7 @@ class Network:
 
 
 def by_image(crops: jax.Array, views: int) -> jax.Array:
-    """Reorders crop-major tokens, [G, views * b, D] -> [G, b, views, D]."""
+    """Reorder crop-major tokens, [G, views * b, D] -> [G, b, views, D]."""
     groups, count, dim = crops.shape
     return crops.reshape(groups, views, count // views, dim).swapaxes(1, 2)
 
@@ -127,11 +127,11 @@ def normalize(
     mean: Sequence[float] = policies.IMAGENET_MEAN,
     std: Sequence[float] = policies.IMAGENET_STD,
 ) -> jax.Array:
-    """Turns uint8 crops in 0..255 into float32 with mean 0 and deviation 1.
+    """Normalise uint8 crops in 0..255 to float32 with mean 0 and deviation 1.
 
     Args:
-      crops: Crops, [..., C]; floating-point ones count as normalised already.
-      mean: Mean of each channel, of values in [0, 1].
+      crops: Crops, [..., C]; floating-point ones are taken as normalised already.
+      mean: Mean of each channel, with values in [0, 1].
       std: Standard deviation of each channel.
     """
     if crops.dtype != jnp.uint8:
@@ -141,7 +141,7 @@ def normalize(
 
 
 def make_network(config: Any, dtype: Any) -> Network:
-    """Returns the network that a config describes, with matmuls in `dtype`."""
+    """Return the network that a config describes, with matmuls in `dtype`."""
     ibot_head = None
     if config.ibot.separate_head and config.ibot.loss_weight:
         ibot_head = dino_head.make_dino_head(config.ibot, dtype)

@@ -1,4 +1,4 @@
-"""Images to tokens. Mirrors the reference's `layers/patch_embed.py`."""
+"""Patch embedding. Mirrors the reference's `layers/patch_embed.py`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dinov2_jax.models import layers
 
 
 class PatchEmbed(nn.Module):
-    """Convolution of kernel = stride = patch size, as reshape and matmul."""
+    """Convolution with kernel = stride = patch size, as reshape and matmul."""
 
     patch_size: int
     embed_dim: int
@@ -18,7 +18,7 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """[..., H, W, C] -> [..., h*w, D]."""
+        """Embed images [..., H, W, C] as tokens [..., h*w, D]."""
         *lead, height, width, chans = images.shape
         p = self.patch_size
         x = images.astype(self.dtype)

@@ -1,9 +1,9 @@
-"""Interpolation of learned position embeddings as two small constant matrices.
+"""Interpolation of learned position embeddings by two small constant matrices.
 
 Mirrors `interpolate_pos_encoding` of the reference's `models/vision_transformer.py`,
-which calls torch's bicubic resize in one of two ways. Both are separable and linear, so
-an axis is a matrix [n_out, n_in] built in NumPy: static, differentiable, exportable.
-`jax.image.resize` equals only the antialiased one.
+which calls torch's bicubic resize with or without antialiasing. Both are separable and
+linear, so each axis has a matrix [n_out, n_in] built in NumPy: static, differentiable,
+exportable. `jax.image.resize` equals only the antialiased one.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel with parameter `a`."""
+    """Evaluate Keys' cubic convolution kernel with parameter `a`."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a
@@ -24,15 +24,15 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 def resize_matrix(
     n_in: int, n_out: int, *, offset: float = 0.0, antialias: bool = False
 ) -> np.ndarray:
-    """Weights of torch's bicubic resize of one axis, align_corners=False.
+    """Return the weights of torch's bicubic resize of one axis, align_corners=False.
 
     Args:
       n_in: Input length, in patches.
       n_out: Output length, in patches.
-      offset: The reference's `interpolate_offset`. When not 0, torch gets the scale
-        (n_out + offset) / n_in and samples with it; 0 samples with n_out / n_in.
-      antialias: Widen the kernel when shrinking (a = -0.5, window renormalised);
-        otherwise a = -0.75 with the border repeated.
+      offset: The reference's `interpolate_offset`: samples are taken at the scale
+        (n_out + offset) / n_in.
+      antialias: Whether to widen the kernel when shrinking (a = -0.5, window
+        renormalised); otherwise a = -0.75 with the border repeated.
 
     Returns:
       [n_out, n_in] float64, rows sum to 1.
@@ -71,18 +71,19 @@ def interpolate_pos_embed(
     offset: float,
     antialias: bool,
 ) -> jnp.ndarray:
-    """Position embeddings for a grid of `height` x `width` patches.
+    """Interpolate position embeddings for a grid of `height` x `width` patches.
 
     Args:
-      pos_embed: [1, 1 + M*M, D]: class token, then a square grid, row-major.
-      height: Rows of patches wanted.
-      width: Columns of patches wanted.
-      offset: See `resize_matrix`.
-      antialias: See `resize_matrix`.
+      pos_embed: Position embeddings, [1, 1 + M*M, D]: class token, then a square grid,
+        row-major.
+      height: Rows of the new grid.
+      width: Columns of the new grid.
+      offset: The reference's `interpolate_offset`, see `resize_matrix`.
+      antialias: Whether to antialias, see `resize_matrix`.
 
     Returns:
-      [1, 1 + height*width, D] in the dtype of `pos_embed`; untouched where the number
-      of patches is the stored one and the grid is square, as in the reference.
+      [1, 1 + height*width, D] in the dtype of `pos_embed`; `pos_embed` itself if the
+      new grid is M x M, as in the reference.
     """
     num_patches, dim = pos_embed.shape[1] - 1, pos_embed.shape[2]
     if height == width and height * width == num_patches:

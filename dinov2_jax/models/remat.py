@@ -1,16 +1,17 @@
-"""What of a block is kept for its backward pass, which computes the rest again.
+"""Rematerialisation policies: what a block keeps for its backward pass.
 
-All policies repeat norms and activation functions, as their own backward passes say.
+The rest is recomputed. Norms and activation functions always are: their own backward
+passes do so.
 """
 
 import jax
 
 
 def _computed_from_tokens(primitive, *inputs, **params) -> bool:
-    """A policy of `jax.checkpoint`: everything that has the axes of tokens [G, T, D].
+    """Keep everything computed from tokens [G, T, D]; a policy of `jax.checkpoint`.
 
-    The weights as the matmuls take them are not kept: no device holds all of them (in
-    the reference each does, by FSDP's SHARD_GRAD_OP).
+    The weights in the dtype of the matmuls are not kept, so no device holds all of them
+    (in the reference each does, by FSDP's SHARD_GRAD_OP).
     """
     del primitive, params
     return any(len(x.shape) > 2 for x in inputs)
@@ -18,7 +19,7 @@ def _computed_from_tokens(primitive, *inputs, **params) -> bool:
 
 POLICIES = {
     "none": _computed_from_tokens,
-    # What those backward passes and attention's read, and nothing between.
+    # Only what the backward passes of norms, activations and attention read.
     "selective": jax.checkpoint_policies.save_only_these_names(
         "norm", "qkv", "attention", "ffn_hidden"
     ),

@@ -1,9 +1,9 @@
-"""Stochastic depth as a batch subset: dropped samples are not computed.
+"""Stochastic depth by batch subsets: dropped samples are not computed.
 
 Mirrors `NestedTensorBlock.forward_nested` of the reference's `layers/block.py`: in each
 crop group and residual branch, k = max(int(b * (1 - rate)), 1) of the b samples are
 drawn without replacement, and their residual is added back scaled by b / k. Here b
-counts the samples of one group of the batch, so that gathers stay on their device.
+counts the samples of one group of the batch, so that gathers stay on one device.
 """
 
 import itertools
@@ -24,12 +24,12 @@ Kept = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
 
 
 class Run(NamedTuple):
-    """Blocks `start` to `stop`, which share a drop rate.
+    """Consecutive blocks that share a drop rate.
 
     Attributes:
-      start: The first of them.
-      stop: The one after the last.
-      kept: As `draw_kept` of these blocks; None where all samples are.
+      start: Index of the first block.
+      stop: Index after the last block.
+      kept: Kept samples of these blocks, from `draw_kept`; None if all are kept.
     """
 
     start: int
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 def num_kept(batch: int, rate: float) -> int:
-    """Samples computed out of `batch` at a drop rate."""
+    """Return how many samples of `batch` are computed at a drop rate."""
     return max(int(batch * (1 - rate)), 1)
 
 
@@ -50,17 +50,17 @@ def draw_kept(
     depth: int,
     batches: Sequence[int],
 ) -> Kept:
-    """Which samples each block computes, drawn for all blocks at once.
+    """Draw the samples that each block computes, for all blocks at once.
 
     Args:
       key: PRNG key.
       rate: Drop rate, above 0.
-      num_groups: G.
+      num_groups: Number of groups G.
       depth: Number of blocks L that share this rate.
-      batches: Samples b of each crop group.
+      batches: Number of samples b of each crop group.
 
     Returns:
-      For the two branches, for each crop group: int32 [L, G, k].
+      For each of the two branches, indices int32 [L, G, k] of each crop group.
     """
 
     def draw(branch_key):
@@ -83,16 +83,16 @@ def draw_runs(
     num_groups: int,
     batches: Sequence[int],
 ) -> list[Run]:
-    """What all blocks keep.
+    """Draw the samples that all blocks compute.
 
     Args:
       key: PRNG key.
       rates: Drop rate of each block.
-      num_groups: G.
-      batches: Samples b of each crop group.
+      num_groups: Number of groups G.
+      batches: Number of samples b of each crop group.
 
     Returns:
-      The blocks in order, those next to each other with the same rate in one run.
+      The blocks in order, with neighbours of the same rate in one run.
     """
     runs, start = [], 0
     for rate, run in itertools.groupby(rates):
@@ -117,18 +117,18 @@ def add_residual(
     sequences: Sequences,
     kept: tuple[jax.Array, ...] | None,
 ) -> jax.Array:
-    """x + branch(x), computed on the kept samples only.
+    """Compute x + branch(x) on the kept samples only.
 
     Args:
-      x: [G, T, D], crop groups one after another, their samples one after another.
-      branch: ([G, T', D], sequences of T', their `statistics` of
-        `kernels.layer_norm.project` or None) -> [G, T', D] and a bias [D], or None,
-        that is to be added to it.
+      x: Tokens, [G, T, D], crop group after crop group and sample after sample.
+      branch: Function (tokens [G, T', D], their sequences, their `statistics` for
+        `kernels.layer_norm.project` or None) -> residual [G, T', D] and a bias [D], or
+        None, still to be added to it.
       sequences: (count, length) of each crop group of x.
-      kept: None for all; else one [G, k] of sample indices a crop group.
+      kept: Indices of the kept samples, [G, k] a crop group; None for all.
 
     Returns:
-      [G, T, D].
+      Tokens, [G, T, D].
     """
     if kept is None:
         residual, bias = branch(x, sequences, None)
@@ -152,13 +152,13 @@ def add_residual(
 
 
 def residual_scale(kept: jax.Array, batch: int) -> jax.Array:
-    """[G, k] kept samples of `batch` -> float32 [G, batch]: b / k of those, else 0."""
+    """Return float32 [G, batch]: batch / k for the kept samples [G, k], else 0."""
     is_kept = jnp.any(kept[..., None] == jnp.arange(batch), axis=1)
     return is_kept * (batch / kept.shape[1])
 
 
 def _split(x: jax.Array, sequences: Sequences) -> list[jax.Array]:
-    """[G, T, D] -> one [G, count, length, D] a crop group."""
+    """Split [G, T, D] into one [G, count, length, D] a crop group."""
     parts, start = [], 0
     for count, length in sequences:
         stop = start + count * length
@@ -168,5 +168,5 @@ def _split(x: jax.Array, sequences: Sequences) -> list[jax.Array]:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """Trees of [G, T, ...] -> one tree, one part after another."""
+    """Concatenate trees of [G, T, ...] along T."""
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)

@@ -1,10 +1,10 @@
 """The DINOv2 ViT. Mirrors the reference's `models/vision_transformer.py`.
 
 The blocks' weights are stacked on a leading axis of length `depth` and the blocks run
-as one `lax.scan`, so forty compile like one; `scan_unroll=depth` is the unrolled twin.
-Crop groups go through a block one after the other, each a flat [G, B*N, D]: as one
-stream they would be cut apart for every attention and put together again, a fifth of a
-step on TPUs by the compiler's figures.
+in one `lax.scan`, so forty compile as fast as one; `scan_unroll=depth` unrolls it.
+Crop groups go through a block one after the other, each a flat [G, B*N, D]. One stream
+would be split and joined again for every attention, which takes a fifth of a step on
+TPUs by the compiler's figures.
 
 Shapes: G groups, B crops a group, H x W pixels, C channels, h x w patches, N = h * w,
 R registers, D width.
@@ -30,7 +30,7 @@ from dinov2_jax.models import (
 )
 from dinov2_jax.models import layers as layers_lib
 
-# arch -> width, blocks, heads (the reference's `vit_small` ... `vit_giant2`).
+# Name -> width, blocks, heads of the reference's `vit_small` ... `vit_giant2`.
 ARCHS = {
     "vit_small": (384, 12, 6),
     "vit_base": (768, 12, 12),
@@ -41,16 +41,16 @@ ARCHS = {
 
 @flax.struct.dataclass
 class Features:
-    """What the backbone gives for a batch of images; leading axes [...] as its input.
+    """The backbone's features of a batch of images; leading axes [...] as in the input.
 
     Attributes:
-      cls: [..., D] normalised class token.
-      registers: [..., R, D] normalised registers.
-      patches: [..., h, w, D] normalised patch tokens.
-      prenorm: [..., 1 + R + h*w, D] all tokens before the last LayerNorm.
-      layers: `Features` after each block that was asked for, by its index as asked.
-      attention: [..., H, T, T] float32 softmax maps of each block that was asked for,
-        by its index as asked; rows are queries, T = 1 + R + h*w as in `prenorm`.
+      cls: Normalised class tokens, [..., D].
+      registers: Normalised registers, [..., R, D].
+      patches: Normalised patch tokens, [..., h, w, D].
+      prenorm: All tokens before the last LayerNorm, [..., 1 + R + h*w, D].
+      layers: `Features` after each requested block, by the index that was requested.
+      attention: Softmax maps of each requested block, float32 [..., H, T, T], by the
+        index that was requested; rows are queries, T = 1 + R + h*w as in `prenorm`.
     """
 
     cls: jax.Array
@@ -65,15 +65,16 @@ class VisionTransformer(nn.Module):
     """A ViT for a list of crop groups, or for a plain batch of images.
 
     Attributes:
-      image_size: Side in pixels of the square grid that the position embeddings hold.
-      interpolate_offset: See `models.pos_embed`.
-      interpolate_antialias: See `models.pos_embed`.
-      drop_path_rate: Stochastic depth, only where `drop_path_key` is given.
-      drop_path_uniform: False grows the rate from 0 to `drop_path_rate` over depth.
-      dtype: Of the matmuls and the residual stream.
-      attention: One of `kernels.attention.IMPLEMENTATIONS`.
-      remat: A key of `models.remat.POLICIES`.
-      scan_unroll: Blocks per iteration of the scan.
+      image_size: Side in pixels of the square image that `pos_embed` is for.
+      interpolate_offset: Offset of the interpolation, see `models.pos_embed`.
+      interpolate_antialias: Whether to antialias it, see `models.pos_embed`.
+      drop_path_rate: Stochastic depth rate, used only with a `drop_path_key`.
+      drop_path_uniform: Whether all blocks have this rate; False increases it over
+        depth, from 0 to `drop_path_rate`.
+      dtype: Dtype of the matmuls and the residual stream.
+      attention: Implementation, one of `kernels.attention.IMPLEMENTATIONS`.
+      remat: What blocks keep for the backward pass, a key of `models.remat.POLICIES`.
+      scan_unroll: Number of blocks in each iteration of the scan.
     """
 
     embed_dim: int
@@ -99,7 +100,7 @@ class VisionTransformer(nn.Module):
     scan_unroll: int = 1
 
     def setup(self):
-        """Declares the parameters under the reference's names."""
+        """Declare the parameters under the reference's names."""
         dim = self.embed_dim
         num_patches = (self.image_size // self.patch_size) ** 2
         token_init = nn.initializers.normal(1e-6)
@@ -129,7 +130,7 @@ class VisionTransformer(nn.Module):
         self.norm = layers_lib.LayerNorm(self.dtype)
 
     def _init_blocks(self, key: jax.Array) -> Any:
-        """Weights of all blocks, each leaf [depth, ...]."""
+        """Initialise the weights of all blocks, each leaf [depth, ...]."""
         token = jnp.zeros((1, 1, self.embed_dim), self.dtype)
         return jax.vmap(lambda k: self.block.init(k, token, ((1, 1),))["params"])(
             jax.random.split(key, self.depth)
@@ -143,15 +144,15 @@ class VisionTransformer(nn.Module):
         layers: Sequence[int] = (),
         attention: Sequence[int] = (),
     ) -> Features:
-        """Features of a batch of images, nothing dropped.
+        """Compute the features of a batch of images, without stochastic depth.
 
         Args:
-          images: [B, H, W, C], normalised; H and W multiples of the patch size.
+          images: Normalised images, [B, H, W, C]; H and W multiples of the patch size.
           masks: Optional bool [B, h*w]; True patches become the mask token.
-          layers: Blocks after which features are wanted too; -1 is the last. They go
-            through the last LayerNorm, and hold the raw tokens as `prenorm`.
-          attention: Blocks whose attention maps are wanted. The model itself never
-            forms them: they are computed anew for these blocks alone.
+          layers: Blocks after which to return features too; -1 is the last. They go
+            through the last LayerNorm, with the raw tokens in `prenorm`.
+          attention: Blocks whose attention maps to return. The forward pass never forms
+            maps, so they are computed separately for these blocks.
 
         Returns:
           `Features` with leading axis B.
@@ -159,7 +160,7 @@ class VisionTransformer(nn.Module):
         after = {index: self._block_index(index) for index in layers}
         before = {index: self._block_index(index) for index in attention}
         chosen = sorted({*after.values(), *(i - 1 for i in before.values() if i)})
-        # Without stochastic depth a group means nothing: one image a group.
+        # Groups matter only to stochastic depth: use one image a group.
         masks = None if masks is None else masks[:, None]
         grids, embedded, sequences = self._embed([images[:, None]], [masks])
         (last,), taps = self._run_blocks(
@@ -183,7 +184,7 @@ class VisionTransformer(nn.Module):
         )
 
     def _block_index(self, index: int) -> int:
-        """A block's number from 0, counted from the end where it is negative."""
+        """Return the index of a block from 0; negative ones count from the end."""
         if not -self.depth <= index < self.depth:
             raise ValueError(
                 f"there is no block {index}: the model has {self.depth}, 0 to "
@@ -197,15 +198,15 @@ class VisionTransformer(nn.Module):
         masks: Sequence[jax.Array | None],
         drop_path_key: jax.Array | None = None,
     ) -> list[Features]:
-        """Several crop groups in one pass.
+        """Compute the features of several crop groups in one pass.
 
         Args:
-          crops: One [G, B, H, W, C] a crop group; B, H and W may differ.
-          masks: One bool [G, B, h*w] or None a crop group.
-          drop_path_key: Draws the stochastic-depth subsets; None drops nothing.
+          crops: Crops of each crop group, [G, B, H, W, C]; B, H and W may differ.
+          masks: Masked patches of each crop group, bool [G, B, h*w] or None each.
+          drop_path_key: PRNG key of the stochastic-depth subsets; None drops nothing.
 
         Returns:
-          One `Features` a crop group, leading axes [G, B].
+          `Features` of each crop group, leading axes [G, B].
         """
         grids, parts, sequences = self._embed(crops, masks)
         runs = self._kept_samples(sequences, len(parts[0]), drop_path_key)
@@ -219,19 +220,19 @@ class VisionTransformer(nn.Module):
         indices: jax.Array,
         drop_path_key: jax.Array | None = None,
     ) -> tuple[list[jax.Array], jax.Array]:
-        """The class tokens and some patches that `forward_crops` would give.
+        """Compute only the class tokens and chosen patches of `forward_crops`.
 
-        The last FFN and LayerNorm see one token at a time: they are computed for the
-        chosen ones alone.
+        The last FFN and LayerNorm act on each token separately, so they are computed
+        only for these tokens.
 
         Args:
-          crops: As in `forward_crops`.
-          masks: As in `forward_crops`.
-          indices: [G, M] patches of the first crop group, flat over its B*h*w.
-          drop_path_key: As in `forward_crops`.
+          crops: Crops, as in `forward_crops`.
+          masks: Masked patches, as in `forward_crops`.
+          indices: Patches of the first crop group, [G, M], flat over its B*h*w.
+          drop_path_key: PRNG key, as in `forward_crops`.
 
         Returns:
-          Normalised class tokens, one [G, B, D] a crop group, and patches [G, M, D].
+          Normalised class tokens, [G, B, D] a crop group, and patches [G, M, D].
         """
         _, parts, sequences = self._embed(crops, masks)
         runs = self._kept_samples(sequences, len(parts[0]), drop_path_key)
@@ -249,7 +250,7 @@ class VisionTransformer(nn.Module):
         return cls, patches
 
     def _last_block(self, params, parts, sequences, kept, indices):
-        """The parts -> class tokens, then chosen patches of the first, [G, P, D]."""
+        """Return the class tokens, then chosen patches of the first part, [G, P, D]."""
         block = self._block(params)
         first = 1 + self.num_register_tokens  # index of a crop's first patch
         crop, patch = jnp.divmod(indices, sequences[0][1] - first)
@@ -258,7 +259,7 @@ class VisionTransformer(nn.Module):
         for i, (x, (count, length)) in enumerate(zip(parts, sequences)):
             of_group = kept and (kept[0][i],)
             x = block(x, ((count, length),), of_group, method="add_attention")
-            # By index: the gradient of x[:, ::length] ends libtpu 0.0.51 in an abort.
+            # By index: the gradient of x[:, ::length] makes libtpu 0.0.51 abort.
             cls = jnp.broadcast_to(length * np.arange(count), (len(x), count))
             tokens.append(jnp.take_along_axis(x, cls[..., None], axis=1))
             if i == 0:
@@ -276,15 +277,15 @@ class VisionTransformer(nn.Module):
     def get_intermediate_layers(
         self, images: jax.Array, n: int | Sequence[int] = 1, *, norm: bool = True
     ) -> list[Features]:
-        """Features after chosen blocks, in network order whatever the order of `n`.
+        """Compute features after chosen blocks, in network order, not that of `n`.
 
         Args:
-          images: [B, H, W, C].
-          n: The last n blocks, or the blocks' indices.
-          norm: Apply the last LayerNorm to each (as the reference does by default).
+          images: Normalised images, [B, H, W, C].
+          n: Number of last blocks, or the blocks' indices.
+          norm: Whether to apply the last LayerNorm to each (the reference's default).
 
         Returns:
-          One `Features` a chosen block, leading axis B.
+          `Features` of each chosen block, leading axis B.
         """
         chosen = range(self.depth - n, self.depth) if isinstance(n, int) else n
         chosen = sorted(set(chosen))
@@ -299,7 +300,7 @@ class VisionTransformer(nn.Module):
         return outputs
 
     def position_embeddings(self, height: int, width: int) -> jax.Array:
-        """[1, 1 + h*w, D] position embeddings for an image of height x width pixels."""
+        """Return position embeddings [1, 1 + h*w, D] for height x width pixels."""
         return pos_embed.interpolate_pos_embed(
             self.pos_embed,
             height // self.patch_size,
@@ -309,7 +310,7 @@ class VisionTransformer(nn.Module):
         )
 
     def _embed(self, crops, masks):
-        """Crops -> grids of patches, tokens [G, B*N, D], (B, N), each a crop group."""
+        """Embed crops; return the grid, tokens [G, B*N, D] and (B, N) a crop group."""
         grids, parts, sequences = [], [], []
         for images, mask in zip(crops, masks, strict=True):
             num_groups, batch, height, width, _ = images.shape
@@ -337,7 +338,7 @@ class VisionTransformer(nn.Module):
         return grids, tuple(parts), tuple(sequences)
 
     def _run_blocks(self, parts, sequences, runs, *, chosen=(), stop=None):
-        """The scan over blocks, up to `stop`; also the first part after chosen ones."""
+        """Scan blocks up to `stop`; also return the first part after chosen ones."""
         slots = np.full(self.depth, len(chosen))  # the last slot is dropped
         slots[list(chosen)] = range(len(chosen))
         taps = None
@@ -376,7 +377,7 @@ class VisionTransformer(nn.Module):
         return carry
 
     def _checkpoint(self, function, **kwargs):
-        """What is kept of one block for the backward pass is up to `remat`."""
+        """Wrap the function of one block in `jax.checkpoint` as `remat` says."""
         policy = remat.POLICIES[self.remat]
         return jax.checkpoint(function, policy=policy, prevent_cse=False, **kwargs)
 
@@ -384,7 +385,7 @@ class VisionTransformer(nn.Module):
         return block_weights.fold(self.blocks, self.dtype)
 
     def _block(self, params):
-        """A folded block as a function; its weights are gathered once for all calls."""
+        """Return a folded block as a function whose weights are gathered once."""
         block = self.block.clone(folded=True)
         return functools.partial(block.apply, {"params": block_weights.gather(params)})
 
@@ -392,7 +393,7 @@ class VisionTransformer(nn.Module):
         return [stochastic_depth.Run(0, self.depth, None)]
 
     def _kept_samples(self, sequences, num_groups, key):
-        """As `stochastic_depth.draw_runs`."""
+        """Draw the blocks' kept samples; see `stochastic_depth.draw_runs`."""
         if key is None or not self.drop_path_rate:
             return self._all_kept()
         rates = [self.drop_path_rate] * self.depth
@@ -404,7 +405,7 @@ class VisionTransformer(nn.Module):
         )
 
     def _features(self, parts, sequences, grids, *, norm):
-        """One `Features` a crop group."""
+        """Split the tokens of each crop group into `Features`."""
         outputs = []
         first = 1 + self.num_register_tokens  # index of the first patch
         for tokens, (batch, length), grid in zip(parts, sequences, grids):
@@ -422,7 +423,7 @@ class VisionTransformer(nn.Module):
 
 
 def make_vision_transformer(config: Any, dtype: Any) -> VisionTransformer:
-    """The backbone of `config.model` for global crops of `config.crops`."""
+    """Return the backbone of `config.model` for global crops of `config.crops`."""
     c = config.model
     if c.arch == "custom":
         embed_dim, depth, num_heads = c.embed_dim, c.depth, c.num_heads

@@ -1,10 +1,10 @@
 """Cross-entropy of teacher and student over the prototypes, a tile at a time.
 
-Equals `losses.dino`, which says what is computed, without an array of [rows, K]. Two
-passes: the student's sums, then the loss and its gradients, those of a tile of
-prototypes at once.
+Equals the definitions in `losses.dino`, without any array of [rows, K]. It takes two
+passes: one for the student's sums, one for the loss and its gradients, each over tiles
+of prototypes.
 
-Shapes: G groups, I items a group (an image, or a masked patch), T teacher rows and S
+Shapes: G groups, I items a group (images or masked patches), T teacher rows and S
 student rows an item, R rows in all, C channels of the bottleneck, K prototypes, k of
 them in each of n tiles.
 """
@@ -30,17 +30,20 @@ def cross_entropy(
     *,
     pairs: Pairs,
 ) -> tuple[jax.Array, jax.Array]:
-    """Soft-target cross-entropy, sum over items of weight * sum over pairs.
+    """Compute soft-target cross-entropy: sum over items of weight * sum over pairs.
+
+    Only features and prototypes get gradients.
 
     Args:
-      features: [G, I, S, C] of the student, unit length; gets a gradient.
-      prototypes: [K, C] of the student; gets a gradient, sharded as parameters are.
-      targets: Of the teacher, the same items; gets none.
-      weights: float32 [G, I]; 0 leaves an item out. Gets no gradient.
-      pairs: For each of the S student rows, the teacher rows that it meets.
+      features: The student's features of unit length, [G, I, S, C].
+      prototypes: The student's prototypes, [K, C]; their gradient is sharded like
+        parameters.
+      targets: The teacher's targets for the same items.
+      weights: Weight of each item, float32 [G, I]; 0 leaves it out.
+      pairs: Teacher rows that each of the S student rows is paired with.
 
     Returns:
-      The total, and without gradient its parts by student row, [S].
+      The total, and its parts by student row, [S], without gradient.
     """
     return _cross_entropy(features, prototypes, targets, weights, pairs)
 
@@ -69,7 +72,7 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _on_groups(features, prototypes, targets, weights, pairs, with_grads):
-    """`_local` on each device's groups: parts [S][, gradients]."""
+    """Run `_local` on each device's groups; return parts [S] and, if set, gradients."""
     args = (
         *(features, targets.features, targets.lse, weights),
         *(prototypes, targets.prototypes, targets.temp, targets.bias),

@@ -1,12 +1,12 @@
-"""Teacher targets over the prototypes: what makes any tile of them.
+"""Teacher targets over the prototypes, in a form that gives any tile of them.
 
-Equals `losses.teacher_targets`, which says what is computed, without an array of
-[rows, K]. Both kinds of targets are softmax(logits / temp + bias) with one bias a
-prototype. For EMA centring it is -center / temp. For Sinkhorn-Knopp it is the log of
-the factor that scales a column: dividing rows by their sums is the softmax itself, and
-dividing columns by theirs takes log(sum) from the bias.
+Equals the definitions in `losses.teacher_targets`, without any array of [rows, K]. Both
+kinds of targets are softmax(logits / temp + bias) with one bias a prototype. For EMA
+centring it is -center / temp. For Sinkhorn-Knopp it is the log of a column's scale:
+dividing rows by their sums is the softmax itself, and dividing columns by their sums
+subtracts log(sum) from the bias.
 
-Shapes: G groups, I items a group (an image, or a masked patch), T teacher rows an item,
+Shapes: G groups, I items a group (images or masked patches), T teacher rows an item,
 R rows in all, C channels of the bottleneck, K prototypes, k of them in each of n tiles.
 """
 
@@ -25,14 +25,14 @@ _TINY, _HUGE = jnp.finfo(jnp.float32).tiny, jnp.finfo(jnp.float32).max
 
 @flax.struct.dataclass
 class Targets:
-    """The teacher's side of a loss; probabilities are made from it tile by tile.
+    """The teacher's side of a loss, from which probabilities are computed by tiles.
 
     Attributes:
-      features: [G, I, T, C], unit length.
-      prototypes: [K, C].
+      features: The teacher's features of unit length, [G, I, T, C].
+      prototypes: The teacher's prototypes, [K, C].
       temp: Teacher temperature.
-      bias: float32 [K].
-      lse: float32 [G, I, T], log-sum-exp over K of logits / temp + bias.
+      bias: Bias of each prototype, float32 [K].
+      lse: Log-sum-exp over K of logits / temp + bias, float32 [G, I, T].
     """
 
     features: jax.Array
@@ -42,7 +42,7 @@ class Targets:
     lse: jax.Array
 
     def probabilities(self) -> jax.Array:
-        """float32 [G, I, T, K], whole: for looking at."""
+        """Compute all probabilities at once, float32 [G, I, T, K], for inspection."""
         logits = (
             tiles_lib.matmul(self.features, self.prototypes) / self.temp + self.bias
         )
@@ -57,14 +57,14 @@ def sinkhorn_knopp(
     valid: jax.Array | None = None,
     num_iterations: int = 3,
 ) -> Targets:
-    """Balanced targets; see `teacher_targets.sinkhorn_knopp`, which this equals.
+    """Compute balanced targets, equal to `teacher_targets.sinkhorn_knopp`.
 
     Args:
-      features: [G, I, T, C].
-      prototypes: [K, C].
+      features: The teacher's features, [G, I, T, C].
+      prototypes: The teacher's prototypes, [K, C].
       temp: Teacher temperature.
-      valid: Optional bool [G, I]; False items take no part.
-      num_iterations: Of the alternating normalisation, at least 1.
+      valid: Optional bool [G, I]; False items are ignored.
+      num_iterations: Iterations of the alternating normalisation, at least 1.
     """
     if valid is None:
         valid = jnp.ones(features.shape[:2], bool)
@@ -90,7 +90,7 @@ def sinkhorn_knopp(
 
 
 def _balance_in_two_passes(tiles, valid, num_iterations, axes):
-    """bias [n, k] and lse [R]: columns first, their sums over devices, then rows."""
+    """Return bias [n, k] and lse [R]; sum columns over devices first, then rows."""
 
     def first(_, tile):
         return None, _sums_of_exps(tiles.logits(tile), tiles.again(tile), valid)
@@ -103,7 +103,7 @@ def _balance_in_two_passes(tiles, valid, num_iterations, axes):
         return (lse, sums + jnp.sum(_probabilities(tiles, tile, lse), axis=1)), None
 
     _, (peak, sums) = jax.lax.scan(first, None, tiles.scanned)
-    # Of a device without any valid row the peaks say nothing.
+    # The peaks of a device without valid rows are meaningless.
     highest = jax.lax.pmax(jnp.where(sums > 0, peak, -jnp.inf), axes)
     highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
     sums = jax.lax.psum(sums * jnp.exp(jnp.minimum(peak - highest, 0.0)), axes)
@@ -119,7 +119,7 @@ def _balance_in_two_passes(tiles, valid, num_iterations, axes):
 
 
 def _balance_in_one_pass(tiles, valid, num_iterations):
-    """The same on one device, where a tile of columns has all that its bias needs."""
+    """Do the same on one device, where one tile is enough to update its bias."""
 
     def first(sums, tile):
         z = tiles.logits(tile)
@@ -145,10 +145,10 @@ def _balance_in_one_pass(tiles, valid, num_iterations):
 
 
 def _sums_of_exps(z, again, valid):
-    """Of exp(z) by columns: their peaks [k], and sums [k] of what is left without it.
+    """Return by columns the peaks of z, [k], and the sums of exp(z - peak), [k].
 
-    Later sums need no peak: those of columns are of probabilities, and rows of columns
-    that were divided by them.
+    Later sums need no peaks: column sums are of probabilities, and row sums are of
+    columns that were divided by such sums.
     """
     peak = jnp.max(jnp.where(valid, z, -jnp.inf), axis=0)
     peak = jnp.where(jnp.isfinite(peak), peak, 0.0)  # no row is valid
@@ -156,7 +156,7 @@ def _sums_of_exps(z, again, valid):
 
 
 def _probabilities(tiles, tile, lse):
-    """[R, k] of a tile and its bias."""
+    """Compute the probabilities [R, k] of a tile, given with its bias."""
     tile, bias = tile
     return jnp.exp(tiles.logits(tile) + bias - lse[:, None])
 
@@ -166,12 +166,12 @@ def _sums_of_probabilities(q, valid):
 
 
 def _log_scale(sums):
-    """Of what divides columns; where no row is valid they stay as they are."""
+    """Return the log of the column sums; 0 if no row is valid, to change nothing."""
     return jnp.where(sums >= _TINY, jnp.log(sums), 0.0)
 
 
 def _log_of_rows(sums):
-    """A precaution: of all rows there is something left, and no more than R * K."""
+    """Return log(sums), clipped as a precaution: sums are above 0 and at most R * K."""
     return jnp.log(jnp.clip(sums, _TINY, _HUGE))
 
 
@@ -181,13 +181,13 @@ def centered(
     temp: jax.Array | float,
     center: jax.Array,
 ) -> Targets:
-    """Centred targets; see `teacher_targets.centered_softmax`, which this equals.
+    """Compute centred targets, equal to `teacher_targets.centered_softmax`.
 
     Args:
-      features: [G, I, T, C].
-      prototypes: [K, C].
+      features: The teacher's features, [G, I, T, C].
+      prototypes: The teacher's prototypes, [K, C].
       temp: Teacher temperature.
-      center: [K].
+      center: The centre of the logits, [K].
     """
     temp = jnp.asarray(temp, jnp.float32)
     bias = -center / temp
@@ -211,15 +211,17 @@ def centered(
 def update_center(
     center: jax.Array, targets: Targets, valid: jax.Array | None = None
 ) -> jax.Array:
-    """`teacher_targets.update_center` from the mean feature: the logits are linear.
+    """Return the centre for the next step, as `teacher_targets.update_center` does.
+
+    Logits are linear in the features, so the mean feature is enough.
 
     Args:
-      center: [K].
-      targets: Of this batch.
-      valid: Optional bool [G, I].
+      center: The old centre, [K].
+      targets: Targets of this batch.
+      valid: Optional bool [G, I]; False items are ignored.
 
     Returns:
-      [K].
+      The new centre, [K].
     """
     features = targets.features.astype(jnp.float32)
     if valid is None:

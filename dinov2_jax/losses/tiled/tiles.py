@@ -1,10 +1,10 @@
-"""The logits of all rows and some prototypes, a tile of columns at a time, and sums.
+"""Logits of all rows by tiles of prototypes, and sums over them.
 
-Logits are computed again for every pass over them (kept only where they are small), so
-that no array of [rows, K] is in memory. Matmuls are in the dtype of features and
-prototypes, everything else in float32.
+Logits are recomputed for every pass over them (kept only if there are few), so that no
+array of [rows, K] is in memory. Matmuls are in the dtype of features and prototypes,
+everything else in float32.
 
-R rows, C channels, K prototypes, k of them in each of n tiles.
+Shapes: R rows, C channels, K prototypes, k of them in each of n tiles.
 """
 
 import dataclasses
@@ -15,23 +15,24 @@ import jax.numpy as jnp
 
 from dinov2_jax import sharding
 
-_KEPT = 2**25  # logits up to so many are kept instead of computed again
-_TILE = {True: 2**19, False: 2**24}  # logits of a tile, on the CPU or not
-_NARROWEST = 128  # columns of a tile
+_KEPT = 2**25  # up to this many logits are kept instead of recomputed
+_TILE = {True: 2**19, False: 2**24}  # logits in a tile; True on the CPU
+_NARROWEST = 128  # columns in a tile
 
-Sums = tuple[jax.Array, jax.Array]  # [R]: a peak, and of exponentials below it
+Sums = tuple[jax.Array, jax.Array]  # [R] each: the peak, and the sum of exp(z - peak)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """What a scan over prototypes takes, and what gives logits [R, k] of one of it.
+    """Tiles of prototypes to scan over, and functions that give the logits of one.
 
     Attributes:
-      scanned: [n, ...].
-      logits: Of one of `scanned`: features @ prototypes.T / temp.
-      again: The same, for a pass that needs them twice. On TPUs, unless they are kept,
-        they are then computed twice, and go from the matmul into each sum without being
-        stored, in half the cycles; elsewhere it is `logits`.
+      scanned: The array to scan over, [n, ...].
+      logits: Function of an element of `scanned` that returns its logits [R, k],
+        features @ prototypes.T / temp.
+      again: The same function, for a pass that needs the logits twice. On TPUs, unless
+        they are kept, they are then computed twice and go from the matmul into each sum
+        without being stored, in half the cycles; elsewhere it is `logits`.
     """
 
     scanned: jax.Array
@@ -49,18 +50,19 @@ def make_tiles(
     *,
     rows: int | None = None,
 ) -> Tiles:
-    """Divides the prototypes.
+    """Divide the prototypes into tiles.
 
     Args:
-      features: [..., C], R rows.
-      prototypes: [K, C].
+      features: Features, [..., C], R rows in all.
+      prototypes: Prototypes, [K, C].
       temp: Temperature that divides the logits.
-      rows: Of the largest array that the scan makes of a tile; None: it makes sums.
+      rows: Rows of the largest array that the scan makes of a tile; None if it only
+        makes sums.
     """
     x = features.reshape(-1, features.shape[-1])
     size = _TILE[sharding.device_kind() == "cpu"]
     if rows is None and computes_again():
-        size *= 2  # no tile is stored: longer turns, 11 % fewer cycles on v6e
+        size *= 2  # no tile is stored; larger ones take 11 % fewer cycles on v6e
     columns = _columns(size // (rows or len(x)), len(prototypes))
     scanned = prototypes.reshape(-1, columns, prototypes.shape[-1])
     scale = 1.0 / temp
@@ -71,24 +73,24 @@ def make_tiles(
     if len(x) * len(prototypes) <= _KEPT:
         scanned = jax.lax.map(from_rows(x), scanned)
         return Tiles(scanned, lambda tile: tile, lambda tile: tile)
-    # Behind the barrier the compiler does not see that it is the same matmul.
+    # The barrier hides from the compiler that it is the same matmul.
     again = jax.lax.optimization_barrier(x) if computes_again() else x
     return Tiles(scanned, from_rows(x), from_rows(again))
 
 
 def computes_again() -> bool:
-    """Whether a tile's logits are rather computed than read a second time."""
+    """Whether to recompute a tile's logits rather than to read them a second time."""
     return sharding.device_kind().startswith("TPU")
 
 
 def _columns(most: int, count: int) -> int:
-    """Prototypes of a tile: a divisor of all, so that no tile is filled up.
+    """Return the number of prototypes in a tile, a divisor of all to avoid padding.
 
-    A prime number of prototypes is one tile, however large.
+    A prime number of prototypes makes one tile, however large.
 
     Args:
-      most: Of them, where that is possible.
-      count: All of them.
+      most: Maximum number in a tile, exceeded only if no divisor is small enough.
+      count: Number of all prototypes.
     """
     divisors = [
         k
@@ -99,19 +101,19 @@ def _columns(most: int, count: int) -> int:
 
 
 def matmul(rows: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """[..., C] and [K, C] -> float32 [..., K]."""
+    """Multiply rows [..., C] by prototypes [K, C], to float32 [..., K]."""
     return jnp.einsum(
         "...c,kc->...k", rows, prototypes, preferred_element_type=jnp.float32
     )
 
 
 def log_sum_exp(tiles: Tiles, num_rows: int, bias: jax.Array | None = None):
-    """Of each row over all prototypes: float32 [R].
+    """Compute the log-sum-exp of each row over all prototypes, float32 [R].
 
     Args:
-      tiles: Of the logits.
-      num_rows: R.
-      bias: [n, k] that is added to every row.
+      tiles: Tiles of the prototypes.
+      num_rows: Number of rows R.
+      bias: Optional bias added to every row, [n, k].
     """
     bias = jnp.zeros((len(tiles), 1)) if bias is None else bias
 
@@ -125,12 +127,12 @@ def log_sum_exp(tiles: Tiles, num_rows: int, bias: jax.Array | None = None):
 
 
 def no_sums(num_rows: int) -> Sums:
-    """Of no prototype yet."""
+    """Return initial sums, with no prototype added."""
     return jnp.full(num_rows, -jnp.inf), jnp.zeros(num_rows)
 
 
 def add_to_sums(sums: Sums, z: jax.Array, again: jax.Array) -> Sums:
-    """The sums with those of z [R, k], which comes twice: see `Tiles.again`."""
+    """Add the logits z [R, k] to sums; z is passed twice, see `Tiles.again`."""
     peak, total = sums
     new = jnp.maximum(peak, jnp.max(z, axis=-1))
     total *= jnp.exp(peak - new)
@@ -138,6 +140,6 @@ def add_to_sums(sums: Sums, z: jax.Array, again: jax.Array) -> Sums:
 
 
 def log_of_sums(sums: Sums) -> jax.Array:
-    """Log-sum-exp [R]."""
+    """Return the log-sum-exp [R] of sums."""
     peak, total = sums
     return peak + jnp.log(total)
