@@ -1,15 +1,15 @@
-"""python -m benchmarks PART [PART ...]: measures, prints tables, writes JSON.
+"""python -m benchmarks PART [PART ...]: measure, print tables, write JSON.
 
-  step        the training step, beside PyTorch and the reference: images/s, MFU, memory
-  attention   every attention kernel that runs here, beside PyTorch
-  prototypes  the losses over prototypes, time and memory, beside a plain transcription
+  step        the training step against PyTorch and the reference: images/s, MFU, memory
+  attention   every attention kernel that runs here, against PyTorch
+  prototypes  time and memory of the losses over prototypes, against plain versions
   input       images/s of the host's input pipeline (CPU)
   compile     seconds to trace, lower and compile a step, scanned and unrolled (CPU)
-  saving      what a save adds to the steps around it, and a large state's times (CPU)
-  aot         what the compiler says of steps on machines that are not here
+  saving      time that a save adds to training; save and restore of a large state (CPU)
+  aot         the compiler's predictions for machines that are not present
 
-Files go to benchmarks/results/<part>[-device].json. Numbers are medians with their
-range, after warm-up, on random input. Loading and embedding have programs of their own:
+Results go to benchmarks/results/<part>[-device].json. Numbers are medians with their
+range, after warm-up, on random input. Loading and embedding have their own programs:
 `python -m benchmarks.weights` and `python -m benchmarks.embed`.
 """
 
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from benchmarks import settings, workers
 
-PARTS = {  # name -> module, whether it asks for the device, share of --minutes
+PARTS = {  # name -> module, whether it uses the device, share of --minutes
     "step": ("step", True, 6),
     "attention": ("attention", True, 2),
     "prototypes": ("prototypes", True, 1),
@@ -36,7 +36,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -72,9 +72,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs the parts one after the other."""
+    """Run the parts one after the other."""
     flags = parse()
-    # So that a worker's process ends with this one.
+    # So that worker processes end with this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     end = time.monotonic() + 60 * flags.minutes if flags.minutes else None
     device = {"platform": "cpu", "kind": "cpu"}
@@ -82,7 +82,7 @@ def main() -> None:
         device = workers.run_worker("environment", [], {})
     for i, part in enumerate(flags.parts):
         deadline = None
-        if end is not None:  # its share of what earlier parts have left
+        if end is not None:  # its share of the time that is left
             shares = [PARTS[name][2] for name in flags.parts[i:]]
             left = max(end - time.monotonic(), 0)
             deadline = time.monotonic() + left * shares[0] / sum(shares)

@@ -1,9 +1,9 @@
-"""What the compiler says of whole steps on machines that are not here.
+"""The compiler's predictions of whole steps on machines that are not present.
 
-Runs `python -m dinov2_jax.aot` for the shipped ViT-L/14 and ViT-g/14 at a number of
-images a device, compiled for TPU slices, and tabulates: does it fit, how much memory,
-how many bytes a device sends, and the predicted step between communication hidden
-behind arithmetic and not. Predictions, none of them run on such a machine.
+Runs `python -m dinov2_jax.aot` for the shipped ViT-L/14 and ViT-g/14 on TPU slices and
+tabulates whether they fit, their memory, the bytes that a device sends, and the
+predicted step time with all and with no communication hidden behind arithmetic. None of
+this was run on such a machine.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A config on a slice; `images` a device are one group."""
+    """A config on a slice, with one group of `images` images per device."""
 
     config: str
     topology: str
@@ -32,7 +32,7 @@ class Case:
 
     @property
     def devices(self) -> int:
-        """Of the slice."""
+        """Number of devices of the slice."""
         return math.prod(map(int, self.topology.split(":")[1].split("x")))
 
 
@@ -49,7 +49,7 @@ CASES = (
 
 
 def run(args: Settings) -> None:
-    """Compiles, prints and writes."""
+    """Compile, print the table and write the results."""
     rows: list[report.Row] = []
     for case in [Case("debug", "v5e:2x2", 4)] if args.tiny else CASES:
         name = f"{case.config}, {case.topology}"
@@ -63,7 +63,7 @@ def run(args: Settings) -> None:
 
 
 def plan(case: Case, args: Settings) -> dict[str, Any]:
-    """The program's JSON, or why there is none."""
+    """Return the JSON of `dinov2_jax.aot`, or the error."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "plan.json"
         command = [
@@ -90,7 +90,7 @@ def plan(case: Case, args: Settings) -> dict[str, Any]:
 
 
 def _predicted(row: report.Row, key: str, form: str, factor: float) -> str:
-    """A number with communication hidden, to the same with none; "-" without one."""
+    """Format a number with all communication hidden and with none; "-" if missing."""
     if not row.get("prediction"):
         return "-"  # does not fit
     pair = (row["prediction"][bound][key] for bound in ("hidden", "exposed"))

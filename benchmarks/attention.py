@@ -1,10 +1,10 @@
-"""Attention inside sequences of DINOv2's lengths: every kernel that runs here.
+"""Attention on sequences of DINOv2's lengths, with every kernel that runs here.
 
-Forward, and forward with backward, from the packed projection [1, T, 3*D] to [1, T, D],
-as the model calls it; head dimension 64. The lengths are those of crops: 36, 49, 196,
-256 and 1369 patches with a class token, with registers, or both. Beside PyTorch's
-`scaled_dot_product_attention` from and to the same layout. FLOPs are those of the two
-products, and twice as many backward.
+Times forward, and forward with backward, from the packed projection [1, T, 3*D] to
+[1, T, D], as in the model, with head dimension 64. The lengths are those of crops: 36,
+49, 196, 256 and 1369 patches with a class token, with registers, or both. The peer is
+PyTorch's `scaled_dot_product_attention` from and to the same layout. FLOPs are those of
+the two products, and twice as many backward.
 """
 
 import sys
@@ -25,7 +25,7 @@ PASSES = {"forward": 1, "both": 3}  # times the forward pass's FLOPs
 
 
 def run(args: Settings) -> None:
-    """Measures, prints and writes."""
+    """Measure, print the table and write the results."""
     lengths, tokens, heads, dtype = LENGTHS, 4096, 6, "float32"
     inner = 1
     if args.plan == "gpu":
@@ -65,7 +65,7 @@ def run(args: Settings) -> None:
 
 
 def measure(name: str, flags: list[str], args: Settings) -> dict[str, dict[str, Any]]:
-    """Seconds by length and pass of one implementation, or why there are none."""
+    """Return one implementation's seconds by length and pass, or the error."""
     module, extra, variables = "attention_jax", [f"--implementation={name}"], {}
     if name == PEER:
         module, extra = "attention_torch", [f"--device={args.torch_device}"]
@@ -80,7 +80,7 @@ def measure(name: str, flags: list[str], args: Settings) -> dict[str, dict[str, 
 
 
 def summarize(measured, tokens: int, heads: int) -> list[report.Row]:
-    """One row a length and implementation."""
+    """Return one row per length and implementation."""
     rows = []
     for (length, name), result in sorted(measured.items(), key=lambda item: item[0][0]):
         row = {"length": length, "implementation": name} | result

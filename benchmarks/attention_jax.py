@@ -1,4 +1,4 @@
-"""One process that times an implementation of `dinov2_jax.kernels.attention`."""
+"""A process that times an implementation of `dinov2_jax.kernels.attention`."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from dinov2_jax.kernels import attention
 
 
 def measure(implementation: str, length: int, args: argparse.Namespace) -> dict:
-    """Seconds of the forward pass and of both, or {"error": why not}."""
+    """Return the seconds of the forward pass and of both passes, or {"error": ...}."""
     sequences = ((max(args.tokens // length, 1), length),)
     shape = (1, sequences[0][0] * length, 64 * args.heads)
     keys = jax.random.split(jax.random.key(0))
@@ -38,13 +38,13 @@ def measure(implementation: str, length: int, args: argparse.Namespace) -> dict:
             ("both", both, (qkv, grad)),
         ):
             report[name] = time_calls(function, inputs, args)
-    except Exception as error:  # what a kernel refuses is a result
+    except Exception as error:  # a kernel's refusal is a result
         report["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
     return report
 
 
 def time_calls(function, inputs: tuple, args: argparse.Namespace) -> list[float]:
-    """Seconds of a jitted call."""
+    """Return the seconds of a jitted call."""
     compiled = jax.jit(function).lower(*inputs).compile()
     out = None
 
@@ -62,7 +62,7 @@ def time_calls(function, inputs: tuple, args: argparse.Namespace) -> list[float]
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--implementation", required=True)
     parser.add_argument("--lengths", type=int, nargs="+", required=True)

@@ -1,4 +1,4 @@
-"""One process that times PyTorch's attention as `attention_jax` times ours."""
+"""A process that times PyTorch's attention, as `attention_jax` times ours."""
 
 import argparse
 import json
@@ -10,14 +10,14 @@ from benchmarks import timing
 
 
 def attend(qkv: torch.Tensor, count: int, length: int, heads: int) -> torch.Tensor:
-    """[1, count*length, 3*D] -> [1, count*length, D]."""
+    """Map [1, count*length, 3*D] to [1, count*length, D]."""
     packed = qkv.view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
     out = F.scaled_dot_product_attention(*packed)  # [count, H, length, C]
     return out.transpose(1, 2).reshape(1, count * length, -1)
 
 
 def measure(length: int, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of the forward pass and of both."""
+    """Return the seconds of the forward pass and of both passes."""
     count = max(args.tokens // length, 1)
     dim = 64 * args.heads
     options = {"dtype": getattr(torch, args.dtype), "device": args.device}
@@ -44,7 +44,7 @@ def measure(length: int, args: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lengths", type=int, nargs="+", required=True)

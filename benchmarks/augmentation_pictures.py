@@ -1,9 +1,9 @@
-"""Draws docs/augmentations.png: every change on the host and on the device.
+"""A picture of every augmentation on host and device: docs/augmentations.png.
 
     python -m benchmarks.augmentation_pictures [OUT]
 
-The same draws on both sides; the third row of each photograph is ten times their
-difference. The last columns are whole draws of the policy.
+Both sides use the same draws; the third row of each photograph is ten times their
+difference. The last columns are complete draws of the policy.
 """
 
 import pathlib
@@ -34,7 +34,7 @@ NOTHING = {
 
 
 def amounts(kind: int, value: float) -> dict:
-    """Draws in which one of the four colour changes happens."""
+    """Return the draws for one of the four colour changes."""
     changed = NOTHING["amounts"].copy()
     changed[kind] = value
     return {"amounts": changed}
@@ -54,7 +54,7 @@ COLUMNS = {
 
 
 def on_host(crop: np.ndarray, draws: dict) -> np.ndarray:
-    """The host's functions with given draws."""
+    """Apply the host's functions with the given draws."""
     if draws["flip"]:
         crop = crop[:, ::-1]
     if not np.array_equal(draws["amounts"], NOTHING["amounts"]):
@@ -75,7 +75,7 @@ def on_host(crop: np.ndarray, draws: dict) -> np.ndarray:
 
 
 def on_device(crop: np.ndarray, draws: dict) -> np.ndarray:
-    """The step's function with the same draws."""
+    """Apply the device's function with the given draws."""
     arrays = {k: np.asarray(v)[..., None, None] for k, v in draws.items()}
     draws = on_device_lib.Draws(**arrays)
     out = on_device_lib.apply(
@@ -85,7 +85,7 @@ def on_device(crop: np.ndarray, draws: dict) -> np.ndarray:
 
 
 def whole_draws() -> dict[str, dict]:
-    """Three draws of the reference's policy, of its second global crop."""
+    """Return three draws of the reference's policy for its second global crop."""
     keys = np.random.default_rng(5).integers(0, 2**32, (1, 3, 2), np.uint32)
     drawn = vars(on_device_lib.draw(keys, policies.Policy(), num_local=0))
     return {
@@ -95,7 +95,7 @@ def whole_draws() -> dict[str, dict]:
 
 
 def main() -> None:
-    """Writes the picture."""
+    """Write the picture."""
     out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
     columns = {**COLUMNS, **whole_draws()}
     unseen = dict(zip(("chelsea", "coffee"), photos.load_unseen()))

@@ -1,7 +1,7 @@
-"""Seconds from a config to a compiled step: blocks scanned and unrolled, on the CPU.
+"""Seconds from a config to a compiled step, with scanned and unrolled blocks (CPU).
 
-Tracing with lowering, and XLA's compilation, of the whole training step on abstract
-state, each in a process of its own.
+Measures tracing with lowering, and XLA's compilation, of the whole training step on
+abstract state. Each measurement has its own process.
 """
 
 import sys
@@ -14,7 +14,7 @@ CASES = {"vits14": ("vits", 12), "vitg14": ("vitg", 40)}  # config, blocks
 
 
 def run(args: Settings) -> None:
-    """Measures, prints and writes."""
+    """Measure, print the table and write the results."""
     rows: list[report.Row] = []
     for name, (config, depth) in CASES.items():
         if args.only and name not in args.only:
@@ -37,7 +37,7 @@ def run(args: Settings) -> None:
 
 
 def compile_seconds(arguments: list[str], args: Settings) -> dict[str, Any]:
-    """Seconds of one process, or why there are none."""
+    """Return the seconds that one process measured, or the error."""
     try:
         found = workers.run_worker(
             "jax_step",

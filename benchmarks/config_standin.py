@@ -1,8 +1,7 @@
-"""Lets configs load where ml_collections is not installed.
+"""A stand-in for ml_collections on machines that do not have it.
 
-Machines for measuring have JAX and little else. `install` puts a module with the part
-of `ml_collections.config_dict` that the files in configs/ use in its place; where the
-package is installed it does nothing.
+Benchmark machines have JAX and little else. If the package is missing, `install` adds a
+module with the part of `ml_collections.config_dict` that the files in configs/ use.
 """
 
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 
 class ConfigDict:
-    """Fields by attribute or by item; once locked, unknown fields are refused."""
+    """Fields by attribute or item; once locked, it rejects unknown fields."""
 
     def __init__(self):
         object.__setattr__(self, "_fields", {})
@@ -34,13 +33,13 @@ class ConfigDict:
     __setitem__ = __setattr__
 
     def update(self, *others: dict[str, Any], **fields: Any) -> None:
-        """Sets many fields."""
+        """Set many fields."""
         for other in (*others, fields):
             for name, value in other.items():
                 setattr(self, name, value)
 
     def lock(self) -> None:
-        """Refuses unknown fields from here on, also in what it holds."""
+        """Reject unknown fields from now on, in nested dicts too."""
         object.__setattr__(self, "_locked", True)
         for value in self._fields.values():
             if isinstance(value, ConfigDict):
@@ -48,12 +47,12 @@ class ConfigDict:
 
 
 def placeholder(kind: type) -> None:
-    """A field without a value yet."""
+    """Return None, the value of a field that is not set."""
     del kind
 
 
 def install() -> None:
-    """Makes `import ml_collections` work."""
+    """Make `import ml_collections` work."""
     try:
         import ml_collections  # noqa: F401
     except ImportError:

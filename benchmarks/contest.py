@@ -1,7 +1,7 @@
-"""Contestants for one piece of work, measured beside each other.
+"""Comparison of several contestants that do the same work.
 
-On the CPU they take turns, a sample each, and are compared turn by turn. On an
-accelerator, whose memory is for one alone, they run one after the other.
+On the CPU they take turns, one sample each, and are compared turn by turn. On an
+accelerator, whose memory holds only one of them, they run one after the other.
 """
 
 import sys
@@ -11,34 +11,34 @@ from typing import Any, NamedTuple
 from benchmarks import timing, workers
 from benchmarks.settings import Settings
 
-_LEAST_SECONDS = 15  # nothing is started with less time left
+_LEAST_SECONDS = 15  # with less time left, nothing is started
 
-# What a contestant reports over all rounds, by its name; lists grow, the rest is of the
-# last round: {"seconds": [...], "ratios": [...], ...}, with "error" where it failed.
+# Reports by contestant, {"seconds": [...], "ratios": [...], ...}, with "error" if it
+# failed. Lists are joined over all rounds; the other values are from the last round.
 Measured = dict[str, dict[str, Any]]
 
 
 class Contestant(NamedTuple):
-    """Who is measured, and the process that does it."""
+    """The name of a contestant and the command that measures it."""
 
     name: str
     command: workers.Command
 
 
 def in_turns(args: Settings) -> bool:
-    """Whether all of a contest run at once, of which one computes at a time."""
+    """Return whether the contestants run side by side and take turns."""
     return args.plan == args.device["platform"] == "cpu"
 
 
 def groups(contestants: Sequence[Contestant], args: Settings) -> list[list[Contestant]]:
-    """Those that `hold` takes together."""
+    """Split contestants into the groups that `hold` measures together."""
     if in_turns(args):
         return [list(contestants)]
     return [[contestant] for contestant in contestants]
 
 
 def hold(group: Sequence[Contestant], measured: Measured, args: Settings) -> None:
-    """A round of one group, added to what was measured; its first is compared with."""
+    """Measure a round of a group, add it to `measured`; the first is the baseline."""
     names = [contestant.name for contestant in group]
     print(f"  {', '.join(names)}", file=sys.stderr, flush=True)
     found = measure([contestant.command for contestant in group], args)
@@ -51,7 +51,7 @@ def hold(group: Sequence[Contestant], measured: Measured, args: Settings) -> Non
 def measure(
     commands: Sequence[workers.Command], args: Settings
 ) -> list[dict[str, Any]]:
-    """What the processes report, or {"error": why not}."""
+    """Return the report of each command, or {"error": reason}."""
     left = args.seconds_left()
     if left is not None and left < _LEAST_SECONDS:
         return [{"error": "out of time"}] * len(commands)
@@ -69,7 +69,7 @@ def measure(
 
 
 def add_ratios(found: list[dict[str, Any]]) -> None:
-    """How many times as fast the first was, in each turn that both of them had."""
+    """Add the ratios to the first contestant's seconds, turn by turn."""
     ours = found[0].get("seconds", [])
     for result in found:
         theirs = result.get("seconds", [])
@@ -77,7 +77,7 @@ def add_ratios(found: list[dict[str, Any]]) -> None:
 
 
 def add(total: dict[str, Any], turn: dict[str, Any]) -> None:
-    """Joins the seconds and ratios of a round to those of earlier ones."""
+    """Append the seconds and ratios of a round to those of earlier ones."""
     lists = {
         key: total.get(key, []) + turn.get(key, []) for key in ("seconds", "ratios")
     }
@@ -85,7 +85,7 @@ def add(total: dict[str, Any], turn: dict[str, Any]) -> None:
 
 
 def ours_over(result: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
-    """The spread of how many times as fast ours was, by turns where there were any."""
+    """Return the spread of our speedup, by turns, else by medians."""
     by_medians = (
         timing.spread(result["seconds"])["median"]
         / timing.spread(ours["seconds"])["median"]
@@ -94,7 +94,7 @@ def ours_over(result: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
 
 
 def factor(ratio: dict[str, float]) -> str:
-    """ "1.02 x (0.98 to 1.05)" """
+    """Format a ratio as "1.02 x (0.98 to 1.05)"."""
     if ratio["samples"] == 1:
         return f"{ratio['median']:.2f} x"
     return "{median:.2f} x ({low:.2f} to {high:.2f})".format(**ratio)

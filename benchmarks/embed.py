@@ -1,19 +1,19 @@
-"""Features of a folder of photographs, beside PyTorch, on the CPU of this machine.
+"""Features of a folder of photographs, against PyTorch, on this machine's CPU.
 
     python -m benchmarks.embed [--images=192] [--rounds=9]
 
-ViT-S/14 at 224 px in float32, class tokens; the same random weights and JPEG files on
-both sides. Ours is what `python -m dinov2_jax.embed` runs. The peer is the script that
-users of PyTorch write: transformers' `Dinov2Model` with SDPA attention, inference mode,
+ViT-S/14 at 224 px in float32, class tokens; both sides use the same random weights and
+JPEG files. Ours is what `python -m dinov2_jax.embed` runs. The peer is the usual script
+of PyTorch users: transformers' `Dinov2Model` with SDPA attention, inference mode,
 Pillow, a `DataLoader`, `numpy.save`. Its batch size, and whether glibc keeps freed
 memory, are the best of those tried; of its pipeline with and without loader processes
-the faster counts.
+the faster one counts.
 
-Measured are the forward pass, the way from the files to a features file without
-start-up, and whole commands. Contestants are processes of their own that take turns.
-Other jobs may run on the machine: a turn waits for a quiet moment as long as
---patience allows, the share of the cores that others took is recorded, and turns with
-little of it count. Prints a table and writes benchmarks/results/embed.json.
+Measured are the forward pass, the pipeline from image files to a features file without
+start-up, and whole commands. Contestants have their own processes and take turns. Other
+jobs may run on the machine: a turn waits up to --patience seconds for a quiet moment,
+the share of the cores that others took is recorded, and only turns with a low share
+count. Prints a table and writes benchmarks/results/embed.json.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PACKAGES = ("jax", "jaxlib", "torch", "transformers", "pillow", "numpy")
 
 
 def make_photos(folder: pathlib.Path, count: int) -> None:
-    """Writes JPEGs 500 px long, as ImageNet's are: crops of photographs."""
+    """Write crops of photographs as JPEGs, long side 500 px, like ImageNet's."""
     import numpy as np
     import skimage.data
     from PIL import Image
@@ -60,7 +60,7 @@ def make_photos(folder: pathlib.Path, count: int) -> None:
 
 
 def make_weights(path: pathlib.Path) -> None:
-    """Writes a .pth of ViT-S/14 under the released names."""
+    """Write a .pth of a random ViT-S/14 under the released names."""
     import torch
 
     torch.manual_seed(0)
@@ -76,10 +76,10 @@ class Contestant:
 
     Args:
       command: Arguments of `embed_contestants`.
-      variables: Of its environment.
+      variables: Environment variables to add.
 
     Attributes:
-      samples: Of its turns.
+      samples: Samples of its turns so far.
     """
 
     def __init__(self, *command: str, variables: Mapping[str, str] | None = None):
@@ -101,20 +101,20 @@ class Contestant:
         return line
 
     def take_turn(self, patience: float) -> None:
-        """Waits for a quiet moment, then measures."""
+        """Wait for a quiet moment, then measure."""
         quiet.await_quiet(patience)
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         self.samples.append(json.loads(self._expect()))
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.stdin.close()
         self._process.wait()
 
 
 def rate(samples: list[dict]) -> dict[str, Any]:
-    """Median and range of images/s, of the quiet samples where there are three."""
+    """Return median and range of images/s, of quiet samples if there are three."""
     undisturbed = [s for s in samples if s["others"] <= quiet.NOISE]
     chosen = undisturbed if len(undisturbed) >= 3 else samples
     rates = [s["images_per_second"] for s in chosen]
@@ -129,7 +129,7 @@ def rate(samples: list[dict]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def contestants(commands: Mapping[str, Any]) -> Iterator[dict[str, Contestant]]:
-    """Starts them all, one after the other; ends them."""
+    """Start all contestants one after the other, and end them after the block."""
     with contextlib.ExitStack() as stack:
         started = {}
         for name, (command, variables) in commands.items():
@@ -141,7 +141,7 @@ def contestants(commands: Mapping[str, Any]) -> Iterator[dict[str, Contestant]]:
 def compete(
     commands: Mapping[str, Any], rounds: int, patience: float
 ) -> dict[str, list[dict]]:
-    """Samples of contestants that take turns, until enough of each are quiet."""
+    """Sample contestants in turns until each has enough quiet samples."""
     with contestants(commands) as started:
         for number in range(3 * rounds):
             for contestant in started.values():
@@ -159,7 +159,7 @@ def compete(
 def whole_commands(
     folder: pathlib.Path, torch_settings: tuple, rounds: int, patience: float
 ) -> dict[str, list[dict]]:
-    """Samples of commands from start to end, imports and compilation included."""
+    """Sample whole commands, imports and compilation included."""
     settings, variables = torch_settings
     ours = ["-m", "dinov2_jax.embed", str(folder / "photos"), "--overwrite"]
     ours += [f"--model={folder / 'weights.pth'}", f"--out={folder / 'whole.npy'}"]
@@ -182,7 +182,7 @@ def whole_commands(
 
 
 def difference(folder: pathlib.Path) -> float:
-    """The largest difference of the features of both sides over their largest value."""
+    """Return the largest difference of both features over the largest value."""
     import numpy as np
 
     ours, theirs = (np.load(folder / f"{name}.npy") for name in ("jax", "torch"))
@@ -190,13 +190,13 @@ def difference(folder: pathlib.Path) -> float:
 
 
 def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict:
-    """All measurements."""
+    """Take all measurements."""
     make_photos(folder / "photos", args.images)
     make_weights(folder / "weights.pth")
     subprocess.run(
         [sys.executable, "-m", "dinov2_jax.convert", folder / "weights.pth"]
-        # transformers interpolates positions another way: for equal features, at 224 px
-        # they must be stored, which also spares it the work.
+        # transformers interpolates position embeddings differently. Stored at 224 px,
+        # they give equal features and save it that work.
         + [folder / "huggingface", "--to=huggingface", "--size=224x224"],
         check=True,
         stdout=subprocess.DEVNULL,
@@ -266,7 +266,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict:
 
 
 def summarize(report: dict) -> dict[str, str]:
-    """The rows of the table."""
+    """Return the rows of the table."""
     rows = {}
     for part in ("forward", "pipeline", "whole"):
         rates = {name: rate(samples) for name, samples in report[part].items()}
@@ -289,7 +289,7 @@ def summarize(report: dict) -> dict[str, str]:
 
 
 def main() -> None:
-    """Prints the table and writes the JSON."""
+    """Print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=9, help="quiet ones wanted")

@@ -1,9 +1,9 @@
-"""One process that computes features of a folder, a turn for every line it gets.
+"""A process that computes the features of a folder, once for each input line.
 
 python -m benchmarks.embed_contestants [--once] FRAMEWORK KIND FOLDER [BATCH LOADERS]
 
-FOLDER is what `benchmarks.embed` made: photos/, weights.pth, huggingface/. Each turn
-prints a sample; with --once it takes a single turn and prints nothing.
+FOLDER comes from `benchmarks.embed`: photos/, weights.pth, huggingface/. Each turn
+prints a sample; with --once there is a single turn and nothing is printed.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from benchmarks import quiet
 
 
 def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
-    """A function that does one turn and returns how many images it took.
+    """Return a function that does one turn and returns the number of images.
 
     Args:
-      kind: "forward", or "pipeline" from the files to the features file, or "module":
-        a call of what `dinov2_jax.load` gives, for comparison.
-      folder: With photos/ and weights.pth.
+      kind: "forward", the forward pass alone; "pipeline", from the image files to the
+        features file; "module", a call of the model that `dinov2_jax.load` returns.
+      folder: Folder with photos/ and weights.pth.
     """
     from dinov2_jax import cli
     from dinov2_jax.embed import __main__ as embed
@@ -78,7 +78,7 @@ def jax_contestant(kind: str, folder: pathlib.Path) -> Callable[[], int]:
 def torch_contestant(
     kind: str, folder: pathlib.Path, batch_size: int, workers: int
 ) -> Callable[[], int]:
-    """As `jax_contestant`; `workers` are the loader's processes."""
+    """Return the same as `jax_contestant`; `workers`: loader processes."""
     import numpy as np
     import torch
     import transformers
@@ -128,7 +128,7 @@ def torch_contestant(
 
 
 def serve(turn: Callable[[], int]) -> None:
-    """Takes a turn for every line on standard input and prints its sample."""
+    """Take a turn for each line on standard input and print its sample."""
     turn()
     turn()
     print("ready", flush=True)
@@ -139,7 +139,7 @@ def serve(turn: Callable[[], int]) -> None:
 
 
 def main() -> None:
-    """Serves, or takes one turn."""
+    """Serve turns, or take a single one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--once", action="store_true")
     parser.add_argument("framework", choices=("jax", "torch"))

@@ -1,7 +1,7 @@
-"""Where and with what numbers were taken.
+"""The environment in which numbers were measured.
 
-`python -m benchmarks.environment` prints the device, so that the process that calls the
-others need not hold it.
+`python -m benchmarks.environment` prints the device, so that the process that starts
+the workers does not occupy it.
 """
 
 import datetime
@@ -14,13 +14,13 @@ import re
 import subprocess
 from collections.abc import Sequence
 
-# What changes the numbers without being in the code.
+# Variables that change the numbers.
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_OPTIMIZATION_LEVEL")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
 def describe(packages: Sequence[str] = PACKAGES) -> dict:
-    """Date, commit, Python, machine and the versions of packages that are installed."""
+    """Return date, commit, Python, machine and versions of installed packages."""
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
@@ -34,7 +34,7 @@ def describe(packages: Sequence[str] = PACKAGES) -> dict:
 
 
 def commit() -> str:
-    """The checked-out commit, with "+" after it where files differ; "" if unknown."""
+    """Return the checked-out commit, with "+" if files differ; "" if unknown."""
     found = []
     changed = ("status", "--porcelain", "-uno", ".", ":!benchmarks/results")
     for command in (("rev-parse", "--short", "HEAD"), changed):
@@ -54,16 +54,16 @@ def _version(package: str) -> str | None:
 
 
 def peak_host_bytes() -> int:
-    """The most memory that this process has held; on Linux.
+    """Return the peak resident memory of this process, on Linux.
 
-    Not `ru_maxrss`, which begins with that of the process that started this one.
+    `ru_maxrss` is not used, because it includes the peak of the parent process.
     """
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     import jax
 
     first = jax.devices()[0]

@@ -1,9 +1,9 @@
-"""What the compiler makes of GPU attention for an H200 that is not here; by hand.
+"""Registers, spills and memory of GPU attention, compiled for an H200 without one.
 
 `python -m benchmarks.gpu_compile` compiles the forward and the training step of one
-attention with our kernels and with cuDNN's and prints registers and spilled bytes a
-thread (ours; cuDNN's are ready-made) and the bytes that XLA allots beside arguments and
-results. Needs absl-py and jax[cuda13] (4.4 GB), and no GPU.
+attention with our kernels and with cuDNN's. It prints registers and spilled bytes per
+thread (of ours; cuDNN's are precompiled) and the bytes that XLA allocates besides
+arguments and results. Needs absl-py and jax[cuda13] (4.4 GB), but no GPU.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ device_description_str: "NVIDIA H200"
 
 @contextlib.contextmanager
 def printed() -> Iterator[list[str]]:
-    """What the process, C++ included, prints inside, as the list's one entry."""
+    """Capture what the process prints, C++ included, as the only entry of a list."""
     text = []
     sys.stdout.flush()
     with tempfile.TemporaryFile("w+") as file:
@@ -72,12 +72,12 @@ def printed() -> Iterator[list[str]]:
 
 
 def training(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The function's gradient, which runs the function too."""
+    """Return the gradient function of `attend`, which includes the forward pass."""
     return jax.grad(lambda qkv: jnp.sum(attend(qkv).astype(jnp.float32) ** 2))
 
 
 def main() -> None:
-    """Prints a line for each length, kernel and direction."""
+    """Print a line for each length, kernel and direction."""
     device = topologies.get_topology_desc(
         topology_name="", platform="cuda", topology="1x1x1", target_config=H200
     ).devices[0]
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def compile_one(module, direction: str, length: int, device) -> None:
-    """Prints the line of one program."""
+    """Print the line of one program."""
 
     def attend(qkv):
         return module.attention(qkv, count=COUNT, length=length, num_heads=HEADS)

@@ -1,7 +1,8 @@
-"""Images a second of the host's input pipeline beside the reference's transforms.
+"""Images/s of the host's input pipeline, against the reference's transforms.
 
-What `python -m dinov2_jax.data bench` measures, on JPEGs that are 500 px long, as
-ImageNet's are. No device; needs grain, Pillow, scikit-image's photographs and torch.
+This is what `python -m dinov2_jax.data bench` measures, on JPEGs with a long side of
+500 px, like ImageNet's. Uses no device; needs grain, Pillow, scikit-image's photographs
+and torch.
 """
 
 import os
@@ -13,7 +14,7 @@ from benchmarks.settings import Settings
 
 
 def run(args: Settings) -> None:
-    """Measures, prints and writes."""
+    """Measure, print the table and write the results."""
     from dinov2_jax.data.decode import image_decoder
     from dinov2_jax.data.sources import registry
     from dinov2_jax.data.tools import bench, throughput

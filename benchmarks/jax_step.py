@@ -1,8 +1,8 @@
-"""One process that times this project's training step on random input.
+"""A process that times this project's training step on random input.
 
     python -m benchmarks.jax_step --config=vits --set=model.drop_path_rate=0.3
 
-The step is the one that `main` runs, on one device. Prints one JSON object.
+The step is that of `main`, on one device. Prints one JSON object.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from dinov2_jax import cli
 
 
 def random_batch(config: Any) -> dict[str, Any]:
-    """A batch of noise with real masks, host arrays."""
+    """Return a batch of noise with real masks, as host arrays."""
     import numpy as np
 
     from dinov2_jax.data import batch_spec, masking
@@ -51,19 +51,19 @@ def random_batch(config: Any) -> dict[str, Any]:
 def measure(
     config: Any, *, samples: int, inner: int, warmup: int, compile_only: bool
 ) -> dict[str, Any]:
-    """Compiles and times the step.
+    """Compile and time the step.
 
     Args:
-      config: Of the run; one device.
-      samples: Of the timing.
-      inner: Steps a sample, dispatched without waiting, as the loop does.
+      config: The run's config.
+      samples: Number of samples.
+      inner: Steps per sample, dispatched without waiting, as in the training loop.
       warmup: Untimed steps before them, at least 1.
-      compile_only: Stop when it is compiled; needs no memory for the state.
+      compile_only: Stop after compilation; no memory for the state is needed.
 
     Returns:
       `lower_seconds`, `compile_seconds`, `temp_bytes` (XLA's temporaries),
-      `argument_bytes`; unless `compile_only` also `first_loss`, `seconds` (a step, one
-      a sample), `host_bytes` and, on an accelerator, `device_bytes` (peaks).
+      `argument_bytes`; unless `compile_only` also `first_loss`, `seconds` (per step,
+      one per sample), `host_bytes` and, on an accelerator, `device_bytes` (peaks).
     """
     import jax
     import jax.numpy as jnp
@@ -115,7 +115,7 @@ def measure(
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="vits", help="a file of configs/")
     parser.add_argument("--batch_size", type=int, default=4)

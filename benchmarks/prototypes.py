@@ -1,11 +1,12 @@
 """The loss over prototypes: Sinkhorn targets, cross-entropy and its gradients.
 
-From bottleneck features of teacher and student, M masked patches by 256 channels, and
-both sides' K prototypes to the loss and the gradients of the student's features and
-prototypes; 3 iterations. Ours (`dinov2_jax.losses.tiled.cross_entropy`) beside a plain
-transcription of the reference in jax.numpy and `torch_peer`'s functions. Temporaries
-are the compiler's count, PyTorch's the peak beyond inputs (on a GPU only). Useful FLOPs
-are four products of M x K x 256: logits of both sides and two in the backward pass.
+Inputs are bottleneck features of teacher and student, M masked patches by 256 channels,
+and both sides' K prototypes. Outputs are the loss and the gradients of the student's
+features and prototypes; 3 Sinkhorn iterations. Compares
+`dinov2_jax.losses.tiled.cross_entropy` with a plain transcription of the reference in
+jax.numpy and with `torch_peer`. Temporaries are the compiler's count; for PyTorch the
+peak beyond the inputs, on a GPU only. Useful FLOPs are four products of M x K x 256:
+logits of both sides and two in the backward pass.
 """
 
 from benchmarks import contest, report, timing, workers
@@ -18,7 +19,7 @@ PEER = "torch"
 
 
 def run(args: Settings) -> None:
-    """Measures, prints and writes."""
+    """Measure, print the table and write the results."""
     rows, columns, dtype, inner = 1200, 65536, "float32", 1
     if args.plan == "gpu":
         rows, columns, dtype, inner = 4941, 131072, "bfloat16", 4
@@ -64,7 +65,7 @@ def run(args: Settings) -> None:
 def summarize(
     measured: contest.Measured, useful: float, peak: float | None
 ) -> list[report.Row]:
-    """One row a contestant."""
+    """Return one row per contestant."""
     rows = []
     ours = measured[NAMES[0]]
     for name, result in measured.items():

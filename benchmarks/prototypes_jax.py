@@ -1,4 +1,4 @@
-"""One process that times the loss over prototypes, ours or written plainly.
+"""A process that times the loss over prototypes, ours or a plain version.
 
 Shapes: M rows, C channels, K prototypes.
 """
@@ -20,7 +20,7 @@ STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.07
 
 
 def ours(student, student_prototypes, teacher, teacher_prototypes, weights):
-    """The loss as `ssl_meta_arch` computes the iBOT term, one group."""
+    """Compute the loss as `ssl_meta_arch` computes the iBOT term, for one group."""
     rows = lambda x: x[None, :, None]  # noqa: E731  [M, C] -> [1, M, 1, C]
     targets = targets_lib.sinkhorn_knopp(
         rows(teacher), teacher_prototypes, TEACHER_TEMP, valid=weights[None] > 0
@@ -36,7 +36,7 @@ def ours(student, student_prototypes, teacher, teacher_prototypes, weights):
 
 
 def plain(student, student_prototypes, teacher, teacher_prototypes, weights):
-    """The same as the reference writes it: `sinkhorn_knopp_teacher`, `lossfunc`."""
+    """Compute it as the reference does: `sinkhorn_knopp_teacher`, `lossfunc`."""
     dot = lambda x, w: jnp.matmul(x, w.T, preferred_element_type=jnp.float32)  # noqa: E731
     valid = weights > 0
     q = jnp.exp(dot(teacher, teacher_prototypes) / TEACHER_TEMP).T  # [K, M]
@@ -60,7 +60,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
 
 
 def random_inputs(rows: int, columns: int) -> list[np.ndarray]:
-    """Unit features [M, C] and prototypes [K, C] of both sides, weights [M]."""
+    """Draw unit features [M, C] and prototypes [K, C] of both sides, weights [M]."""
     rng = np.random.default_rng(0)
 
     def unit(count: int) -> np.ndarray:
@@ -68,13 +68,13 @@ def random_inputs(rows: int, columns: int) -> list[np.ndarray]:
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
     weights = rng.uniform(0.5, 1.5, rows).astype(np.float32)
-    weights[rows - rows // 50 :] = 0.0  # slots left empty
+    weights[rows - rows // 50 :] = 0.0  # empty slots
     weights /= weights.sum()
     return [unit(rows), unit(columns), unit(rows), unit(columns), weights]
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--implementation", choices=IMPLEMENTATIONS, default="jax")
     parser.add_argument("--rows", type=int, default=1200)

@@ -1,4 +1,4 @@
-"""One process that times `torch_peer`'s loss over prototypes, as `prototypes_jax`."""
+"""A process that times `torch_peer`'s loss over prototypes, like `prototypes_jax`."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from benchmarks import timing, torch_peer
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", default="", help="backend of torch.compile")

@@ -1,4 +1,4 @@
-"""What others take of the cores of this machine, and moments when they take little."""
+"""CPU time that other processes take, and waiting until they take little."""
 
 import os
 import pathlib
@@ -6,18 +6,18 @@ import resource
 import time
 
 CORES = 2
-NOISE = 0.05  # share of the cores taken by others below which a sample counts
+NOISE = 0.05  # a sample counts if others took at most this share of the cores
 
 
 class Watch:
-    """Measures from its making on, and what others took of the cores meanwhile."""
+    """A stopwatch that also measures the CPU time of other processes."""
 
     def __init__(self):
         self._start, self._ours = time.perf_counter(), cpu_seconds()
         self._all = busy_seconds()
 
     def sample(self, images: int) -> dict[str, float]:
-        """A sample of so many images."""
+        """Return the sample of a turn that processed `images` images."""
         seconds = time.perf_counter() - self._start
         others = (busy_seconds() - self._all) - (cpu_seconds() - self._ours)
         return {
@@ -28,7 +28,7 @@ class Watch:
 
 
 def cpu_seconds() -> float:
-    """Of this process and its finished children."""
+    """Return the CPU seconds of this process and its finished children."""
     both = (
         resource.getrusage(who)
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -37,7 +37,7 @@ def cpu_seconds() -> float:
 
 
 def busy_seconds() -> float:
-    """Of all cores since the machine started."""
+    """Return the busy seconds of all cores since the machine started."""
     fields = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _, _, *interrupts_and_steal = map(int, fields[:8])
     ticks = user + nice + system + sum(interrupts_and_steal)
@@ -45,7 +45,7 @@ def busy_seconds() -> float:
 
 
 def await_quiet(patience: float) -> None:
-    """Returns when the cores are idle, or after `patience` seconds."""
+    """Wait until the cores are idle, for at most `patience` seconds."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         before = busy_seconds()

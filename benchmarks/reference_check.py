@@ -1,9 +1,9 @@
-"""That `reference_peer` computes what this project computes: losses and gradients.
+"""Comparison of the losses and gradients of `reference_peer` with this project's.
 
     python -m benchmarks.reference_check --reference=CLONE
 
 ViT-S/14 on small crops with few prototypes, random weights and inputs, no stochastic
-depth. Our weights are loaded into the reference's modules, strictly, and both take the
+depth. Our weights are loaded strictly into the reference's modules, and both use the
 same batch in float32. Prints one JSON object.
 """
 
@@ -31,18 +31,18 @@ TEACHER_TEMP = 0.05
 
 
 def compare(clone: str, batch_size: int = 4) -> dict:
-    """Both sides' terms of the loss and gradient norms by submodule.
+    """Compute both sides' loss terms and gradient norms by submodule.
 
     Args:
-      clone: Folder that holds the package `dinov2`.
-      batch_size: Images.
+      clone: Folder that contains the package `dinov2`.
+      batch_size: Images per batch.
 
     Returns:
-      `ours` and `theirs`, and `largest_relative_difference` between them.
+      `ours`, `theirs`, and the `largest_relative_difference` between them.
     """
     config = workloads.make_config("vits", batch_size, SIZES)
     arch = ssl_meta_arch.make_ssl_meta_arch(config, jax.numpy.float32)
-    # Two trees: a teacher that differs from its student.
+    # The teacher's weights differ from the student's.
     student, teacher = (arch.student.init(jax.random.key(seed)) for seed in (0, 1))
     batch = jax_step.random_batch(config)
 
@@ -97,7 +97,7 @@ def compare(clone: str, batch_size: int = 4) -> dict:
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", required=True, help="folder holding dinov2/")
     print(json.dumps(compare(parser.parse_args().reference)))

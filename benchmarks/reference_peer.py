@@ -3,10 +3,10 @@
     python -m benchmarks.reference_peer --reference=CLONE --drop_path_rate=0.3
 
 Imports `dinov2` from a clone of github.com/facebookresearch/dinov2 (measured at
-b8931f7), with the stand-ins of `benchmarks.reference_stubs`, and runs what the body of
-its `train/train.py:do_train` does: schedules set, `SSLMetaArch.forward_backward`, clip
-per submodule, foreach AdamW with its parameter groups, EMA teacher, losses read. The
-work is that of `benchmarks.torch_peer` and `benchmarks.jax_step`.
+b8931f7) with the stand-ins of `benchmarks.reference_stubs`. Runs the body of its
+`train/train.py:do_train`: set schedules, `SSLMetaArch.forward_backward`, clip per
+submodule, foreach AdamW with its parameter groups, EMA teacher, read losses. The work
+is the same as in `benchmarks.torch_peer` and `benchmarks.jax_step`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def make_config(
     num_local_crops: int = 8,
     layerscale: float = 1e-5,
 ) -> Any:
-    """The fields of `ssl_default_config.yaml` that its modules read."""
+    """Return the fields of `ssl_default_config.yaml` that its modules read."""
     new = types.SimpleNamespace
     head = {
         "loss_weight": 1.0,
@@ -77,15 +77,15 @@ def make_config(
 def make_batch(
     global_crops: torch.Tensor, local_crops: torch.Tensor, masks: torch.Tensor
 ) -> dict[str, Any]:
-    """What the reference's `data/collate.py` gives.
+    """Make a batch in the format of the reference's `data/collate.py`.
 
     Args:
-      global_crops: [2B, 3, S, S], crop-major.
-      local_crops: [L*B, 3, s, s], crop-major.
-      masks: bool [2B, N].
+      global_crops: Global crops, [2B, 3, S, S], crop-major.
+      local_crops: Local crops, [L*B, 3, s, s], crop-major.
+      masks: Masked patches, bool [2B, N].
 
     Returns:
-      The batch, whose padded number of masked patches is their number.
+      The batch, without padding of the masked patches.
     """
     indices = masks.flatten().nonzero().flatten()
     weights = 1 / masks.sum(-1).clamp(min=1.0)
@@ -104,14 +104,14 @@ class ReferencePeer:
     """The reference's model, optimizer and step.
 
     Args:
-      clone: Folder that holds the package `dinov2`.
-      config: Of `make_config`.
+      clone: Folder that contains the package `dinov2`.
+      config: The config, from `make_config`.
     """
 
     def __init__(self, clone: str, config: Any):
         reference_stubs.install(clone)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # which parts of xFormers it found
+            warnings.simplefilter("ignore")  # about parts of xFormers
             from dinov2.train.ssl_meta_arch import SSLMetaArch
         self.model = SSLMetaArch(config)
         self.model.need_to_synchronize_fsdp_streams = False
@@ -123,13 +123,13 @@ class ReferencePeer:
         )
 
     def loss(self, batch: dict[str, Any], teacher_temp: float) -> dict[str, float]:
-        """The terms as they enter the total, without an update; leaves gradients."""
+        """Return the weighted loss terms and leave the gradients, without an update."""
         self._optimizer.zero_grad(set_to_none=True)
         terms = self.model.forward_backward(batch, teacher_temp=teacher_temp)
         names = {
             "dino_local_crops_loss": ("dino_local", 1),
             "dino_global_crops_loss": ("dino_global", 1),
-            "koleo_loss": ("koleo", 2),  # it logs these two halved
+            "koleo_loss": ("koleo", 2),  # it logs half of these two
             "ibot_loss": ("ibot", 2),
         }
         return {
@@ -137,7 +137,7 @@ class ReferencePeer:
         }
 
     def step(self, batch: dict[str, Any]) -> float:
-        """One whole step; returns the total loss before the update."""
+        """Run one training step; return the total loss before the update."""
         for group in self._optimizer.param_groups:
             group["weight_decay"] = WEIGHT_DECAY * group["wd_multiplier"]
             group["lr"] = LEARNING_RATE * group["lr_multiplier"]
@@ -150,7 +150,7 @@ class ReferencePeer:
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", required=True, help="folder holding dinov2/")
     parser.add_argument("--batch_size", type=int, default=4)

@@ -1,8 +1,8 @@
-"""Stands in for what the reference imports and a CPU lacks.
+"""Stand-ins for imports of the reference that a CPU machine lacks.
 
 `install` makes `dinov2.train.ssl_meta_arch` of a clone importable and runnable on the
-CPU in one process, without xFormers, FSDP, fvcore, torchvision or CUDA. What stands in
-computes the same numbers:
+CPU in one process, without xFormers, FSDP, fvcore, torchvision or CUDA. The stand-ins
+compute the same numbers:
 
 - xFormers' attention under a block-diagonal mask: PyTorch's fused attention on each run
   of sequences of one length, with nothing computed between sequences.
@@ -11,7 +11,7 @@ computes the same numbers:
 - FSDP: nothing is wrapped; a module's `params` are its parameters.
 - `all_reduce` over one process does nothing.
 
-Shapes: n tokens of all sequences together, H heads, C channels a head.
+Shapes: n tokens over all sequences, H heads, C channels per head.
 """
 
 import itertools
@@ -24,10 +24,10 @@ import torch.nn.functional as F
 
 
 class BlockDiagonalMask:
-    """Lengths of the sequences that one row of tokens holds.
+    """The lengths of the sequences in one row of tokens.
 
     Attributes:
-      runs: (count, length) of each run of sequences of one length.
+      runs: (count, length) of each run of sequences with the same length.
     """
 
     def __init__(self, lengths: Sequence[int], batch_sizes: Sequence[int] = ()):
@@ -37,20 +37,20 @@ class BlockDiagonalMask:
 
     @classmethod
     def from_seqlens(cls, lengths: Sequence[int]) -> "BlockDiagonalMask":
-        """Of sequences of these lengths."""
+        """Make the mask of sequences with these lengths."""
         return cls(lengths)
 
     @classmethod
     def from_tensor_list(
         cls, tensors: Sequence[torch.Tensor]
     ) -> tuple["BlockDiagonalMask", torch.Tensor]:
-        """[b_i, n_i, ...] tensors -> the mask and one [1, n, ...]."""
+        """Join tensors [b_i, n_i, ...] into [1, n, ...]; return it after its mask."""
         lengths = [t.shape[1] for t in tensors for _ in range(t.shape[0])]
         flat = [t.reshape(1, -1, *t.shape[2:]) for t in tensors]
         return cls(lengths, [t.shape[0] for t in tensors]), torch.cat(flat, dim=1)
 
     def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """[1, n, ...] -> the [b_i, n_i, ...] that it was made of."""
+        """Split [1, n, ...] into the tensors [b_i, n_i, ...] that it was made of."""
         starts = list(itertools.accumulate(self._batch_sizes, initial=0))
         lengths = [self._lengths[start] for start in starts[:-1]]
         sizes = [b * n for b, n in zip(self._batch_sizes, lengths)]
@@ -66,13 +66,16 @@ def memory_efficient_attention(
     value: torch.Tensor,
     attn_bias: BlockDiagonalMask | None = None,
 ) -> torch.Tensor:
-    """Softmax attention; [b, n, H, C] three times -> [b, n, H, C].
+    """Compute softmax attention.
 
     Args:
-      query: With a mask, b is 1 and n counts the tokens of all sequences.
-      key: As `query`.
-      value: As `query`.
-      attn_bias: Keeps sequences apart.
+      query: Queries, [b, n, H, C]; with a mask b is 1, and n are all sequences' tokens.
+      key: Keys, [b, n, H, C].
+      value: Values, [b, n, H, C].
+      attn_bias: The mask that keeps sequences apart.
+
+    Returns:
+      Outputs, [b, n, H, C].
     """
     if attn_bias is None:
         return _attend(query, key, value)
@@ -93,7 +96,7 @@ def _attend(*qkv: torch.Tensor) -> torch.Tensor:
 def index_select_cat(
     sources: Sequence[torch.Tensor], indices: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Chosen rows of 2-d tensors, flat, one after another."""
+    """Concatenate chosen rows of 2-d tensors, flattened."""
     return torch.cat([s.index_select(0, i).flatten() for s, i in zip(sources, indices)])
 
 
@@ -104,15 +107,15 @@ def scaled_index_add(
     scaling: torch.Tensor,
     alpha: float,
 ) -> torch.Tensor:
-    """x[index] += alpha * scaling * source, in place; [b, n, D] and [k, n, D]."""
+    """Add alpha * scaling * source [k, n, D] to x[index] of x [b, n, D], in place."""
     return x.index_add_(0, index, source * scaling, alpha=alpha)
 
 
 def install(clone: str) -> None:
-    """Makes `dinov2` of a clone importable in this process, which it changes for good.
+    """Make `dinov2` of a clone importable; this patches torch for the whole process.
 
     Args:
-      clone: Folder that holds the package `dinov2`.
+      clone: Folder that contains the package `dinov2`.
     """
     ops = _module(
         "xformers.ops",
@@ -132,7 +135,7 @@ def install(clone: str) -> None:
         ],
         reshard_fsdp_model=lambda module: None,
     )
-    # Not its __init__, which imports the program with data, logs and checkpoints.
+    # Skips its __init__, which imports the training program with data and logging.
     _module("dinov2.train", __path__=[f"{clone}/dinov2/train"])
     torch.Tensor.cuda = lambda tensor, **_: tensor
     torch.distributed.all_reduce = lambda *_, **__: None

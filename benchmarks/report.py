@@ -1,4 +1,4 @@
-"""Tables on the terminal and JSON files beside this package."""
+"""Tables on the terminal and JSON files of results."""
 
 import json
 import re
@@ -11,12 +11,12 @@ Row = dict[str, Any]
 
 
 def by_device(part: str, args: settings.Settings) -> str:
-    """Name of the file of a part that is measured on a device."""
+    """Return the file name of a part's results on a device, without .json."""
     return f"{part}-" + re.sub(r"\W+", "-", args.device["kind"]).lower()
 
 
 def write(name: str, args: settings.Settings, rows: Sequence[Row], **more: Any) -> None:
-    """Rewrites a part's file; called after each measurement, so that none is lost."""
+    """Rewrite a part's file; call it after each measurement, so that none is lost."""
     args.results.mkdir(parents=True, exist_ok=True)
     about = environment.describe() | {
         "device": args.device,
@@ -30,7 +30,7 @@ def write(name: str, args: settings.Settings, rows: Sequence[Row], **more: Any) 
 
 
 def show(columns: Mapping[str, Callable[[Row], str]], rows: Sequence[Row]) -> None:
-    """Prints a table; a cell whose value a row lacks is empty."""
+    """Print a table; a cell is empty if the row lacks its value."""
 
     def cell(function: Callable[[Row], str], row: Row) -> str:
         try:
@@ -51,12 +51,12 @@ def show(columns: Mapping[str, Callable[[Row], str]], rows: Sequence[Row]) -> No
 
 
 def milliseconds(spread: Mapping[str, float]) -> str:
-    """ "12.3 (12.1 to 13.0)" of a spread in seconds."""
+    """Format a spread in seconds as "12.3 (12.1 to 13.0)", in milliseconds."""
     middle, low, high = (1e3 * spread[key] for key in ("median", "low", "high"))
     digits = 3 if middle < 1 else 2 if middle < 10 else 1 if middle < 100 else 0
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def gigabytes(count: float) -> str:
-    """ "1.23" of bytes, in 1e9."""
+    """Format bytes as "1.23", in units of 1e9."""
     return f"{count / 1e9:.2f}"

@@ -1,9 +1,9 @@
-"""What saving costs a run, and how long a large state takes to the disk and back.
+"""The cost of saving during training, and the time to save and restore a large state.
 
-`debug`: the steps of configs/debug.py in turns of 50, every other one of which begins
-with a save; the share is the median over pairs of turns, which follow each other in
-random order. Large models (`--only vitl14`) take no step: their state is saved, checked
-and restored `--samples` times, read from the disk and not from memory.
+`debug`: the steps of configs/debug.py in pairs of turns of 50 steps, in random order.
+One turn of each pair starts with a save; the share is the median over pairs. Large
+models (`--only vitl14`) take no step: their state is saved, checked and restored
+`--samples` times, read from the disk and not from the page cache.
 """
 
 import statistics
@@ -17,7 +17,7 @@ STATES = {"vits14": "vits", "vitb14": "vitb", "vitl14": "vitl"}
 
 
 def run(args: Settings) -> None:
-    """Measures, prints and writes."""
+    """Measure, print the table and write the results."""
     rows: list[report.Row] = []
     for name in args.only or ("debug",):
         print(f"  {name}", file=sys.stderr, flush=True)
@@ -42,7 +42,7 @@ def run(args: Settings) -> None:
 
 
 def summarize(found: dict[str, Any]) -> report.Row:
-    """Spreads instead of samples, and what a save adds to the steps around it."""
+    """Turn samples into spreads, and compute the time that a save adds."""
     row = {
         name: timing.spread(value) if isinstance(value, list) else value
         for name, value in found.items()

@@ -1,9 +1,9 @@
-"""One process that times steps with and without saves, or one save and its restoring.
+"""A process that times steps with and without saves, or saving and restoring a state.
 
     python -m benchmarks.saving_jax --config=debug --turns=40
 
-Steps read their metrics one step later and checkpoints are those of the run, as in the
-loop of `dinov2_jax.train`. Prints one JSON object.
+As in the loop of `dinov2_jax.train`, metrics are read one step later and checkpoints
+are written by `Checkpointer`. Prints one JSON object.
 """
 
 import argparse
@@ -26,11 +26,12 @@ from dinov2_jax.checkpoint import checkpointer, checksums, disk_space
 
 
 def steps(config: Any, folder: str, turns: int, every: int) -> dict[str, Any]:
-    """Pairs of turns of `every` steps, one of which begins with a save.
+    """Time pairs of turns of `every` steps, one of which starts with a save.
 
     Returns:
-      Seconds: `plain` and `saving`, of a turn, a number a pair; `blocked`, the call of
-      `save`; `finished`, from it to the sealed checkpoint.
+      Seconds, one number per pair: `plain` and `saving`, a turn without and with a
+      save; `blocked`, the call of `save`; `finished`, from that call to the sealed
+      checkpoint.
     """
     found: dict[str, Any] = {"plain": [], "saving": [], "blocked": [], "finished": []}
     checkpoints = checkpointer.Checkpointer(folder, keep_last=3)
@@ -68,7 +69,7 @@ def steps(config: Any, folder: str, turns: int, every: int) -> dict[str, Any]:
 
 
 def _finish(checkpoints: checkpointer.Checkpointer, step: int) -> float:
-    """When the checkpoint of a step was sealed, on the clock of `perf_counter`."""
+    """Wait for a step's sealed checkpoint; return when it was, by `perf_counter`."""
     folder = checkpoints.path / str(step)
     while not checksums.is_sealed(folder):
         time.sleep(0.005)
@@ -77,11 +78,11 @@ def _finish(checkpoints: checkpointer.Checkpointer, step: int) -> float:
 
 
 def state(config: Any, folder: str, times: int) -> dict[str, Any]:
-    """Saves a state and brings it back, from the disk and not from memory.
+    """Time saving a state and restoring it from the disk, not from the page cache.
 
     Returns:
-      `bytes` of the state; seconds, a number a time: `blocked`, `finished`, `verified`
-      (every byte against its checksum) and `restored` without that.
+      `bytes` of the state; seconds, one number per repetition: `blocked`, `finished`,
+      `verified` (all checksums) and `restored` (without them).
     """
     run = trainer.Trainer(config)
     found: dict[str, Any] = {"bytes": disk_space.bytes_of(run.state)}
@@ -109,7 +110,7 @@ def state(config: Any, folder: str, times: int) -> dict[str, Any]:
 
 
 def _noise(tree: Any) -> Any:
-    """The same shapes full of noise, for moments of zero would take no room."""
+    """Fill the tree with noise, because moments of zero would take no space."""
     rng = np.random.default_rng(0)
 
     def noise(leaf):
@@ -122,7 +123,7 @@ def _noise(tree: Any) -> Any:
 
 
 def _forget(folder: pathlib.Path) -> None:
-    """Has the system drop the files of a folder from memory."""
+    """Drop the files of a folder from the page cache."""
     os.sync()
     for path in folder.rglob("*"):
         if path.is_file():
@@ -131,7 +132,7 @@ def _forget(folder: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="debug", help="a file of configs/")
     parser.add_argument("--batch_size", type=int, default=32)

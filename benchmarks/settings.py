@@ -1,4 +1,4 @@
-"""What the command line says, for all parts."""
+"""Settings from the command line, for all parts."""
 
 import dataclasses
 import importlib.util
@@ -8,19 +8,19 @@ import time
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Of one run of the program.
+    """Settings of one run of the benchmarks.
 
     Attributes:
       device: `platform` and `kind` of the device that is measured.
-      plan: "cpu" or "gpu", what is measured; the device's own unless it is a test.
+      plan: Set of workloads, "cpu" or "gpu"; that of the device except in tests.
       results: Folder of the JSON files.
-      rounds: How often every contestant is started.
-      samples: Of each start.
-      deadline: On the clock of `time.monotonic`; None for no limit.
-      reference: A clone of the reference, or "".
-      tiny: Sizes for a test of the program, which measure nothing.
-      only: Workloads of `step`; empty for all.
-      overrides: Fields of the configs, "model.remat=selective".
+      rounds: Number of times that each contestant is started.
+      samples: Number of samples per start.
+      deadline: End of the run by `time.monotonic`; None for no limit.
+      reference: Folder of a clone of the reference, or "".
+      tiny: Whether to use sizes that only test the program.
+      only: Workloads to run; empty for all.
+      overrides: Overridden config fields, such as "model.remat=selective".
     """
 
     device: dict[str, str]
@@ -36,13 +36,13 @@ class Settings:
 
     @property
     def torch_device(self) -> str | None:
-        """PyTorch's name of the device; None without PyTorch, or where it has none."""
+        """PyTorch's name for the device; None if PyTorch is missing or has no name."""
         if importlib.util.find_spec("torch") is None:
             return None
         return {"cpu": "cpu", "gpu": "cuda"}.get(self.device["platform"])
 
     def seconds_left(self) -> float | None:
-        """Until the deadline, at least 0; None without one."""
+        """Return the seconds until the deadline, at least 0; None if there is none."""
         if self.deadline is None:
             return None
         return max(self.deadline - time.monotonic(), 0.0)

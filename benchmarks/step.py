@@ -1,11 +1,11 @@
-"""The whole training step, beside PyTorch and beside the reference's own modules.
+"""The whole training step, against PyTorch and the reference's own modules.
 
 On the CPU: ViT-S/14 in float32, batch 4, K = 65536, without and with stochastic depth,
-beside `benchmarks.torch_peer` and, with --reference, `benchmarks.reference_peer`, whose
-loss and gradients are first compared with ours. On a GPU: the sizes of `workloads.GPU`
-in bfloat16, beside `torch_peer` compiled and eager. Every contestant is a process of
-its own. On the CPU they take turns, a step each; on a GPU, whose memory is for one
-alone, they run one after the other. FLOPs are the useful ones of
+against `benchmarks.torch_peer` and, with --reference, `benchmarks.reference_peer`,
+whose loss and gradients are first compared with ours. On a GPU: the sizes of
+`workloads.GPU` in bfloat16, against `torch_peer` compiled and eager. Each contestant
+has its own process. On the CPU they take turns, one step each; on a GPU, whose memory
+holds only one of them, they run one after the other. FLOPs are the useful ones of
 `dinov2_jax.runtime.flops`.
 """
 
@@ -24,12 +24,12 @@ Group = tuple[workloads.Workload, list[contest.Contestant]]
 def contestants(
     workload: workloads.Workload, config: Any, args: Settings
 ) -> list[contest.Contestant]:
-    """Who runs a workload: ours first, then the faster peer."""
+    """Return the contestants of a workload: ours first, then the faster peer."""
     common = (f"--samples={args.samples}", "--warmup=3")
     ours = (*workload.arguments(), *common)
     memory: dict[str, str] = {}
     if args.plan == "gpu":
-        common += ("--inner=4",)  # the device never waits, as in a run
+        common += ("--inner=4",)  # keeps the device busy, as in a run
         ours += ("--inner=4",)
         if not any(text.startswith("model.remat=") for text in workload.overrides):
             ours += ("--remat", "none", "selective", "full")
@@ -63,7 +63,7 @@ def contestants(
 
 
 def run(args: Settings) -> None:
-    """Measures, prints and writes."""
+    """Measure, print the table and write the results."""
     more: dict[str, Any] = {}
     if args.reference and args.plan == "cpu":
         check = workers.Command(
@@ -98,7 +98,7 @@ def run(args: Settings) -> None:
 
 
 def most_telling_first(groups: list[list[Group]]) -> list[Group]:
-    """Of every workload the first two groups before the rest: time may run out."""
+    """Put the first two groups of each workload first, in case time runs out."""
     return [
         group
         for place in (slice(0, 2), slice(2, None))
@@ -110,7 +110,7 @@ def most_telling_first(groups: list[list[Group]]) -> list[Group]:
 def summarize(
     measured: dict[str, contest.Measured], configs: dict[str, Any], args: Settings
 ) -> list[report.Row]:
-    """One row a workload and contestant, sorted by workload."""
+    """Return one row per workload and contestant, sorted by workload."""
     peak = flops.peak_flops(args.device["kind"])
     rows = []
     for workload, config in configs.items():

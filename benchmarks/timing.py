@@ -1,4 +1,4 @@
-"""Seconds of a call, and what many of them say."""
+"""Timing of calls, and statistics over the samples."""
 
 import os
 import socket
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-TURN = "BENCHMARKS_TURN"  # of a worker that takes turns: a socket to who gives them
+TURN = "BENCHMARKS_TURN"  # environment variable: a worker's socket for taking turns
 
 
 def samples(
@@ -18,20 +18,20 @@ def samples(
     inner: int = 1,
     finish: Callable[[], Any] = lambda: None,
 ) -> list[float]:
-    """Wall-clock seconds of one call, `count` times.
+    """Measure the wall-clock seconds of a call, `count` times.
 
-    In a process of `workers.alternate` each waits for its turn, and there are no more
-    of them than turns.
+    In a process of `workers.alternate` each sample waits for its turn, and there are at
+    most as many samples as turns.
 
     Args:
-      call: What is measured; may only start work.
-      count: Samples.
-      warmup: Calls before them that do not count.
-      inner: Calls a sample, so that an accelerator is never without work.
-      finish: Waits for the work that was started; once a sample.
+      call: The function to measure; it may start asynchronous work.
+      count: Number of samples.
+      warmup: Number of untimed calls before them.
+      inner: Calls per sample; several keep an accelerator busy.
+      finish: Waits for the started work, once per sample.
 
     Returns:
-      Seconds a call, one number a sample.
+      Seconds per call, one number per sample.
     """
     turn = None
     if TURN in os.environ:
@@ -49,19 +49,19 @@ def samples(
         finish()
         seconds.append((time.perf_counter() - start) / inner)
     if turn:
-        _next_turn(turn)  # those of others are not over yet
+        _next_turn(turn)  # wait until the others are done
         turn.close()
     return seconds
 
 
 def _next_turn(turn: socket.socket) -> bool:
-    """Waits for it; False when there are no more."""
+    """Wait for the next turn; return False if there are no more."""
     turn.send(b".")
     return bool(turn.recv(1))
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, least, greatest and number of samples."""
+    """Return median, minimum, maximum and number of samples."""
     return {
         "median": statistics.median(seconds),
         "low": min(seconds),

@@ -1,11 +1,11 @@
 """The peer to beat: one DINOv2 training step in plain PyTorch.
 
-The same work as the reference's step (`dinov2/train/ssl_meta_arch.py`) and as ours:
-student and teacher ViT with 2 masked global and L local crops, subset drop path,
+It does the same work as the reference's step (`dinov2/train/ssl_meta_arch.py`) and as
+ours: student and teacher ViT with 2 masked global and L local crops, subset drop path,
 Sinkhorn-Knopp, DINO, iBOT and KoLeo losses, clip per submodule, AdamW with layerwise
 decay, EMA teacher. It is written to be fast: fused attention, fused AdamW, one pass of
-a shared head over all tokens, Sinkhorn on scaling vectors, no padded tokens; on a GPU
-in bfloat16 and, with --compile, with torch.compile of blocks, heads and losses.
+a shared head over all tokens, Sinkhorn on scaling vectors, no padded tokens. On a GPU
+it runs in bfloat16 and, with --compile, with torch.compile of blocks, heads and losses.
 
     python -m benchmarks.torch_peer --batch_size=4 --sizes='{"drop_path_rate": 0.3}'
 
@@ -28,10 +28,10 @@ HEAD = (2048, 256, 65536)  # hidden width, bottleneck, K
 
 
 def sinkhorn_knopp(logits: torch.Tensor, iterations: int = 3) -> torch.Tensor:
-    """Balanced assignment [rows, K] of `logits`, already divided by the temperature.
+    """Compute balanced targets [rows, K] from `logits` over the temperature, in place.
 
-    Alternating row and column divisions only ever scale rows and columns, so the two
-    scaling vectors are iterated and the matrix is written twice instead of six times.
+    Alternating row and column divisions only scale rows and columns. So only the two
+    scaling vectors are iterated, and the matrix is written twice instead of six times.
     """
     rows, prototypes = logits.shape
     q = logits.exp_()
@@ -43,7 +43,7 @@ def sinkhorn_knopp(logits: torch.Tensor, iterations: int = 3) -> torch.Tensor:
 
 
 def cross_entropy(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """-sum_k targets * log_softmax(logits), [..., K] twice -> [...]."""
+    """Return -sum_k targets * log_softmax(logits), [...], of two [..., K]."""
     return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1)
 
 
@@ -56,7 +56,7 @@ def _koleo(x: torch.Tensor) -> torch.Tensor:
 
 
 def _optimizer(student: torch_vit.Branch, lr: float, decay: float) -> torch.optim.AdamW:
-    """AdamW, one group per (layerwise decay, weight decay) as the reference fuses."""
+    """Make AdamW, one group per (learning rate, weight decay), like the reference."""
     last = len(student.backbone.blocks) + 1
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
@@ -83,23 +83,24 @@ class TorchPeer:
     """A DINOv2 training step in PyTorch on fixed random crops and masks.
 
     Args:
-      batch_size: B, images per step.
-      seed: of the weights, crops, masks and drop-path subsets.
+      batch_size: Images per step, B.
+      seed: Seed of the weights, crops, masks and drop-path subsets.
       device: "cpu" or "cuda".
-      dtype: of the matmuls and the residual stream.
-      compile_backend: of torch.compile for blocks, heads and losses; "" runs eagerly.
-      drop_path_rate: share of the samples each residual branch leaves out, in [0, 1).
-      embed_dim, depth, num_heads, patch_size, ffn_layer: the ViT; ViT-S/14 by default.
-      global_size, local_size: side of the crops in pixels.
-      num_local_crops: L, local crops per image.
-      layerscale: initial value of LayerScale.
-      dino_head: hidden width, bottleneck and K of the head.
-      ibot_head: the same of iBOT's own head; None shares the DINO head.
-      layerwise_decay: of the learning rate, 1e-4 at the last layer.
-      momentum: of the EMA teacher.
+      dtype: Dtype of the matmuls and the residual stream.
+      compile_backend: Backend of torch.compile for blocks, heads and losses; "" runs
+        eagerly.
+      drop_path_rate: Share of the samples that each residual branch skips, in [0, 1).
+      embed_dim, depth, num_heads, patch_size, ffn_layer: The ViT; ViT-S/14 by default.
+      global_size, local_size: Side of the crops in pixels.
+      num_local_crops: Local crops per image, L.
+      layerscale: Initial value of LayerScale.
+      dino_head: Hidden width, bottleneck and K of the head.
+      ibot_head: The same for a separate iBOT head; None shares the DINO head.
+      layerwise_decay: Decay of the learning rate per layer; 1e-4 at the last layer.
+      momentum: Momentum of the EMA teacher.
 
     Attributes:
-      losses: The weighted terms of the last step's total.
+      losses: The weighted loss terms of the last step.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class TorchPeer:
         self._sinkhorn_knopp, self._cross_entropy = sinkhorn_knopp, cross_entropy
         if compile_backend:
             options = {"backend": compile_backend, "dynamic": False}
-            # Blocks are alike: compiled one by one, all share one compilation.
+            # All blocks share one compilation if they are compiled one by one.
             for side in (self.student, self.teacher):
                 for module in (*side.backbone.blocks, side.dino_head):
                     module.compile(**options)
@@ -179,7 +180,7 @@ class TorchPeer:
             self._cross_entropy = torch.compile(cross_entropy, **options)
 
     def step(self) -> torch.Tensor:
-        """Runs one whole training step; returns the total loss before the update."""
+        """Run one training step; return the total loss before the update."""
         self.losses = self._losses()
         total = sum(self.losses.values())
         self.optimizer.zero_grad(set_to_none=True)
@@ -238,7 +239,7 @@ class TorchPeer:
 
 
 def random_masks(views: int, patches: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random masks [V, N] with the reference's mean ratios, and 1 / count [V].
+    """Draw masks [V, N] with the reference's mean ratios, and their 1 / count [V].
 
     Half of the crops are masked, at the midpoints of equal steps from 0.1 to 0.5.
     """
@@ -251,7 +252,7 @@ def random_masks(views: int, patches: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--sizes", type=json.loads, default={}, help="of TorchPeer")

@@ -1,7 +1,7 @@
 """The modules of `benchmarks.torch_peer`: a ViT with subset drop path, and heads.
 
-Parameters are float32; each layer casts its own to the dtype of what it is given, so
-that a bfloat16 image runs in bfloat16 throughout, as under FSDP's mixed precision.
+Parameters are float32. Each layer casts its own to the dtype of its input, so that a
+bfloat16 image runs in bfloat16 throughout, as under FSDP's mixed precision.
 
 Shapes: V crops of one kind, N patches, T tokens (1 + N), D width, K prototypes.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class Linear(nn.Linear):
-    """A linear layer in the dtype of its input, initialised as the reference's."""
+    """A linear layer in the dtype of its input, with the reference's initialisation."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs)
@@ -20,18 +20,18 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., inputs] -> [..., outputs]."""
+        """Map [..., inputs] to [..., outputs]."""
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class LayerNorm(nn.LayerNorm):
-    """In the dtype of its input, with float32 statistics."""
+    """Layer normalisation in the dtype of its input, with float32 statistics."""
 
     def __init__(self, dim: int):
         super().__init__(dim, eps=1e-6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] to [..., D]."""
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[V, T, D] -> [V, T, D]."""
+        """Map [V, T, D] to [V, T, D]."""
         views, tokens, dim = x.shape
         qkv = self.qkv(x).view(views, tokens, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -63,12 +63,12 @@ class Mlp(nn.Module):
         self.fc2 = Linear(4 * dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[V, T, D] -> [V, T, D]."""
+        """Map [V, T, D] to [V, T, D]."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):
-    """silu(x1) * x2 of one packed projection, two thirds as wide as the MLP."""
+    """SwiGLU: silu(x1) * x2 of a packed projection, two thirds as wide as the MLP."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -77,13 +77,13 @@ class SwiGLU(nn.Module):
         self.w3 = Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[V, T, D] -> [V, T, D]."""
+        """Map [V, T, D] to [V, T, D]."""
         gate, value = self.w12(x).chunk(2, dim=-1)
         return self.w3(F.silu(gate) * value)
 
 
 class Block(nn.Module):
-    """Two residual branches; stochastic depth computes only the samples it keeps."""
+    """A block; stochastic depth computes only the samples that it keeps."""
 
     def __init__(self, dim: int, heads: int, ffn_layer: str, layerscale: float):
         super().__init__()
@@ -95,7 +95,7 @@ class Block(nn.Module):
         self.gamma2 = nn.Parameter(torch.full((dim,), layerscale))
 
     def forward(self, x: torch.Tensor, drop_path_rate: float) -> torch.Tensor:
-        """[V, T, D] -> [V, T, D]."""
+        """Map [V, T, D] to [V, T, D]."""
         for norm, branch, gamma in (
             (self.norm1, self.attn, self.gamma1),
             (self.norm2, self.mlp, self.gamma2),
@@ -113,7 +113,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """The backbone; `grid` is the side of the global crops in patches."""
+    """The backbone; `grid` is the side of a global crop in patches."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class ViT(nn.Module):
         masks: torch.Tensor | None = None,
         drop_path_rate: float = 0.0,
     ) -> torch.Tensor:
-        """[V, 3, S, S] crops, bool [V, N] masks -> [V, T, D], class token first."""
+        """Map crops [V, 3, S, S], bool masks [V, N] to [V, T, D], class token first."""
         embed, dtype = self.patch_embed, crops.dtype
         weight, bias = embed.weight.to(dtype), embed.bias.to(dtype)
         x = F.conv2d(crops, weight, bias, embed.stride)  # [V, D, grid, grid]
@@ -172,7 +172,7 @@ class ViT(nn.Module):
 
 
 class Head(nn.Module):
-    """MLP, L2 normalisation, weight-normed linear to K prototypes."""
+    """MLP, L2 normalisation and a weight-normed linear layer to K prototypes."""
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int):
         super().__init__()
@@ -188,15 +188,15 @@ class Head(nn.Module):
         nn.init.ones_(self.last_layer.parametrizations.weight.original0)
 
     def forward(self, x: torch.Tensor, temperature: float) -> torch.Tensor:
-        """[..., D] -> float32 logits over the temperature, [..., K]."""
+        """Map [..., D] to float32 logits over the temperature, [..., K]."""
         dtype = x.dtype
         x = F.normalize(self.mlp(x).float(), eps=1e-12)
-        x = (x / temperature).to(dtype)  # D columns, not K
+        x = (x / temperature).to(dtype)  # the bottleneck is narrower than K
         return F.linear(x, self.last_layer.weight.to(dtype)).float()
 
 
 class Branch(nn.Module):
-    """Backbone and head(s); the student is one, the teacher another."""
+    """Backbone and heads of the student or the teacher."""
 
     def __init__(self, backbone: ViT, dino_head: Head, ibot_head: Head | None):
         super().__init__()
@@ -209,7 +209,7 @@ class Branch(nn.Module):
     def logits(
         self, cls: torch.Tensor, patches: torch.Tensor, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prototype logits of class tokens [C, D] and masked patches [M, D]."""
+        """Return prototype logits of class tokens [C, D] and masked patches [M, D]."""
         if self.separate:
             return (
                 self.dino_head(cls, temperature),

@@ -1,14 +1,14 @@
-"""Our TPU attention beside XLA's, jax's flash and splash kernels, by compiled cycles.
+"""Compiled cycles of our TPU attention, XLA's, and jax's flash and splash kernels.
 
     python -m benchmarks.tpu_attention [--chips v6e ...] [--groups 38x257 ...]
 
 All do the same job: from the packed projection [1, count * length, 3 * D] to the output
-(and, in the second column, the packed gradient too), at 16 heads of 64 in bfloat16, and
-what they need around their kernels (padding to whole tiles, transposes) counts. The
-peers get one block a sequence; other blocks were not searched. Nothing runs: see
-`benchmarks/tpu_cycles.py` for what the cycles are. Prints a table in picoseconds a
-score and writes benchmarks/results/tpu_attention.json, where the rows of earlier runs
-stay unless they are measured again.
+(and, in the second column, the packed gradient too), with 16 heads of 64 in bfloat16.
+Operations around the kernels (padding to whole tiles, transposes) count. The peers use
+one block per sequence; other blocks were not searched. Nothing is run: see
+`benchmarks/tpu_cycles.py` for the meaning of the cycles. Prints a table in picoseconds
+per score and writes benchmarks/results/tpu_attention.json, keeping rows of earlier runs
+that are not measured again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ KEY = ("chip", "group", "name", "backward")
 HEADS = 16
 WIDTH = 64 * HEADS
 IMPLEMENTATIONS = ("ours", "xla", "flash", "splash")
-# Chip -> topology, Hz (peak FLOP/s over those of a cycle), bytes/s of main memory.
+# Chip -> topology, Hz (peak FLOP/s over FLOPs per cycle), bytes/s of main memory.
 CHIPS = {
     "v5e": ("v5e:2x4", 1.5e9, 819e9),
     "v5p": ("v5:2x2x1", 1.75e9, 2765e9),
@@ -33,7 +33,7 @@ GROUPS = ("38x257", "153x50", "64x257", "40x197", "40x261", "4x1370")
 
 
 def padded_heads(qkv, count, length, keys):
-    """[1, T, 3 * D] -> [3, count, H, keys, 64] and segment ids [count, keys]."""
+    """Map [1, T, 3 * D] to [3, count, H, keys, 64] and segment ids [count, keys]."""
     import jax.numpy as jnp
 
     x = qkv.reshape(count, length, 3, HEADS, 64).transpose(2, 0, 3, 1, 4)
@@ -43,20 +43,20 @@ def padded_heads(qkv, count, length, keys):
 
 
 def unpadded(out, count, length):
-    """[count, H, keys, 64] -> [1, T, D]."""
+    """Map [count, H, keys, 64] to [1, T, D]."""
     out = out[:, :, :length].transpose(0, 2, 1, 3)
     return out.reshape(1, count * length, WIDTH)
 
 
 def ours(qkv, count, length):
-    """The kernel of this project."""
+    """Run this project's kernel."""
     from dinov2_jax.kernels import attention_tpu
 
     return attention_tpu.attention(qkv, count=count, length=length, num_heads=HEADS)
 
 
 def xla(qkv, count, length):
-    """What XLA makes of einsum and softmax."""
+    """Run XLA's einsum and softmax."""
     from dinov2_jax.kernels import attention
 
     return attention.attention(
@@ -65,7 +65,7 @@ def xla(qkv, count, length):
 
 
 def flash(qkv, count, length):
-    """`jax.experimental.pallas.ops.tpu.flash_attention`."""
+    """Run `jax.experimental.pallas.ops.tpu.flash_attention`."""
     from jax.experimental.pallas.ops.tpu import flash_attention
 
     keys = -(-length // 128) * 128
@@ -94,7 +94,7 @@ def flash(qkv, count, length):
 
 
 def splash(qkv, count, length):
-    """`jax.experimental.pallas.ops.tpu.splash_attention`."""
+    """Run `jax.experimental.pallas.ops.tpu.splash_attention`."""
     import jax
     from jax.experimental.pallas.ops.tpu import splash_attention
 
@@ -119,7 +119,7 @@ def splash(qkv, count, length):
 
 
 def worker(name, chip, group, dump):
-    """Compiles one contestant and prints its cycles, forward and with backward."""
+    """Compile one contestant and print its cycles, forward and with backward."""
     import jax
     import jax.numpy as jnp
     from jax.experimental import topologies
@@ -164,7 +164,7 @@ def worker(name, chip, group, dump):
 
 
 def measure(name, chip, group):
-    """Cycles by part, forward and with backward; why where it does not compile."""
+    """Return cycles by part, forward and with backward, or the compiler's error."""
     from benchmarks import tpu_cycles
 
     with tempfile.TemporaryDirectory() as dump:
@@ -181,7 +181,7 @@ def measure(name, chip, group):
 
 
 def rows(name, chip, group):
-    """Two measurements as written to the results: forward, and with backward."""
+    """Return two rows of the results: forward, and with backward."""
     count, length = map(int, group.split("x"))
     scores = count * length**2 * HEADS
     found = []
@@ -193,7 +193,7 @@ def rows(name, chip, group):
         _, clock, bandwidth = CHIPS[chip]
         seconds = sum(cycles.values()) / clock
         if name == "ours":
-            # Forward moves q, k, v and out; backward those but out, dout, and dqkv.
+            # Forward moves q, k, v and out; backward moves q, k, v, dout and dqkv.
             moved = passes * 2 * count * length * WIDTH
             result["memory_share"] = round(moved / bandwidth / seconds, 3)
         found.append(
@@ -208,7 +208,7 @@ def rows(name, chip, group):
 
 
 def main():
-    """Compiles everything and prints the table."""
+    """Compile everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chips", nargs="+", default=list(CHIPS), choices=CHIPS)
     parser.add_argument("--groups", nargs="+", default=GROUPS)

@@ -1,10 +1,10 @@
-"""Kernels that take crops out of a stream and add to them, by compiled cycles.
+"""Compiled cycles of the kernels that gather crops from a stream and add to them.
 
     python -m benchmarks.tpu_crops [--chips v6e ...] [--crops 64x257:38 ...]
 
-Beside the scheduled bundles of each kernel (`benchmarks/tpu_cycles.py`) stand the
-cycles that its transfers take at least, in which the bundles should hide. 1,024
-channels in bfloat16; nothing runs. Prints a table in thousands of cycles and writes
+Compares the scheduled bundles of each kernel (`benchmarks/tpu_cycles.py`) with the
+minimum cycles of its transfers, behind which the bundles should hide. 1,024 channels in
+bfloat16; nothing is run. Prints a table in thousands of cycles and writes
 benchmarks/results/tpu_crops.json.
 """
 
@@ -17,12 +17,12 @@ import tempfile
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "tpu_crops.json"
 WIDTH = 1024
-# Crops x tokens : kept, of ViT-L/14 with 32 images a device at a drop rate of 0.4.
+# Crops x tokens : kept, for ViT-L/14 with 32 images per device and drop rate 0.4.
 CROPS = ("64x257:38", "256x50:153")
 
 
 def kernels(batch, length, num_kept):
-    """Name -> (function, bytes that it moves, shapes and dtypes of its arguments)."""
+    """Return name -> (function, bytes that it moves, arguments' shapes and dtypes)."""
     import jax.numpy as jnp
 
     from dinov2_jax.kernels import crops_tpu, layer_norm
@@ -53,7 +53,7 @@ def kernels(batch, length, num_kept):
 
 
 def worker(chip, crops, dump):
-    """Compiles the kernels for one chip and shape and prints their cycles."""
+    """Compile the kernels for one chip and shape, and print their cycles."""
     import jax
     from jax.experimental import topologies
 
@@ -84,7 +84,7 @@ def worker(chip, crops, dump):
         )
         for path in dump.iterdir():
             path.unlink()
-        # Inside of the steps the longest loop is over crops.
+        # Inside a step the longest loop is over crops.
         kernel = tpu_cycles.Kernel(name, (steps, block))
         found[name] = {
             "bundles": tpu_cycles.kernel_cycles(by_depth, kernel),
@@ -94,7 +94,7 @@ def worker(chip, crops, dump):
 
 
 def measure(chip, crops):
-    """What a process of its own prints; libtpu reads its settings once."""
+    """Measure in a new process, because libtpu reads its settings only once."""
     from benchmarks import tpu_cycles
 
     with tempfile.TemporaryDirectory() as dump:
@@ -111,7 +111,7 @@ def measure(chip, crops):
 
 
 def main():
-    """Compiles everything, prints the table and writes it."""
+    """Compile everything, print the table and write it."""
     from benchmarks import environment, tpu_attention
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -1,10 +1,10 @@
-"""Cycles of a program on a TPU by the figures of the compiler, without a TPU.
+"""Cycles of a program on a TPU by the compiler's figures, without a TPU.
 
-The core of a TPU issues one bundle of instructions a cycle, in order, so the bundles
-that the compiler scheduled times how often they run are a lower bound on the cycles of
-a Pallas kernel: what they leave out is waiting, above all for main memory, which is
-bounded here by bytes over bandwidth. XLA's own operations carry `estimated_cycles` in
-the optimised HLO. Both move with every change of the program.
+A TPU core issues one bundle of instructions per cycle, in order. So the scheduled
+bundles, times how often they run, are a lower bound on the cycles of a Pallas kernel.
+They leave out stalls, mainly on main memory, which are bounded here by bytes over
+bandwidth. XLA's own operations have `estimated_cycles` in the optimised HLO. Both
+numbers change with every change of the program.
 """
 
 import collections
@@ -20,7 +20,7 @@ from jax.extend import core
 from dinov2_jax.aot import hlo
 
 _BUNDLES = re.compile(r"^\d+-(.+)-\d+-final_bundles\.txt$")
-# "  0x1f LB: >> {...": an address, perhaps a label, and one ">" a loop around it.
+# "  0x1f LB: >> {...": an address, perhaps a label, and one ">" per enclosing loop.
 _BUNDLE = re.compile(r"^ *0x[0-9a-f]+ *(?:[A-Z]{2})? *: *(>*)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
@@ -30,9 +30,9 @@ class Kernel:
     """One Pallas kernel of a program.
 
     Attributes:
-      name: As in `pallas_call`; "" where it gives none.
-      trips: Steps of the grid, then of each loop inside of it, outermost first.
-      skipped: Steps of the grid that only write what another has made.
+      name: The name given to `pallas_call`, or "".
+      trips: Steps of the grid, then of each loop inside it, outermost first.
+      skipped: Grid steps that only write what another step has computed.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Kernel:
 
 
 def environment(dump: pathlib.Path | None) -> dict[str, str]:
-    """What a process that compiles needs, set before it imports jax.
+    """Return the environment that a process needs to compile, before jax is imported.
 
     Args:
-      dump: Where the compiler is to write its schedules; None where they are not
-        needed, because this takes it minutes for large programs.
+      dump: Folder for the compiler's schedules. None writes none, which saves minutes
+        for large programs.
     """
     flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true" if dump else ""
     here = pathlib.Path(__file__).parents[1] / ".venv/libtpu/libtpu/libtpu.so"
@@ -66,7 +66,7 @@ def environment(dump: pathlib.Path | None) -> dict[str, str]:
 
 
 def kernels(jaxpr: core.Jaxpr) -> list[Kernel]:
-    """The Pallas kernels of a program, in their order."""
+    """Return the Pallas kernels of a program, in order."""
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
@@ -74,7 +74,7 @@ def kernels(jaxpr: core.Jaxpr) -> list[Kernel]:
             inner = _loops(equation.params["jaxpr"])
             while inner and inner[-1] == 1:
                 inner.pop()
-            # Our backward kernel works at the first of the last axis's three steps.
+            # Our backward kernel computes at the first of the last axis's three steps.
             name = equation.params["name"] or ""
             again = name == "attention_backward"
             skipped = math.prod(grid) * 2 // 3 if again else 0
@@ -87,7 +87,7 @@ def kernels(jaxpr: core.Jaxpr) -> list[Kernel]:
 
 
 def _loops(jaxpr) -> list[int]:
-    """Trip counts of nested loops, of each level the longest."""
+    """Return the trip counts of nested loops, the longest of each level."""
     levels: list[int] = []
     for equation in jaxpr.eqns:
         own = []
@@ -106,7 +106,7 @@ def _loops(jaxpr) -> list[int]:
 
 
 def bundles(dump: pathlib.Path) -> dict[str, list[int]]:
-    """Bundles of each kernel, by the number of loops around them."""
+    """Count the bundles of each kernel by the number of loops around them."""
     found = {}
     for path in dump.iterdir():
         match = _BUNDLES.match(path.name)
@@ -121,8 +121,8 @@ def bundles(dump: pathlib.Path) -> dict[str, list[int]]:
 
 
 def kernel_cycles(by_depth: Sequence[int], kernel: Kernel) -> int:
-    """Bundles that run: a lower bound on the cycles of one call."""
-    # A step that only writes runs the bundles of the grid's loop and a copy.
+    """Count the executed bundles: a lower bound on the cycles of one call."""
+    # A step that only writes runs the grid loop's bundles and a copy.
     total = kernel.skipped * SKIPPED_STEP
     for depth, count in enumerate(by_depth):
         total += count * math.prod(kernel.trips[:depth])
@@ -137,12 +137,12 @@ SKIPPED_STEP = 330
 def program_cycles(
     compiled_text: str, found: Sequence[Kernel], by_depth: Mapping[str, Sequence[int]]
 ) -> dict[str, int]:
-    """Cycles of one execution, by kernel, and of XLA's operations as "xla".
+    """Return the cycles of one execution by kernel, and of XLA's operations as "xla".
 
     Args:
-      compiled_text: Optimised HLO.
-      found: From `kernels`.
-      by_depth: From `bundles`.
+      compiled_text: The optimised HLO.
+      found: Kernels, from `kernels`.
+      by_depth: Bundles of each kernel by loop depth, from `bundles`.
     """
     module = hlo.parse(compiled_text)
     cycles: collections.Counter = collections.Counter()
@@ -159,9 +159,9 @@ def program_cycles(
 
 
 def _called(instruction: hlo.Instruction, found: Sequence[Kernel]) -> Kernel:
-    """The kernel of a custom call."""
+    """Return the kernel of a custom call."""
     named = [k for k in found if k.name and k.name in instruction.name]
-    # Kernels without a name of their own take that of the function around them.
+    # Unnamed kernels get the name of the enclosing function.
     candidates = named or found
     if len({(kernel.trips, kernel.skipped) for kernel in candidates}) != 1:
         raise ValueError(f"{instruction.name} may be any of {candidates}")

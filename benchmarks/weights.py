@@ -1,13 +1,13 @@
-"""Loading and converting released sizes: time, memory, and every bit there and back.
+"""Loading and converting the released sizes: time, memory and exact round trips.
 
     python -m benchmarks.weights [--names vits14 vitg14_reg4] [--rounds=3]
 
-For every size a `.pth` of random weights is written under the released names. Then, in
-processes of their own that take turns, `dinov2_jax.load` and PyTorch (`torch.load` and
-a strict `load_state_dict` into a module that is already built) read it: seconds, and
-the peak of memory beyond what the imports (and the built module) take, as a multiple
-of the weights. Last, hub -> here -> hub and hub -> here -> Hugging Face -> here -> hub
-are compared byte for byte. Writes benchmarks/results/weights.json.
+For each size, a `.pth` of random weights is written under the released names. It is
+read by `dinov2_jax.load` and by PyTorch (`torch.load` and a strict `load_state_dict`
+into a module that is already built), in separate processes that alternate. Measured are
+seconds, and peak memory as a multiple of the weights, without that of the imports.
+Last, hub -> here -> hub and hub -> here -> Hugging Face -> here -> hub are compared
+byte for byte. Writes benchmarks/results/weights.json.
 
 The file is in the page cache for both. ViT-g takes 14 GB of disk and 10 GB of memory.
 """
@@ -31,7 +31,7 @@ LOADERS = ("jax", "torch")
 
 
 def write_random(name: str, path: pathlib.Path) -> int:
-    """Writes a released size with random weights; returns their bytes."""
+    """Write random weights of a released size; return their bytes."""
     from dinov2_jax.weights import lazy_tensor, torch_writer
 
     shapes = json.loads((SHAPES / f"dinov2_{name}.json").read_text())
@@ -52,7 +52,7 @@ def write_random(name: str, path: pathlib.Path) -> int:
 
 
 def load_with_jax(path: str) -> dict:
-    """Seconds and bytes of `dinov2_jax.load`."""
+    """Return the seconds and bytes of `dinov2_jax.load`."""
     import jax
     import jax.numpy as jnp
 
@@ -70,7 +70,7 @@ def load_with_jax(path: str) -> dict:
 
 
 def load_with_torch(path: str) -> dict:
-    """Seconds and bytes of `torch.load` and `load_state_dict` into a built module."""
+    """Return seconds and bytes of `torch.load` and `load_state_dict`."""
     import torch
 
     shapes = {k: v.shape for k, v in torch.load(path, mmap=True).items()}
@@ -81,13 +81,13 @@ def load_with_torch(path: str) -> dict:
             if part not in dict(module.named_children()):
                 module.add_module(part, torch.nn.Module())
             module = module.get_submodule(part)
-        # Touched, as a constructor that draws weights does.
+        # Ones, so that memory is touched, as by a constructor that draws weights.
         module.register_parameter(names[-1], torch.nn.Parameter(torch.ones(shape)))
     before, start = environment.peak_host_bytes(), time.monotonic()
     model.load_state_dict(torch.load(path, map_location="cpu"), strict=True)
     seconds = time.monotonic() - start
     weights = sum(p.nbytes for p in model.parameters())
-    # The module itself is part of what loading needs.
+    # Loading needs the module's memory too.
     return {
         "seconds": seconds,
         "bytes": environment.peak_host_bytes() - before + weights,
@@ -95,7 +95,7 @@ def load_with_torch(path: str) -> dict:
 
 
 def round_trips(path: pathlib.Path, folder: pathlib.Path) -> dict[str, bool]:
-    """Whether the file comes back byte for byte, directly and by Hugging Face."""
+    """Return whether the file survives conversion, directly and via Hugging Face."""
     from dinov2_jax.convert import __main__ as convert
 
     def run(source, destination, target):
@@ -111,7 +111,7 @@ def round_trips(path: pathlib.Path, folder: pathlib.Path) -> dict[str, bool]:
 
 
 def same_bytes(first: pathlib.Path, second: pathlib.Path) -> bool:
-    """Whether two files are equal, read piece by piece."""
+    """Return whether two files are equal, reading them in chunks."""
     with open(first, "rb") as a, open(second, "rb") as b:
         while True:
             x, y = a.read(1 << 24), b.read(1 << 24)
@@ -122,7 +122,7 @@ def same_bytes(first: pathlib.Path, second: pathlib.Path) -> bool:
 
 
 def measure(name: str, rounds: int) -> dict:
-    """All of one size."""
+    """Measure one size."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         path = folder / "weights.pth"
@@ -140,7 +140,7 @@ def measure(name: str, rounds: int) -> dict:
 
 
 def describe(name: str, report: dict) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     cells = []
     for loader in LOADERS:
         runs = report["loads"][loader]
@@ -157,7 +157,7 @@ def describe(name: str, report: dict) -> str:
 
 
 def main() -> None:
-    """Prints the table and writes the JSON; with --load, one measurement."""
+    """Print the table and write the JSON; with --load, measure once."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,8 +1,8 @@
-"""Processes to take numbers in, one after the other or in turns.
+"""Worker processes for measurements, run one after the other or in turns.
 
-On a machine that others use too, one minute is slower than the next. Contestants that
-take turns, a sample each, meet the same minutes: the ratio of two samples of one turn
-says more than that of two medians.
+On a shared machine the speed changes from minute to minute. Contestants that take
+turns, one sample each, run under the same conditions: the ratio of two samples of one
+turn is more reliable than that of two medians.
 """
 
 import contextlib
@@ -20,25 +20,26 @@ from typing import Any, NamedTuple
 
 from benchmarks import timing
 
-# glibc hands large arrays back to the system after each use and faults their pages in
-# again at the next; keeping them made a PyTorch step at batch 4 about a sixth faster.
-# Read by glibc when a process starts, so it belongs in the environment of a new one.
+# glibc returns large arrays to the system after each use and faults their pages in
+# again at the next one. Keeping them made a PyTorch step at batch 4 about a sixth
+# faster.
+# glibc reads these variables when a process starts.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
-_PAUSE = 0.3  # seconds between turns, in which threads that wait for work go to sleep
-_GRACE = 20  # seconds for reporting, beyond those for measuring
+_PAUSE = 0.3  # seconds between turns, for spinning threads to go to sleep
+_GRACE = 20  # additional seconds for reporting
 _ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception|error)\b")
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|OutOfMemoryError|out of memory", re.I)
 
 
 class WorkerFailed(RuntimeError):
-    """A measurement that gave no number; the message says why in a few words."""
+    """A measurement that failed; the message gives the reason in a few words."""
 
 
 class Command(NamedTuple):
-    """`python -m benchmarks.<module> <arguments>` with variables set."""
+    """`python -m benchmarks.<module> <arguments>` with environment variables."""
 
     module: str
     arguments: Sequence[str]
@@ -51,7 +52,7 @@ def run_worker(
     environment: Mapping[str, str],
     timeout: float | None = None,
 ) -> dict[str, Any]:
-    """Runs `python -m benchmarks.<module>` and returns the JSON it prints.
+    """Run `python -m benchmarks.<module>` and return the JSON that it prints.
 
     Raises:
       WorkerFailed: It failed, or took longer than `timeout` seconds.
@@ -63,19 +64,19 @@ def run_worker(
 def alternate(
     commands: Sequence[Command], turns: int, timeout: float | None = None
 ) -> list[dict[str, Any] | WorkerFailed]:
-    """Runs commands at once, of which one computes at a time.
+    """Run several commands side by side, only one of them computing at a time.
 
-    They warm up one after the other; then each takes one sample a turn, in the order
-    given, and waits until all are done. All their memory is in use together.
+    They warm up one after the other. Then each takes one sample per turn, in the given
+    order, and waits for the others. The memory of all is in use at once.
 
     Args:
-      commands: That call `timing.samples` once.
-      turns: The most that are taken; fewer where time runs out, or where a command
-        wants fewer samples.
+      commands: Commands, each of which calls `timing.samples` once.
+      turns: Maximum number of turns; fewer if time runs out or a command takes fewer
+        samples.
       timeout: Seconds for all of them.
 
     Returns:
-      What each prints, or why it did not.
+      For each command the JSON that it prints, or the error.
     """
     end = None if timeout is None else time.monotonic() + timeout
 
@@ -111,7 +112,7 @@ def alternate(
 
 
 class _Worker:
-    """A command as a process; it and what it started end with the block."""
+    """A command's process, killed with its children at the end of the block."""
 
     def __init__(
         self, command: Command, timeout: float | None, in_turns: bool = False
@@ -128,7 +129,7 @@ class _Worker:
             stdout=self._output,
             stderr=self._errors,
             pass_fds=[theirs.fileno()] if in_turns else [],
-            start_new_session=True,  # so that what it started ends with it
+            start_new_session=True,  # so that its children end with it
         )
         theirs.close()
 
@@ -146,7 +147,7 @@ class _Worker:
         return None if self._end is None else max(self._end - time.monotonic(), 1e-3)
 
     def wait(self) -> None:
-        """Until it is ready for a turn, has ended, or its time is over."""
+        """Wait until it is ready for a turn, has ended, or its time is up."""
         self._turn.settimeout(self._left())
         with contextlib.suppress(TimeoutError, ConnectionError):
             if self._turn.recv(1):
@@ -155,20 +156,20 @@ class _Worker:
             self._process.wait(self._left())  # else it would disturb the next
 
     def take_turn(self) -> None:
-        """Lets it take a sample, if it still can."""
+        """Let it take a sample, if it is still running."""
         with contextlib.suppress(TimeoutError, ConnectionError):
             self._turn.send(b".")
             self.wait()
 
     def end_turns(self) -> None:
-        """Lets it report what it has."""
+        """Tell it to report its samples."""
         with contextlib.suppress(OSError):  # it has ended already
             self._turn.shutdown(socket.SHUT_WR)
         if self._end is not None:
             self._end = max(self._end, time.monotonic() + _GRACE)
 
     def result(self) -> dict[str, Any]:
-        """What it prints, once it has ended."""
+        """Wait for its end and return the JSON that it printed."""
         try:
             code = self._process.wait(self._left())
         except subprocess.TimeoutExpired:
@@ -185,7 +186,7 @@ class _Worker:
 
 
 def last_error(text: str) -> str:
-    """The last line that names an error, or the last one, of what a program wrote."""
+    """Return the last line that names an error, else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if _ERROR.match(line)]
     return (named or lines or [""])[-1][:100]

@@ -11,12 +11,13 @@ from benchmarks import config_standin, settings
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A config at a batch size; one group.
+    """A config at a batch size, which is one group.
 
     Attributes:
-      name: For `--only`.
-      config: A file of configs/.
-      overrides: Fields that differ, "model.drop_path_rate=0.0".
+      name: Name for `--only`.
+      config: Name of a file in configs/.
+      batch_size: Images per step.
+      overrides: Overridden fields, such as "model.drop_path_rate=0.0".
     """
 
     name: str
@@ -25,7 +26,7 @@ class Workload:
     overrides: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
-        """For `make_config` in another process."""
+        """Return the flags from which another process calls `make_config`."""
         return [
             f"--config={self.config}",
             f"--batch_size={self.batch_size}",
@@ -37,7 +38,7 @@ CPU = (
     Workload("vits14-drop0", "vits", 4, ("model.drop_path_rate=0.0",)),
     Workload("vits14-drop0.3", "vits", 4, ("model.drop_path_rate=0.3",)),
 )
-GPU = (  # the most telling first: time may run out
+GPU = (  # the most important first, in case time runs out
     Workload("vitl14", "vitl", 64),
     Workload("vitl16-short", "vitl16_short", 64),
     Workload("vitg14", "vitg", 32),
@@ -66,7 +67,7 @@ _TINY = (
 
 
 def chosen(args: settings.Settings) -> list[Workload]:
-    """The workloads of a run."""
+    """Return the workloads of a run."""
     found = []
     for workload in CPU if args.plan == "cpu" else GPU:
         if args.only and workload.name not in args.only:
@@ -78,13 +79,13 @@ def chosen(args: settings.Settings) -> list[Workload]:
 
 
 def tiny(workload: Workload) -> Workload:
-    """So small that it only shows that the program runs."""
+    """Shrink a workload to a size that only tests the program."""
     overrides = (*workload.overrides, *_TINY)
     return dataclasses.replace(workload, batch_size=4, overrides=overrides)
 
 
 def make_config(name: str, batch_size: int, overrides: Sequence[str]) -> Any:
-    """The config of a workload, with Sinkhorn-Knopp, which all contestants have."""
+    """Return a workload's config, with Sinkhorn-Knopp, which all contestants use."""
     config_standin.install()
     config = importlib.import_module(f"configs.{name}").get_config()
     config.train.update(
@@ -106,7 +107,7 @@ def make_config(name: str, batch_size: int, overrides: Sequence[str]) -> Any:
 
 
 def torch_sizes(config: Any) -> dict[str, Any]:
-    """Arguments of `torch_peer.TorchPeer`."""
+    """Return the arguments of `torch_peer.TorchPeer` for a config."""
     from dinov2_jax.models import vision_transformer
 
     model, crops = config.model, config.crops
@@ -141,7 +142,7 @@ def torch_sizes(config: Any) -> dict[str, Any]:
 
 
 def reference_sizes(config: Any) -> dict[str, Any]:
-    """Arguments of `reference_peer.make_config`."""
+    """Return the arguments of `reference_peer.make_config` for a config."""
     model, crops = config.model, config.crops
     return {
         "arch": model.arch,

@@ -1,10 +1,10 @@
-"""Seconds on a CPU, for development and tests: everything small, nothing learned."""
+"""A run of seconds on a CPU, for development and tests: too small to learn."""
 
 from dinov2_jax.configs import default
 
 
 def get_config():
-    """Returns the configuration."""
+    """Return the configuration."""
     c = default.get_config()
     c.data.source = "photos"
     c.data.workers = 1
@@ -12,8 +12,8 @@ def get_config():
     c.model.update(
         arch="custom", embed_dim=64, depth=2, num_heads=2, patch_size=8, layerscale=1.0
     )
-    # With 0.3, of two blocks, some samples pass no attention at all; their class tokens
-    # are equal, and KoLeo is the log of a rounding error.
+    # With 0.3 and two blocks, some samples skip attention entirely. Their class tokens
+    # are equal, and KoLeo becomes the log of a rounding error.
     c.model.drop_path_rate = 0.1
     for head in (c.dino, c.ibot):
         head.update(head_n_prototypes=64, head_bottleneck_dim=32, head_hidden_dim=64)

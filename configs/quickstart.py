@@ -1,14 +1,14 @@
-"""Minutes on a two-core CPU: a small ViT on the embedded photographs.
+"""A run of minutes on a two-core CPU: a small ViT on the embedded photographs.
 
-LayerScale starts at 1 and layers share one learning rate, because a short run has no
-time to grow; everything else is the recipe at small size.
+LayerScale starts at 1 and all layers share one learning rate, because a short run has
+no time to grow them. The rest is the usual recipe at small size.
 """
 
 from dinov2_jax.configs import default
 
 
 def get_config():
-    """Returns the configuration."""
+    """Return the configuration."""
     c = default.get_config()
     c.data.source = "photos"
     c.data.workers = 1
@@ -32,6 +32,6 @@ def get_config():
     c.checkpoint.every = 150
     c.log.every = 10
     c.evaluation.update(every=150, resize_size=84, image_size=84, picture_size=480)
-    # Settings were chosen on "val" alone.
+    # The settings above were chosen on "val" alone.
     c.evaluation.photos_split = "test"
     return c

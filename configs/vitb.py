@@ -1,14 +1,14 @@
 """ViT-B/14 from scratch on one machine of 8 accelerators.
 
-Not a recipe of the reference, whose S and B were distilled from ViT-g: the short run
-(`vitl16_short.py`) with patch 14, half the batch and less stochastic depth.
+Not a recipe of the reference, whose S and B were distilled from ViT-g. This is the
+short run (`vitl16_short.py`) with patch 14, half the batch and less stochastic depth.
 """
 
 from dinov2_jax.configs import default
 
 
 def get_config():
-    """Returns the configuration."""
+    """Return the configuration."""
     c = default.get_config()
     c.model.update(arch="vit_base", patch_size=14, drop_path_rate=0.2)
     c.crops.local_crops_size = 98

@@ -4,7 +4,7 @@ from dinov2_jax.configs import default
 
 
 def get_config():
-    """Returns the configuration."""
+    """Return the configuration."""
     c = default.get_config()
     c.model.update(
         arch="vit_large", patch_size=14, ffn_layer="swiglufused", drop_path_rate=0.4

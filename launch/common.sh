@@ -1,18 +1,18 @@
-# Shell functions of the launchers; source it, do not run it.
+# Shell functions for the launchers. Source it; do not run it.
 # shellcheck shell=bash
 
-# In bash 5.2 an & in what replaces a text would be the text.
+# Otherwise bash 5.2 replaces an & in a replacement string by the matched text.
 shopt -u patsub_replacement 2>/dev/null || true
 
 LAUNCH=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 REPOSITORY=$(dirname -- "$LAUNCH")
 
-# The first comment of a script, below its #! line, is its help.
+# Prints the help of a script: the comment below its #! line.
 usage() {
   sed -n '2,/^[^#]/{/^#/!q;/^#SBATCH/d;s/^# \{0,1\}//;p}' "$1"
 }
 
-fail() { # MESSAGE: the launcher was called wrongly
+fail() { # MESSAGE: report wrong usage and exit
   echo "error: $1" >&2
   exit 2
 }
@@ -31,11 +31,11 @@ need_number() { # OPTION VALUE
   [[ $2 =~ ^[0-9]+$ ]] || fail "$1=$2: a whole number is needed"
 }
 
-need() { # VARIABLE HOW: the variable must not be empty
+need() { # VARIABLE MESSAGE: the variable must not be empty
   [[ -n ${!1-} ]] || fail "$2"
 }
 
-# A command as it could be typed.
+# Prints a command with shell quoting.
 quoted() {
   local word line=
   for word in "$@"; do
@@ -48,7 +48,7 @@ quoted() {
   printf '%s\n' "${line# }"
 }
 
-# Runs a command, or prints it where --dry-run was given.
+# Runs a command, or prints it with --dry-run.
 DRY_RUN=
 run() {
   if [[ $DRY_RUN ]]; then
@@ -58,15 +58,14 @@ run() {
   fi
 }
 
-# Whether the same command may do better than one that ended with this exit code: it
-# saved and asks for it (42), a machine failed (75), or a signal or a lost machine ended
-# it; not Ctrl-C (130).
+# Whether to restart after this exit code: the run saved and asks for it (42), a machine
+# failed (75), or a signal or a lost machine ended it; but not Ctrl-C (130).
 worth_a_restart() {
   (($1 == 42 || $1 == 75 || ($1 >= 128 && $1 <= 255 && $1 != 130)))
 }
 
-# The variables of a flag profile as lines NAME=VALUE; nothing without a name. A name
-# that stands in several lines of the file is a list of flags.
+# Prints the variables of a flag profile as lines NAME=VALUE; nothing for an empty name.
+# Several lines with one name are joined into a list of flags.
 profile() { # PROFILE
   [[ -n $1 ]] || return 0
   local file=$LAUNCH/flags/$1.env
@@ -86,7 +85,7 @@ profile() { # PROFILE
   ' "$file"
 }
 
-# Puts a flag profile into the environment. What is there already comes last and wins.
+# Exports a flag profile. Values that are already in the environment win.
 apply_profile() { # PROFILE
   local lines line name value
   lines=$(profile "$1") || exit
@@ -102,7 +101,7 @@ apply_profile() { # PROFILE
   done <<<"$lines"
 }
 
-# The Python of the project: $PYTHON, or of the environment that `make` sets up.
+# Sets PYTHON, if it is not set, to that of the environment from `make`, or python3.
 find_python() {
   if [[ -z ${PYTHON-} ]]; then
     PYTHON=$REPOSITORY/.venv/bin/python

@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# Trains on a GKE cluster that has JobSet and Kueue, on TPUs or on GPUs.
+# Trains on TPUs or GPUs of a GKE cluster with JobSet and Kueue.
 #
-#   launch/gke.sh setup --queue Q --quota CHIPS          Kueue's queue, rbac.yaml: once
+#   launch/gke.sh setup --queue Q --quota CHIPS       once: Kueue's queue, rbac.yaml
 #   launch/gke.sh run tpu --name N --queue Q --image I --claim C \
 #     --accelerator tpu-v6e-slice --topology 4x4 --hosts 4 --chips 4 -- --config=... ...
 #   launch/gke.sh run gpu --name N --queue Q --image I --claim C \
 #     --accelerator nvidia-h100-80gb --hosts 4 --chips 8 -- --config=... ...
 #   launch/gke.sh logs | status | delete --name N
 #
-# The manifests are in launch/gke/, the image is built by launch/gke/Dockerfile. Pods are
-# started again, all at once, unless the run ended with exit code 0, 2 or 3.
+# The manifests are in launch/gke/; launch/gke/Dockerfile builds the image. All pods are
+# restarted together, unless the run ended with exit code 0, 2 or 3.
 #
-#   --name N         of the JobSet; GKE_NAME does too
-#   --namespace S    (default: default)
-#   --queue Q        Kueue's LocalQueue; GKE_QUEUE does too
-#   --quota CHIPS    of the queue, for setup
-#   --image I        container image; GKE_IMAGE does too
-#   --claim C        PersistentVolumeClaim that all pods may write, mounted at /data, for
-#                    --workdir and images; GKE_CLAIM does too
+#   --name N         name of the JobSet (or GKE_NAME)
+#   --namespace S    Kubernetes namespace (default: default)
+#   --queue Q        Kueue's LocalQueue (or GKE_QUEUE)
+#   --quota CHIPS    chips of the queue, for setup
+#   --image I        container image (or GKE_IMAGE)
+#   --claim C        PersistentVolumeClaim that all pods can write to, mounted at /data,
+#                    for --workdir and images (or GKE_CLAIM)
 #   --accelerator A  node label gke-tpu-accelerator or gke-accelerator
 #   --topology T     node label gke-tpu-topology
-#   --hosts H        of a slice; of GPUs: nodes
-#   --chips C        of a host (default: 4 TPU chips, 8 GPUs)
-#   --slices S       TPU slices, joined by the network (default: 1)
+#   --hosts H        hosts of a slice; for GPUs: nodes
+#   --chips C        chips per host (default: 4 for TPUs, 8 for GPUs)
+#   --slices S       TPU slices, connected by the network (default: 1)
 #   --account A      service account of the pods (default: default)
 #   --flags NAME     a profile of launch/flags (default: none)
-#   --restarts COUNT (default: 50)
+#   --restarts COUNT maximum number of restarts (default: 50)
 #   --dry-run        print the manifest or command
-#   --help           this
+#   --help           show this help
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -62,21 +62,21 @@ while (($#)); do
 done
 need verb "what is to be done? see --help"
 
-# A YAML string, which a JSON string is.
+# Prints a text as a YAML string.
 yaml() {
   local text=${1//\\/\\\\}
   printf '"%s"' "${text//\"/\\\"}"
 }
 
-arguments() { # ARGS...: the lines of the container's `args`
+arguments() { # ARGS...: print the lines of the container's `args`
   local argument variable="\$(" text="\$\$("
   for argument in "$@"; do
-    # Kubernetes takes $(NAME) for a variable; $$(NAME) is the text.
+    # Kubernetes expands $(NAME) as a variable; $$(NAME) is the plain text.
     printf '                    - %s\n' "$(yaml "${argument//"$variable"/"$text"}")"
   done
 }
 
-variables() { # the lines of a profile in the container's `env`
+variables() { # LINES: print a profile as the lines of the container's `env`
   local line
   while IFS= read -r line; do
     [[ -n $line ]] || continue
@@ -85,8 +85,8 @@ variables() { # the lines of a profile in the container's `env`
   done <<<"$1"
 }
 
-# A manifest of launch/gke with its @WORDS@ replaced, and its comments left out.
-render() { # FILE: with the variables above, `args` and `env`
+# Prints a manifest of launch/gke with its @WORDS@ replaced and without comments.
+render() { # FILE: uses the variables above, `args` and `env`
   local text word variable
   text=$(grep -v '^ *#' "$LAUNCH/gke/$1")
   text=${text//"                    - @ARGS@"/${args-}}

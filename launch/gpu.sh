@@ -3,13 +3,13 @@
 #
 #   launch/gpu.sh [OPTIONS] -- --config=configs/vits.py --workdir=DIR ...
 #
-# One process for each GPU that nvidia-smi lists, supervised by launch/local.sh, whose
-# other options are taken too. Loader workers are per process: --config.data.workers.
+# Starts one process per GPU that nvidia-smi lists, supervised by launch/local.sh, whose
+# other options are accepted too. --config.data.workers counts per process.
 #
-#   --count N        so many GPUs instead of all
+#   --count N        use N GPUs instead of all
 #   --flags NAME     a profile of launch/flags (default: none)
 #   --dry-run        print the commands
-#   --help           this
+#   --help           show this help
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 

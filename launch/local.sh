@@ -3,22 +3,22 @@
 #
 #   launch/local.sh N [OPTIONS] -- --config=configs/vits.py --workdir=DIR ...
 #
-# N processes on the CPU (JAX_PLATFORMS=cpu) or, with --gpus, with one GPU each. All are
-# ended when one fails; they are started again, and resume, when it ended with exit
-# code 42 (saved, asks for it) or 75 (a machine failed), or was ended by a signal (128
-# and above, not Ctrl-C).
-# SIGTERM and Ctrl-C are passed on. The exit code is the one that says most of those
-# that failed together.
+# N processes on the CPU (JAX_PLATFORMS=cpu) or, with --gpus, with one GPU each. If one
+# fails, all are ended. They restart and resume if it ended with exit code 42 (saved,
+# asks for a restart) or 75 (a machine failed), or by a signal (128 and above, but not
+# Ctrl-C).
+# SIGTERM and Ctrl-C are passed on. If several processes fail, the most informative exit
+# code is returned.
 #
 #   --gpus            process I sees GPU I and no other
 #   --flags NAME      a profile of launch/flags (default: none)
-#   --restarts COUNT  at most so many (default: 10)
-#   --grace SECONDS   after SIGTERM, before the rest is killed (default: 180)
-#   --port PORT       of process 0 (default: by this process's number)
+#   --restarts COUNT  maximum number of restarts (default: 10)
+#   --grace SECONDS   time from SIGTERM until the rest is killed (default: 180)
+#   --port PORT       port of process 0 (default: from this process's id)
 #   --dry-run         print the commands
-#   --help            this
+#   --help            show this help
 #
-# PYTHON names another interpreter than .venv/bin/python.
+# PYTHON sets an interpreter other than .venv/bin/python.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -48,7 +48,7 @@ find_python
 apply_profile "$flags"
 cd -- "$REPOSITORY"
 
-# Sets the array `command`. Each attempt has a port: the last one may still be closing.
+# Sets the array `command`. Each attempt uses a new port: the last may still be closing.
 set_command() { # ATTEMPT PROCESS ARGS...
   command=()
   if [[ $gpus ]]; then command=(env "JAX_LOCAL_DEVICE_IDS=$2"); fi
@@ -59,7 +59,7 @@ set_command() { # ATTEMPT PROCESS ARGS...
 start_all() { # ATTEMPT ARGS...
   local process
   pids=()
-  set -m # each leads a process group, of itself and its loader workers
+  set -m # each process leads a group with its loader workers
   for ((process = 0; process < count; process++)); do
     set_command "$1" "$process" "${@:2}"
     "${command[@]}" </dev/null &
@@ -69,7 +69,7 @@ start_all() { # ATTEMPT ARGS...
 }
 
 # shellcheck disable=SC2329 # called by the traps
-pass_on() { # SIGNAL: to the processes alone, whose loader workers they end
+pass_on() { # SIGNAL: to the processes only, which end their loader workers
   say "passing on SIG$1"
   stopping=$SECONDS
   if ((${#pids[@]})); then kill "-$1" "${pids[@]}" 2>/dev/null || true; fi
@@ -80,7 +80,7 @@ kill_all() {
   for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
 }
 
-# Waits for all; `code` is 0 or the weightiest of those that ended by themselves.
+# Waits for all; sets `code` to 0 or the weightiest code of those not killed here.
 wait_for_all() {
   local running left pid status deadline='' killed=''
   code=0
@@ -109,8 +109,8 @@ wait_for_all() {
   done
 }
 
-# Which of several exit codes says most: what no restart can help, then a signal, which
-# made others fail that say so (75), or asked for, then what came of it.
+# Ranks exit codes by how much they explain: errors that a restart cannot fix (2, 3),
+# signals and lost machines, a requested restart (42), failures caused by others (75).
 weight() { # CODE
   case $1 in
     0) echo 0 ;;
@@ -121,9 +121,9 @@ weight() { # CODE
   esac
 }
 
-# Seconds that the others have when one ended with this code: with 3 and 42 all end at
-# once, and have things to finish; others may be about to end of the same cause, or
-# with a code that tells it.
+# Seconds that the other processes get after one has ended with this code. With 3 and 42
+# all end together and have work to finish. Otherwise the others may be about to end for
+# the same reason, or with a code that explains it.
 patience() { # CODE
   case $1 in
     2) echo 0 ;;

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# One task of launch/slurm.sbatch: runs a command and passes SIGTERM and SIGUSR1 on.
+# A task of launch/slurm.sbatch: runs a command and passes SIGTERM and SIGUSR1 on.
 #
 #   launch/slurm_task.sh VERDICT COMMAND...
 #
-# srun's exit code is the largest of its tasks, of which it kills the rest when one
-# fails. So an exit code that no restart can help (2, 3) is written to the file VERDICT.
+# If one task fails, srun kills the others and returns the largest exit code. So an exit
+# code that a restart cannot fix (2, 3) is written to the file VERDICT.
 #
 #   --dry-run        print the command
-#   --help           this
+#   --help           show this help
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -20,13 +20,13 @@ if [[ $DRY_RUN ]]; then run "$@"; exit; fi
 
 # SLURM may signal this shell alone, or it and its child.
 trap 'kill -TERM "$!" 2>/dev/null || true' TERM
-trap 'kill -USR1 "$!" 2>/dev/null || true' USR1 # which asks a run for a trace
-(trap '' USR1 && exec "$@") & # until it listens
+trap 'kill -USR1 "$!" 2>/dev/null || true' USR1 # requests a trace
+(trap '' USR1 && exec "$@") & # ignored until the run handles it
 child=$!
 while true; do
   code=0
   wait "$child" || code=$?
-  # A signal also ends `wait`, while the child runs or after its end; 127: no news.
+  # A signal also interrupts `wait`, before or after the child's end; 127: unknown.
   if ((code == 143 || code == 138)) && kill -0 "$child" 2>/dev/null; then continue; fi
   break
 done

@@ -1,22 +1,21 @@
-# What launch/tpu_mig.sh and launch/tpu_vm.sh share; source it after common.sh.
-# shellcheck shell=bash disable=SC2034 # some variables are of those alone
+# Common parts of launch/tpu_mig.sh and launch/tpu_vm.sh. Source it after common.sh.
+# shellcheck shell=bash disable=SC2034 # some variables are used only there
 #
-# They define, for the slice $name:
+# The two scripts define, for the slice $name:
 #   create, delete, describe
-#   state             prints READY (all hosts are there), NONE (nothing was created),
-#                     GONE (they will not come back), or a word for what is awaited
-#   find_hosts        sets `hosts`, a name for each
+#   state             prints READY (all hosts are up), NONE (nothing was created),
+#                     GONE (the hosts will not come back), or a word for a wait
+#   find_hosts        sets `hosts` to the hosts' names
 #   on_host I CMD     runs a command on host I by ssh; I may be "all"
-#   copy_to_all FILE  to the home folder of every host
-#   cluster_flags I   prints what process I must be told, "" where jax finds it
+#   copy_to_all FILE  copies a file to the home folder of every host
+#   cluster_flags I   prints the cluster flags of process I, "" if jax finds the cluster
 
-FOLDER=dinov2_jax # of the home folder of each host
+FOLDER=dinov2_jax # in the home folder of each host
 name=${TPU_NAME-} zone=${TPU_ZONE-} project=${CLOUDSDK_CORE_PROJECT-} spot='' flags=''
 restarts=50 poll=60 python=python3.11 verb='' arguments=() hosts=()
 
-# Sets the variables of the options, of which some are the script's own, `verb`, and
-# `arguments`, what comes after --.
-parse() { # "--OPTION ..." ARGS...
+# Sets a variable for each option, `verb`, and `arguments` to those after --.
+parse() { # "--OPTION ..." ARGS...: first the script's own options
   local own=" --name --zone --project --flags --restarts --poll --python $1 "
   shift
   while (($#)); do
@@ -47,7 +46,7 @@ parse() { # "--OPTION ..." ARGS...
   if [[ $project ]]; then where+=(--project="$project"); fi
 }
 
-# Runs a command for what it prints. A dry run says it, and takes the answer $1 for it.
+# Runs a query. A dry run prints the command and answers $1 instead.
 ask() { # ANSWER COMMAND...
   if [[ $DRY_RUN ]]; then
     quoted "${@:2}" >&2
@@ -57,7 +56,7 @@ ask() { # ANSWER COMMAND...
   fi
 }
 
-host_command() { # VERB ARGS...: tpu_host.sh on a host, as ssh takes it
+host_command() { # VERB ARGS...: print the call of tpu_host.sh, quoted for ssh
   quoted "$FOLDER/launch/tpu_host.sh" "$@"
 }
 
@@ -76,7 +75,7 @@ wait_until_ready() {
   find_hosts
 }
 
-# Every file that git has, as it is in the work tree.
+# Installs every file that git tracks, as it is in the work tree.
 install() {
   local archive=$FOLDER.tar.gz folder
   folder=$(mktemp -d)
@@ -105,7 +104,7 @@ start() {
   done
 }
 
-# Waits for the training; returns its exit code, 255 where hosts were lost.
+# Waits for the training; returns its exit code, 255 if hosts were lost.
 wait_for_end() {
   local answers code failures=0
   if [[ $DRY_RUN ]]; then
@@ -117,7 +116,7 @@ wait_for_end() {
     if answers=$(on_host all "$(host_command status)"); then
       failures=0
     else
-      failures=$((failures + 1)) # the network of this machine, or the hosts
+      failures=$((failures + 1)) # this machine's network or the hosts failed
       if ((failures >= 3)) && [[ $(state) != READY ]]; then return 255; fi
       continue
     fi
@@ -134,9 +133,9 @@ wait_for_end() {
   done
 }
 
-# Of all hosts: "running"; 0 when all ended well; else what no restart can help, or the
-# largest exit code.
-verdict() { # LINES
+# Prints "running", 0 if all hosts ended well, an exit code that a restart cannot fix
+# (2, 3), or the largest one.
+verdict() { # LINES: the status of each host
   awk '
     $1 == "running" { running = 1 }
     $1 == "ended" && $2 > 0 {
@@ -156,7 +155,7 @@ watch() {
     if [[ $now == GONE || $now == NONE ]]; then create; fi
     wait_until_ready
     code=0
-    # A host may be taken away at any moment of these.
+    # A host may be preempted at any point.
     { install && start; } || code=255
     if ((code == 0)); then wait_for_end || code=$?; fi
     if ! worth_a_restart "$code"; then return "$code"; fi

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs on a TPU host, called by launch/tpu_mig.sh and launch/tpu_vm.sh over ssh.
+# Runs on a TPU host; launch/tpu_mig.sh and launch/tpu_vm.sh call it over ssh.
 #
-#   launch/tpu_host.sh install PYTHON                 sets .venv up with jax[tpu]
-#   launch/tpu_host.sh start PROFILE ARGS...          trains; goes on when ssh ends
-#   launch/tpu_host.sh status                         running, ended CODE, or idle
-#   launch/tpu_host.sh stop                           has it saved, then kills the rest
-#   launch/tpu_host.sh logs                           follows the log
+#   launch/tpu_host.sh install PYTHON                 set up .venv with jax[tpu]
+#   launch/tpu_host.sh start PROFILE ARGS...          train; survives the end of ssh
+#   launch/tpu_host.sh status                         print running, ended CODE or idle
+#   launch/tpu_host.sh stop                           save, then kill what is left
+#   launch/tpu_host.sh logs                           follow the log
 #
-# PROFILE is one of launch/flags or "". The log is run/log beside this repository's files.
+# PROFILE is one of launch/flags or "". The log is run/log in this repository.
 #
 #   --dry-run        print the commands
-#   --help           this
+#   --help           show this help
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -25,7 +25,7 @@ install() { # PYTHON
   run .venv/bin/python -m pip install -q -r requirements.txt "jax[tpu]"
 }
 
-# The training, of which `start` is the parent only as long as it takes.
+# Runs the training and writes its exit code to run/exit, after `start` has ended.
 attend() {
   local code=0
   "$@" || code=$?
@@ -41,7 +41,7 @@ start() { # PROFILE ARGS...
   stop
   mkdir -p run
   rm -f run/exit
-  set -m # a process group, for `stop` to end with its loader workers
+  set -m # a process group, so that `stop` ends the loader workers too
   nohup bash -c "$(declare -f attend); attend \"\$@\"" attend "${command[@]}" \
     </dev/null >>run/log 2>&1 &
   echo $! >run/pid
@@ -58,13 +58,13 @@ status() {
   elif running; then
     echo running
   elif [[ -f run/pid ]]; then
-    echo "ended 137" # no one was left to write it down
+    echo "ended 137" # the whole group was killed
   else
     echo idle
   fi
 }
 
-# SIGTERM goes to the training alone, whose loader workers it ends: it saves and leaves.
+# Sends SIGTERM to the training only, which saves and ends its loader workers.
 stop() {
   if running; then
     local waited=0

@@ -3,30 +3,30 @@
 #
 #   launch/tpu_mig.sh VERB --name N --zone Z [OPTIONS] [-- --config=... --workdir=...]
 #
-#   create   makes a workload policy, an instance template and a group, all named N, and
-#            waits for its hosts (--machine ct6e-standard-4t --topology 4x4 --size 4)
-#   install  copies this repository to every host and sets it up with jax[tpu]
-#   run      trains on every host and waits for the end
-#   watch    all of that; again when hosts were lost, which the group replaces, or the
-#            run ended with exit code 42 or 75, or by a signal. The same as `resume`
-#   logs     follows the log of the first host
+#   create   create a workload policy, an instance template and a group, all named N,
+#            and wait for its hosts (--machine ct6e-standard-4t --topology 4x4 --size 4)
+#   install  copy this repository to every host and set it up with jax[tpu]
+#   run      train on every host and wait for the end
+#   watch    do all of that; repeat it if hosts were lost, which the group replaces, or
+#            the run ended with exit code 42 or 75, or by a signal. Same as `resume`
+#   logs     follow the log of the first host
 #   status, stop, delete
 #
-#   --name, --zone   TPU_NAME and TPU_ZONE do too
-#   --project P      else CLOUDSDK_CORE_PROJECT; create needs it
+#   --name, --zone   name and zone of the slice (or TPU_NAME, TPU_ZONE)
+#   --project P      project (or CLOUDSDK_CORE_PROJECT); required by create
 #   --machine M      machine type of a host
-#   --topology T     chips along the axes
-#   --size S         hosts: the chips of the topology by those of a machine
+#   --topology T     number of chips along each axis
+#   --size S         number of hosts: chips of the topology / chips of a machine
 #   --image F        image family of the project ubuntu-os-accelerator-images
-#   --spot           cheaper, and may be taken away
-#   --python P       of the hosts, 3.11 or newer (default: python3.11)
+#   --spot           cheaper, but may be preempted
+#   --python P       Python on the hosts, 3.11 or newer (default: python3.11)
 #   --flags NAME     a profile of launch/flags (default: none)
-#   --restarts COUNT of watch (default: 50)
-#   --poll SECONDS   between looks (default: 60)
+#   --restarts COUNT maximum for watch (default: 50)
+#   --poll SECONDS   time between checks (default: 60)
 #   --dry-run        print the commands
-#   --help           this
+#   --help           show this help
 #
-# --workdir must be a folder that all hosts see, such as of a bucket that gcsfuse mounts.
+# --workdir must be a folder that all hosts see, such as a bucket mounted by gcsfuse.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 source "$LAUNCH/tpu_common.sh"
@@ -35,7 +35,7 @@ machine=${TPU_MACHINE-} topology=${TPU_TOPOLOGY-} size=${TPU_SIZE-}
 image=${TPU_IMAGE-}
 parse "--machine --topology --size --image" "$@"
 region=${zone%-*}
-port=8476 # of the first process
+port=8476 # port of the first process
 addresses=()
 
 create() {
@@ -72,7 +72,7 @@ delete() {
     "${where[@]:1}" --quiet
 }
 
-# "NAME ADDRESS" of each host that runs.
+# Prints "NAME ADDRESS" of each running host.
 list() {
   ask "$name-0000 10.0.0.1
 $name-0001 10.0.0.2" gcloud compute instances list "${where[@]:1}" \
@@ -129,7 +129,7 @@ copy_to_all() { # FILE
   done
 }
 
-# Whether jax would find the slice by itself is not known: it is told.
+# Given explicitly, because it is not known whether jax detects the slice.
 cluster_flags() { # I
   echo "--coordinator=${addresses[0]}:$port --num_processes=${#hosts[@]} --process_id=$1"
 }

@@ -3,27 +3,27 @@
 #
 #   launch/tpu_vm.sh VERB --name N --zone Z [OPTIONS] [-- --config=... --workdir=...]
 #
-#   create   asks for the slice (--type v5litepod-64) and waits until it is there
-#   install  copies this repository to every host and sets it up with jax[tpu]
-#   run      trains on every host and waits for the end
-#   watch    all of that; again when the slice was taken away or the run ended with
-#            exit code 42 or 75, or by a signal. The same as `resume`
-#   logs     follows the log of the first host
+#   create   request the slice (--type v5litepod-64) and wait for it
+#   install  copy this repository to every host and set it up with jax[tpu]
+#   run      train on every host and wait for the end
+#   watch    do all of that; repeat it if the slice was preempted or the run ended with
+#            exit code 42 or 75, or by a signal. Same as `resume`
+#   logs     follow the log of the first host
 #   status, stop, delete
 #
-#   --name, --zone   TPU_NAME and TPU_ZONE do too
-#   --project P      else gcloud's own
+#   --name, --zone   name and zone of the slice (or TPU_NAME, TPU_ZONE)
+#   --project P      project (default: gcloud's)
 #   --type T         accelerator type
-#   --version V      of the runtime (default: v2-alpha-tpuv5-lite, for v5e)
-#   --spot           cheaper, and may be taken away
-#   --python P       of the hosts, 3.11 or newer (default: python3.11)
+#   --version V      runtime version (default: v2-alpha-tpuv5-lite, for v5e)
+#   --spot           cheaper, but may be preempted
+#   --python P       Python on the hosts, 3.11 or newer (default: python3.11)
 #   --flags NAME     a profile of launch/flags (default: none)
-#   --restarts COUNT of watch (default: 50)
-#   --poll SECONDS   between looks (default: 60)
+#   --restarts COUNT maximum for watch (default: 50)
+#   --poll SECONDS   time between checks (default: 60)
 #   --dry-run        print the commands
-#   --help           this
+#   --help           show this help
 #
-# --workdir must be a folder that all hosts see, such as of a bucket that gcsfuse mounts.
+# --workdir must be a folder that all hosts see, such as a bucket mounted by gcsfuse.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 source "$LAUNCH/tpu_common.sh"

@@ -1,7 +1,7 @@
-"""Plans a pod on a laptop: python -m dinov2_jax.aot --config=... --topology=v5e:16x16.
+"""Pod planning on a laptop: python -m dinov2_jax.aot --config=... --topology=v5e:16x16.
 
-Compiles the train step for a machine that need not be there and says whether it fits,
-what its devices send to each other and how long the compiler thinks it takes.
+Compiles the train step for a machine that need not be there and reports whether it
+fits, what its devices send to each other and how long the compiler expects it to take.
 """
 
 import argparse
@@ -20,7 +20,7 @@ _DOES_NOT_FIT = 1
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compiles as the flags say; returns the exit code: 1 where it does not fit."""
+    """Run the command line; return the exit code, 1 if the step does not fit."""
     logging.basicConfig(level=logging.ERROR)
     try:
         return _plan(argv)
@@ -78,7 +78,7 @@ def _plan(argv: list[str] | None) -> int:
 
 
 def _compile(config, machine, options, quick):
-    """Compiles with a line of progress before it."""
+    """Compile the step, with a line of progress before it."""
     from dinov2_jax.aot import step
 
     _say(

@@ -1,8 +1,9 @@
-"""What devices send to each other in one step, from the optimised HLO.
+"""The collectives of one step, from the optimised HLO.
 
-A gather counts as one however the compiler writes it: at once, as a -start/-done pair,
-in pieces fused with the arithmetic that hides it, or as a sum of zero-padded shards
-(which moves twice the bytes; XLA does so where a shard is smaller than a tile).
+A gather counts as one in whatever form the compiler writes it: in one operation, as a
+-start/-done pair, in pieces fused with the arithmetic that hides it, or as a sum of
+zero-padded shards (which moves twice the bytes; XLA does so if a shard is smaller than
+a tile).
 """
 
 import dataclasses
@@ -33,11 +34,11 @@ class Collective:
 
     Attributes:
       kind: One of `KINDS`, or `PADDED_GATHER`.
-      dtype: Of the arrays.
-      shapes: Of the arrays whole: what a gather gives, what a reduction takes.
-      count: Executions in a step.
-      group_size: Devices that take part together.
-      op_name: Where in the traced program it came from.
+      dtype: Dtype of the arrays.
+      shapes: Shapes of the full arrays: a gather's results, a reduction's operands.
+      count: Number of executions in a step.
+      group_size: Number of devices that take part together.
+      op_name: Place in the traced program that it came from.
     """
 
     kind: str
@@ -49,13 +50,13 @@ class Collective:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of the arrays in a step."""
+        """Bytes of the full arrays, over a step."""
         arrays = (hlo.Array(self.dtype, dims) for dims in self.shapes)
         return self.count * sum(array.num_bytes for array in arrays)
 
     @property
     def sent_bytes(self) -> float:
-        """Bytes that a device sends in a step, by the usual algorithms on a ring."""
+        """Bytes that a device sends in a step, with the usual ring algorithms."""
         if self.kind == "collective-permute":
             return float(self.payload_bytes)
         passes = 2 if self.kind in ("all-reduce", PADDED_GATHER) else 1
@@ -63,11 +64,11 @@ class Collective:
 
 
 def find(module: hlo.Module, num_devices: int) -> list[Collective]:
-    """All collectives of a step.
+    """Return all collectives of a step.
 
     Args:
-      module: Parsed.
-      num_devices: Of the program; the group where the text names none.
+      module: The parsed program.
+      num_devices: Devices of the program; the group size if the text names no group.
     """
     found, seen = [], set()
     for name, count in module.executions.items():
@@ -76,7 +77,7 @@ def find(module: hlo.Module, num_devices: int) -> list[Collective]:
             if kind not in KINDS:
                 continue
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            if fused and channel:  # the pieces of one collective share its number
+            if fused and channel:  # the pieces of one collective share its channel
                 key = (name, kind, channel[1])
                 if key in seen:
                     continue
@@ -86,7 +87,7 @@ def find(module: hlo.Module, num_devices: int) -> list[Collective]:
 
 
 def _with_fused(module, computation):
-    """(computation, instruction, inside a fusion?), fusions opened."""
+    """Yield (computation, instruction, whether fused), including fusions' contents."""
     for instruction in computation.instructions.values():
         yield computation, instruction, False
         if instruction.opcode == "fusion":
@@ -96,7 +97,7 @@ def _with_fused(module, computation):
 
 
 def _by_dtype(module, scope, instruction, kind, count, num_devices) -> list[Collective]:
-    """One `Collective` for each dtype that an instruction moves."""
+    """Return one `Collective` for each dtype that an instruction moves."""
     operands = [scope.instructions[name] for name in instruction.operands]
     arrays = [array for operand in operands for array in operand.arrays]
     group_size = _group_size(instruction.attributes, num_devices)
@@ -122,7 +123,7 @@ def _by_dtype(module, scope, instruction, kind, count, num_devices) -> list[Coll
 
 
 def _is_padded(module, scope, instruction) -> bool:
-    """Whether an array is zeros but for a shard written into it."""
+    """Return whether an array is zero except for one shard written into it."""
     while instruction.opcode in ("fusion", "copy", "bitcast", "copy-done"):
         if instruction.opcode == "fusion":
             scope = module.computations[dict(instruction.called())["calls"]]
@@ -133,7 +134,7 @@ def _is_padded(module, scope, instruction) -> bool:
 
 
 def _group_size(attributes: str, num_devices: int) -> int:
-    """Devices of one replica group, in any of the ways that HLO writes them."""
+    """Parse the size of a replica group, in any of the forms that HLO uses."""
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
         sizes = dict(_MESH_AXIS.findall(mesh[1]))
         return math.prod(int(sizes[a]) for a in re.findall(r"'([^']+)'", mesh[2]))
@@ -145,11 +146,11 @@ def _group_size(attributes: str, num_devices: int) -> int:
 
 
 def weight_shapes(leaves: Collection[tuple[tuple[int, ...], bool]]) -> set[tuple]:
-    """Shapes, axes of size 1 left out, in which weights appear in a step.
+    """Return the shapes, without axes of size 1, in which weights appear in a step.
 
     Args:
-      leaves: (shape, stacked?) of every parameter; the first axis of a stacked one is
-        the blocks', of which a step sees one at a time or all.
+      leaves: (shape, whether stacked) of every parameter. The first axis of a stacked
+        one is the block; a step uses one block at a time or all.
     """
     shapes = set()
     for shape, stacked in leaves:
@@ -162,9 +163,9 @@ def weight_shapes(leaves: Collection[tuple[tuple[int, ...], bool]]) -> set[tuple
 def float32_weight_gathers(
     collectives: list[Collective], weights: set[tuple]
 ) -> list[Collective]:
-    """Gathers of weights that were not cast to bfloat16 before.
+    """Return the gathers of weights that were not cast to bfloat16 first.
 
-    Those so small that every device holds them whole are left out.
+    Weights that are too small to be sharded are left out.
     """
     return [
         c
@@ -181,7 +182,7 @@ def float32_weight_gathers(
 def activation_gathers(
     collectives: list[Collective], weights: set[tuple]
 ) -> list[Collective]:
-    """Gathers of 1 MiB or more that are no weight: a batch that left its device."""
+    """Return gathers of 1 MiB or more that are no weights: activations, by mistake."""
     return [
         c
         for c in collectives
@@ -195,7 +196,7 @@ def activation_gathers(
 
 
 def _is_weight(dims: tuple[int, ...], weights: set[tuple]) -> bool:
-    """Whether an array is a weight, in whatever shape, or one padded to whole tiles."""
+    """Return whether an array is a weight, perhaps reshaped or padded to tiles."""
     shape = _squeezed(dims)
     return any(
         math.prod(shape) == math.prod(weight)

@@ -1,4 +1,4 @@
-"""Reads a config file and its overrides, as `dinov2_jax.main` takes them."""
+"""Config files and their overrides, in the form that `dinov2_jax.main` accepts."""
 
 import ast
 import importlib.util
@@ -11,14 +11,14 @@ from dinov2_jax import configs, errors
 
 
 def read(path: str, overrides: Sequence[str]) -> Any:
-    """The checked config of a file.
+    """Read a config file, apply overrides and check the result.
 
     Args:
-      path: A preset, or the path of a Python file with `get_config()`.
-      overrides: "--config.SECTION.FIELD=VALUE" each.
+      path: The name of a preset, or the path of a Python file with `get_config()`.
+      overrides: Arguments of the form "--config.SECTION.FIELD=VALUE".
 
     Raises:
-      UserError: The file, a field or a value is no good.
+      UserError: The file, a field or a value is invalid.
     """
     file = configs.find(path)
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -37,7 +37,7 @@ def read(path: str, overrides: Sequence[str]) -> Any:
 
 
 def apply(config: Any, overrides: Sequence[str]) -> None:
-    """Sets fields of a config; see `read`."""
+    """Apply overrides to a config in place; see `read`."""
     known = config_lib.flatten(config)
     problems = []
     for override in overrides:
@@ -70,7 +70,7 @@ def apply(config: Any, overrides: Sequence[str]) -> None:
 
 
 def _value(text: str, default: Any) -> Any:
-    """A text as the type of the default."""
+    """Convert a text to the type of the default."""
     if isinstance(default, bool):
         return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
     if isinstance(default, tuple):

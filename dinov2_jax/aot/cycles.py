@@ -1,12 +1,12 @@
-"""Device time that the compiler's own cost model gives a step, from the optimised HLO.
+"""Device time of a step by the compiler's own cost model, from the optimised HLO.
 
 XLA for TPUs writes `estimated_cycles` into the backend_config of most operations that
-take time. Their sum over a step, loops multiplied out, is what it believes the cores
-are busy for; what `cost_analysis` reports counts a loop's body once and is not used.
-Kernels of our own carry a cost estimate instead, of which the roofline is taken: a
-lower bound. Gathers and scatters of whole rows carry nothing, nor do reshapes, which
-XLA only leaves where the tiles of the two shapes differ, concatenations and reversals:
-they count as what they read and write over the memory's bandwidth.
+take time. Their sum over a step, with loops multiplied out, is the compiler's estimate
+of how long the cores are busy; `cost_analysis` is not used, because it counts a loop's
+body once. Our own kernels carry a cost estimate instead, which gives a roofline time: a
+lower bound. Gathers and scatters of whole rows, concatenations, reversals, and reshapes
+(which XLA only leaves where the tiles of the two shapes differ) have no figure: their
+time is the bytes that they read and write over the memory's bandwidth.
 """
 
 import collections
@@ -30,14 +30,14 @@ class Cycles:
     """The cores' work in one step.
 
     Attributes:
-      total: Cycles of operations that carry a figure.
-      by_scope: The same by place in the traced program, most first.
+      total: Cycles of the operations that have a figure.
+      by_scope: The same by place in the traced program, largest first.
       kernel_seconds: Lower bound of our own kernels' time, from their cost estimates.
-      kernels: Executions of them in a step.
-      moving_seconds: Of gathers, scatters, reshapes, concatenations and reversals that
-        carry no figure.
-      without_cost: Other operations, kernels or not, of which the compiler says that
-        it knows nothing: counted as nothing.
+      kernels: Number of kernel executions in a step.
+      moving_seconds: Time of the gathers, scatters, reshapes, concatenations and
+        reversals that have no figure.
+      without_cost: Number of other operations, kernels included, whose cost the
+        compiler does not know: they count as zero.
     """
 
     total: int
@@ -49,12 +49,12 @@ class Cycles:
 
 
 def count(module: hlo.Module, *, peak_flops: float, hbm_bandwidth: float) -> Cycles:
-    """Sums the compiler's figures over one step.
+    """Sum the compiler's figures over one step.
 
     Args:
-      module: Parsed.
-      peak_flops: FLOP/s of a device, for kernels.
-      hbm_bandwidth: Bytes/s of a device's memory, for kernels and what only moves.
+      module: The parsed program.
+      peak_flops: Peak FLOP/s of a device, for kernels.
+      hbm_bandwidth: Bytes/s of a device's memory, for kernels and data movement.
     """
     scopes: collections.Counter = collections.Counter()
     kernel_seconds, kernels, moved, unknown = 0.0, 0, 0, 0
@@ -95,19 +95,19 @@ def _moved_bytes(
     beside: Mapping[str, hlo.Instruction],
     instruction: hlo.Instruction,
 ) -> int:
-    """What an operation that moves arrays reads and writes; 0 for any other."""
+    """Return the bytes that a data movement reads and writes; 0 for anything else."""
     if instruction.opcode in _MOVES:
         read = [beside[name].arrays for name in instruction.operands]
         arrays = itertools.chain(instruction.arrays, *read)
         return sum(array.num_bytes for array in arrays)
-    if instruction.opcode != "fusion":  # around all gathers and scatters
+    if instruction.opcode != "fusion":  # XLA wraps every gather and scatter in one
         return 0
     inner = module.computations[dict(instruction.called())["calls"]].instructions
     total = 0
     for part in inner.values():
         if part.opcode == "gather":
             total += 2 * part.arrays[0].num_bytes
-        elif part.opcode == "scatter":  # reads what it adds, and to what
+        elif part.opcode == "scatter":  # reads updates and target rows, writes rows
             total += 3 * inner[part.operands[-1]].arrays[0].num_bytes
     return total
 
@@ -118,7 +118,7 @@ def _field(text: str, name: str) -> float:
 
 
 def _scope(op_name: str) -> str:
-    """ "jit(step)/.../block/attn/qkv/dot_general" -> "block/attn/qkv"."""
+    """Shorten "jit(step)/.../block/attn/qkv/dot_general" to "block/attn/qkv"."""
     if not op_name:
         return "(no name)"
     parts = op_name.split("/")

@@ -1,8 +1,8 @@
-"""The smallest change with which a step fits, found by compiling one after another.
+"""Search for the smallest change with which a step fits, by compiling candidates.
 
-Changes are tried from those that leave the run what it is (what the backward pass
-recomputes), over more devices for the same batch, to those that make it another run
-(fewer images). Each keeps the ones before it, which were not enough alone.
+Changes that leave the results of the run alone come first (rematerialisation), then
+more devices for the same batch, then changes that make it another run (fewer images).
+The rematerialisation is kept in the later ones, as it was not enough alone.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ MAX_DOUBLINGS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A config and machine that differ from those asked for.
+    """A config and machine that differ from the requested ones.
 
     Attributes:
-      description: The flags to add, for people.
-      config: Changed, a copy.
-      machine: Changed or not.
-      program: What it compiles to; None before that.
+      description: The flags to add.
+      config: The config with the change, a copy.
+      machine: The machine, changed or not.
+      program: The compiled step; None before compilation.
     """
 
     description: str
@@ -37,7 +37,7 @@ class Change:
 
 
 def ladder(config: Any, machine: machines.Machine) -> Iterator[Change]:
-    """Changes in the order in which they are tried, each on top of the one before."""
+    """Yield the changes in the order in which they are tried."""
     said: list[str] = []
     names = list(remat.POLICIES)
     for name in names[names.index(config.model.remat) + 1 :]:
@@ -50,7 +50,7 @@ def ladder(config: Any, machine: machines.Machine) -> Iterator[Change]:
     for _ in range(MAX_DOUBLINGS):
         larger = larger.doubled()
         if groups % larger.num_devices:
-            break  # a device holds at least a group
+            break  # each device needs at least one group
         yield Change(" ".join([f"--topology={larger.name}", *said]), config, larger)
 
     for _ in range(MAX_HALVINGS):
@@ -75,16 +75,16 @@ def smallest_change(
     compile_step: Callable[[Any, machines.Machine], step_lib.Program],
     progress: Callable[[str], None],
 ) -> Change | None:
-    """Climbs the ladder until a step fits.
+    """Compile one change after the other until a step fits.
 
     Args:
-      config: That does not fit.
-      machine: On which it does not.
-      compile_step: (config, machine) -> program.
-      progress: Told what every try gave.
+      config: The config that does not fit.
+      machine: The machine that it does not fit on.
+      compile_step: Compiles a step: (config, machine) -> program.
+      progress: Called with a line before and after each attempt.
 
     Returns:
-      The first change that fits, with its program; None if none does.
+      The first change that fits, with its program; None if none fits.
     """
     for change in ladder(config, machine):
         progress(f"trying {change.description}")
@@ -100,7 +100,7 @@ def smallest_change(
 
 
 def _changed(config: Any, *, remat: str = "", **train: int) -> Any:
-    """A copy of a config with other fields."""
+    """Return a copy of a config with another remat policy or `train` fields."""
     config = config.copy_and_resolve_references()
     if remat:
         config.model.remat = remat
@@ -109,7 +109,7 @@ def _changed(config: Any, *, remat: str = "", **train: int) -> Any:
 
 
 def _possible(config: Any, machine: machines.Machine) -> bool:
-    """Whether a config still describes a run on the machine."""
+    """Return whether a config is still valid on the machine."""
     if not config.train.batch_size or not config.train.group_size:
         return False
     try:

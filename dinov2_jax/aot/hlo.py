@@ -1,6 +1,6 @@
-"""Reads the text of an optimised HLO module: computations, calls, loop trip counts.
+"""A parser of optimised HLO text: computations, calls and loop trip counts.
 
-The text is what `jax.stages.Compiled.as_text()` gives, by XLA for CPUs, GPUs or TPUs.
+The text is that of `jax.stages.Compiled.as_text()`, from XLA for CPUs, GPUs or TPUs.
 Only what a report needs is kept; see https://openxla.org/xla/operation_semantics.
 """
 
@@ -25,19 +25,19 @@ _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)
 _TRUE_FALSE = re.compile(r"\b(?:true|false)_computation=%?([\w.-]+)")
 _TRIP_COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-# Name a computation that runs as a part of them, or that an async-start has run.
+# These name a computation that is part of them or that an async-start has counted.
 _PARTS = ("fusion", "async-update", "async-done")
-# Operations that hand on one value unchanged.
+# Operations that pass one value on unchanged.
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start")
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a shape.
+    """The dtype and dimensions of one array.
 
     Attributes:
-      dtype: As HLO writes it, for example "bf16".
-      dims: Sizes.
+      dtype: Dtype in HLO's notation, for example "bf16".
+      dims: Size of each dimension.
     """
 
     dtype: str
@@ -45,7 +45,7 @@ class Array:
 
     @property
     def num_bytes(self) -> int:
-        """Without the padding of the device's tiles."""
+        """Bytes without the padding of the device's tiles."""
         return math.prod(self.dims) * DTYPE_BITS.get(self.dtype, 8) // 8
 
 
@@ -54,11 +54,11 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name: Unique in the computation.
-      arrays: Of the result, those inside tuples in their order.
-      opcode: For example "fusion".
+      name: Name, unique in the computation.
+      arrays: Arrays of the result; tuples are flattened in order.
+      opcode: The operation, for example "fusion".
       operands: Names of the arguments; for a constant or parameter, its text.
-      attributes: Everything after the operands.
+      attributes: The rest of the line after the operands.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The path in the traced program that it came from; "" where none is kept."""
+        """The path in the traced program that it came from; "" if unknown."""
         match = _OP_NAME.search(self.attributes)
         return match[1] if match else ""
 
     def called(self) -> list[tuple[str, str]]:
-        """(role, computation) pairs; the role is the attribute, "branch" for one."""
+        """Return (role, computation) pairs; the role is the attribute or "branch"."""
         pairs = _CALLED.findall(self.attributes)
         names = [
             name.strip().lstrip("%")
@@ -87,30 +87,31 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in their order; the root is the last."""
+    """A computation: its instructions by name, in order; the root is the last."""
 
     name: str
     instructions: dict[str, Instruction]
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose result the computation gives."""
+        """The instruction whose result the computation returns."""
         return next(reversed(self.instructions.values()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A whole program of one device."""
+    """A whole program, for one device."""
 
     computations: dict[str, Computation]
     entry: str
 
     @functools.cached_property
     def executions(self) -> dict[str, int]:
-        """How often the entry, loop bodies and what they call run in one execution.
+        """How often each computation runs in one execution of the program.
 
-        Fusions and reducers are not listed: they are part of the instruction that
-        calls them. Every branch of a conditional counts as taken.
+        These are the entry, loop bodies and what they call. Fusions and reducers are
+        not listed: they are part of the instruction that calls them. Every branch of
+        a conditional counts as taken.
         """
         counts: dict[str, int] = {}
         pending = [(self.entry, 1)]
@@ -130,17 +131,17 @@ class Module:
         return counts
 
     def trip_count(self, loop: Instruction, within: str) -> int:
-        """Iterations of a `while`.
+        """Return the number of iterations of a `while`.
 
-        Either the compiler says it, or the loop counts from a constant to a constant by
-        a constant, as `lax.scan` does.
+        Either the compiler states it, or start, limit and step of the counter are
+        constants, as in `lax.scan`.
 
         Args:
-          loop: The instruction.
-          within: The computation that it is in.
+          loop: The `while` instruction.
+          within: Name of the computation that contains it.
 
         Raises:
-          ValueError: The number is not a constant of the program.
+          ValueError: The number of iterations is not a constant of the program.
         """
         known = _TRIP_COUNT.search(loop.attributes)
         if known:
@@ -156,7 +157,7 @@ class Module:
         return self._trips(loop, within, test, condition, condition, None)
 
     def _trips(self, loop, within, test, scope, condition, fusion) -> int:
-        """Solves `start + n * step < limit` of the comparison `test` in `scope`."""
+        """Solve `start + n * step < limit`, the comparison `test` in `scope`."""
 
         def value(name):
             instruction = _origin(scope, name)
@@ -182,7 +183,7 @@ class Module:
         return max(-(-(limit - int(start.operands[0])) // step), 0)
 
     def _step(self, body: Computation, index: int) -> int | None:
-        """What an iteration adds to element `index` of the loop's tuple."""
+        """Return what an iteration adds to element `index` of the loop's tuple."""
         new = _element(body, body.root.name, index)
         if new is not None and new.opcode == "fusion":
             inner = self.computations[dict(new.called())["calls"]]
@@ -197,7 +198,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The module that a text describes."""
+    """Parse the text of a module."""
     computations, current, entry = {}, {}, ""
     for line in text.splitlines():
         line = re.sub(r"/\*[^*]*\*/", "", line)
@@ -217,7 +218,7 @@ def parse(text: str) -> Module:
 
 
 def _add_element(instructions: dict[str, Instruction], operand: str) -> None:
-    """Adds the get-tuple-element that newer XLA writes as `fusion.3#1`."""
+    """Add the get-tuple-element that newer XLA writes as `fusion.3#1`."""
     name, _, index = operand.partition("#")
     if index.isdecimal() and name in instructions and operand not in instructions:
         array = instructions[name].arrays[int(index)]
@@ -227,7 +228,7 @@ def _add_element(instructions: dict[str, Instruction], operand: str) -> None:
 
 
 def _instruction(name: str, text: str) -> Instruction:
-    """From what follows `NAME = `: shape opcode(operands), attributes."""
+    """Parse what follows `NAME = `: shape opcode(operands), attributes."""
     end = _closing(text, 0) + 1 if text[0] == "(" else text.index(" ")
     arrays = tuple(
         Array(dtype, tuple(int(d) for d in dims.split(",") if d))
@@ -244,7 +245,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Position of the parenthesis that closes the one at `opening`."""
+    """Return the position of the parenthesis that closes the one at `opening`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if match[0] == "(" else -1
@@ -254,13 +255,13 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside brackets; the operands may carry their shapes."""
+    """Split at commas outside brackets; operands may include their shapes."""
     parts = re.split(r",(?![^({\[]*[)}\]])", text)
     return [part.strip() for part in parts if part.strip()]
 
 
 def _origin(computation: Computation, name: str) -> Instruction:
-    """The instruction whose value `name` is, behind copies and conversions."""
+    """Return the instruction that made a value, behind copies and conversions."""
     instruction = computation.instructions[name]
     while instruction.opcode in _SAME:
         instruction = computation.instructions[instruction.operands[0]]
@@ -268,7 +269,7 @@ def _origin(computation: Computation, name: str) -> Instruction:
 
 
 def _element(computation: Computation, name: str, index: int) -> Instruction | None:
-    """What element `index` of the tuple `name` is; None if no `tuple` made it."""
+    """Return what made element `index` of a tuple; None if no `tuple` made it."""
     made = _origin(computation, name)
     if made.opcode != "tuple":
         return None

@@ -1,4 +1,4 @@
-"""Machines that a step can be compiled for without having them."""
+"""Machines that a step can be compiled for without access to them."""
 
 import dataclasses
 import importlib.metadata
@@ -14,7 +14,7 @@ from dinov2_jax import errors
 _INSTALL_TPU = 'pip install -r requirements-aot.txt, or "dinov2-jax[aot]"'
 _JAX = importlib.metadata.version("jax")
 _INSTALL_GPU = f'pip install "jax[cuda13]=={_JAX}" (4.4 GB)'
-# What libtpu reads where there is no TPU; the first is any machine that it knows.
+# Read by libtpu if there is no TPU; the accelerator type may be any that it knows.
 _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -27,20 +27,20 @@ _ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of chip and its devices, from the maker's data sheet unless noted.
+    """A kind of chip and its devices, by the maker's data sheet unless noted.
 
     Attributes:
-      name: As in --topology.
-      peak: Its name in `runtime.flops.PEAK_FLOPS`.
+      name: Name in --topology.
+      peak: Name in `runtime.flops.PEAK_FLOPS`.
       platform: "tpu" or "cuda".
-      compiler_name: What libtpu calls it.
-      hbm_bytes: That a program may use, as the compiler says it when one exceeds it;
-        of GPUs 0.92 of the memory, the share to set XLA_PYTHON_CLIENT_MEM_FRACTION to.
-      hbm_bandwidth: Bytes/s.
-      clock: Cycles/s, for which the cores' width gives the peak; 0: no cycles known.
+      compiler_name: Name that libtpu uses.
+      hbm_bytes: Bytes that a program may use. TPUs: the limit in the compiler's error.
+        GPUs: 0.92 of the memory; set XLA_PYTHON_CLIENT_MEM_FRACTION to that share.
+      hbm_bandwidth: Memory bandwidth in bytes/s.
+      clock: Cycles/s at which the cores reach the peak; 0: no cycles are known.
       link_bandwidth: Bytes/s that a device sends over its links along one axis of the
-        topology, both directions; its share where a chip's devices have them together.
-      axes: Lengths that a topology has; sizes and an axis of 1 may be left out.
+        topology, both directions; if a chip's devices share links, its part of them.
+      axes: Number of axes of a topology.
       devices: JAX devices on one chip.
     """
 
@@ -69,8 +69,9 @@ CHIPS = {
         Chip("v5e", "v5e", "tpu", "v5e", 15.75 * 2**30, 819e9, 1.5e9, 90e9, 2),
         Chip("v6e", "v6e", "tpu", "v6e", 31.24 * 2**30, 1640e9, 1.75e9, 180e9, 2),
         Chip("v5p", "v5p", "tpu", "v5", 95.73 * 2**30, 2765e9, 1.75e9, 180e9, 3),
-        # A device is one of a chip's two cores. The sheet gives no clock: that of four
-        # 256 x 256 units, for which the compiler's cycles make sense (docs/aot.md).
+        # A device is one of a chip's two cores. The sheet gives no clock. This one is
+        # that of four 256 x 256 units, with which the compiler's cycles make sense
+        # (docs/aot.md).
         Chip(
             "tpu7x", "tpu7x", "tpu", "tpu7x", 94.74 * 2**30, 3690e9, 2.2e9, 90e9, 3, 2
         ),
@@ -82,11 +83,11 @@ _EXAMPLES = "v5e:16x16, v6e:4x4, v5p:2x2x2, tpu7x:2x2x1, h200:8"
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Some chips of one kind, connected.
+    """Connected chips of one kind.
 
     Attributes:
-      chip: What each of them is.
-      shape: Chips along each axis.
+      chip: The kind of chip.
+      shape: Number of chips along each axis.
     """
 
     chip: Chip
@@ -94,31 +95,31 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """As --topology takes it."""
+        """The name in --topology."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def num_devices(self) -> int:
-        """JAX devices of all chips."""
+        """Number of JAX devices on all chips."""
         return math.prod(self.shape) * self.chip.devices
 
     @property
     def send_bandwidth(self) -> float:
-        """Bytes/s that one device can send, over the links of all axes at once."""
+        """Bytes/s that one device can send over the links of all axes at once."""
         return self.chip.link_bandwidth * sum(size > 1 for size in self.shape)
 
     def doubled(self) -> "Machine":
-        """The next larger one: its shortest axis doubled."""
+        """Return the next larger machine, with the shortest axis doubled."""
         shape = list(self.shape)
         shape[shape.index(min(shape))] *= 2
         return Machine(self.chip, tuple(sorted(shape)))
 
 
 def parse(text: str) -> Machine:
-    """The machine that "v5e:16x16" names.
+    """Parse the name of a machine, such as "v5e:16x16".
 
     Raises:
-      UserError: Unknown chip or shape.
+      UserError: The chip or the shape is unknown.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text.strip().lower())
     if not match:
@@ -143,14 +144,14 @@ def parse(text: str) -> Machine:
 
 
 def prepare(machine: Machine) -> None:
-    """Sets what the compiler reads when jax is imported: call it before.
+    """Set the environment for the compiler; call it before jax is imported.
 
     Raises:
       UserError: The compiler for the machine is not installed.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # what is here is only the host
+    os.environ["JAX_PLATFORMS"] = "cpu"  # jax itself runs on the host
     if machine.chip.platform == "cuda":
         if not importlib.util.find_spec("jax_cuda13_plugin"):
             raise errors.UserError(
@@ -168,7 +169,7 @@ def prepare(machine: Machine) -> None:
 
 
 def libtpu() -> pathlib.Path | None:
-    """libtpu.so: where the environment says, or of the installed package."""
+    """Find libtpu.so: TPU_LIBRARY_PATH, the checkout's .venv, or the package."""
     named = os.environ.get("TPU_LIBRARY_PATH")
     if named:
         path = pathlib.Path(named)
@@ -189,10 +190,10 @@ def libtpu() -> pathlib.Path | None:
 
 
 def devices(machine: Machine) -> list[Any]:
-    """Stand-ins of the machine's devices, to compile for and nothing else.
+    """Return stand-ins for the machine's devices, for compilation only.
 
     Raises:
-      UserError: The compiler knows no such machine.
+      UserError: The compiler does not know the machine.
     """
     import jax
     from jax.experimental import topologies

@@ -1,21 +1,20 @@
-"""Named options of the compiler. A report names the profile and every option in it.
+"""Named sets of compiler options; a report lists the profile and its options.
 
-A run must be given the same options for a prediction to be about it: libtpu reads them
-from the environment variable LIBTPU_INIT_ARGS, as `environment` writes them.
+A prediction holds only for a run with the same options. libtpu reads them from the
+environment variable LIBTPU_INIT_ARGS, which `environment` writes.
 """
 
 PROFILES = {
-    # What jax does when nobody asks for anything.
+    # jax's defaults.
     "default": {},
-    # Weights are gathered whole instead of in steps interleaved with pieces of their
-    # matmul: by the compiler's own figures ViT-S on v5e:2x4 computes for 56 ms instead
-    # of 85.
+    # Gathers weights whole instead of in steps interleaved with pieces of their matmul:
+    # by the compiler's own figures, ViT-S on v5e:2x4 computes for 56 ms instead of 85.
     "fsdp": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
 }
 
 
 def environment(options: dict[str, str]) -> str:
-    """The line of a shell that gives a run these options; "" for none."""
+    """Return the shell assignment that gives a run these options; "" for none."""
     if not options:
         return ""
     flags = " ".join(f"--{name}={value}" for name, value in options.items())

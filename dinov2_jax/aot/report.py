@@ -1,6 +1,6 @@
-"""What a compiled step says about a run, as numbers and as a table.
+"""The report about a compiled step, as numbers and as a table.
 
-Everything here is of one device, compiled for and never run: times are predictions.
+All numbers are for one device. The step was never run: times are predictions.
 """
 
 import collections
@@ -12,8 +12,8 @@ from dinov2_jax.aot import collectives, cycles, machines
 from dinov2_jax.aot import step as step_lib
 from dinov2_jax.runtime import flops
 
-_TOP = 8  # places in the program that are listed
-_WIDTH = 100  # characters of their names
+_TOP = 8  # number of places in the program that are listed
+_WIDTH = 100  # maximum length of their names
 
 
 def make_report(
@@ -24,21 +24,21 @@ def make_report(
     profile: str,
     options: dict[str, str],
 ) -> dict[str, Any]:
-    """All numbers of a report; JSON-ready.
+    """Collect all numbers of a report, ready for JSON.
 
     Args:
-      config: That was compiled.
-      machine: For which.
-      program: What came of it.
-      profile: Name of the options.
-      options: Of the compiler.
+      config: The config that was compiled.
+      machine: The machine that it was compiled for.
+      program: The compiled step.
+      profile: Name of the compiler options.
+      options: Compiler options.
 
     Returns:
-      `machine`, `config` (its fields that matter here), `compile_seconds`, `profile`,
-      `memory`; and of a program that fits `collectives`, `float32_weight_gathers`,
+      `machine`, `config` (the fields that matter here), `compile_seconds`, `profile`,
+      `memory`. For a program that fits, also `collectives`, `float32_weight_gathers`,
       `activation_gathers`, `activation_all_to_alls` and, unless it was quick,
-      `prediction` (None where the compiler gives no figures). Bytes, seconds and FLOPs
-      of one device.
+      `prediction` (None if the compiler gives no figures). Bytes, seconds and FLOPs
+      are for one device.
     """
     memory = program.memory
     report = {
@@ -84,7 +84,7 @@ def make_report(
 
 
 def _by_kind(found: list[collectives.Collective]) -> list[dict[str, Any]]:
-    """Count, payload and sent bytes of each kind and dtype, most sent first."""
+    """Sum count, payload and sent bytes by kind and dtype, most sent first."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for c in found:
         row = rows.setdefault(
@@ -98,7 +98,7 @@ def _by_kind(found: list[collectives.Collective]) -> list[dict[str, Any]]:
 
 
 def _names(found: list[collectives.Collective]) -> list[dict[str, Any]]:
-    """Where collectives come from, largest first."""
+    """Sum the bytes of collectives by where they come from, largest first."""
     totals: collections.Counter = collections.Counter()
     for c in found:
         totals[c.op_name] += c.payload_bytes
@@ -106,7 +106,7 @@ def _names(found: list[collectives.Collective]) -> list[dict[str, Any]]:
 
 
 def _predict(config, machine, program, found) -> dict[str, Any] | None:
-    """Step time and MFU between two bounds: communication all hidden, none hidden."""
+    """Bound step time and MFU: communication all hidden, and none hidden."""
     chip = machine.chip
     work = cycles.count(
         program.module, peak_flops=chip.peak_flops, hbm_bandwidth=chip.hbm_bandwidth
@@ -139,7 +139,7 @@ def _predict(config, machine, program, found) -> dict[str, Any] | None:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """The table of a report."""
+    """Format a report as a table."""
     machine, config, memory = (report[k] for k in ("machine", "config", "memory"))
     lines = [
         f"{config['arch']}, batch {config['batch_size']} in groups of "
@@ -250,7 +250,7 @@ def _step(outcome: dict[str, float]) -> str:
 
 
 def _short(op_name: str) -> str:
-    """The end of a place in the program; of several that were merged, the first's."""
+    """Return the end of an op name; of merged names, that of the first."""
     name = op_name.split(":")[0] or "(no name)"
     return name if len(name) <= _WIDTH else f"...{name[3 - _WIDTH :]}"
 

@@ -1,4 +1,4 @@
-"""The train step of a config, compiled for a machine that is not there."""
+"""Compilation of a config's train step for a machine that is not present."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from dinov2_jax.aot import hlo, machines
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
-# The two ways in which XLA for TPUs says that a program is too large.
+# XLA for TPUs has two messages for a program that is too large.
 _TOO_LARGE = (
     re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
     re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
@@ -26,15 +26,15 @@ _TOO_LARGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device.
+    """Memory of a program on one device, in bytes.
 
     Attributes:
-      limit: What a program may use.
-      needed: What this one needs, all together.
-      arguments: State and batch; None, as the following, where the program does not
-        fit and the compiler says no more than `needed`.
-      temporaries: Everything between them.
-      outputs: New state and metrics that do not take the place of an argument.
+      limit: The most that a program may use.
+      needed: The total that this program needs.
+      arguments: State and batch. This and the following are None if the program does
+        not fit: the compiler then reports only `needed`.
+      temporaries: Intermediate arrays.
+      outputs: New state and metrics that do not reuse the memory of an argument.
       code: The program itself.
     """
 
@@ -52,7 +52,7 @@ class Memory:
 
     @property
     def lacking(self) -> float:
-        """Bytes that are missing; negative: bytes to spare."""
+        """Missing bytes; negative if there are bytes to spare."""
         return self.needed - self.limit
 
 
@@ -61,13 +61,13 @@ class Program:
     """A compiled step.
 
     Attributes:
-      memory: Of a device.
-      seconds: Of tracing and compilation, wall clock.
-      cpu_seconds: The same, of all threads of this process.
-      module: The optimised program; None where it does not fit.
-      quick: Whether it was compiled so that its cycles mean nothing.
-      weights: (shape, stacked?) of every parameter.
-      replica: Copies of the state.
+      memory: Memory on one device.
+      seconds: Wall-clock seconds of tracing and compilation.
+      cpu_seconds: CPU seconds of the same, over all threads of this process.
+      module: The optimised program; None if it does not fit.
+      quick: Whether it was compiled without optimisation; its cycles mean nothing then.
+      weights: (shape, whether stacked over blocks) of every parameter.
+      replica: Number of copies of the state.
     """
 
     memory: Memory
@@ -86,14 +86,14 @@ def compile_step(
     *,
     quick: bool = False,
 ) -> Program:
-    """Traces and compiles the train step that `main` would run on a machine.
+    """Trace and compile the train step that `main` would run on a machine.
 
     Args:
-      config: Checked; `model.dtype` "auto" is bfloat16 here, as on the machine.
-      machine: Whose devices divide the groups.
-      options: Of the compiler.
-      quick: Optimise nothing that is not needed, in a fifth of the time. What is sent
-        and the memory stay nearly the same; cycles mean nothing.
+      config: A checked config; `model.dtype` "auto" means bfloat16, as on the machine.
+      machine: The target; the number of groups must divide by its devices.
+      options: Compiler options.
+      quick: Skip optimisations, which takes a fifth of the time. Collectives and memory
+        stay nearly the same; cycles mean nothing.
 
     Raises:
       UserError: The compiler does not know the machine.
@@ -138,7 +138,7 @@ def compile_step(
 
 
 def _compile(lowered, machine, options, quick) -> tuple[jax.stages.Compiled, str]:
-    """The compiled step and the text of its optimised program."""
+    """Return the compiled step and the text of its optimised program."""
     with (
         tempfile.TemporaryDirectory() as folder,
         _optimization_level("O0" if quick else "UNKNOWN"),
@@ -146,8 +146,8 @@ def _compile(lowered, machine, options, quick) -> tuple[jax.stages.Compiled, str
         if machine.chip.platform == "tpu":
             options = options | {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = lowered.compile(compiler_options=options or None)
-        # libtpu writes the text itself. jaxlib refuses that of some programs, such as
-        # asynchronous operations in several steps on v5p.
+        # The text that libtpu dumps is preferred: jaxlib rejects some programs, such as
+        # those with asynchronous operations in several steps on v5p.
         for written in pathlib.Path(folder).glob("*jit_step*.after_codegen.txt"):
             return compiled, written.read_text()
         return compiled, compiled.as_text()
@@ -155,7 +155,7 @@ def _compile(lowered, machine, options, quick) -> tuple[jax.stages.Compiled, str
 
 @contextlib.contextmanager
 def _optimization_level(level: str) -> Iterator[None]:
-    """The compiler's effort inside; "UNKNOWN" is its default."""
+    """Set the optimisation level inside the block; "UNKNOWN" is the default."""
     before = jax.config.jax_optimization_level
     jax.config.update("jax_optimization_level", level)
     try:
@@ -165,7 +165,7 @@ def _optimization_level(level: str) -> Iterator[None]:
 
 
 def needed_bytes(message: str) -> float | None:
-    """What a program needs, from the compiler's error; None if it is another error."""
+    """Parse the bytes that a program needs from an error; None for another error."""
     for pattern in _TOO_LARGE:
         match = pattern.search(message)
         if match:

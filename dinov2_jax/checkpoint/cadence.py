@@ -1,4 +1,4 @@
-"""Checkpoints by the clock, so that a kill loses minutes whatever a step takes."""
+"""Checkpoints by the clock, so that a kill loses minutes however long a step takes."""
 
 import time
 
@@ -8,14 +8,14 @@ from jax.experimental import multihost_utils
 
 
 class Cadence:
-    """Says when the last save is too long ago: process 0's clock, the same for all.
+    """Decides when a save is due, by process 0's clock for all processes.
 
-    Several processes ask each other only every so many steps, for the answer waits for
-    the steps under way.
+    Several processes communicate only every `ask_every` steps, because the answer waits
+    for the steps that are still running.
 
     Args:
-      minutes: From one save to the next; 0 never asks for one.
-      ask_every: Steps between two questions, where there are several processes.
+      minutes: Minutes from one save to the next; 0: no save is ever due.
+      ask_every: Steps between two checks if there are several processes.
     """
 
     def __init__(self, minutes: float, ask_every: int):
@@ -23,14 +23,14 @@ class Cadence:
         self._ask_every = ask_every if jax.process_count() > 1 else 1
         self.saved()
         if self._seconds:
-            self._agreed(False)  # compiles what asks
+            self._agreed(False)  # compiles the broadcast
 
     def saved(self) -> None:
-        """The time counts from now."""
+        """Restart the clock."""
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether to save after this step; every process must ask at each step."""
+        """Return whether to save after a step; every process must ask at each step."""
         if not self._seconds or step % self._ask_every:
             return False
         return self._agreed(time.monotonic() - self._last >= self._seconds)

@@ -21,15 +21,15 @@ _MAX_FAILED = 3  # saves in a row
 
 
 class Checkpointer:
-    """Asynchronous, atomic checkpoints below WORKDIR/checkpoints, one folder a step.
+    """Asynchronous, atomic checkpoints in WORKDIR/checkpoints, one folder per step.
 
-    Each is sealed by a manifest of checksums. A damaged one is moved to
-    WORKDIR/damaged_checkpoints, and the newest good one serves.
+    Each is sealed by a manifest of checksums. Damaged ones are moved to
+    WORKDIR/damaged_checkpoints, and the newest good one is used.
 
     Args:
       workdir: The run's folder.
-      keep_last: Newest checkpoints to keep.
-      keep_every: Keep also each multiple of this step; 0 for none.
+      keep_last: Number of newest checkpoints to keep.
+      keep_every: Also keep each multiple of this step; 0: none.
 
     Attributes:
       path: The folder of the checkpoints.
@@ -44,7 +44,7 @@ class Checkpointer:
             max_to_keep=keep_last,
             keep_period=keep_every or None,
             cleanup_tmp_directories=True,
-            # Else threads would wait five minutes for a folder that cannot be made.
+            # Otherwise threads wait five minutes for a folder that cannot be made.
             async_options=ocp.options.AsyncOptions(
                 create_directories_asynchronously=False
             ),
@@ -67,32 +67,32 @@ class Checkpointer:
             )
 
     def latest_step(self) -> int | None:
-        """Step of the newest finished checkpoint, None without one."""
+        """Return the step of the newest finished checkpoint, or None."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """Steps of the finished checkpoints, ascending."""
+        """Return the steps of the finished checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, *, next_save: int | None = None) -> str:
-        """Starts saving; training may go on at once.
+        """Start saving; training may go on at once.
 
-        Where this save or the one before fails, what it left is removed, and `step` is
-        saved once more at once and waited for. Whoever sees `failed` need not wait for
-        the next save to find out.
+        If this save or the one before has failed, its files are removed and `step` is
+        saved again, synchronously. `failed` tells earlier than the next save does.
 
         Args:
-          step: Finished steps.
-          state: Of them.
-          next_save: Step of the next save. None: there is none, and this one is
+          step: Number of finished steps.
+          state: The `TrainState` after them.
+          next_save: Step of the next save. None: this is the last one, which is
             waited for.
 
         Returns:
-          A line for the user about a save that failed, else "".
+          A line for the user about a failed save, else "".
 
         Raises:
-          UserError: It failed again, and there is no next save, it is the third in a
-            row, or there are other processes, which cannot try again.
+          UserError: The second attempt failed too and there is no next save or it is
+            the third failure in a row; or a save of several processes failed, which
+            cannot be tried again.
         """
         failed, reason = self._step, self._finish()
         if not reason:
@@ -125,7 +125,7 @@ class Checkpointer:
         )
 
     def _start(self, step: int, state: Any) -> str:
-        """Begins a save; returns the reason where that fails."""
+        """Start a save; return the reason if that fails, else ""."""
         self._step = step
         try:
             if step != self._manager.latest_step():
@@ -138,7 +138,7 @@ class Checkpointer:
         return ""
 
     def _seal(self, step: int) -> None:
-        """Waits for a save to be finished by orbax, and seals it."""
+        """Wait for orbax to finish a save, then seal it."""
         while self._manager.is_saving_in_progress():
             time.sleep(0.02)
         folder = self.path / str(step)
@@ -150,7 +150,7 @@ class Checkpointer:
             self.failed = True
 
     def finish(self) -> None:
-        """Waits for a save under way; one that failed is removed.
+        """Wait for a running save; remove it if it fails.
 
         Raises:
           UserError: It failed, and there are other processes, which may not know.
@@ -164,11 +164,11 @@ class Checkpointer:
             self._clear()
 
     def _finish(self) -> str:
-        """Waits for the save under way; returns the reason if it failed."""
+        """Wait for a running save; return the reason if it failed, else ""."""
         saved = self._sealing is not None
         error = None
         try:
-            with orbax_logging.quiet():  # it would say how long, above a second
+            with orbax_logging.quiet():  # orbax logs waits above a second
                 self._manager.wait_until_finished()
         except Exception as raised:  # orbax and tensorstore raise many kinds
             error = raised
@@ -184,7 +184,7 @@ class Checkpointer:
         return ""
 
     def _clear(self) -> None:
-        """Removes what a failed save left; a new manager, for the old one counts it."""
+        """Remove a failed save, and renew the manager, which still counts it."""
         with contextlib.suppress(Exception), orbax_logging.quiet():
             self._manager.close()
         for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
@@ -196,25 +196,27 @@ class Checkpointer:
         return "none" if step is None else str(self.path / str(step))
 
     def set_aside_damaged(self) -> list[str]:
-        """Moves damaged checkpoints away, from the newest on to the first good one.
+        """Move the damaged checkpoints that are newer than the newest good one.
+
+        They go to WORKDIR/damaged_checkpoints.
 
         Returns:
-          What was found, a line each.
+          One line per finding.
 
         Raises:
-          UserError: None is good; all stay where they are.
+          UserError: No checkpoint is good; none is moved.
         """
         lines = []
         if jax.process_index() == 0:
             lines = quarantine.set_aside(self.path)
         if jax.process_count() > 1:
-            # Nobody looks before it is done.
+            # No process reads checkpoints before this is done.
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
         return lines
 
     def set_aside_after(self, step: int) -> None:
-        """Moves the checkpoints of later steps away, whose run is given up."""
+        """Move the checkpoints of later steps, which a rollback has discarded."""
         if jax.process_index() == 0:
             for later in self.steps():
                 if later > step:
@@ -224,7 +226,7 @@ class Checkpointer:
         self._manager.reload()
 
     def restore(self, abstract_state: Any) -> Any:
-        """The newest checkpoint, laid out as `abstract_state` says.
+        """Restore the newest checkpoint with the shardings of `abstract_state`.
 
         Args:
           abstract_state: Tree of `jax.ShapeDtypeStruct` with shardings; the mesh may
@@ -236,7 +238,7 @@ class Checkpointer:
         step = self.latest_step()
         try:
             with orbax_logging.quiet():
-                # Orbax would cast and, where a shape differs, fail half-way.
+                # Orbax would cast dtypes and fail half-way if a shape differs.
                 differing = _differences(
                     self._manager.item_metadata(step), abstract_state
                 )
@@ -245,8 +247,8 @@ class Checkpointer:
                         step, args=ocp.args.StandardRestore(abstract_state)
                     )
         except Exception as error:  # orbax and tensorstore raise many kinds
-            # Orbax's unfinished coroutines would each print a trace when they are
-            # collected, some only while the process ends.
+            # Orbax's unfinished coroutines would each print a traceback when they are
+            # collected, some of them at exit.
             sys.unraisablehook = lambda unraisable: None
             reason = " ".join(str(error).split())[:200]
             raise errors.UserError(
@@ -261,13 +263,13 @@ class Checkpointer:
         )
 
     def close(self) -> None:
-        """Waits for a save under way.
+        """Wait for a running save, and close the manager.
 
         Raises:
-          UserError: It failed.
+          UserError: The save failed.
         """
         reason = self._finish()
-        with contextlib.suppress(Exception):  # which it raises a second time
+        with contextlib.suppress(Exception):  # it raises the same error again
             self._manager.close()
         if reason:
             raise errors.UserError(
@@ -278,7 +280,7 @@ class Checkpointer:
 
 
 def _differences(saved: Any, wanted: Any) -> list[str]:
-    """Names the arrays whose shape or dtype two trees do not share."""
+    """List the arrays whose shape or dtype differs between two trees."""
 
     def arrays(tree):
         return {
@@ -297,7 +299,7 @@ def _differences(saved: Any, wanted: Any) -> list[str]:
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
-    """Whether a finished checkpoint lies in the run's folder; touches no device."""
+    """Return whether the run has a finished checkpoint; uses no device."""
     path = pathlib.Path(workdir) / "checkpoints"
     return path.is_dir() and any(
         p.name.isdigit() and p.is_dir() for p in path.iterdir()

@@ -1,7 +1,7 @@
-"""What a finished checkpoint consists of: a checksum for each file.
+"""Checksums of the files of a finished checkpoint.
 
-Orbax restores flipped bits without a word. `write` seals a folder once it is whole;
-`problem` says in words what is no longer as it was.
+Orbax restores flipped bits silently. `write` seals a complete folder with a manifest;
+`problem` describes what has changed since.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ _CHUNK = 2**22  # bytes read at a time
 
 
 def write(folder: pathlib.Path) -> None:
-    """Writes FOLDER/manifest.json, whole or not at all."""
+    """Write FOLDER/manifest.json atomically."""
     listed = {
         str(path.relative_to(folder)): {
             "size": path.stat().st_size,
@@ -31,15 +31,15 @@ def write(folder: pathlib.Path) -> None:
 
 
 def is_sealed(folder: pathlib.Path) -> bool:
-    """Whether `write` came to its end there."""
+    """Return whether `write` has finished in this folder."""
     return (folder / NAME).is_file()
 
 
 def problem(folder: pathlib.Path) -> str | None:
-    """The first thing wrong with a sealed folder, None where it is as it was.
+    """Return the first problem of a sealed folder, None if it is unchanged.
 
-    Reads every byte, of several files at a time: hashing lets other threads run. Files
-    that came later do not matter.
+    Reads every byte, several files at a time: hashing releases the GIL. Files that were
+    added later are ignored.
     """
     try:
         described = json.loads((folder / NAME).read_text())

@@ -1,4 +1,4 @@
-"""Whether the disk of a run has room for its checkpoints, and how to say so."""
+"""Check that the disk has room for the checkpoints of a run."""
 
 import pathlib
 import shutil
@@ -10,29 +10,29 @@ from dinov2_jax import errors
 
 
 def bytes_of(state: Any) -> int:
-    """What a tree of arrays, or of their shapes, takes at most on a disk."""
+    """Return the most bytes that a tree of arrays or shapes can take on disk."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def needed_and_free(path: pathlib.Path, needed: int) -> str:
-    """Both in words."""
+    """Describe the space that is needed and the space that is free."""
     free = shutil.disk_usage(path).free
     return f"{_words(needed)} needed, {_words(free)} free at {path}"
 
 
 def check(path: pathlib.Path, *, needed: int, keep_last: int) -> str:
-    """Looks at the disk before a run begins.
+    """Check the free disk space before a run starts.
 
     Args:
       path: The folder of the checkpoints.
       needed: Bytes of one checkpoint.
-      keep_last: How many are kept; one more is there while it is written.
+      keep_last: Number of checkpoints that are kept; one more exists during a save.
 
     Returns:
-      A warning where not all will fit, else "".
+      A warning if not all of them will fit, else "".
 
     Raises:
-      UserError: Not even one fits.
+      UserError: Not even one checkpoint fits.
     """
     free = shutil.disk_usage(path).free
     if free < needed:

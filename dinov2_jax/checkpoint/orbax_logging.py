@@ -1,4 +1,4 @@
-"""What orbax says of a failure: turned into a reason, and kept from the console."""
+"""Orbax's failures: short reasons for errors, and no noise on the console."""
 
 import contextlib
 import logging
@@ -10,17 +10,17 @@ from typing import Any
 
 
 def reason(error: Exception) -> str:
-    """Why a save failed, in the words of the system where they are known."""
+    """Return why a save failed, as the operating system's message if there is one."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore says it
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's format
     if code:
         return os.strerror(int(code[1]))
     return " ".join(str(error).split())[:200]
 
 
 def hush_threads() -> None:
-    """Keeps from the console what orbax's threads say of a failure that is raised."""
+    """Silence what orbax's threads print about failures that are also raised."""
     logging.getLogger("absl").addFilter(_is_not_of_orbax)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -38,7 +38,7 @@ def _unraisable(unraisable: Any) -> None:
 
 @contextlib.contextmanager
 def quiet():
-    """Without the lines that orbax logs about a damaged checkpoint before it raises."""
+    """Silence what orbax logs about a damaged checkpoint before it raises."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Checkpoints that are not what they were, and others that do not count any more."""
+"""Quarantine for checkpoints that are damaged or no longer valid."""
 
 import contextlib
 import pathlib
@@ -11,23 +11,28 @@ from dinov2_jax.checkpoint import checksums
 
 
 def set_aside(path: pathlib.Path) -> list[str]:
-    """Moves damaged checkpoints away, from the newest on to the first good one.
+    """Move the damaged checkpoints that are newer than the newest good one.
+
+    They go to WORKDIR/damaged_checkpoints.
+
+    Args:
+      path: The folder of the checkpoints.
 
     Returns:
-      What was found, a line each.
+      One line per finding.
 
     Raises:
-      UserError: None is good; all stay where they are.
+      UserError: No checkpoint is good; none is moved.
     """
     steps = [p for p in path.iterdir() if p.name.isdecimal() and p.is_dir()]
     damaged, lines = {}, []
     for folder in sorted(steps, key=lambda p: -int(p.name)):
         if not checksums.is_sealed(folder):
-            # Killed within the moment between the save and its seal, or written by an
-            # earlier version; what orbax calls unfinished is no checkpoint.
+            # The run was killed between the save and its seal, or an earlier version
+            # wrote it. A folder that orbax has not finalized is not a checkpoint.
             if ocp.utils.is_checkpoint_finalized(folder) and any(folder.iterdir()):
                 lines.append(f"checkpoint {folder} has no checksums: it is trusted")
-                with contextlib.suppress(OSError):  # from now on it has
+                with contextlib.suppress(OSError):  # seal it now
                     checksums.write(folder)
                 break
             damaged[folder] = "was not finished"
@@ -50,7 +55,7 @@ def set_aside(path: pathlib.Path) -> list[str]:
 
 
 def move_away(folder: pathlib.Path) -> pathlib.Path:
-    """Moves a checkpoint to WORKDIR/damaged_checkpoints; returns where it is then."""
+    """Move a checkpoint to WORKDIR/damaged_checkpoints and return its new path."""
     away = folder.parent.with_name("damaged_checkpoints")
     away.mkdir(exist_ok=True)
     target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"

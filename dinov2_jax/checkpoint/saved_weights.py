@@ -1,4 +1,4 @@
-"""Trees of weights alone, in folders that orbax reads and writes."""
+"""Trees of weights, without the rest of a state, in orbax folders."""
 
 import pathlib
 import sys
@@ -14,11 +14,12 @@ from dinov2_jax.checkpoint import checksums, orbax_logging
 
 
 def read(folder: pathlib.Path, branch: str | None = None) -> Any:
-    """Weights out of a folder that orbax wrote, the rest left on disk.
+    """Read weights from an orbax folder, and nothing else in it.
 
     Args:
-      folder: Of `write`, or of one step of a `Checkpointer`.
-      branch: Of a state, the tree that is wanted: "params" or "teacher_params".
+      folder: A folder from `write`, or one step of a `Checkpointer`.
+      branch: The tree to read from a state: "params" or "teacher_params". None reads
+        the whole folder.
 
     Returns:
       Tree of arrays on the default device.
@@ -39,7 +40,7 @@ def read(folder: pathlib.Path, branch: str | None = None) -> Any:
             tree = checkpointer.metadata(folder).item_metadata.tree
             if branch:
                 tree = {branch: tree[branch]}
-            # By each process for itself, whatever devices there are.
+            # Each process reads everything, whatever devices it has.
             as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
             restored = checkpointer.restore(
                 folder,
@@ -59,10 +60,10 @@ def read(folder: pathlib.Path, branch: str | None = None) -> Any:
 
 
 def write(folder: pathlib.Path, weights: Any) -> None:
-    """Writes a tree of arrays, whole or not at all; replaces what was there.
+    """Write a tree of arrays atomically, replacing an existing one.
 
     Raises:
-      UserError: It cannot be written.
+      UserError: The folder cannot be written.
     """
     try:
         with orbax_logging.quiet(), ocp.PyTreeCheckpointer() as checkpointer:

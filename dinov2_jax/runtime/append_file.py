@@ -1,4 +1,4 @@
-"""A file that grows by whole records, also where the disk is full for a while."""
+"""An append-only file of whole records that survives a full disk."""
 
 import contextlib
 import logging
@@ -9,10 +9,11 @@ import pathlib
 class RecordFile:
     """Appends records, each whole or not at all.
 
-    What cannot be written waits in memory for the next record, and is said once.
+    A record that cannot be written is kept in memory and tried again with the next
+    one. The first failure is logged.
 
     Args:
-      path: The file, made where it is missing.
+      path: The file, created if it is missing.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -23,12 +24,12 @@ class RecordFile:
         self._said = False
 
     def write(self, record: bytes) -> None:
-        """Writes a record after those that wait."""
+        """Write a record, after any that are still pending."""
         self._waiting += record
         size = os.fstat(self._file.fileno()).st_size
         left = memoryview(self._waiting)
         try:
-            while left:  # of a write that meets the end of the disk, a part is done
+            while left:  # a write that fills the disk is cut short
                 left = left[self._file.write(left) :]
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -38,7 +39,7 @@ class RecordFile:
             self._waiting = b""
 
     def sync(self) -> None:
-        """Returns once all records are on the disk, or cannot be."""
+        """Flush all records to disk, as far as that is possible."""
         self.write(b"")
         try:
             os.fsync(self._file.fileno())
@@ -46,7 +47,7 @@ class RecordFile:
             self._say(error)
 
     def close(self) -> None:
-        """Closes the file; may be called again."""
+        """Close the file; may be called more than once."""
         if not self._file.closed:
             self.write(b"")
             self._file.close()

@@ -1,8 +1,8 @@
-"""The account of unreadable images that the processes of a run met.
+"""The list of unreadable images that the processes of a run have met.
 
-Each process has a file of its own, as several cannot append to one file on every file
-system: WORKDIR/bad_images.txt of the first, bad_images-3.txt of process 3. An image
-counts once, whoever names it.
+Each process writes its own file, since not every file system lets several processes
+append to one: WORKDIR/bad_images.txt for the first, bad_images-3.txt for process 3. An
+image counts once, however many processes name it.
 """
 
 import contextlib
@@ -16,33 +16,33 @@ from typing import Any
 from dinov2_jax import errors
 from dinov2_jax.runtime import append_file, distributed
 
-_LOOK_EVERY = 10.0  # seconds, at the least, between looks at the others' files
+_LOOK_EVERY = 10.0  # minimum seconds between reads of the other processes' files
 
 
 def paths(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """The files that name a run's unreadable images, that of process 0 first."""
+    """Return the files that name a run's unreadable images, process 0's first."""
     first = workdir / "bad_images.txt"
     return [first] * first.exists() + sorted(workdir.glob("bad_images-*.txt"))
 
 
 def names(workdir: pathlib.Path) -> set[str]:
-    """The unreadable images that any process of a run has met, each once."""
+    """Return the names of the unreadable images that any process has met."""
     return set().union(*map(_names_in, paths(workdir)))
 
 
 def _names_in(path: pathlib.Path) -> set[str]:
     lines = path.read_text("utf-8", "replace").split("\n")
-    return {line.split("\t")[0] for line in lines[:-1]}  # the last may not be whole
+    return {line.split("\t")[0] for line in lines[:-1]}  # the last may be cut
 
 
 class BadImages:
-    """Unreadable images: each named once by a process, and counted over all.
+    """The unreadable images that one process logs, counted over all processes.
 
     Args:
-      workdir: Of the run.
-      source: Of the images.
-      max_share: Of the source that may be unreadable.
-      process: Of which this is the account; None: this one.
+      workdir: The run's folder.
+      source: The images; only their number is used.
+      max_share: Share of the images that may be unreadable, in [0, 1].
+      process: Index of the process that logs; None for this one.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class BadImages:
         self._sizes: dict[pathlib.Path, int] = {}
         self._log: append_file.RecordFile | None = None
         self._look()
-        self._looked = -math.inf  # so that the first new one makes it look again
+        self._looked = -math.inf  # the first new image reads the files again
 
     @property
     def count(self) -> int:
-        """Distinct unreadable images that all processes met so far."""
+        """Distinct unreadable images that all processes have met so far."""
         self._look()
         return len(self._seen)
 
     def add(self, bad: Iterable[Any]) -> None:
-        """Logs the new ones among a batch's `bad_images`.
+        """Log the new ones among a batch's `bad_images`.
 
         Raises:
           UserError: More than the allowed share of the source is unreadable.
@@ -99,17 +99,17 @@ class BadImages:
             )
 
     def _look(self) -> None:
-        """Reads what has come to the files of all processes."""
+        """Read the files of all processes that have changed since the last time."""
         self._looked = time.monotonic()
         for path in paths(self._workdir):
-            with contextlib.suppress(OSError):  # of the others, the next look will do
+            with contextlib.suppress(OSError):  # try again the next time
                 size = path.stat().st_size
                 if size != self._sizes.get(path):
                     self._seen |= _names_in(path)
                     self._sizes[path] = size
 
     def summary(self) -> str:
-        """One line with the count and where they are named."""
+        """Return one line with the count and the files that name the images."""
         where = self._workdir / "bad_images.txt"
         others = [path for path in paths(self._workdir) if path != where]
         if others:

@@ -1,4 +1,4 @@
-"""Joining the other processes of a run, and leaving them."""
+"""Start and end of a process that is one of several in a run."""
 
 import dataclasses
 import logging
@@ -10,20 +10,20 @@ from typing import NoReturn
 
 from dinov2_jax import errors
 
-_JOIN_TIMEOUT = 300  # seconds for all processes to start, as jax has it
-# With which all processes leave at once, and wait for each other.
+_JOIN_TIMEOUT = 300  # seconds for all processes to start; jax's default
 _asked_to_end = False
+# Exit codes with which all processes leave together, waiting for each other.
 _TOGETHER = (0, errors.NON_FINITE, errors.REQUEUE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What jax is told where it finds no cluster by itself.
+    """A cluster described by hand, for when jax does not detect one.
 
     Attributes:
       coordinator: HOST:PORT at which process 0 listens.
-      num_processes: All of them.
-      process_id: Of this process, from 0.
+      num_processes: Number of processes in the cluster.
+      process_id: Index of this process, from 0.
     """
 
     coordinator: str
@@ -34,10 +34,15 @@ class Cluster:
 def make_cluster(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> Cluster | None:
-    """The cluster that three flags describe; None where none of them is given.
+    """Return the cluster that three flags describe, or None if none is given.
+
+    Args:
+      coordinator: The flag --coordinator.
+      num_processes: The flag --num_processes.
+      process_id: The flag --process_id.
 
     Raises:
-      UserError: One is missing or impossible.
+      UserError: A flag is missing or invalid.
     """
     given = {
         "--coordinator": coordinator,
@@ -66,20 +71,22 @@ def make_cluster(
 
 
 def initialize(cluster: Cluster | None = None, *, heartbeat_timeout: int = 30) -> None:
-    """Joins the other processes, before a device is touched; only the first one logs.
+    """Join the other processes. Call it before any device is used.
+
+    Processes other than the first then log warnings and errors only.
 
     Args:
-      cluster: From the flags. None: jax finds Cloud TPU pods, SLURM, Kubernetes and
-        Open MPI by themselves; elsewhere the process stays alone.
-      heartbeat_timeout: Seconds without a sign of life from one process, after which
-        all others end.
+      cluster: The cluster that the flags describe. None: jax detects Cloud TPU pods,
+        SLURM, Kubernetes and Open MPI; elsewhere the process runs alone.
+      heartbeat_timeout: Seconds without a heartbeat from one process after which all
+        others end.
 
     Raises:
-      UserError: The other processes did not come.
+      UserError: The processes did not find each other.
     """
-    import jax  # here, so that bad flags are refused without waiting for it
+    import jax  # imported here, so that bad flags are rejected at once
 
-    # Between processes on CPUs; the default may not stay what it is.
+    # For processes on CPUs. Set explicitly, in case jax's default changes.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     arguments = {}
     if cluster:
@@ -93,7 +100,7 @@ def initialize(cluster: Cluster | None = None, *, heartbeat_timeout: int = 30) -
             **arguments,
         )
     except ValueError as error:
-        if "coordinator_address" not in str(error):  # what no cluster reads like
+        if "coordinator_address" not in str(error):  # jax found no cluster
             raise
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())[:200]
@@ -109,20 +116,20 @@ def initialize(cluster: Cluster | None = None, *, heartbeat_timeout: int = 30) -
 
 
 def _ask_to_end(*_) -> None:
-    """Takes no lock, which another signal, in the middle of this, would wait for."""
+    """Set the flag; no lock, which a second signal during this one would wait for."""
     global _asked_to_end
     _asked_to_end = True
 
 
 def preempted(step: int) -> bool:
-    """Whether to save and leave after a step: the same answer in every process.
+    """Return whether to save and exit after a step, the same in every process.
 
-    On SIGTERM, which is also how a Cloud TPU host, a pod of GKE or a SLURM task learns
-    that it is taken away. Processes of a cluster agree on a step through jax, which
-    then listens to the signal itself.
+    True after SIGTERM, which is also how Cloud TPU hosts, GKE pods and SLURM tasks are
+    told that they are being preempted. In a cluster, jax handles the signal and makes
+    the processes agree on a step.
 
     Args:
-      step: Finished steps; asked after each.
+      step: Number of finished steps; call this after each.
     """
     if joined():
         from jax.experimental import multihost_utils
@@ -132,7 +139,7 @@ def preempted(step: int) -> bool:
 
 
 def name() -> str:
-    """Stands before an error: of the first or only process "", else "process 3: "."""
+    """Return the prefix of error messages: "process 3: ", or "" for process 0."""
     if not joined():
         return ""
     import jax
@@ -141,21 +148,21 @@ def name() -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process, without waiting for the others if it has failed alone.
+    """End this process, without waiting for the others if it alone has failed.
 
-    A process that joined others waits for them before it ends, up to five minutes; they
-    may be waiting for it to compute, and whoever started them for its exit code.
+    A normal exit from a cluster waits up to five minutes for the other processes. They
+    may be waiting for this one to compute, and the launcher for its exit code.
     """
     if joined() and code not in _TOGETHER:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    if code == errors.REQUEUE:  # which a second signal, at the very end, would change
+    if code == errors.REQUEUE:  # a second SIGTERM would change the exit code
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(code)
 
 
 def joined() -> bool:
-    """Whether this process is one of a cluster."""
+    """Return whether this process has joined a cluster."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()

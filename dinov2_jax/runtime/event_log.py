@@ -1,19 +1,20 @@
-"""WORKDIR/events.jsonl: what happened to a run, an object a line, with the time of day.
+"""WORKDIR/events.jsonl: what happened to a run, one JSON object per line.
 
-Unlike metrics.jsonl it is never cut: what a killed run or a rollback threw away stays.
+Unlike metrics.jsonl it is never truncated: events of steps that a kill or a rollback
+discarded remain.
 
-    event     fields beside `time` and, where there is one, `step`
-    start     host, pid, processes, devices, device, jax, seconds; step: where it begins
+    event     fields besides `time` and, where there is one, `step`
+    start     host, pid, processes, devices, device, jax, seconds; step: the first one
     compiled  seconds
-    progress  seconds: of this process so far, by what it did; each minute
+    progress  seconds: time of this process so far, by activity; once a minute
     skip      terms that were not finite, lr
     rollback  to, why
-    save      (begun)
+    save      (started, not yet finished)
     save failed  how
     evaluate  accuracies
-    recompiled  (what had been compiled before)
+    recompiled  (something was compiled when nothing should have been)
     profile   path
-    hang      doing; path of the stacks
+    hang      doing; path of the stack traces
     end       code: exit code, reason, seconds as in progress
 """
 
@@ -26,11 +27,11 @@ from dinov2_jax.runtime import append_file
 
 
 class Events:
-    """Appends events.
+    """The event log of a run, open for appending.
 
     Args:
-      workdir: Of the run.
-      enabled: False writes nothing, for all but one of several processes.
+      workdir: The run's folder.
+      enabled: False writes nothing; for every process but the first.
     """
 
     def __init__(self, workdir: pathlib.Path, *, enabled: bool = True):
@@ -39,11 +40,11 @@ class Events:
             path = _path(workdir)
             torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
             self._file = append_file.RecordFile(path)
-            if torn:  # by a kill
+            if torn:  # the last line was cut off by a kill
                 self._file.write(b"\n")
 
     def add(self, event: str, **fields: Any) -> None:
-        """Writes one event."""
+        """Append one event."""
         if self._file is None:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
@@ -51,13 +52,13 @@ class Events:
         self._file.write(line.encode() + b"\n")
 
     def close(self) -> None:
-        """`add` may not be called any more."""
+        """Close the file; `add` may not be called afterwards."""
         if self._file is not None:
             self._file.close()
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """All whole events of a run, oldest first; [] where there are none."""
+    """Return all complete events of a run, oldest first; [] if there are none."""
     try:
         lines = _path(workdir).read_bytes().split(b"\n")
     except OSError:
@@ -70,7 +71,7 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
             if event["event"] and event["time"].tzinfo:
                 events.append(event)
         except (ValueError, KeyError, TypeError):
-            continue  # blank, or cut by a kill
+            continue  # blank, or cut off by a kill
     return events
 
 

@@ -1,18 +1,18 @@
-"""Useful FLOPs of a training step, and what devices can do: the two sides of MFU.
+"""Useful FLOPs of a training step and peak FLOP/s of devices: the two sides of MFU.
 
-Only matrix products count (2 FLOPs a multiply-add): projections, attention's scores and
-values, the patch embedding and the heads. Norms, softmax, losses, Sinkhorn, KoLeo, the
-resampling of position embeddings and the optimizer do not. The backward pass is twice
-the forward pass, but once for the patch embedding, whose images need no gradient.
+Only matrix products count (2 FLOPs per multiply-add): projections, attention's scores
+and values, the patch embedding and the heads. Norms, softmax, losses, Sinkhorn, KoLeo,
+the resampling of position embeddings and the optimizer do not. The backward pass counts
+twice the forward pass, but once for the patch embedding: images need no gradient.
 
-What a step need not compute is not useful and does not count: samples that stochastic
+Work that a step could avoid is not useful and does not count: samples that stochastic
 depth drops, and anything computed a second time (rematerialisation, a fused loss or an
 attention kernel that recomputes its scores). So MFU falls when such work is added. The
-last block counts whole, as in every published figure, although the losses see only some
-of its tokens: a step that leaves out the others is credited with them.
+last block counts in full, as in every published figure, although the losses see only
+some of its tokens: a step that skips the others still gets credit for them.
 
-Letters: b images a group, L local crops an image, T tokens of a crop, D width,
-K prototypes, M masked-patch slots a group.
+Letters: b images per group, L local crops per image, T tokens of a crop, D width,
+K prototypes, M masked-patch slots per group.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from dinov2_jax.data import masking
 from dinov2_jax.models import stochastic_depth, vision_transformer
 
 # Dense bfloat16 peak of one JAX device, FLOP/s, from the makers' data sheets. tpu7x: a
-# device is one of the chip's two cores (2307e12 a chip).
+# device is one of the chip's two cores (2307e12 per chip).
 PEAK_FLOPS = {
     "A100": 312e12,
     "H100": 989e12,
@@ -37,9 +37,9 @@ PEAK_FLOPS = {
     "v6e": 918e12,
     "tpu7x": 1153.5e12,
 }
-# What `jax.Device.device_kind` contains -> a name above; the first that fits counts.
-# None: boards of the same name with lower clocks and parts of a GPU, whose share would
-# mean nothing.
+# Part of `jax.Device.device_kind` -> a name above; the first match counts. None: boards
+# of the same name with lower clocks, and parts of a GPU, for which MFU would mean
+# nothing.
 _KINDS = (
     (" MIG ", None),
     ("H100 PCIe", None),
@@ -68,10 +68,11 @@ class StepFlops:
       teacher: The teacher's forward pass over two global crops and its heads.
       student_forward: The student's forward pass over all crops, only the samples that
         stochastic depth keeps, and its heads.
-      heads: Share of `per_image` in the heads: the teacher's forward pass and the
+      heads: The part of `per_image` in the heads: the teacher's forward pass and the
         student's forward and backward passes.
-      attention_core: Share of `per_image` in attention's two products, both passes.
-      per_image: Everything: `teacher`, `student_forward` and its backward pass.
+      attention_core: The part of `per_image` in attention's two products: forward and,
+        for the student, backward.
+      per_image: The sum of `teacher`, `student_forward` and the backward pass.
     """
 
     teacher: float
@@ -82,23 +83,24 @@ class StepFlops:
 
 
 def step_flops(config: Any) -> StepFlops:
-    """Counts the step that a config describes.
+    """Count the useful FLOPs of the training step that a config describes.
 
     Args:
-      config: Of a run. The number of groups does not matter, their size does: kept
-        samples are max(int(count * (1 - rate)), 1) of a group's crops of one kind, and
-        M is the static bound of `masking.max_masked`, slots left empty included.
+      config: A run's config. The group size matters, the number of groups does not:
+        stochastic depth keeps max(int(count * (1 - rate)), 1) of a group's crops of
+        one kind, and M is the static bound of `masking.max_masked`, empty slots
+        included.
 
     Returns:
       Useful FLOPs per image.
     """
     b, crops = config.train.group_size, config.crops
-    kinds = [(2 * b, crops.global_crops_size)]  # crops a group, pixels
+    kinds = [(2 * b, crops.global_crops_size)]  # crops per group, pixels
     if crops.local_crops_number:
         kinds.append((crops.local_crops_number * b, crops.local_crops_size))
     rates = drop_rates(config)
     embed = [count * _patch_embed(config, size) for count, size in kinds]
-    cores, blocks = [], []  # student, forward, of a group
+    cores, blocks = [], []  # student, forward, per group
     for count, size in kinds:
         kept = sum(
             stochastic_depth.num_kept(count, rate) if rate else count for rate in rates
@@ -124,9 +126,9 @@ def step_flops(config: Any) -> StepFlops:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a device by its `device_kind`; None if not known.
+    """Return the dense bfloat16 FLOP/s of a device by its `device_kind`, or None.
 
-    The CPU has none: what its cores could do at best is nobody's measure.
+    A CPU has no entry: nobody measures against the peak of its cores.
     """
     for text, name in _KINDS:
         if text in device_kind:
@@ -135,24 +137,24 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def peak_rate(config: Any, device_kind: str, num_devices: int) -> float | None:
-    """Returns the images/s at which every device would run at its peak.
+    """Return the images/s at which every device would run at its peak.
 
     A run's images/s divided by this is its MFU.
 
     Args:
-      config: The config of a run.
-      device_kind: What `jax.Device.device_kind` says of each device.
-      num_devices: Devices that share a batch.
+      config: The run's config.
+      device_kind: `jax.Device.device_kind` of the devices.
+      num_devices: Number of devices that share a batch.
 
     Returns:
-      Images/s; None where `peak_flops` knows no peak.
+      Images/s; None if the peak of the device is unknown.
     """
     peak = peak_flops(device_kind)
     return peak and num_devices * peak / step_flops(config).per_image
 
 
 def drop_rates(config: Any) -> list[float]:
-    """The drop-path rate of every block."""
+    """Return the drop-path rate of every block."""
     depth, rate = _arch(config)[1], config.model.drop_path_rate
     if config.model.drop_path_uniform:
         return [rate] * depth
@@ -160,7 +162,7 @@ def drop_rates(config: Any) -> list[float]:
 
 
 def _arch(config: Any) -> tuple[int, int]:
-    """Width and blocks."""
+    """Return the width and the number of blocks."""
     model = config.model
     if model.arch == "custom":
         return model.embed_dim, model.depth
@@ -168,14 +170,14 @@ def _arch(config: Any) -> tuple[int, int]:
 
 
 def _patch_embed(config: Any, size: int) -> float:
-    """Forward FLOPs of one crop's patch embedding."""
+    """Return the forward FLOPs of one crop's patch embedding."""
     model = config.model
     patches = (size // model.patch_size) ** 2
     return 2 * patches * model.patch_size**2 * model.in_chans * _arch(config)[0]
 
 
 def _block(config: Any, size: int) -> tuple[float, float]:
-    """Forward FLOPs of one block on one crop: projections, attention's products."""
+    """Return one block's forward FLOPs on one crop: (linear layers, attention)."""
     model, (dim, _) = config.model, _arch(config)
     tokens = (size // model.patch_size) ** 2 + 1 + model.num_register_tokens
     hidden = int(dim * model.ffn_ratio)
@@ -187,7 +189,7 @@ def _block(config: Any, size: int) -> tuple[float, float]:
 
 
 def _heads(config: Any, cls_tokens: int) -> float:
-    """Forward FLOPs of the heads on a group's class tokens and its M patches."""
+    """Return the heads' forward FLOPs on a group's class tokens and M patches."""
     b, dino, ibot = config.train.group_size, config.dino, config.ibot
     masked = masking.max_masked(
         num_crops=2 * b,
@@ -205,7 +207,7 @@ def _heads(config: Any, cls_tokens: int) -> float:
 
 
 def _head(head: Any, dim: int) -> float:
-    """Forward FLOPs of one head (`config.dino` or `config.ibot`) on one token."""
+    """Return the forward FLOPs of `config.dino` or `config.ibot` on one token."""
     inner = [head.head_hidden_dim] * (head.head_nlayers - 1)
     widths = [dim, *inner, head.head_bottleneck_dim, head.head_n_prototypes]
     return 2 * sum(a * b for a, b in zip(widths, widths[1:]))

@@ -1,4 +1,4 @@
-"""What a run says of itself: on the console, in metrics.jsonl and in events.jsonl."""
+"""The log of a run: console, metrics.jsonl and events.jsonl."""
 
 import os
 import pathlib
@@ -20,17 +20,17 @@ from dinov2_jax.runtime import (
     timing,
 )
 
-_PROGRESS_EVERY = 60.0  # seconds between events that say how far it is
+_PROGRESS_EVERY = 60.0  # seconds between progress events
 
 
 class RunLog:
-    """Tells of one process's part of a run; only the first of several is heard.
+    """Everything that a run logs; only the first of several processes writes.
 
     Args:
-      config: Of the run.
-      workdir: Of the run.
-      start_step: Finished steps when this process began.
-      account: Of this process's time.
+      config: The run's config.
+      workdir: The run's folder.
+      start_step: Finished steps when this process started.
+      account: The time account of this process.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RunLog:
         )
 
     def start(self) -> None:
-        """The process begins, or goes on, with training."""
+        """Log that this process starts or resumes training."""
         self._started = True
         device = jax.devices()[0]
         self.events.add(
@@ -94,12 +94,12 @@ class RunLog:
         )
 
     def step(self, step: int, values: Mapping[str, float], scalars: Mapping) -> None:
-        """A step is finished.
+        """Log a finished step.
 
         Args:
-          step: Finished steps.
-          values: Its metrics.
-          scalars: Its schedules.
+          step: Number of finished steps.
+          values: Metrics of the step.
+          scalars: Values of the schedules at the step, such as `lr`.
         """
         self._step = step
         self.rates.step_done()
@@ -142,27 +142,27 @@ class RunLog:
         return {what: round(s, 3) for what, s in self._account.seconds().items()}
 
     def evaluated(self, step: int, accuracies: Mapping[str, float]) -> None:
-        """The k-NN of the teacher was measured."""
+        """Log the k-NN accuracies of the teacher."""
         self._writer.write(step, accuracies)
         self.events.add("evaluate", step=step, accuracies=dict(accuracies))
         self.message(progress.describe_knn(step, accuracies))
 
     def save_failed(self, step: int, how: str) -> None:
-        """A save failed, and training goes on."""
+        """Log a failed save after which training goes on."""
         self.events.add("save failed", step=step, how=how)
         self.message(how)
 
     def profiled(self, step: int, path: str) -> None:
-        """A trace was written."""
+        """Log that a trace was written."""
         self.events.add("profile", step=step, path=path)
         self.message(f"step {step}: wrote a trace of steps and of memory to {path}")
 
     def sync(self) -> None:
-        """Returns once all rows of metrics are on the disk."""
+        """Flush all rows of metrics to disk."""
         self._writer.sync()
 
     def rolled_back(self, failed: int, to: int, why: str) -> None:
-        """The run goes back; the rows of metrics since are dropped."""
+        """Log a rollback, and drop the rows of metrics after step `to`."""
         self.events.add("rollback", step=failed, to=to, why=why)
         where = f"the checkpoint of step {to}" if to else "the start"
         self.message(
@@ -174,7 +174,7 @@ class RunLog:
         self._step = to
 
     def end(self, error: BaseException | None) -> None:
-        """The process ends, with this error or without; closes everything."""
+        """Log the end of the process, with or without an error, and close all files."""
         code, reason = 0, "done"
         if error is not None:
             code, reason = errors.CRASHED, repr(error)

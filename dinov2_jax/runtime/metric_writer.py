@@ -1,9 +1,8 @@
-"""What a run measures, written down: metrics.jsonl and TensorBoard events.
+"""The metrics of a run: metrics.jsonl and TensorBoard event files.
 
-`metrics.jsonl` holds one JSON object per logged step. Floats are written so that they
-read back to the same bits, so two runs can be compared for equality by their files.
-JSON has no non-finite numbers: they are written as Python's NaN and Infinity, which
-`json.loads` reads back.
+`metrics.jsonl` holds one JSON object per logged step. Floats read back to the same
+bits, so two runs can be compared for equality by their files. JSON has no non-finite
+numbers: they are written as NaN and Infinity, which Python's `json.loads` accepts.
 """
 
 import importlib.util
@@ -22,7 +21,7 @@ from dinov2_jax.runtime import append_file
 
 
 def _plain(value):
-    """A NumPy or array scalar as the Python number of the same value."""
+    """Convert a NumPy or jax value to a Python number or list of the same value."""
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
     if np.ndim(value) == 0:
@@ -31,9 +30,9 @@ def _plain(value):
 
 
 def _kept_rows(data: bytes, resume_step: int) -> bytes:
-    """The whole rows of a metrics file up to `resume_step`, later and torn ones cut."""
+    """Return the rows up to `resume_step`, without later and incomplete ones."""
     if resume_step == 0:
-        return b""  # nothing was saved, so even a row of step 0 comes again
+        return b""  # nothing was saved, so even step 0 is logged again
     kept = []
     for line in data.splitlines(keepends=True):
         try:
@@ -50,10 +49,12 @@ class MetricsWriter:
     """Appends metrics to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
     Args:
-      workdir: the run's folder, created when missing.
-      tensorboard: also write TensorBoard event files, where it is installed.
-      resume_step: the step of the checkpoint the run goes on from, 0 for a new run;
-        rows of later steps are dropped, for they will be written again (with 0, all).
+      workdir: The run's folder, created if it is missing.
+      tensorboard: Also write TensorBoard event files, if it is installed.
+      resume_step: The step of the checkpoint that the run resumes from, 0 for a new
+        run. Rows of later steps (with 0, all rows) are dropped, since they will be
+        written again.
+      enabled: False writes nothing; for every process but the first.
     """
 
     def __init__(
@@ -85,12 +86,12 @@ class MetricsWriter:
             self._tensorboard = _EventFile(folder / "tensorboard", resume_step)
 
     def write(self, step: int, metrics: Mapping[str, object]) -> None:
-        """Writes one row.
+        """Write one row.
 
         Args:
-          step: number of finished training steps.
-          metrics: name -> number (Python, NumPy or array scalar), string or None; a
-            list is written to the file alone.
+          step: Number of finished training steps.
+          metrics: name -> number (Python, NumPy or jax scalar), string, list or None.
+            TensorBoard gets the numbers alone.
         """
         if self._file is None:
             return
@@ -102,12 +103,12 @@ class MetricsWriter:
             self._tensorboard.write(step, row)
 
     def sync(self) -> None:
-        """Returns once all rows are on the disk, or cannot be."""
+        """Flush all rows to disk, as far as that is possible."""
         if self._file is not None:
             self._file.sync()
 
     def close(self) -> None:
-        """Closes the files; `write` may not be called any more."""
+        """Close the files; `write` may not be called afterwards."""
         if self._file is not None:
             self._file.close()
         if self._tensorboard is not None:
@@ -115,10 +116,10 @@ class MetricsWriter:
 
 
 class _EventFile:
-    """Scalars for TensorBoard.
+    """A TensorBoard event file of scalars.
 
-    Not by TensorBoard's own writer of events: its thread ends where the disk is full,
-    and a run would wait for it for ever.
+    TensorBoard's own event writer is not used: its thread dies when the disk is full,
+    and the run would then wait for it forever.
     """
 
     def __init__(self, folder: Path, resume_step: int):
@@ -132,7 +133,7 @@ class _EventFile:
         self._file = append_file.RecordFile(folder / f"{name}.from_step_{resume_step}")
         self._records = record_writer.RecordWriter(self._file)
         self._append(file_version="brain.Event:2")
-        # What an earlier process wrote from this step on does not count.
+        # Makes TensorBoard ignore what an earlier process wrote from this step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._append(step=resume_step + 1 if resume_step else 0, session_log=start)
 

@@ -1,4 +1,4 @@
-"""Words for a run that is not learning, waits for its images, or compiles again."""
+"""Monitors for a run that does not learn, waits for data or recompiles."""
 
 import math
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ _NEAR = 0.01  # relative distance that counts as the uniform value
 
 
 class UniformLossMonitor:
-    """Says when the DINO loss sits at the value of a uniform prediction, ln K.
+    """Warns when the DINO loss stays at that of a uniform prediction, ln K.
 
     Args:
-      num_prototypes: K.
+      num_prototypes: Number of prototypes K of the DINO head.
       loss_weight: `dino.loss_weight`; 0 turns the monitor off.
-      patience_steps: Steps before it speaks, well after the warm-up.
+      patience_steps: Steps before each warning; choose it well above the warm-up.
     """
 
     def __init__(self, num_prototypes: int, *, loss_weight: float, patience_steps: int):
@@ -24,7 +24,7 @@ class UniformLossMonitor:
         self._patience = patience_steps
 
     def message(self, step: int, metrics: Mapping[str, float]) -> str | None:
-        """A warning for the logged metrics of a step, or None."""
+        """Return a warning for the logged metrics of a step, or None."""
         if not self._uniform or step < self._next:
             return None
         value = metrics["loss/dino_local"] + metrics["loss/dino_global"]
@@ -41,12 +41,12 @@ class UniformLossMonitor:
 
 
 class DataWaitMonitor:
-    """Says what to change when the devices wait for data.
+    """Suggests what to change when the devices wait for data.
 
     Args:
-      workers: `data.workers`.
-      cores: Of this machine.
-      augmentation: `data.augmentation`.
+      workers: Loader processes, `data.workers`.
+      cores: CPU cores of this machine.
+      augmentation: Where crops are augmented, `data.augmentation`.
     """
 
     _ALLOWED = 0.1  # share of the time
@@ -57,7 +57,7 @@ class DataWaitMonitor:
         self._in_a_row = 0
 
     def message(self, step: int, data_wait: float) -> str | None:
-        """A hint for the share of time spent waiting at a logged step, or None."""
+        """Return a hint, or None, given the share of time that was spent waiting."""
         self._in_a_row = self._in_a_row + 1 if data_wait > self._ALLOWED else 0
         if self._in_a_row != self._PATIENCE:
             return None
@@ -83,7 +83,7 @@ class DataWaitMonitor:
 
 
 class CompilationMonitor:
-    """Notices that something is compiled where everything has been."""
+    """Notices compilations that happen when everything should be compiled."""
 
     def __init__(self):
         self._count, self._expected = 0, True
@@ -94,15 +94,15 @@ class CompilationMonitor:
         self._count += event == "/jax/core/compile/backend_compile_duration"
 
     def expect(self) -> None:
-        """What was compiled up to the next step was to be expected."""
+        """Ignore what is compiled until the next call of `happened`."""
         self._expected = True
 
     def happened(self) -> bool:
-        """Whether anything was compiled since the last step, unexpectedly."""
+        """Return whether anything was compiled unexpectedly since the last call."""
         happened = self._count > 0 and not self._expected
         self._count, self._expected = 0, False
         return happened
 
     def close(self) -> None:
-        """Listens no more."""
+        """Stop listening."""
         jax.monitoring.unregister_event_duration_listener(self._listen)

@@ -1,4 +1,4 @@
-"""Traces of steps and an account of memory, on demand, in WORKDIR/profile."""
+"""Traces of steps and memory reports, on demand, in WORKDIR/profile."""
 
 import pathlib
 import re
@@ -10,12 +10,12 @@ _STEPS_ON_SIGNAL = 5
 
 
 class Profiler:
-    """Watches for SIGUSR1, and for the steps that were asked for.
+    """Traces the given steps, and the next ones on SIGUSR1.
 
     Args:
-      workdir: Of the run.
-      steps: (first, last) of the steps to trace, None for none.
-      process: Of this process, whose signal it is; each profiles itself.
+      workdir: The run's folder.
+      steps: (first, last) step to trace, or None.
+      process: Index of this process. Each process that gets the signal traces itself.
     """
 
     def __init__(
@@ -31,10 +31,10 @@ class Profiler:
         self._asked = True
 
     def before_step(self, step: int) -> str | None:
-        """Begins or ends a trace, as it is time; what was written, when it ends.
+        """Start or stop a trace if it is time; return its folder when it stops.
 
         Args:
-          step: That comes next, counted from 1.
+          step: The step that comes next, counted from 1.
         """
         if self._asked and self._folder is None:
             self._first, self._last = step, step + _STEPS_ON_SIGNAL - 1
@@ -49,7 +49,7 @@ class Profiler:
         return written
 
     def close(self) -> str | None:
-        """Ends a trace under way; what was written, None without one."""
+        """Stop a running trace and return its folder; None if there is none."""
         if self._folder is None:
             return None
         folder, self._folder = self._folder, None
@@ -60,7 +60,7 @@ class Profiler:
 
 
 def memory() -> str:
-    """What this process holds, on the host and on each of its devices, in GB."""
+    """Describe the memory in use on the host and on each local device, in GB."""
     now, peak = host_bytes()
     lines = [f"host          {now / 1e9:8.3f} GB, at most {peak / 1e9:.3f}"]
     arrays = sum(x.nbytes for x in jax.live_arrays())
@@ -77,7 +77,7 @@ def memory() -> str:
 
 
 def host_bytes() -> tuple[int, int]:
-    """Resident memory of this process, now and at most; 0 where /proc does not tell."""
+    """Return this process's resident memory, (current, peak); 0 without /proc."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
     except OSError:

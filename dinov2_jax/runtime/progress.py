@@ -1,4 +1,4 @@
-"""What a run says on the console: a progress bar, and facts in words."""
+"""Console output of a run: the progress bar and the texts around it."""
 
 import io
 import pathlib
@@ -16,13 +16,13 @@ from dinov2_jax.runtime import timing
 
 
 class Progress:
-    """The console's view of a run: a bar on a terminal, else a line per update.
+    """A progress bar on a terminal; elsewhere one line per update.
 
     Args:
-      total_steps: steps of the whole run.
-      start_step: finished steps when this process began, left out of the ETA.
-      stream: where to write; standard error by default.
-      enabled: False shows nothing, for all but one of several processes.
+      total_steps: Steps of the whole run.
+      start_step: Finished steps when this process started, left out of the ETA.
+      stream: Where to write; standard error by default.
+      enabled: False shows nothing; for every process but the first.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Progress:
     ):
         self._total, self._step = total_steps, start_step
         self._stream = stream or sys.stderr if enabled else io.StringIO()
-        # The clock starts with the first update: before it lies the compilation.
+        # The clock starts at the first update, so that compilation is not counted.
         self._first: tuple[int, float] | None = None
         self._bar = None
         if self._stream.isatty():
-            # Not tqdm's own guess, which shows nothing where a size reads 0.
+            # tqdm's own detection shows nothing if the terminal reports a size of 0.
             columns, rows = shutil.get_terminal_size()
             self._bar = tqdm.tqdm(
                 total=total_steps,
@@ -47,7 +47,7 @@ class Progress:
                 file=self._stream,
                 ncols=columns - 1,
                 nrows=rows,
-                # The bar last: it takes what room the numbers leave.
+                # The bar comes last: it fills the room that is left.
                 bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} {desc} |{bar}|",
             )
 
@@ -60,15 +60,14 @@ class Progress:
         data_wait: float,
         mfu: float | None = None,
     ) -> None:
-        """Shows a logged step.
+        """Show a logged step.
 
         Args:
-          step: finished steps.
-          loss: total loss of that step.
-          images_per_second: rate since the last update.
-          data_wait: share of the time spent waiting for data, in [0, 1].
-          mfu: share of the devices' peak that useful FLOPs take, in [0, 1]; None: not
-            known and not shown.
+          step: Number of finished steps.
+          loss: Total loss of that step.
+          images_per_second: Rate since the last update.
+          data_wait: Share of the time spent waiting for data, in [0, 1].
+          mfu: Model FLOPs utilization, in [0, 1]; None if unknown (not shown).
         """
         now = time.monotonic()
         if self._first is None:
@@ -92,25 +91,25 @@ class Progress:
         self._step = step
 
     def message(self, text: str) -> None:
-        """Prints a line without tearing the bar."""
+        """Print a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar where it is and ends its line."""
+        """Leave the bar as it stands and end its line."""
         if self._bar is not None:
             self._bar.close()
 
 
 def banner(config: Any, trainer: Any, source: Any) -> str:
-    """What is about to run, in words.
+    """Return a summary of the run that is about to start.
 
     Args:
-      config: Of the run.
-      trainer: The `trainer.Trainer`.
-      source: `data.sources.registry.Source`.
+      config: The run's config.
+      trainer: The run's `trainer.Trainer`.
+      source: The images, a `data.sources.registry.Source`.
     """
     batch, steps = config.train.batch_size, config.train.steps
     places = registry.places(source)
@@ -133,7 +132,7 @@ def banner(config: Any, trainer: Any, source: Any) -> str:
 
 
 def where_to_look(workdir: pathlib.Path) -> str:
-    """What a finished run leaves, and where."""
+    """List the files that a finished run leaves, with what is in them."""
     files = {
         "metrics.jsonl": "the losses and accuracies, a line a step",
         "tensorboard": "the same for tensorboard --logdir",
@@ -146,7 +145,7 @@ def where_to_look(workdir: pathlib.Path) -> str:
 
 
 def describe_knn(step: int, accuracies: dict[str, float]) -> str:
-    """The k-NN accuracies as one line."""
+    """Return the k-NN accuracies as one line."""
     names = {
         "knn/top1": "trained",
         "knn/top1_random_init": "random init",

@@ -1,7 +1,7 @@
-"""Going back to a checkpoint when the loss blows up, and past the batches that did it.
+"""Rollback to a checkpoint when the loss blows up, skipping the batches in between.
 
 After a rollback from step F to step S, the step that follows S takes the batch that
-would have followed F: the batches between are left out, as in PaLM (section 5.1).
+would have followed F: the batches in between are left out, as in PaLM (section 5.1).
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from typing import Any
 
 from dinov2_jax import errors, files
 
-_TIMES_UNIFORM = 1.5  # of the loss of a uniform prediction: worse than knowing nothing
+_TIMES_UNIFORM = 1.5  # times a uniform prediction's loss: worse than untrained
 
 
 class BlownUp(Exception):
-    """The loss has not been sane for several steps in a row."""
+    """Raised after several bad steps in a row; see `LossGuard`."""
 
     def __init__(self, step: int, why: str):
         super().__init__(why)
@@ -25,14 +25,14 @@ class BlownUp(Exception):
 
 
 class LossGuard:
-    """Counts the steps in a row whose loss is not sane.
+    """Counts consecutive bad steps.
 
-    Not finite (the step was skipped), or half as much again as that of a uniform
-    prediction, where training begins.
+    A step is bad if its loss is not finite (the step was skipped) or above 1.5 times
+    the loss of a uniform prediction, where training starts.
 
     Args:
-      uniform: That loss, 0 if there is none.
-      patience: So many in a row are too many.
+      uniform: Loss of a uniform prediction; 0 checks for non-finite losses alone.
+      patience: Number of consecutive bad steps at which `check` raises.
     """
 
     def __init__(self, uniform: float, patience: int):
@@ -41,10 +41,10 @@ class LossGuard:
         self.in_a_row = 0
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes the metrics of a finished step.
+        """Check the metrics of a finished step.
 
         Raises:
-          BlownUp: Too many steps in a row.
+          BlownUp: There were too many bad steps in a row.
         """
         loss = values["loss/total"]
         sane = not values["skipped_in_a_row"] and loss <= self._limit
@@ -58,7 +58,7 @@ class LossGuard:
 
 
 def uniform_loss(config: Any) -> float:
-    """The total loss of a uniform prediction, without KoLeo."""
+    """Return the total loss of a uniform prediction, without KoLeo."""
     ibot = config.ibot if config.ibot.separate_head else config.dino
     return config.dino.loss_weight * math.log(
         config.dino.head_n_prototypes
@@ -66,17 +66,17 @@ def uniform_loss(config: Any) -> float:
 
 
 def not_finite(values: Mapping[str, float]) -> list[str]:
-    """Names the metrics that are no numbers."""
+    """List the metrics that are not finite, as "name = value"."""
     return [f"{name} = {v}" for name, v in values.items() if not math.isfinite(v)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollback:
-    """One of them.
+    """One rollback.
 
     Attributes:
-      failed: Finished steps when the loss had blown up.
-      to: The step of the checkpoint, 0 for the start.
+      failed: Finished steps when the loss blew up.
+      to: Step of the checkpoint that the run went back to, 0 for the start.
     """
 
     failed: int
@@ -84,10 +84,10 @@ class Rollback:
 
 
 class Rollbacks:
-    """Those of a run, in WORKDIR/rollbacks.json: a part of its state.
+    """All rollbacks of a run, in WORKDIR/rollbacks.json: part of the run's state.
 
     Args:
-      workdir: Of the run.
+      workdir: The run's folder.
 
     Raises:
       UserError: The file is damaged.
@@ -110,15 +110,15 @@ class Rollbacks:
         return len(self._all)
 
     def forget(self, *, write: bool) -> None:
-        """There are none: another run begins; `write` as for `add`."""
+        """Forget all rollbacks, because a new run starts; `write` as for `add`."""
         self._all = []
         if write:
             self.path.unlink(missing_ok=True)
 
     def skips(self) -> tuple[tuple[int, int], ...]:
-        """(step, batches left out from this step on), see `batch_builder`.
+        """Return (step, batches left out from this step on), see `batch_builder`.
 
-        Those of steps that a later rollback threw away are within what it leaves out.
+        Skips at steps that a later rollback discarded are included in its own skip.
         """
         found: list[tuple[int, int]] = []
         for r in self._all:
@@ -129,9 +129,10 @@ class Rollbacks:
         return tuple(found)
 
     def target(self, saved: Sequence[int]) -> int:
-        """The checkpoint to go back to.
+        """Return the step of the checkpoint to go back to.
 
-        The newest; the one before, where a rollback to the newest has not helped.
+        The newest, or the one before it if the last rollback already went to the
+        newest.
 
         Args:
           saved: Steps of the checkpoints, ascending.
@@ -142,7 +143,7 @@ class Rollbacks:
         return candidates[-1]
 
     def add(self, rollback: Rollback, *, write: bool) -> None:
-        """Adds one, for good; `write` is False for all but one of several processes."""
+        """Add a rollback; `write` saves it, False for every process but the first."""
         self._all.append(rollback)
         if not write:
             return

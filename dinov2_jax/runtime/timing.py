@@ -1,4 +1,4 @@
-"""Where the time of a process and of a whole run goes, and the rates that follow."""
+"""Time accounting of a process and of a whole run, and the rates from it."""
 
 import collections
 import contextlib
@@ -13,7 +13,7 @@ LOST, DOWN = "lost", "down"
 
 
 def duration(seconds: float) -> str:
-    """In words people read: 3 d 04:10:00, 4:10:00 or 10:00."""
+    """Format seconds as 3 d 04:10:00, 4:10:00 or 10:00."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -25,9 +25,12 @@ def duration(seconds: float) -> str:
 
 
 class TimeAccount:
-    """Every moment since the start belongs to one of the things a run does.
+    """The time of a process, split into activities that never overlap.
 
-    The host's view: while it waits for data, devices may still compute.
+    This is the host's view: devices may still compute while it waits for data.
+
+    Args:
+      doing: The first activity.
     """
 
     def __init__(self, doing: str):
@@ -35,14 +38,14 @@ class TimeAccount:
         self._doing, self._since = doing, time.monotonic()
 
     def begin(self, doing: str) -> None:
-        """From now on the process does something else."""
+        """Start another activity."""
         now = time.monotonic()
         self._seconds[self._doing] += now - self._since
         self._doing, self._since = doing, now
 
     @contextlib.contextmanager
     def during(self, doing: str) -> Iterator[None]:
-        """For a block of code, and then as before."""
+        """Count the `with` block as `doing`, then return to the activity before."""
         before = self._doing
         self.begin(doing)
         try:
@@ -51,19 +54,19 @@ class TimeAccount:
             self.begin(before)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds up to now by what was done."""
+        """Return the seconds up to now, by activity."""
         self.begin(self._doing)
         return dict(self._seconds)
 
 
 class Rates:
-    """Rates since the last logged step; evaluation and saving do not count.
+    """Rates since the last logged step, without evaluation and saving.
 
     Args:
-      account: Of this process.
-      batch_size: Images a step.
+      account: The time account of this process.
+      batch_size: Images per step.
       peak_rate: Images/s with all devices at their peak (`runtime.flops.peak_rate`);
-        None where that is not known.
+        None if that is not known.
     """
 
     def __init__(
@@ -74,18 +77,18 @@ class Rates:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new interval now."""
+        """Start a new interval now."""
         self._before, self._steps = self._account.seconds(), 0
 
     def step_done(self) -> None:
-        """Counts a step."""
+        """Count a step."""
         self._steps += 1
 
     def take(self) -> dict[str, float]:
-        """Returns the rates of the interval and begins a new one.
+        """Return the rates of the interval and start a new one.
 
         Returns:
-          `images_per_second`, `data_wait` (share of time) and, where the peak rate is
+          `images_per_second`, `data_wait` (share of time) and, if the peak rate is
           known, `mfu` (share of the peak).
         """
         now = self._account.seconds()
@@ -106,7 +109,7 @@ class Rates:
 
 @dataclasses.dataclass
 class _Stretch:
-    """Steps that one process did in a row and that still count: first < n <= last."""
+    """Consecutive steps of one process that still count: first < n <= last."""
 
     process: int
     first: int
@@ -120,17 +123,17 @@ class _Stretch:
 def goodput(
     log: list[dict[str, Any]], now: datetime.datetime
 ) -> tuple[float, dict[str, float]]:
-    """Where the time of a run went, from its first start on.
+    """Return how the time of a run was spent, from its first start on.
 
     Args:
-      log: Of `runtime.event_log.read`; begins with a start.
-      now: When to stop counting, if the run has not ended.
+      log: Events from `runtime.event_log.read`, the first of them a start.
+      now: The end of the account if the run has not ended.
 
     Returns:
-      Seconds in all, and {part: share}, which adds up to 1. "step" are the steps that
-      count; "lost" those that were skipped, or thrown away by a kill or a rollback;
-      "down" is the time between processes, and what a killed one did not come to tell.
-      The other parts are those of `timing`.
+      Total seconds, and {part: share} with shares that add up to 1. "step": steps that
+      count. "lost": steps that were skipped, or discarded by a kill or a rollback.
+      "down": time between processes, and the last time of a killed process that it did
+      not log. The other parts are the activities of `TimeAccount`.
     """
     stretches, done = _stretches(log)
     seconds = _seconds(log)
@@ -154,7 +157,7 @@ def goodput(
 
 
 def _stretches(log) -> tuple[list[_Stretch], collections.Counter[int]]:
-    """What of the run was done by whom, and how many steps each process did."""
+    """Return the stretches of a run and the number of steps that each process did."""
     stretches: list[_Stretch] = []
     done: collections.Counter[int] = collections.Counter()
     process = -1
@@ -182,7 +185,7 @@ def _stretches(log) -> tuple[list[_Stretch], collections.Counter[int]]:
 
 
 def _seconds(log) -> list[dict[str, float]]:
-    """The last account of its time that each process gave."""
+    """Return the last time account that each process logged."""
     accounts: list[dict[str, float]] = []
     for event in log:
         if event["event"] == "start":

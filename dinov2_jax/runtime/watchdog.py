@@ -1,6 +1,6 @@
-"""Ends a process that gets nowhere, and says where it stands.
+"""A watchdog that ends a process that hangs, after writing its stack traces.
 
-A process of a cluster that hangs keeps all others waiting for ever: neither XLA's
+One hung process keeps all others of a cluster waiting forever: neither XLA's
 collectives nor jax's heartbeat notice it.
 """
 
@@ -17,15 +17,15 @@ from dinov2_jax import errors
 
 
 class Watchdog:
-    """Leaves with `errors.HUNG`, and all stacks, if nothing is finished for a while.
+    """Exits with `errors.HUNG` and all stack traces if nothing finishes for a while.
 
     Args:
-      seconds: Of patience; 0 waits for ever.
-      workdir: Where the stacks are written too.
-      process: Of this process among several.
+      seconds: Time limit for one activity; 0 waits forever.
+      workdir: The folder that the stack traces are written to, besides standard error.
+      process: Index of this process.
 
     Attributes:
-      report: Called with what was going on and the file of the stacks.
+      report: Called with the activity that hung and the path of the stack traces.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def begin(self, doing: str) -> None:
-        """What came before is finished, and this has begun."""
+        """Note that the previous activity has finished and this one has started."""
         self._doing, self._since = doing, time.monotonic()
 
     @contextlib.contextmanager
     def during(self, doing: str, times: float) -> Iterator[None]:
-        """For what may take so many times the patience."""
+        """Allow `times` the time limit for the activity inside the `with` block."""
         before, self._times = self._doing, times
         self.begin(doing)
         try:
@@ -59,7 +59,7 @@ class Watchdog:
             self.begin(before)
 
     def close(self) -> None:
-        """Nothing is watched any more."""
+        """Stop watching."""
         self._closed.set()
 
     def _watch(self) -> None:
@@ -88,7 +88,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
             self.report(self._doing, str(path))
 
-        # In a thread, for the file system may be what hangs.
+        # In a thread, because the file system may be what hangs.
         noting = threading.Thread(target=note, daemon=True)
         noting.start()
         noting.join(5.0)

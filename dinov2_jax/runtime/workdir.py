@@ -1,6 +1,6 @@
-"""The folder of a run: its lock, its config, and the record of its images.
+"""The folder of a run: its lock, its config and the record of its images.
 
-WORKDIR/data.json holds what the run was trained on, so that a change is reported.
+WORKDIR/data.json describes the images of the run, so that a change is reported.
 """
 
 import fcntl
@@ -16,14 +16,14 @@ from typing import Any, TextIO
 from dinov2_jax import errors, files
 from dinov2_jax.data.sources import messages
 
-_PATIENCE = 120  # seconds until a network file system forgets a host that is gone
+_PATIENCE = 120  # seconds until a network file system drops the lock of a lost host
 
 
 def make_workdir(workdir: pathlib.Path) -> None:
-    """Creates the run's folder.
+    """Create the run's folder.
 
     Raises:
-      UserError: It cannot be written to.
+      UserError: The folder cannot be written to.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -37,14 +37,13 @@ def make_workdir(workdir: pathlib.Path) -> None:
 
 
 def lock(workdir: pathlib.Path) -> TextIO:
-    """Takes the run's folder, as long as the file that is returned stays open.
+    """Lock the run's folder for as long as the returned file stays open.
 
-    The kernel lets go of WORKDIR/run.lock when the process ends, however it does.
-
-    A file system that knows no locks is trusted.
+    The kernel releases WORKDIR/run.lock when the process ends, however it ends. On a
+    file system without locks nothing is checked.
 
     Raises:
-      UserError: Another process has it.
+      UserError: Another process holds the lock.
     """
     file = open(workdir / "run.lock", "a+")
     deadline = None
@@ -76,7 +75,7 @@ def lock(workdir: pathlib.Path) -> TextIO:
 
 
 def write_config(config: Any, workdir: pathlib.Path) -> None:
-    """Writes WORKDIR/config.json, whole or not at all."""
+    """Write WORKDIR/config.json atomically."""
     fields = json.loads(config.to_json_best_effort())
     files.write_text(workdir / "config.json", json.dumps(fields, indent=2) + "\n")
 
@@ -84,16 +83,16 @@ def write_config(config: Any, workdir: pathlib.Path) -> None:
 def update_data_record(
     source: Any, workdir: pathlib.Path, *, resumed: bool, write: bool
 ) -> str:
-    """Compares the images with those of the run so far, and notes what they are now.
+    """Compare the images with those of the run so far, and record the current ones.
 
     Args:
-      source: `data.sources.registry.Source`.
-      workdir: Of the run.
-      resumed: False where the run begins, whatever the folder says.
-      write: False for all but one of several processes.
+      source: The images, a `data.sources.registry.Source`.
+      workdir: The run's folder.
+      resumed: False if the run starts from step 0; data.json is then not compared.
+      write: Whether to write data.json; False for every process but the first.
 
     Returns:
-      One line if they are others than before, else "".
+      One line if the images have changed, else "".
     """
     path = workdir / "data.json"
     now = {
@@ -118,7 +117,7 @@ def update_data_record(
 
 
 def _read_data_record(path: pathlib.Path) -> dict[str, Any]:
-    """{} where there is nothing that can be compared with."""
+    """Read data.json; {} if it is missing or unusable."""
     try:
         content = json.loads(path.read_text())
         return {"fingerprint": content["fingerprint"], "images": int(content["images"])}

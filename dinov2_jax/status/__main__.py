@@ -1,6 +1,7 @@
-"""How a run is doing, in ten lines: python -m dinov2_jax.status WORKDIR.
+"""The status of a run in ten lines: python -m dinov2_jax.status WORKDIR.
 
-Reads what the run writes, from anywhere its folder can be seen; touches no device.
+Reads the files that the run writes. It works wherever the folder is mounted, and uses
+no device.
 """
 
 import argparse
@@ -15,12 +16,12 @@ from dinov2_jax import errors
 from dinov2_jax.runtime import bad_images, event_log, timing
 from dinov2_jax.runtime import timing as timing_lib
 
-_SILENT = 300.0  # seconds without a word after which a run may be dead
+_SILENT = 300.0  # seconds without an event after which a run may be dead
 _BACK = 1000  # steps between the two losses that are shown
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the status of the runs that the command line names; an exit code."""
+    """Print the status of the runs on the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="dinov2-jax status", description=__doc__.splitlines()[0]
     )
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
-    """The lines about a run.
+    """Return the lines about one run.
 
     Raises:
       UserError: There is no run in the folder.
@@ -80,7 +81,7 @@ def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
 
 
 def _last_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows with losses at the end of metrics.jsonl, about `_BACK` steps of them."""
+    """Return the last rows of metrics.jsonl that have losses (2 MiB of the file)."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - 2**21))
@@ -94,7 +95,7 @@ def _last_rows(path: pathlib.Path) -> list[dict[str, Any]]:
             if "loss/total" in row:
                 rows.append(row)
         except (ValueError, TypeError):
-            continue  # the first may be cut, the last is empty or being written
+            continue  # the first may be cut, the last empty or incomplete
     return rows
 
 
@@ -144,7 +145,7 @@ def _step(config, log, rows) -> str:
 
 
 def _told(log) -> int:
-    """The last step that the events tell of."""
+    """Return the last step in the events."""
     for event in reversed(log):
         if event["event"] == "rollback":
             return event["to"]
@@ -176,7 +177,7 @@ def _speed(rows) -> str:
 
 
 def _median(rows, name: str) -> float:
-    """Over what was logged last."""
+    """Return the median over the last 100 logged steps."""
     return statistics.median(row[name] for row in rows[-100:])
 
 
