@@ -4,9 +4,9 @@ Heads are new, since none were released. Users of the reference lost most of the
 accuracy within 20,000 images when they continued with new heads at pretraining's
 learning rates (its issue 204). So only the heads learn at first, then all layers at low
 rates, lower towards the input, with a slow teacher. For ViT-B:
---config.init.source=dinov2_vitb14 --config.model.arch=vit_base. A value without a source
-in its comment is a guess that no run at this size has tested: compare `knn/top1` with
-its value at step 0, and try frozen features first.
+--config.init.source=dinov2_vitb14 --config.model.arch=vit_base. A value without a
+source in its comment is a guess that no run at this size has tested: compare `knn/top1`
+with its value at step 0, and try frozen features first.
 """
 
 from dinov2_jax.configs import default
