@@ -14,7 +14,6 @@ from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.runtime import bad_images, event_log, timing
-from dinov2_jax.runtime import timing as timing_lib
 
 _SILENT = 300.0  # seconds without an event after which a run may be dead
 _BACK = 1000  # steps between the two losses that are shown
@@ -207,7 +206,7 @@ def _accuracy(log) -> str:
 
 
 def _goodput(log, now) -> str:
-    total, shares = timing_lib.goodput(log, now)
+    total, shares = timing.goodput(log, now)
     useful = shares.pop(timing.STEP, 0.0)
     rest = sorted(((s, n) for n, s in shares.items() if s >= 0.0005), reverse=True)
     return (

@@ -21,7 +21,6 @@ from dinov2_jax import errors, files
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import array_record, messages
 from dinov2_jax.data.tools import process_pool, program_flags, scan, shard_folder
-from dinov2_jax.data.tools import scan as scan_lib
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BAD = "bad_images.txt"
@@ -124,7 +123,7 @@ class Packing:
     def __call__(self, index: int) -> bytes | image_decoder.BadImage:
         """Return the bytes of an image file, or why there are none."""
         try:
-            content = scan_lib.file_bytes(self.source, index)
+            content = scan.file_bytes(self.source, index)
             pixels = self.decoder.decode(content, name=str(index))
         except image_decoder.BadImage as error:
             return error
