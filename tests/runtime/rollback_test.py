@@ -1,6 +1,7 @@
 """A loss that blows up: back to a checkpoint, past the batches that did it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ import rollback_test
 ssl_meta_arch.SSLMetaArch.loss = rollback_test.poisoned_loss
 app.run(main.main, flags_parser=main.parse_flags)
 """
+# Where the program above finds this file and what it imports.
+_TESTS = (str(processes.ROOT / "tests/runtime"), str(processes.ROOT / "tests"))
 plain_loss = ssl_meta_arch.SSLMetaArch.loss
 
 
@@ -147,7 +150,7 @@ def start(trainer, *flags) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", POISONED, *flags],
         cwd=processes.ROOT,
-        env=trainer.environment | {"PYTHONPATH": str(processes.ROOT / "tests")},
+        env=trainer.environment | {"PYTHONPATH": os.pathsep.join(_TESTS)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
