@@ -108,13 +108,13 @@ def make_config(name: str, batch_size: int, overrides: Sequence[str]) -> Any:
 
 def torch_sizes(config: Any) -> dict[str, Any]:
     """Return the arguments of `torch_peer.TorchPeer` for a config."""
-    from dinov2_jax.models import vision_transformer
+    from dinov2_jax.models import model_config
 
     model, crops = config.model, config.crops
     dim, depth, heads = (
         (model.embed_dim, model.depth, model.num_heads)
         if model.arch == "custom"
-        else vision_transformer.ARCHS[model.arch]
+        else model_config.ARCHS[model.arch]
     )
 
     def head(section: Any) -> list[int]:

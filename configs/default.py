@@ -92,6 +92,9 @@ def get_config() -> config_dict.ConfigDict:
     # True: the same rate in all blocks; False: linear from 0 to drop_path_rate.
     c.model.drop_path_uniform = True
     c.model.dtype = "auto"  # of matmuls; auto: float32 on CPUs, bfloat16 elsewhere
+    # Form of the blocks: plain | folded (norms and LayerScale folded into the weights:
+    # the same up to rounding, and faster).
+    c.model.block = "folded"
     # Kernel: auto (the fastest) | xla | by_image (CPU) | cudnn | pallas_tpu |
     # pallas_gpu
     c.model.attention = "auto"

@@ -8,6 +8,7 @@ from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
+from dinov2_jax.models import model_config
 
 # Fields, or prefixes of fields, that may change when a run is resumed.
 HARMLESS = (
@@ -20,6 +21,7 @@ HARMLESS = (
     "data.timeout",
     "data.max_bad_share",
     "model.attention",
+    "model.block",
     "model.remat",
     "model.scan_unroll",
     "mesh.",
@@ -35,14 +37,14 @@ _CHOICES = {
     "data.augmentation": ("device", "host"),
     "crops.policy": tuple(policies.POLICIES),
     "crops.blur": tuple(policies.BLUR_PROBABILITIES),
-    "model.ffn_layer": ("mlp", "swiglufused"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": (
         *("auto", "xla", "by_image", "cudnn"),
         *("pallas_tpu", "pallas_gpu"),
     ),
     "model.remat": ("none", "selective", "full"),
-    "model.arch": ("vit_small", "vit_base", "vit_large", "vit_giant2", "custom"),
+    "model.arch": (*model_config.ARCHS, "custom"),
+    "model.block": ("plain", "folded"),
     "init.which": ("", "teacher", "student"),
     "init.heads": ("fresh", "loaded"),
     "optim.name": ("adamw",),
@@ -50,8 +52,8 @@ _CHOICES = {
     "evaluation.photos_split": ("val", "test"),
 }
 _POSITIVE = (
-    "crops.global_crops_size crops.local_crops_size model.patch_size model.in_chans "
-    "model.scan_unroll train.batch_size train.group_size train.steps "
+    "crops.global_crops_size crops.local_crops_size model.scan_unroll "
+    "train.batch_size train.group_size train.steps "
     "train.max_nonfinite_steps dino.head_n_prototypes dino.head_bottleneck_dim "
     "dino.head_nlayers dino.head_hidden_dim ibot.head_n_prototypes "
     "ibot.head_bottleneck_dim ibot.head_nlayers ibot.head_hidden_dim "
@@ -59,13 +61,12 @@ _POSITIVE = (
     "data.max_pixels teacher.warmup_teacher_temp teacher.teacher_temp "
     "evaluation.batch_size evaluation.image_size evaluation.resize_size "
     "evaluation.picture_size evaluation.knn_temperature optim.base_lr "
-    "optim.layerwise_decay model.ffn_ratio"
+    "optim.layerwise_decay"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
     "crops.local_crops_number "
-    "model.num_register_tokens "
-    "model.layerscale model.interpolate_offset dino.loss_weight "
+    "dino.loss_weight "
     "dino.koleo_loss_weight ibot.loss_weight "
     "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "
     "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
@@ -82,6 +83,12 @@ _LISTS = (
     "data.mean data.std data.value_range crops.global_crops_scale "
     "crops.local_crops_scale ibot.mask_ratio_min_max evaluation.knn_k"
 ).split()
+# Options of the architecture; `model.arch` and `crops` give the others.
+_ARCHITECTURE = {
+    f"model.{name}": rule
+    for name, rule in model_config.RULES.items()
+    if name not in (*model_config.SIZES, "image_size")
+}
 _FLOAT32_MAX = 3.4e38
 _SEEDS = 2**32  # jax takes seeds below this
 # Names that fields had before: old runs resume, and old flags are told the new name.
@@ -103,6 +110,7 @@ _ADDED = {
     "data.std": [],
     "crops.policy": "rgb",
     "optim.name": "adamw",
+    "model.block": "folded",
     **{f"crops.{name}": None for name in policies.FIELDS},
 }
 
@@ -141,7 +149,8 @@ def check(config: Any) -> None:
 
 def _problems(config: Any) -> Iterator[str]:
     flat = flatten(config)
-    lacking = {*_CHOICES, *_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_LISTS} - flat.keys()
+    required = {*_CHOICES, *_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_LISTS}
+    lacking = {*required, *_ARCHITECTURE} - flat.keys()
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         yield (
@@ -159,6 +168,9 @@ def _problems(config: Any) -> Iterator[str]:
     for name, choices in _CHOICES.items():
         if flat[name] not in choices:
             yield bad(name, f"choose one of {', '.join(filter(None, choices))}")
+    for name, rule in _ARCHITECTURE.items():
+        if not rule.is_valid(flat[name]):
+            yield bad(name, f"must be {rule.words}")
     for name in _POSITIVE:
         if not flat[name] > 0:
             yield bad(name, "must be above 0")
@@ -251,13 +263,15 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
         yield "every loss weight is 0: set --config.dino.loss_weight=1"
     if flat["model.arch"] == "custom":
         dim, heads = flat["model.embed_dim"], flat["model.num_heads"]
-        if dim < 1 or heads < 1 or flat["model.depth"] < 1 or dim % heads:
+        sizes = {name: flat[f"model.{name}"] for name in model_config.SIZES}
+        valid = all(model_config.RULES[n].is_valid(v) for n, v in sizes.items())
+        if not valid or model_config.inconsistency(sizes):
             yield (
                 f"model.arch = 'custom' with embed_dim = {dim}, num_heads = {heads}, "
                 f"depth = {flat['model.depth']}: all must be above 0 and heads must "
                 "divide embed_dim"
             )
-    elif any(flat[f"model.{n}"] for n in ("embed_dim", "depth", "num_heads")):
+    elif any(flat[f"model.{name}"] for name in model_config.SIZES):
         yield (
             f"model.embed_dim, depth and num_heads are set by model.arch = "
             f"{flat['model.arch']!r}: leave them 0 or set --config.model.arch=custom"

@@ -52,10 +52,11 @@ class Model:
           ValueError: There are no images, an array has another shape or dtype, or the
             model does not take three channels.
         """
-        if self.module.in_chans != 3:
+        chans = self.module.config.in_chans
+        if chans != 3:
             raise ValueError(
-                f"the model takes {self.module.in_chans} channels: images of it have "
-                "to be prepared by whoever knows them"
+                f"the model takes {chans} channels: prepare its images yourself, "
+                "preprocess knows only RGB"
             )
         single = isinstance(images, str | os.PathLike | Image.Image) or (
             isinstance(images, np.ndarray) and images.ndim == 3
@@ -108,7 +109,7 @@ class Model:
         """
         layers, attention = _blocks("layers", layers), _blocks("attention", attention)
         images = jnp.asarray(images)
-        chans = self.module.in_chans
+        chans = self.module.config.in_chans
         if images.ndim != 4 or images.shape[-1] != chans:
             raise ValueError(
                 f"images are {list(images.shape)}: expected [B, H, W, {chans}]"
@@ -121,9 +122,9 @@ class Model:
         if not images.size:
             raise ValueError(
                 f"images are {list(images.shape)}: expected at least one, of at least "
-                f"one patch of {self.module.patch_size} px"
+                f"one patch of {self.module.config.patch_size} px"
             )
-        images = fit_to_patches(images, self.module.patch_size, fit)
+        images = fit_to_patches(images, self.module.config.patch_size, fit)
         return _apply(self.module, self.params, images, layers, attention)
 
 

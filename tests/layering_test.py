@@ -12,13 +12,13 @@ FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 # from rows below it; files at the top that share a row count as one folder.
 ROWS = (
     "errors",
-    "files cli schedules sharding augment configs",
+    "files cli schedules sharding augment configs models.model_config",
     "config kernels losses checkpoint data.decode",
     "models data.sources",
     "data",
     "ssl_meta_arch optimizer train_state train_step teacher data.tools runtime",
     "weights",
-    "pretrained trainer status launch",
+    "pretrained feature_extractor trainer status launch",
     "convert embed visualize",
     "eval aot",
     "preflight train",

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import vits
 from peers import torch
 
 from configs import default
 from dinov2_jax import optimizer
-from dinov2_jax.models import vision_transformer
 from dinov2_jax.weights import state_dict
 
 STATE_DICTS = pathlib.Path(__file__).parent / "reference" / "state_dicts"
@@ -230,7 +230,7 @@ def spread(params, patch_size=1, **settings):
 
 def test_multipliers_of_vit_large_by_the_names_of_its_release():
     # 24 blocks; names and multipliers do not depend on the width.
-    model = vision_transformer.VisionTransformer(embed_dim=8, depth=24, num_heads=2)
+    model = vits.make(embed_dim=8, depth=24, num_heads=2)
     image = jnp.zeros((1, 224, 224, 3))
     backbone = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     lr, wd, last = spread(

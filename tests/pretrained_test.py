@@ -96,7 +96,7 @@ def test_dinov2_with_registers_model_at_any_size(registers, size):
 
 def test_swiglu(tmp_path):
     model, ours = peer(tmp_path, registers=True, depth=3, swiglu=True)
-    assert ours.module.ffn_layer == "swiglufused"
+    assert ours.module.config.ffn_layer == "swiglufused"
     assert_features_agree(model, ours, 224, 224)
 
 

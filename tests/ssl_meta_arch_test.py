@@ -256,7 +256,9 @@ def test_equals_the_definitions(centering):
         features = arch.student.backbone.apply(
             {"params": params["backbone"]}, crops, masks, key, method="forward_crops"
         )
-        patches = features[0].patches.reshape(2, -1, arch.student.backbone.embed_dim)
+        patches = features[0].patches.reshape(
+            2, -1, arch.student.backbone.config.embed_dim
+        )
         masked = jnp.take_along_axis(patches, batch["masked_indices"][..., None], 1)
         head = {"params": params["dino_head"]}
         apply = functools.partial(arch.student.dino_head.apply, head)

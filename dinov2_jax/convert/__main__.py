@@ -109,7 +109,7 @@ def _convert(args: argparse.Namespace) -> None:
     }
     owners = {w.which: _for_size(w, target, size) for w in owners.values()}
     weights = owners.get("teacher") or next(iter(owners.values()))
-    size = size or (weights.module.image_size,) * 2
+    size = size or (weights.module.config.image_size,) * 2
     # Write and verify in a temporary folder, and move the result only if it is good.
     path = destination.path
     with tempfile.TemporaryDirectory(
@@ -139,7 +139,7 @@ def _for_size(weights, target, size):
 
 def _warning(lost: str, module, checked: dict[str, Any]) -> str:
     """Return one line: what is lost, how much that is, and what to do."""
-    side, much = module.image_size, ""
+    side, much = module.config.image_size, ""
     if "other_size" in checked:
         height, width = checked["other_size"]["images"][1:3]
         worst = max(checked["other_size"]["relative_error"].values())
@@ -205,14 +205,13 @@ def _verify(args, written, owners, size, heads, lost) -> dict[str, Any]:
 
 
 def _report(args, written, weights, checked) -> dict[str, Any]:
-    from dinov2_jax.weights import architecture
 
     files = sorted(p for p in written.parent.rglob("*") if p.is_file())
     return {
         "source": str(args.source),
         "target": args.to,
         "which": "both" if args.which == "both" else weights.which,
-        "model": architecture.describe(weights.module),
+        "model": weights.module.config.to_dict(),
         "bytes": sum(path.stat().st_size for path in files),
         "sha256": {
             str(path.relative_to(written.parent)): _sha256(path) for path in files

@@ -54,7 +54,8 @@ def write(
     """
     onnx = onnx_builder.import_onnx()
     path = pathlib.Path(path).resolve()
-    p = module.patch_size
+    config = module.config
+    p = config.patch_size
     if min(image_size) < p or any(n % p for n in image_size):
         raise errors.UserError(
             f"image_size {tuple(image_size)} is not in multiples of the patch size "
@@ -67,10 +68,10 @@ def write(
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="dinov2_jax",
-        doc_string=_describe(module, image_size),
+        doc_string=_describe(config, image_size),
     )
     onnx.helper.set_model_props(
-        model, _metadata(module, image_size, prepare or preprocessing.Preprocessing())
+        model, _metadata(config, image_size, prepare or preprocessing.Preprocessing())
     )
     data = path.with_name(f"{path.name}.data")
     try:
@@ -122,16 +123,17 @@ def run(path: str | os.PathLike, images: np.ndarray) -> dict[str, np.ndarray]:
 
 def _build(graph: onnx_builder.Builder, module, params, image_size) -> None:
     """Add the whole network, from `images` to the outputs."""
-    weights = state_dict.state_dict_from_params(params, patch_size=module.patch_size)
-    height, width = (n // module.patch_size for n in image_size)
-    num_patches, dim = height * width, module.embed_dim
-    images = graph.add_input("images", ("batch", module.in_chans, *image_size))
+    config = module.config
+    weights = state_dict.state_dict_from_params(params, patch_size=config.patch_size)
+    height, width = (n // config.patch_size for n in image_size)
+    num_patches, dim = height * width, config.embed_dim
+    images = graph.add_input("images", ("batch", config.in_chans, *image_size))
     # [1, 1 + N, D] at this size; class token and registers become one prefix.
     pos = np.float32(
         module.apply({"params": params}, *image_size, method="position_embeddings")
     )
     prefix = [np.float32(weights["cls_token"]) + pos[:, :1]]
-    if module.num_register_tokens:
+    if config.num_register_tokens:
         prefix.append(np.float32(weights["register_tokens"]))
     x = graph.op(
         "Conv",
@@ -139,8 +141,8 @@ def _build(graph: onnx_builder.Builder, module, params, image_size) -> None:
         images,
         graph.weight("patch_embed.proj.weight", weights["patch_embed.proj.weight"]),
         graph.weight("patch_embed.proj.bias", weights["patch_embed.proj.bias"]),
-        kernel_shape=[module.patch_size] * 2,
-        strides=[module.patch_size] * 2,
+        kernel_shape=[config.patch_size] * 2,
+        strides=[config.patch_size] * 2,
     )  # [B, D, h, w]
     x = graph.reshape("patch_embed.flat", x, [0, dim, num_patches])
     x = graph.op("Transpose", "patch_embed", x, perm=[0, 2, 1])  # [B, N, D]
@@ -150,10 +152,10 @@ def _build(graph: onnx_builder.Builder, module, params, image_size) -> None:
     prefix = graph.weight("prefix_tokens", np.concatenate(prefix, axis=1))
     prefix = graph.op("Expand", "prefix", prefix, shape)  # [B, 1 + R, D]
     x = graph.op("Concat", "tokens", prefix, x, axis=1)  # [B, 1 + R + N, D]
-    for i in range(module.depth):
-        x = _block(graph, f"blocks.{i}", x, module, weights)
+    for i in range(config.depth):
+        x = _block(graph, f"blocks.{i}", x, config, weights)
     x = _layer_norm(graph, "norm", x, weights)
-    first = 1 + module.num_register_tokens  # index of the first patch
+    first = 1 + config.num_register_tokens  # index of the first patch
     cls = graph.reshape("cls_flat", graph.slice("cls_token", x, 0, 1), [0, dim])
     graph.add_output(cls, "cls", ("batch", dim))
     if first > 1:
@@ -164,16 +166,16 @@ def _build(graph: onnx_builder.Builder, module, params, image_size) -> None:
     graph.add_output(patches, "patches", ("batch", height, width, dim))
 
 
-def _block(graph: onnx_builder.Builder, name: str, x: str, module, weights) -> str:
+def _block(graph: onnx_builder.Builder, name: str, x: str, config, weights) -> str:
     """Add `layers.Block`, [B, T, D] -> [B, T, D]."""
-    ffn = _swiglu if module.ffn_layer == "swiglufused" else _mlp
+    ffn = _swiglu if config.ffn_layer == "swiglufused" else _mlp
     for norm, scale, part, branch in (
         ("norm1", "ls1", "attn", _attention),
         ("norm2", "ls2", "mlp", ffn),
     ):
         y = _layer_norm(graph, f"{name}.{norm}", x, weights)
-        y = branch(graph, f"{name}.{part}", y, module, weights)
-        if module.layerscale:
+        y = branch(graph, f"{name}.{part}", y, config, weights)
+        if config.layerscale:
             gamma = f"{name}.{scale}.gamma"
             gamma = graph.weight(gamma, weights[gamma])
             y = graph.op("Mul", f"{name}.{scale}", y, gamma)
@@ -202,10 +204,10 @@ def _linear(
     )
 
 
-def _attention(graph: onnx_builder.Builder, name: str, x: str, module, weights) -> str:
+def _attention(graph: onnx_builder.Builder, name: str, x: str, config, weights) -> str:
     """Add attention as in `kernels.attention`: q is scaled before the product."""
-    dim, heads = module.embed_dim, module.num_heads
-    qkv = _linear(graph, f"{name}.qkv", x, weights, module.qkv_bias)
+    dim, heads = config.embed_dim, config.num_heads
+    qkv = _linear(graph, f"{name}.qkv", x, weights, config.qkv_bias)
     q, k, v = (
         graph.op(
             "Transpose",
@@ -227,52 +229,52 @@ def _attention(graph: onnx_builder.Builder, name: str, x: str, module, weights) 
     x = graph.op("MatMul", f"{name}.mixed", x, v)
     x = graph.op("Transpose", f"{name}.mixed.rows", x, perm=[0, 2, 1, 3])
     x = graph.reshape(f"{name}.out", x, [0, 0, dim])
-    return _linear(graph, f"{name}.proj", x, weights, module.proj_bias)
+    return _linear(graph, f"{name}.proj", x, weights, config.proj_bias)
 
 
-def _mlp(graph: onnx_builder.Builder, name: str, x: str, module, weights) -> str:
+def _mlp(graph: onnx_builder.Builder, name: str, x: str, config, weights) -> str:
     """Add `layers.Mlp`; x / sqrt(2), erf, + 1, * x, * 0.5 is GELU."""
-    x = _linear(graph, f"{name}.fc1", x, weights, module.ffn_bias)
+    x = _linear(graph, f"{name}.fc1", x, weights, config.ffn_bias)
     y = graph.op("Div", f"{name}.gelu.div", x, graph.constant(float(2**0.5)))
     y = graph.op("Erf", f"{name}.gelu.erf", y)
     y = graph.op("Add", f"{name}.gelu.add", y, graph.constant(1.0))
     y = graph.op("Mul", f"{name}.gelu.mul", x, y)
     y = graph.op("Mul", f"{name}.gelu", y, graph.constant(0.5))
-    return _linear(graph, f"{name}.fc2", y, weights, module.ffn_bias)
+    return _linear(graph, f"{name}.fc2", y, weights, config.ffn_bias)
 
 
-def _swiglu(graph: onnx_builder.Builder, name: str, x: str, module, weights) -> str:
+def _swiglu(graph: onnx_builder.Builder, name: str, x: str, config, weights) -> str:
     """Add `layers.SwiGLU`."""
-    x = _linear(graph, f"{name}.w12", x, weights, module.ffn_bias)
+    x = _linear(graph, f"{name}.w12", x, weights, config.ffn_bias)
     gate, value = graph.op("Split", f"{name}.split", x, outputs=2, axis=-1)
     x = graph.op("Sigmoid", f"{name}.sigmoid", gate)
     x = graph.op("Mul", f"{name}.silu", gate, x)
     x = graph.op("Mul", f"{name}.gated", x, value)
-    return _linear(graph, f"{name}.w3", x, weights, module.ffn_bias)
+    return _linear(graph, f"{name}.w3", x, weights, config.ffn_bias)
 
 
-def _describe(module, image_size) -> str:
+def _describe(config, image_size) -> str:
     height, width = image_size
     pixels = ""
-    if module.in_chans == 3:
+    if config.in_chans == 3:
         pixels = ", RGB in 0..1 less image_mean, divided by image_std"
-    registers = "registers [batch, R, D], " if module.num_register_tokens else ""
+    registers = "registers [batch, R, D], " if config.num_register_tokens else ""
     return (
-        f"DINOv2 ViT with patches of {module.patch_size} px. Input images: float32 "
-        f"[batch, {module.in_chans}, {height}, {width}] (NCHW){pixels}. Outputs, after "
+        f"DINOv2 ViT with patches of {config.patch_size} px. Input images: float32 "
+        f"[batch, {config.in_chans}, {height}, {width}] (NCHW){pixels}. Outputs, after "
         f"the last LayerNorm: cls [batch, D], {registers}patches [batch, h, w, D]. "
         "Weights have the names of the reference's state_dict; .T marks a transposed "
         "one, and prefix_tokens are cls_token with its position, then registers."
     )
 
 
-def _metadata(module, image_size, prepare) -> dict[str, str]:
+def _metadata(config, image_size, prepare) -> dict[str, str]:
     known = {
         "image_size": list(image_size),  # height, width
-        "patch_size": module.patch_size,
-        "num_register_tokens": module.num_register_tokens,
+        "patch_size": config.patch_size,
+        "num_register_tokens": config.num_register_tokens,
     }
-    if module.in_chans == 3:
+    if config.in_chans == 3:
         known["image_mean"] = list(prepare.mean)
         known["image_std"] = list(prepare.std)
     return {name: json.dumps(value) for name, value in known.items()}

@@ -109,7 +109,7 @@ def write(
             "writing StableHLO needs the flatbuffers package: pip install flatbuffers"
         ) from error
     directory = pathlib.Path(directory).resolve()
-    p = module.patch_size
+    p = module.config.patch_size
     if min(image_size) < p or any(n % p for n in image_size):
         raise errors.UserError(
             f"image_size {tuple(image_size)} is not in multiples of the patch size "
@@ -190,7 +190,9 @@ def _lazy(array: np.ndarray) -> lazy_tensor.LazyTensor:
 def _export(module, params, tensors, image_size) -> bytes:
     """Return the serialized program."""
     # Drop what only training needs; the file's docstring says why it is unrolled.
-    module = module.clone(scan_unroll=module.depth, remat="none", attention="xla")
+    module = module.clone(
+        scan_unroll=module.config.depth, remat="none", attention="xla"
+    )
     to_params = _converter(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
     )
@@ -205,7 +207,9 @@ def _export(module, params, tensors, image_size) -> bytes:
         for name, array in tensors.items()
     }
     (batch,) = jax.export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *image_size, module.in_chans), jnp.float32)
+    images = jax.ShapeDtypeStruct(
+        (batch, *image_size, module.config.in_chans), jnp.float32
+    )
     # Keep the caller's file paths and stack out of the bytes.
     frames = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)
@@ -260,10 +264,11 @@ def _converter(shapes: Mapping[str, Any]) -> Callable[[Mapping[str, jax.Array]],
 
 def _describe(module, image_size, prepare) -> str:
     height, width = image_size
-    rows, columns = height // module.patch_size, width // module.patch_size
-    registers = module.num_register_tokens
+    config = module.config
+    rows, columns = height // config.patch_size, width // config.patch_size
+    registers = config.num_register_tokens
     pixels = ""
-    if module.in_chans == 3:
+    if config.in_chans == 3:
         mean, std = list(prepare.mean), list(prepare.std)
         pixels = f" RGB in 0..1 less {mean}, divided by\n  {std}."
     return _README.format(
@@ -272,14 +277,14 @@ def _describe(module, image_size, prepare) -> str:
         platforms=", ".join(PLATFORMS),
         height=height,
         width=width,
-        chans=module.in_chans,
+        chans=config.in_chans,
         pixels=pixels,
-        dim=module.embed_dim,
+        dim=config.embed_dim,
         registers=registers,
         rows=rows,
         columns=columns,
         tokens=1 + registers + rows * columns,
-        patch=module.patch_size,
+        patch=config.patch_size,
         dtype=jnp.dtype(module.dtype).name,
         precision=", with products as exact" if _is_exact(module) else "",
         version=jax.__version__,

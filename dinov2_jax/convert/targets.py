@@ -8,7 +8,7 @@ from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph, stablehlo
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config, vision_transformer
 from dinov2_jax.weights import (
     architecture,
     huggingface,
@@ -46,9 +46,10 @@ class Target:
 
 def backbone_tensors(weights: reading.Weights) -> dict[str, lazy_tensor.LazyTensor]:
     """Return a backbone by the reference's names, in the order of its `state_dict`."""
-    tensors = _tensors(weights.params["backbone"], weights.module.patch_size)
+    tensors = _tensors(weights.params["backbone"], weights.module.config.patch_size)
     return {
-        name: tensors[name] for name in architecture.backbone_shapes(weights.module)
+        name: tensors[name]
+        for name in architecture.backbone_shapes(weights.module.config)
     }
 
 
@@ -112,7 +113,7 @@ def _write_safetensors(path, owners, size, heads) -> None:
 def _write_huggingface(path, owners, size, heads) -> None:
     del size, heads
     weights = _single(owners)
-    config = huggingface.config(weights.module)
+    config = huggingface.config(weights.module.config)
     path.mkdir()
     _write_json(path / "config.json", config)
     _write_json(
@@ -177,7 +178,7 @@ def _in_timm(registers: bool) -> dict[str, Any]:
     return {"interpolate_offset": 0.0, "interpolate_antialias": True}
 
 
-_in_hub = architecture.assumed_interpolation
+_in_hub = model_config.assumed_interpolation
 TARGETS = {
     "torch-hub": Target(
         _write_torch_hub, (".pth", ".pt"), takes_heads=True, interpolation=_in_hub
@@ -202,7 +203,7 @@ def lost_interpolation(
     readers = TARGETS[name].interpolation
     if readers is None:
         return None
-    theirs = readers(bool(module.num_register_tokens))
+    theirs = readers(bool(module.config.num_register_tokens))
     ours = {field: getattr(module, field) for field in theirs}
     if ours == theirs:
         return None

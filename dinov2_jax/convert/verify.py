@@ -13,7 +13,7 @@ from PIL import Image
 from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph, stablehlo, torch_twin
 from dinov2_jax.data.sources import photos
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config, vision_transformer
 from dinov2_jax.weights import reading
 
 TOLERANCE = 1e-4  # relative; above it a conversion is refused
@@ -35,7 +35,7 @@ def photographs(height: int, width: int, weights: reading.Weights) -> np.ndarray
         for pixels in photos.load_unseen()
     ]
     # Models of other than three channels get red, green and blue in turn.
-    chans = weights.module.in_chans
+    chans = weights.module.config.in_chans
     pixels = np.stack(resized)[..., np.arange(chans) % 3]
     prepare = dataclasses.replace(
         weights.preprocessing,
@@ -58,7 +58,7 @@ def expected_features(
 
 def same_tensors(path: pathlib.Path, weights: reading.Weights, heads: bool) -> bool:
     """Return whether a file or folder holds every tensor bit for bit."""
-    heads_number = weights.module.num_heads
+    heads_number = weights.module.config.num_heads
     try:
         found = reading.read(
             path, which=weights.which, heads=heads, num_heads=heads_number
@@ -109,7 +109,7 @@ def _twin(tensors, weights, which, heads) -> Run:
         if name.startswith(prefix)
     }
     return lambda images: torch_twin.features(
-        backbone, images, weights.module.num_heads
+        backbone, images, weights.module.config.num_heads
     )
 
 
@@ -142,8 +142,8 @@ def _load_timm(path, weights, which, heads) -> Run:
     import timm
     import torch
 
-    m = weights.module
-    arch = {size: name for name, size in vision_transformer.ARCHS.items()}.get(
+    m = weights.module.config
+    arch = {size: name for name, size in model_config.ARCHS.items()}.get(
         (m.embed_dim, m.depth, m.num_heads), "vit_of_another_size"
     )
     registers = f"_reg{m.num_register_tokens}" if m.num_register_tokens else ""
@@ -176,8 +176,8 @@ def _load_timm(path, weights, which, heads) -> Run:
 
 def _split(tokens, module, images) -> dict[str, np.ndarray]:
     """Split tokens [B, 1 + R + h*w, D] into features by name."""
-    first = 1 + module.num_register_tokens
-    rows, columns = (n // module.patch_size for n in images.shape[1:3])
+    first = 1 + module.config.num_register_tokens
+    rows, columns = (n // module.config.patch_size for n in images.shape[1:3])
     return {
         "cls": tokens[:, 0],
         "registers": tokens[:, 1:first],
@@ -223,8 +223,8 @@ _RUNNERS = {
 
 def other_size(module: vision_transformer.VisionTransformer) -> tuple[int, int]:
     """Return an oblong size in px, one side below the model's own and one above."""
-    side = module.image_size // module.patch_size
-    return max(side // 2, 1) * module.patch_size, (side + 1) * module.patch_size
+    side, patch = module.config.grid_size, module.config.patch_size
+    return max(side // 2, 1) * patch, (side + 1) * patch
 
 
 def run(

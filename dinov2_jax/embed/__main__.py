@@ -103,7 +103,8 @@ def embed(args: argparse.Namespace) -> None:
       UserError: A foreseen error, raised before weights are read if possible.
     """
     # Imported here, so that --help and wrong flags need not wait for jax.
-    from dinov2_jax.embed import extraction, forward, output, resumable_output
+    from dinov2_jax import feature_extractor
+    from dinov2_jax.embed import extraction, output, resumable_output
     from dinov2_jax.embed import folder as folder_lib
 
     output.check(args.out)
@@ -125,7 +126,7 @@ def embed(args: argparse.Namespace) -> None:
     settings = {
         "images": f"{len(folder)} files, sha256 {folder.digest()}",
         "weights": f"sha256 {extraction.digest(model.params)}",
-        "model": extraction.describe(model.module),
+        "model": model.module.config.to_dict(),
         "features": args.features,
         "preprocessing": dataclasses.asdict(prepare),
         "dtype": dtype,
@@ -137,7 +138,9 @@ def embed(args: argparse.Namespace) -> None:
             _say(f"{args.out} is complete: nothing to do")
             return
         _refuse_existing(args.out)
-    row_shape = forward.features_shape(model.module, args.features, prepare.crop_size)
+    row_shape = feature_extractor.features_shape(
+        model.module, args.features, prepare.crop_size
+    )
     with resumable_output.Unfinished(
         args.out,
         settings,
@@ -157,10 +160,11 @@ def embed(args: argparse.Namespace) -> None:
             most=len(folder),
         )
         finished = f", {rows.done:,} done before" if rows.done else ""
+        config = model.module.config
         _say(
             f"images    {len(folder):,} below {args.data}{finished}\n"
-            f"model     {args.model}: {model.module.embed_dim} wide, "
-            f"{model.module.depth} blocks, patch {model.module.patch_size}\n"
+            f"model     {args.model}: {config.embed_dim} wide, {config.depth} blocks, "
+            f"patch {config.patch_size}\n"
             f"features  {args.features}, {args.out_dtype} "
             f"{' x '.join(map(str, row_shape))}, of {prepare.crop_size} px out of a "
             f"short side of {prepare.resize_size} px\n"
@@ -210,7 +214,7 @@ def _check_flags(args: argparse.Namespace) -> None:
     if not os.path.exists(args.model):
         if args.model not in official.NAMES:
             reading.read(args.model)  # raises the error
-        _preprocessing(args, official.module(args.model).patch_size)
+        _preprocessing(args, official.config(args.model).patch_size)
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -218,13 +222,12 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     from dinov2_jax import pretrained
 
     model = pretrained.load(args.model, which=args.which, num_heads=args.num_heads)
-    module = model.module
-    if module.in_chans != 3:
+    config = model.module.config
+    if config.in_chans != 3:
         raise errors.UserError(
-            f"{args.model} takes images of {module.in_chans} channels: files are read "
-            "as RGB, which has 3"
+            f"{args.model} takes images of {config.in_chans} channels: embed reads RGB"
         )
-    return model, _preprocessing(args, module.patch_size, model.preprocessing)
+    return model, _preprocessing(args, config.patch_size, model.preprocessing)
 
 
 def _preprocessing(args: argparse.Namespace, patch_size: int, prepare: Any = None):

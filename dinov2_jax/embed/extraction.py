@@ -9,13 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from dinov2_jax import errors, sharding
+from dinov2_jax import errors, feature_extractor, sharding
 from dinov2_jax.data import preprocessing
-from dinov2_jax.embed import forward
-from dinov2_jax.models import vision_transformer
-from dinov2_jax.weights import architecture
+from dinov2_jax.models import layers, vision_transformer
 
 _CPU_BATCH, _ACCELERATOR_BATCH = 8, 64  # images per device
 _MEMORY_SHARE = 0.25  # of the machine's memory, for weights on CPU devices
@@ -24,11 +21,6 @@ _MEMORY_SHARE = 0.25  # of the machine's memory, for weights on CPU devices
 def default_dtype() -> str:
     """Return the dtype of matmuls that suits the devices."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def describe(module: vision_transformer.VisionTransformer) -> dict[str, Any]:
-    """Return the architecture as JSON values."""
-    return architecture.describe(module)
 
 
 def digest(params: Mapping[str, Any]) -> str:
@@ -49,7 +41,7 @@ class Extractor:
     Args:
       module: The backbone.
       params: Parameters of the backbone.
-      kind: Kind of features, one of `forward.KINDS`.
+      kind: Kind of features, one of `feature_extractor.KINDS`.
       prepare: Size, mean and deviation of the images.
       dtype: Dtype of the matmuls.
       out_dtype: Dtype of the features.
@@ -79,51 +71,36 @@ class Extractor:
     ):
         mesh = sharding.make_mesh(devices=_devices(params))
         device = mesh.devices.flat[0]
-        on_cpu = device.platform == "cpu"
         batch_size = batch_size or mesh.size * (
-            _CPU_BATCH if on_cpu else _ACCELERATOR_BATCH
+            _CPU_BATCH if device.platform == "cpu" else _ACCELERATOR_BATCH
         )
         self.batch_size = -(-min(batch_size, most) // mesh.size) * mesh.size
         self.devices = f"{mesh.size} {device.device_kind}"
-        self._images = sharding.batch_sharding(mesh)
         module = module.clone(dtype=jnp.dtype(dtype))
-        size = prepare.crop_size
-
-        def extract(params, images):
-            features = forward.features(
-                module,
-                params,
-                images,
-                kind=kind,
-                prepare_images=prepare,
-                by_image=on_cpu,
-            )
-            return features.astype(out_dtype)
-
-        extract = jax.shard_map(
-            extract,
+        self._extractor = feature_extractor.FeatureExtractor(
+            module,
+            kind=kind,
+            mean=prepare.mean,
+            std=prepare.std,
             mesh=mesh,
-            in_specs=(PartitionSpec(), sharding.BATCH),
-            out_specs=sharding.BATCH,
+            out_dtype=out_dtype,
+            whole_weights=True,
         )
+        size = prepare.crop_size
+        shape = (self.batch_size, size, size, module.config.in_chans)
         # Otherwise TPUs and GPUs multiply float32 in lower precision.
         precision = "highest" if dtype == "float32" else "default"
         with self._memory_errors(), jax.default_matmul_precision(precision):
+            blocks = jax.jit(lambda p: layers.cast_matmuls(p, dtype))(params["blocks"])
             self._params = jax.device_put(
-                jax.jit(lambda p: forward.prepare(module, p, size))(params),
-                sharding.replicated(mesh),
+                dict(params) | {"blocks": blocks}, sharding.replicated(mesh)
             )
-            images = jax.ShapeDtypeStruct(
-                (self.batch_size, size, size, module.in_chans),
-                np.uint8,
-                sharding=self._images,
-            )
-            self._extract = jax.jit(extract).lower(self._params, images).compile()
+            self._extract = self._extractor.compile(self._params, shape)
 
     def __call__(self, images: np.ndarray) -> jax.Array:
         """Return features of uint8 [batch_size, S, S, C] without waiting for them."""
         with self._memory_errors():
-            return self._extract(self._params, jax.device_put(images, self._images))
+            return self._extract(self._params, self._extractor.place(images))
 
     def fetch(self, features: jax.Array) -> np.ndarray:
         """Copy the features that a call returned to the host."""

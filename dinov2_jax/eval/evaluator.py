@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, sharding, ssl_meta_arch
+from dinov2_jax import errors, feature_extractor, sharding, ssl_meta_arch
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import photos, registry
@@ -55,9 +56,20 @@ class Evaluator:
         ks: tuple[int, ...],
         temperature: float,
     ):
-        backbone = meta_arch.student.backbone
-        self._backbone, self._mesh, self._pictures = backbone, mesh, pictures
-        self._normalize = meta_arch.student.normalize
+        student = meta_arch.student
+        backbone, self._pictures = student.backbone, pictures
+        self._in_chans = backbone.config.in_chans
+        extractor = functools.partial(
+            feature_extractor.FeatureExtractor,
+            backbone,
+            mean=student.mean,
+            std=student.std,
+            mesh=mesh,
+        )
+        self._class_tokens, self._patches = (
+            extractor(kind="cls"),
+            extractor(kind="patches"),
+        )
         self._bank, self._queries = bank, queries
         self._resize_size, self._image_size = resize_size, image_size
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -66,12 +78,6 @@ class Evaluator:
         self._left_out: set[str] = set()  # errors already logged
         self._random_init = jax.jit(
             lambda key: random_init.fair_random_params(backbone, key),
-            out_shardings=sharding.replicated(mesh),
-        )
-        self._apply = jax.jit(
-            lambda params, batch: (
-                backbone.apply({"params": params}, self._normalize(batch)).cls
-            ),
             out_shardings=sharding.replicated(mesh),
         )
 
@@ -107,7 +113,7 @@ class Evaluator:
             "pixels": shrunk(knn.pixel_features),
             "pixels_mean_removed": shrunk(knn.mean_removed_pixel_features),
         }
-        if self._backbone.in_chans == 3:
+        if self._in_chans == 3:
             features["color_histogram"] = knn.color_histogram_features
         first = self._ks[0]
         return {
@@ -125,16 +131,10 @@ class Evaluator:
         """
         if self._pictures is None:
             return
-        apply = jax.jit(
-            lambda params, batch: (
-                self._backbone.apply({"params": params}, self._normalize(batch)).patches
-            ),
-            out_shardings=sharding.replicated(self._mesh),
-        )
         random_init = self._random_init(jax.random.key(seed))
         columns = {
-            "trained": np.asarray(apply(params, self._pictures)),
-            "random initialisation": np.asarray(apply(random_init, self._pictures)),
+            "trained": self._patches(params, self._pictures),
+            "random initialisation": self._patches(random_init, self._pictures),
         }
         if jax.process_index() == 0:
             rgb = np.broadcast_to(self._pictures, (*self._pictures.shape[:3], 3))
@@ -159,12 +159,8 @@ class Evaluator:
         """Compute class tokens [n, D] of uint8 [n, S, S, C] on all devices."""
         count = len(batch)
         padded = np.zeros((self._batch_size, *batch.shape[1:]), np.uint8)
-        padded[:count] = batch
-        placed = jax.make_array_from_callback(
-            padded.shape, sharding.batch_sharding(self._mesh), lambda i: padded[i]
-        )
-        with jax.set_mesh(self._mesh):
-            return np.asarray(self._apply(params, placed), np.float32)[:count]
+        padded[:count] = batch  # so that the last batch needs no compilation
+        return self._class_tokens(params, padded)[:count]
 
     def _batches(self, source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield uint8 [n, S, S, C] and int labels [n], without unreadable images."""

@@ -25,8 +25,8 @@ def fair_random_params(
     Returns:
       A tree like the backbone's parameters.
     """
-    size = backbone.image_size
-    image = jnp.zeros((1, size, size, backbone.in_chans))
+    size = backbone.config.image_size
+    image = jnp.zeros((1, size, size, backbone.config.in_chans))
     params = backbone.init(key, image)["params"]
 
     def revive(path, leaf):

@@ -92,6 +92,28 @@ def xla(qkv: jax.Array, *, count: int, length: int, num_heads: int) -> jax.Array
     return out.reshape(qkv.shape[0], count * length, -1)
 
 
+def first_query(qkv: jax.Array, *, num_heads: int) -> jax.Array:
+    """Compute attention from the first token of each sequence only.
+
+    Args:
+      qkv: Packed projections, [B, N, 3*D].
+      num_heads: Number of heads H.
+
+    Returns:
+      [B, 1, D] in the dtype of `qkv`.
+    """
+    packed = qkv.reshape(*qkv.shape[:2], 3, num_heads, -1)  # [B, N, 3, H, C]
+    q, k, v = packed[:, 0, 0], packed[:, :, 1], packed[:, :, 2]
+    scores = jnp.einsum(
+        "bhc,bkhc->bhk",
+        q * q.shape[-1] ** -0.5,
+        k,
+        preferred_element_type=jnp.float32,
+    )
+    weights = jax.nn.softmax(scores, axis=-1).astype(qkv.dtype)
+    return jnp.einsum("bhk,bkhc->bhc", weights, v).reshape(len(qkv), 1, -1)
+
+
 def _implementation(name: str, qkv: jax.Array, length: int, num_heads: int):
     """Return the function of an implementation for one crop group."""
     if name not in IMPLEMENTATIONS:

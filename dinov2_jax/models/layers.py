@@ -1,10 +1,9 @@
 """The transformer block and its parts. Mirrors the reference's `layers/`.
 
-Shapes: G groups, T tokens in a group's flat stream, D width.
+Shapes: G groups, T tokens in a group's flat stream, B images of N tokens, D width.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +13,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dinov2_jax import sharding
 from dinov2_jax.kernels import attention as attention_kernel
-from dinov2_jax.kernels import layer_norm, linear
-from dinov2_jax.models import stochastic_depth
+from dinov2_jax.kernels import layer_norm
+from dinov2_jax.models import model_config, stochastic_depth
+
+Sequences = Sequence[tuple[int, int]]
 
 # torch's trunc_normal_(std=0.02) truncates at +-2, which is 100 sigma: a plain normal.
 linear_init = nn.initializers.normal(0.02)
@@ -55,144 +56,104 @@ def cast_and_gather(x, *weights, dtype, **_):
     return x.astype(dtype), *sharding.gather(weights)
 
 
-# ([..., D], kernels [D, F] each) -> [..., F] each: normalise tokens, then matmuls.
-Project = Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
-
-
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis, with flax's parameter names."""
 
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, kernels: tuple[jax.Array, ...] | None = None
-    ) -> Any:
-        """Normalise [..., D] to `dtype`; with kernels, act as a `Project`."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise [..., D] to `dtype`."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        x = layer_norm.layer_norm(x, scale, bias).astype(self.dtype)
-        return x if kernels is None else tuple(x @ kernel for kernel in kernels)
-
-
-class Weights(nn.Module):
-    """Kernel and bias of a linear layer, with the parameter names of flax's `Dense`."""
-
-    shape: tuple[int, int]
-    use_bias: bool = True
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self) -> tuple[Any, Any]:
-        """Return the kernel [in, out] and the bias [out], or None, in `dtype`.
-
-        Weights from `block_weights` may have a bias even if `use_bias` is False, and
-        each may be a tuple of its two halves.
-        """
-        if self.is_initializing():
-            self.param("kernel", linear_init, self.shape)
-            if self.use_bias:
-                self.param("bias", nn.initializers.zeros, self.shape[1:])
-        params = self.variables["params"]
-        weights = params["kernel"], params.get("bias")
-        return jax.tree.map(lambda weight: weight.astype(self.dtype), weights)
+        return layer_norm.layer_norm(x, scale, bias).astype(self.dtype)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention on the flat stream.
 
     Attributes:
+      config: The architecture.
       kernel: Implementation, see `kernels.attention`.
+      dtype: Dtype of the matmuls.
     """
 
-    num_heads: int
-    qkv_bias: bool = True
-    proj_bias: bool = True
+    config: model_config.ModelConfig
     kernel: str = "auto"
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        project: Project,
-        sequences: Sequence[tuple[int, int]],
-        maps: bool = False,
-    ) -> Any:
-        """Map [G, T, D] to [G, T, D] and a bias still to be added, or attention maps.
+    def setup(self):
+        """Declare the linear layers under the reference's names."""
+        c = self.config
+        self.qkv = dense(3 * c.embed_dim, c.qkv_bias, self.dtype)
+        self.proj = dense(c.embed_dim, c.proj_bias, self.dtype)
 
-        Args:
-          x: Tokens, [G, T, D].
-          project: Function that normalises tokens and multiplies them by kernels.
-          sequences: (count, length) of each crop group in the stream.
-          maps: Return the maps of `kernels.attention.attention_maps` instead.
-        """
-        dim = x.shape[-1]
-        weights = functools.partial(Weights, dtype=self.dtype)
-        kernel, bias = weights((dim, 3 * dim), self.qkv_bias, name="qkv")()
-        (qkv,) = project(x, (kernel,))
-        shape = dict(sequences=sequences, num_heads=self.num_heads)
-        if maps:
-            return attention_kernel.attention_maps(linear.add_bias(qkv, bias), **shape)
-        x = attention_kernel.attention(qkv, bias, implementation=self.kernel, **shape)
-        x = checkpoint_name(x, "attention")
-        kernel, bias = weights((dim, dim), self.proj_bias, name="proj")()
-        return x @ kernel, bias
+    def __call__(self, x: jax.Array, sequences: Sequences) -> jax.Array:
+        """Map tokens [G, T, D] to [G, T, D]; `sequences` as in `Block`."""
+        x = attention_kernel.attention(
+            self.qkv(x),
+            sequences=sequences,
+            num_heads=self.config.num_heads,
+            implementation=self.kernel,
+        )
+        return self.proj(checkpoint_name(x, "attention"))
+
+    def maps(self, x: jax.Array, sequences: Sequences) -> list[jax.Array]:
+        """Return the maps of `kernels.attention.attention_maps`."""
+        return attention_kernel.attention_maps(
+            self.qkv(x), sequences=sequences, num_heads=self.config.num_heads
+        )
+
+    def first_token(self, x: jax.Array) -> jax.Array:
+        """Compute only the first token's output, [B, N, D] -> [B, 1, D]."""
+        heads = self.config.num_heads
+        return self.proj(attention_kernel.first_query(self.qkv(x), num_heads=heads))
 
 
 class Mlp(nn.Module):
-    """Linear, exact (erf) GELU, linear; hidden width `ratio` times the input's."""
+    """Linear, exact (erf) GELU, linear.
 
-    ratio: float
-    use_bias: bool = True
+    Attributes:
+      config: The architecture.
+      dtype: Dtype of the matmuls.
+    """
+
+    config: model_config.ModelConfig
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array, project: Project) -> tuple[jax.Array, Any]:
-        """Map [..., D] to [..., D] and a bias [D], or None, still to be added."""
-        dim, hidden_dim = x.shape[-1], int(x.shape[-1] * self.ratio)
-        weights = functools.partial(Weights, use_bias=self.use_bias, dtype=self.dtype)
-        kernel, bias = weights((dim, hidden_dim), name="fc1")()
-        out_kernel, out_bias = weights((hidden_dim, dim), name="fc2")()
-        x = linear.activated(gelu, project(x, (kernel,)), (bias,), out_kernel)
-        return x, out_bias
+    def setup(self):
+        """Declare the linear layers under the reference's names."""
+        c = self.config
+        self.fc1 = dense(c.hidden_dim, c.ffn_bias, self.dtype)
+        self.fc2 = dense(c.embed_dim, c.ffn_bias, self.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map [..., D] to [..., D]."""
+        return self.fc2(gelu(checkpoint_name(self.fc1(x), "ffn_hidden")))
 
 
 class SwiGLU(nn.Module):
-    """silu(x1) * x2 with (x1, x2) from one packed projection; `ratio` as in `Mlp`."""
+    """silu(x1) * x2 with (x1, x2) from one packed projection.
 
-    ratio: float
-    use_bias: bool = True
+    Attributes:
+      config: The architecture.
+      dtype: Dtype of the matmuls.
+    """
+
+    config: model_config.ModelConfig
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array, project: Project) -> tuple[jax.Array, Any]:
-        """Map [..., D] to [..., D] and a bias [D], or None, still to be added."""
-        dim = x.shape[-1]
-        # Two thirds of `Mlp`'s hidden width, rounded up to a multiple of 8.
-        hidden_dim = (int(int(dim * self.ratio) * 2 / 3) + 7) // 8 * 8
-        weights = functools.partial(Weights, use_bias=self.use_bias, dtype=self.dtype)
-        kernel, bias = weights((dim, 2 * hidden_dim), name="w12")()
-        out_kernel, out_bias = weights((hidden_dim, dim), name="w3")()
-        # Two matmuls: the halves of one product would be sliced out for every use.
-        x = linear.activated(
-            _gated, project(x, halves(kernel)), halves(bias), out_kernel
-        )
-        return x, out_bias
+    def setup(self):
+        """Declare the linear layers under the reference's names."""
+        c = self.config
+        self.w12 = dense(2 * c.gated_dim, c.ffn_bias, self.dtype)
+        self.w3 = dense(c.embed_dim, c.ffn_bias, self.dtype)
 
-
-def _gated(gate, value):
-    return nn.silu(gate) * value
-
-
-def halves(weight: Any) -> tuple[jax.Array | None, jax.Array | None]:
-    """Split a packed kernel or bias into gate and value, if it is not split yet."""
-    if isinstance(weight, tuple):
-        return weight
-    if weight is None:
-        return None, None
-    gate, value = jnp.split(weight, 2, axis=-1)
-    return gate, value
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map [..., D] to [..., D]."""
+        hidden = checkpoint_name(self.w12(x), "ffn_hidden")
+        gate, value = jnp.split(hidden, 2, axis=-1)
+        return self.w3(nn.silu(gate) * value)
 
 
 class LayerScale(nn.Module):
@@ -201,59 +162,50 @@ class LayerScale(nn.Module):
     init_value: float
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, bias: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Scale tokens [..., D] and their bias [D], or None."""
-        gamma = self.param(
-            "gamma", nn.initializers.constant(self.init_value), x.shape[-1:]
-        ).astype(x.dtype)
-        return x * gamma, None if bias is None else bias * gamma
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale tokens [..., D]."""
+        init = nn.initializers.constant(self.init_value)
+        return x * self.param("gamma", init, x.shape[-1:]).astype(x.dtype)
+
+
+# Kind of FFN -> its module.
+FFN_LAYERS = {"mlp": Mlp, "swiglufused": SwiGLU}
 
 
 class Block(nn.Module):
     """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))), on a subset in training.
 
+    `models.folded_block` has the same function with norms and LayerScale folded into
+    the weights.
+
     Attributes:
-      ffn_layer: Kind of the second branch, "mlp" or "swiglufused".
-      layerscale: Initial gamma; 0 builds no LayerScale.
-      kernel: Implementation, see `kernels.attention`.
-      folded: Whether norms and LayerScale are folded into the weights; see
-        `models.block_weights`.
+      config: The architecture.
+      kernel: Implementation of the attention, see `kernels.attention`.
+      dtype: Dtype of the matmuls.
     """
 
-    num_heads: int
-    ffn_layer: str = "mlp"
-    ffn_ratio: float = 4.0
-    layerscale: float = 1e-5
-    qkv_bias: bool = True
-    proj_bias: bool = True
-    ffn_bias: bool = True
+    config: model_config.ModelConfig
     kernel: str = "auto"
-    folded: bool = False
     dtype: Any = jnp.float32
 
     def setup(self):
         """Declare the submodules under the reference's names."""
-        ffn = SwiGLU if self.ffn_layer == "swiglufused" else Mlp
-        norm = layer_norm.project if self.folded else None
-        self.norm1 = norm or LayerNorm(self.dtype)
-        self.attn = Attention(
-            self.num_heads, self.qkv_bias, self.proj_bias, self.kernel, self.dtype
-        )
-        self.norm2 = norm or LayerNorm(self.dtype)
-        self.mlp = ffn(self.ffn_ratio, self.ffn_bias, self.dtype)
-        if self.layerscale and not self.folded:
-            self.ls1 = LayerScale(self.layerscale)
-            self.ls2 = LayerScale(self.layerscale)
+        c = self.config
+        self.norm1 = LayerNorm(self.dtype)
+        self.attn = Attention(c, self.kernel, self.dtype)
+        self.norm2 = LayerNorm(self.dtype)
+        self.mlp = FFN_LAYERS[c.ffn_layer](c, self.dtype)
+        if c.layerscale:
+            self.ls1 = LayerScale(c.layerscale)
+            self.ls2 = LayerScale(c.layerscale)
         else:
-            self.ls1 = self.ls2 = lambda residual, bias: (residual, bias)
+            self.ls1 = self.ls2 = lambda residual: residual
 
     def __call__(
         self,
         x: jax.Array,
-        sequences: tuple[tuple[int, int], ...],
-        kept: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]] | None = None,
+        sequences: Sequences,
+        kept: stochastic_depth.Kept | None = None,
     ) -> jax.Array:
         """Apply the block to the flat stream.
 
@@ -268,40 +220,55 @@ class Block(nn.Module):
         """
         x = self.add_attention(x, sequences, kept and kept[0])
 
-        def branch(tokens, _, statistics):
-            return self._ffn(tokens, statistics)
+        def branch(tokens, *_):
+            return self.ffn(tokens), None
 
         return stochastic_depth.add_residual(x, branch, sequences, kept and kept[1])
 
     def add_attention(
-        self,
-        x: jax.Array,
-        sequences: tuple[tuple[int, int], ...],
-        kept: tuple[jax.Array, ...] | None,
+        self, x: jax.Array, sequences: Sequences, kept: tuple[jax.Array, ...] | None
     ) -> jax.Array:
         """Apply the first half of the block, [G, T, D] -> [G, T, D]."""
 
-        def branch(tokens, lengths, statistics):
-            norm = self._knowing(statistics, self.norm1)
-            return self.ls1(*self.attn(tokens, norm, lengths))
+        def branch(tokens, sequences, _):
+            return self.ls1(self.attn(self.norm1(tokens), sequences)), None
 
         return stochastic_depth.add_residual(x, branch, sequences, kept)
 
     def ffn(self, tokens: jax.Array) -> jax.Array:
         """Compute what the second half adds to tokens [..., D], each on its own."""
-        return linear.add_bias(*self._ffn(tokens, None))
+        return self.ls2(self.mlp(self.norm2(tokens)))
 
-    def _ffn(self, tokens, statistics):
-        return self.ls2(*self.mlp(tokens, self._knowing(statistics, self.norm2)))
+    def first_token(self, x: jax.Array) -> jax.Array:
+        """Compute only the first token of each sequence, [B, N, D] -> [B, 1, D]."""
+        x = x[:, :1] + self.ls1(self.attn.first_token(self.norm1(x)))
+        return x + self.ffn(x)
 
-    def _knowing(self, statistics, norm):
-        """Bind known statistics to the norm, if it is a folded one."""
-        if statistics is None or not self.folded:
-            return norm
-        return functools.partial(norm, statistics=statistics)
-
-    def attention_maps(
-        self, x: jax.Array, sequences: tuple[tuple[int, int], ...]
-    ) -> list[jax.Array]:
+    def attention_maps(self, x: jax.Array, sequences: Sequences) -> list[jax.Array]:
         """Return attention maps, float32 [G, count, H, length, length] a crop group."""
-        return self.attn(x, self.norm1, sequences, maps=True)
+        return self.attn.maps(self.norm1(x), sequences)
+
+
+def cast_matmuls(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Cast the kernels and biases of linear layers to the dtype of the matmuls.
+
+    Args:
+      params: Parameters of a `Block`; several may be stacked on leading axes.
+      dtype: Dtype of the matmuls.
+    """
+    linear = jax.tree.map(
+        lambda weight: weight.astype(dtype), {p: params[p] for p in ("attn", "mlp")}
+    )
+    return dict(params) | linear
+
+
+def bind(
+    params: Mapping[str, Any],
+    config: model_config.ModelConfig,
+    *,
+    kernel: str,
+    dtype: Any,
+) -> Block:
+    """Return a block with its weights, gathered once for all crop groups."""
+    block = Block(config, kernel, dtype, parent=None)
+    return block.bind({"params": sharding.gather(params)})

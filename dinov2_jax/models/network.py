@@ -38,9 +38,9 @@ class Network:
     def init(self, key: jax.Array) -> Params:
         """Return new float32 parameters with the reference's initialisation."""
         keys = jax.random.split(key, 3)
-        size = self.backbone.image_size
-        image = jnp.zeros((1, size, size, self.backbone.in_chans))
-        token = jnp.zeros((1, self.backbone.embed_dim))
+        size = self.backbone.config.image_size
+        image = jnp.zeros((1, size, size, self.backbone.config.in_chans))
+        token = jnp.zeros((1, self.backbone.config.embed_dim))
         params = {
             "backbone": self.backbone.init(keys[0], image)["params"],
             "dino_head": self.dino_head.init(keys[1], token)["params"],

@@ -10,9 +10,8 @@ Shapes: G groups, B crops a group, H x W pixels, C channels, h x w patches, N = 
 R registers, D width.
 """
 
-import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -22,21 +21,14 @@ import numpy as np
 
 from dinov2_jax import sharding
 from dinov2_jax.models import (
-    block_weights,
+    folded_block,
+    model_config,
     patch_embed,
     pos_embed,
     remat,
     stochastic_depth,
 )
 from dinov2_jax.models import layers as layers_lib
-
-# Name -> width, blocks, heads of the reference's `vit_small` ... `vit_giant2`.
-ARCHS = {
-    "vit_small": (384, 12, 6),
-    "vit_base": (768, 12, 12),
-    "vit_large": (1024, 24, 16),
-    "vit_giant2": (1536, 40, 24),
-}
 
 
 @flax.struct.dataclass
@@ -65,75 +57,52 @@ class VisionTransformer(nn.Module):
     """A ViT for a list of crop groups, or for a plain batch of images.
 
     Attributes:
-      image_size: Side in pixels of the square image that `pos_embed` is for.
-      interpolate_offset: Offset of the interpolation, see `models.pos_embed`.
-      interpolate_antialias: Whether to antialias it, see `models.pos_embed`.
+      config: The architecture.
       drop_path_rate: Stochastic depth rate, used only with a `drop_path_key`.
       drop_path_uniform: Whether all blocks have this rate; False increases it over
         depth, from 0 to `drop_path_rate`.
       dtype: Dtype of the matmuls and the residual stream.
+      block: Form of the blocks, a key of `BLOCKS`.
       attention: Implementation, one of `kernels.attention.IMPLEMENTATIONS`.
       remat: What blocks keep for the backward pass, a key of `models.remat.POLICIES`.
       scan_unroll: Number of blocks in each iteration of the scan.
     """
 
-    embed_dim: int
-    depth: int
-    num_heads: int
-    patch_size: int = 14
-    image_size: int = 224
-    in_chans: int = 3
-    ffn_layer: str = "mlp"
-    ffn_ratio: float = 4.0
-    qkv_bias: bool = True
-    proj_bias: bool = True
-    ffn_bias: bool = True
-    layerscale: float = 1e-5
-    num_register_tokens: int = 0
-    interpolate_offset: float = 0.1
-    interpolate_antialias: bool = False
+    config: model_config.ModelConfig
     drop_path_rate: float = 0.0
     drop_path_uniform: bool = True
     dtype: Any = jnp.float32
+    block: str = "plain"
     attention: str = "auto"
     remat: str = "none"
     scan_unroll: int = 1
 
     def setup(self):
         """Declare the parameters under the reference's names."""
-        dim = self.embed_dim
-        num_patches = (self.image_size // self.patch_size) ** 2
+        dim = self.config.embed_dim
+        num_patches = self.config.grid_size**2
         token_init = nn.initializers.normal(1e-6)
         self.cls_token = self.param("cls_token", token_init, (1, 1, dim))
         self.pos_embed = self.param(
             "pos_embed", nn.initializers.normal(0.02), (1, 1 + num_patches, dim)
         )
         self.mask_token = self.param("mask_token", nn.initializers.zeros, (1, dim))
-        if self.num_register_tokens:
+        if self.config.num_register_tokens:
             self.register_tokens = self.param(
-                "register_tokens", token_init, (1, self.num_register_tokens, dim)
+                "register_tokens", token_init, (1, self.config.num_register_tokens, dim)
             )
-        self.patch_embed = patch_embed.PatchEmbed(self.patch_size, dim, self.dtype)
-        self.block = layers_lib.Block(
-            num_heads=self.num_heads,
-            ffn_layer=self.ffn_layer,
-            ffn_ratio=self.ffn_ratio,
-            layerscale=self.layerscale,
-            qkv_bias=self.qkv_bias,
-            proj_bias=self.proj_bias,
-            ffn_bias=self.ffn_bias,
-            kernel=self.attention,
-            dtype=self.dtype,
-            parent=None,
+        self.patch_embed = patch_embed.PatchEmbed(
+            self.config.patch_size, dim, self.dtype
         )
         self.blocks = self.param("blocks", self._init_blocks)
         self.norm = layers_lib.LayerNorm(self.dtype)
 
     def _init_blocks(self, key: jax.Array) -> Any:
         """Initialise the weights of all blocks, each leaf [depth, ...]."""
-        token = jnp.zeros((1, 1, self.embed_dim), self.dtype)
-        return jax.vmap(lambda k: self.block.init(k, token, ((1, 1),))["params"])(
-            jax.random.split(key, self.depth)
+        block = layers_lib.Block(self.config, dtype=self.dtype, parent=None)
+        token = jnp.zeros((1, 1, self.config.embed_dim), self.dtype)
+        return jax.vmap(lambda k: block.init(k, token, ((1, 1),))["params"])(
+            jax.random.split(key, self.config.depth)
         )
 
     def __call__(
@@ -173,9 +142,8 @@ class VisionTransformer(nn.Module):
 
         def attention_map(index):
             x = taps[chosen.index(index - 1)] if index else embedded[0]
-            params = jax.tree.map(lambda p: p[index], self._folded())
-            block = self._block(params)
-            (maps,) = block(x, sequences, method="attention_maps")
+            params = jax.tree.map(lambda p: p[index], self._weights())
+            (maps,) = self._block(params).attention_maps(x, sequences)
             return maps[:, 0]
 
         return features(last).replace(
@@ -185,12 +153,37 @@ class VisionTransformer(nn.Module):
 
     def _block_index(self, index: int) -> int:
         """Return the index of a block from 0; negative ones count from the end."""
-        if not -self.depth <= index < self.depth:
+        if not -self.config.depth <= index < self.config.depth:
             raise ValueError(
-                f"there is no block {index}: the model has {self.depth}, 0 to "
-                f"{self.depth - 1}, or -1 for the last"
+                f"there is no block {index}: the model has {self.config.depth}, 0 to "
+                f"{self.config.depth - 1}, or -1 for the last"
             )
-        return index % self.depth
+        return index % self.config.depth
+
+    def class_tokens(self, images: jax.Array) -> jax.Array:
+        """Compute only the class tokens of `__call__`.
+
+        The last block's attention and FFN act on the class token alone, which with
+        twelve blocks saves a sixteenth of the work.
+
+        Args:
+          images: Normalised images, [B, H, W, C].
+
+        Returns:
+          Normalised class tokens, [B, D].
+        """
+        _, parts, sequences = self._embed([images[:, None]], [None])
+        (x,), _ = self._run_blocks(
+            parts, sequences, self._all_kept(), stop=self.config.depth - 1
+        )
+        last = jax.tree.map(lambda p: p[-1], self.blocks)
+        block = layers_lib.bind(
+            layers_lib.cast_matmuls(last, self.dtype),
+            self.config,
+            kernel=self.attention,
+            dtype=self.dtype,
+        )
+        return self.norm(block.first_token(x))[:, 0]
 
     def forward_crops(
         self,
@@ -236,10 +229,10 @@ class VisionTransformer(nn.Module):
         """
         _, parts, sequences = self._embed(crops, masks)
         runs = self._kept_samples(sequences, len(parts[0]), drop_path_key)
-        parts, _ = self._run_blocks(parts, sequences, runs, stop=self.depth - 1)
+        parts, _ = self._run_blocks(parts, sequences, runs, stop=self.config.depth - 1)
         kept = runs[-1].kept
         tokens = self._checkpoint(self._last_block, static_argnums=2)(
-            jax.tree.map(lambda p: p[-1], self._folded()),
+            jax.tree.map(lambda p: p[-1], self._weights()),
             parts,
             sequences,
             kept and jax.tree.map(lambda k: k[-1], kept),
@@ -252,13 +245,13 @@ class VisionTransformer(nn.Module):
     def _last_block(self, params, parts, sequences, kept, indices):
         """Return the class tokens, then chosen patches of the first part, [G, P, D]."""
         block = self._block(params)
-        first = 1 + self.num_register_tokens  # index of a crop's first patch
+        first = 1 + self.config.num_register_tokens  # index of a crop's first patch
         crop, patch = jnp.divmod(indices, sequences[0][1] - first)
         patches = crop * sequences[0][1] + first + patch
         tokens, scales = [], []
         for i, (x, (count, length)) in enumerate(zip(parts, sequences)):
             of_group = kept and (kept[0][i],)
-            x = block(x, ((count, length),), of_group, method="add_attention")
+            x = block.add_attention(x, ((count, length),), of_group)
             # By index: the gradient of x[:, ::length] makes libtpu 0.0.51 abort.
             cls = jnp.broadcast_to(length * np.arange(count), (len(x), count))
             tokens.append(jnp.take_along_axis(x, cls[..., None], axis=1))
@@ -267,7 +260,7 @@ class VisionTransformer(nn.Module):
             if kept:
                 scales.append(stochastic_depth.residual_scale(kept[1][i], count))
         tokens = jnp.concatenate([*tokens, patches], axis=1)
-        residual = block(tokens, method="ffn")
+        residual = block.ffn(tokens)
         if kept:
             of_patches = jnp.take_along_axis(scales[0], crop, axis=1)
             scale = jnp.concatenate([*scales, of_patches], axis=1)
@@ -287,10 +280,12 @@ class VisionTransformer(nn.Module):
         Returns:
           `Features` of each chosen block, leading axis B.
         """
-        chosen = range(self.depth - n, self.depth) if isinstance(n, int) else n
+        chosen = (
+            range(self.config.depth - n, self.config.depth) if isinstance(n, int) else n
+        )
         chosen = sorted(set(chosen))
-        if not chosen or chosen[0] < 0 or chosen[-1] >= self.depth:
-            raise ValueError(f"n={n} names blocks outside 0..{self.depth - 1}")
+        if not chosen or chosen[0] < 0 or chosen[-1] >= self.config.depth:
+            raise ValueError(f"n={n} names blocks outside 0..{self.config.depth - 1}")
         grids, parts, sequences = self._embed([images[:, None]], [None])
         _, taps = self._run_blocks(parts, sequences, self._all_kept(), chosen=chosen)
         outputs = []
@@ -303,10 +298,10 @@ class VisionTransformer(nn.Module):
         """Return position embeddings [1, 1 + h*w, D] for height x width pixels."""
         return pos_embed.interpolate_pos_embed(
             self.pos_embed,
-            height // self.patch_size,
-            width // self.patch_size,
-            offset=self.interpolate_offset,
-            antialias=self.interpolate_antialias,
+            height // self.config.patch_size,
+            width // self.config.patch_size,
+            offset=self.config.interpolate_offset,
+            antialias=self.config.interpolate_antialias,
         )
 
     def _embed(self, crops, masks):
@@ -314,12 +309,14 @@ class VisionTransformer(nn.Module):
         grids, parts, sequences = [], [], []
         for images, mask in zip(crops, masks, strict=True):
             num_groups, batch, height, width, _ = images.shape
-            if height % self.patch_size or width % self.patch_size:
+            if height % self.config.patch_size or width % self.config.patch_size:
                 raise ValueError(
                     f"image of {height}x{width} px is not a multiple of the patch "
-                    f"size {self.patch_size}"
+                    f"size {self.config.patch_size}"
                 )
-            grids.append((height // self.patch_size, width // self.patch_size))
+            grids.append(
+                (height // self.config.patch_size, width // self.config.patch_size)
+            )
             x = self.patch_embed(images)  # [G, B, N, D]
             if mask is not None:
                 x = jnp.where(mask[..., None], self.mask_token.astype(x.dtype), x)
@@ -327,19 +324,19 @@ class VisionTransformer(nn.Module):
             pos = sharding.gather(pos)
             cls = self.cls_token[0].astype(x.dtype) + pos[:1]
             prefix = [cls]
-            if self.num_register_tokens:
+            if self.config.num_register_tokens:
                 prefix.append(self.register_tokens[0].astype(x.dtype))
             prefix = jnp.concatenate(prefix)  # [1 + R, D]
             prefix = jnp.broadcast_to(prefix, (num_groups, batch, *prefix.shape))
             x = jnp.concatenate([prefix, x + pos[1:]], axis=2)
             sequences.append((batch, x.shape[2]))
-            x = x.reshape(num_groups, -1, self.embed_dim)
+            x = x.reshape(num_groups, -1, self.config.embed_dim)
             parts.append(sharding.constrain_batch(x))
         return grids, tuple(parts), tuple(sequences)
 
     def _run_blocks(self, parts, sequences, runs, *, chosen=(), stop=None):
         """Scan blocks up to `stop`; also return the first part after chosen ones."""
-        slots = np.full(self.depth, len(chosen))  # the last slot is dropped
+        slots = np.full(self.config.depth, len(chosen))  # the last slot is dropped
         slots[list(chosen)] = range(len(chosen))
         taps = None
         if chosen:
@@ -358,10 +355,12 @@ class VisionTransformer(nn.Module):
                 taps = taps.at[slot].set(parts[0], mode="drop")
             return (parts, taps), None
 
-        weights = self._folded()
+        weights = self._weights()
         carry = (parts, taps)
         for first, last, kept in runs:
-            blocks = slice(first, min(last, self.depth if stop is None else stop))
+            blocks = slice(
+                first, min(last, self.config.depth if stop is None else stop)
+            )
             count = blocks.stop - blocks.start
             if count:
                 carry, _ = jax.lax.scan(
@@ -381,24 +380,26 @@ class VisionTransformer(nn.Module):
         policy = remat.POLICIES[self.remat]
         return jax.checkpoint(function, policy=policy, prevent_cse=False, **kwargs)
 
-    def _folded(self):
-        return block_weights.fold(self.blocks, self.dtype)
+    def _weights(self):
+        """Return the weights of all blocks in the form that the blocks take."""
+        return BLOCKS[self.block].prepare(self.blocks, self.dtype)
 
-    def _block(self, params):
-        """Return a folded block as a function whose weights are gathered once."""
-        block = self.block.clone(folded=True)
-        return functools.partial(block.apply, {"params": block_weights.gather(params)})
+    def _block(self, weights):
+        """Return the function of one block, whose weights are gathered once."""
+        return BLOCKS[self.block].bind(
+            weights, self.config, kernel=self.attention, dtype=self.dtype
+        )
 
     def _all_kept(self):
-        return [stochastic_depth.Run(0, self.depth, None)]
+        return [stochastic_depth.Run(0, self.config.depth, None)]
 
     def _kept_samples(self, sequences, num_groups, key):
         """Draw the blocks' kept samples; see `stochastic_depth.draw_runs`."""
         if key is None or not self.drop_path_rate:
             return self._all_kept()
-        rates = [self.drop_path_rate] * self.depth
+        rates = [self.drop_path_rate] * self.config.depth
         if not self.drop_path_uniform:
-            rates = np.linspace(0, self.drop_path_rate, self.depth).tolist()
+            rates = np.linspace(0, self.drop_path_rate, self.config.depth).tolist()
         batches = [count for count, _ in sequences]
         return stochastic_depth.draw_runs(
             key, rates, num_groups=num_groups, batches=batches
@@ -407,9 +408,9 @@ class VisionTransformer(nn.Module):
     def _features(self, parts, sequences, grids, *, norm):
         """Split the tokens of each crop group into `Features`."""
         outputs = []
-        first = 1 + self.num_register_tokens  # index of the first patch
+        first = 1 + self.config.num_register_tokens  # index of the first patch
         for tokens, (batch, length), grid in zip(parts, sequences, grids):
-            shape = (tokens.shape[0], batch, length, self.embed_dim)
+            shape = (tokens.shape[0], batch, length, self.config.embed_dim)
             x = (self.norm(tokens) if norm else tokens).reshape(shape)
             outputs.append(
                 Features(
@@ -422,33 +423,36 @@ class VisionTransformer(nn.Module):
         return outputs
 
 
+class _Form(NamedTuple):
+    """A form of the blocks.
+
+    Attributes:
+      prepare: Function (stacked parameters of all blocks, dtype) -> weights in the
+        form that the blocks take, cast to the dtype of the matmuls.
+      bind: Function (weights of one block, config, kernel, dtype) -> the block.
+    """
+
+    prepare: Callable[[Any, Any], Any]
+    bind: Callable[..., Any]
+
+
+# Name -> form of the blocks; equal up to rounding.
+BLOCKS = {
+    "plain": _Form(layers_lib.cast_matmuls, layers_lib.bind),
+    "folded": _Form(folded_block.fold, folded_block.bind),
+}
+
+
 def make_vision_transformer(config: Any, dtype: Any) -> VisionTransformer:
     """Return the backbone of `config.model` for global crops of `config.crops`."""
-    c = config.model
-    if c.arch == "custom":
-        embed_dim, depth, num_heads = c.embed_dim, c.depth, c.num_heads
-    else:
-        embed_dim, depth, num_heads = ARCHS[c.arch]
+    model = config.model
     return VisionTransformer(
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-        patch_size=c.patch_size,
-        image_size=config.crops.global_crops_size,
-        in_chans=c.in_chans,
-        ffn_layer=c.ffn_layer,
-        ffn_ratio=c.ffn_ratio,
-        qkv_bias=c.qkv_bias,
-        proj_bias=c.proj_bias,
-        ffn_bias=c.ffn_bias,
-        layerscale=c.layerscale,
-        num_register_tokens=c.num_register_tokens,
-        interpolate_offset=c.interpolate_offset,
-        interpolate_antialias=c.interpolate_antialias,
-        drop_path_rate=c.drop_path_rate,
-        drop_path_uniform=c.drop_path_uniform,
+        model_config.make_model_config(config),
+        drop_path_rate=model.drop_path_rate,
+        drop_path_uniform=model.drop_path_uniform,
         dtype=dtype,
-        attention=c.attention,
-        remat=c.remat,
-        scan_unroll=c.scan_unroll,
+        block=model.block,
+        attention=model.attention,
+        remat=model.remat,
+        scan_unroll=model.scan_unroll,
     )

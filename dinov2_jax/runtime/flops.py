@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax.data import masking
-from dinov2_jax.models import stochastic_depth, vision_transformer
+from dinov2_jax.models import model_config, stochastic_depth
 
 # Dense bfloat16 peak of one JAX device, FLOP/s, from the makers' data sheets. tpu7x: a
 # device is one of the chip's two cores (2307e12 per chip).
@@ -166,7 +166,7 @@ def _arch(config: Any) -> tuple[int, int]:
     model = config.model
     if model.arch == "custom":
         return model.embed_dim, model.depth
-    return vision_transformer.ARCHS[model.arch][:2]
+    return model_config.ARCHS[model.arch][:2]
 
 
 def _patch_embed(config: Any, size: int) -> float:
@@ -182,9 +182,8 @@ def _block(config: Any, size: int) -> tuple[float, float]:
     tokens = (size // model.patch_size) ** 2 + 1 + model.num_register_tokens
     hidden = int(dim * model.ffn_ratio)
     ffn = 2 * dim * hidden
-    if model.ffn_layer == "swiglufused":
-        # Three matrices; the hidden width as in `models.layers.SwiGLU`.
-        ffn = 3 * dim * ((int(hidden * 2 / 3) + 7) // 8 * 8)
+    if model.ffn_layer == "swiglufused":  # three matrices
+        ffn = 3 * dim * model_config.gated_width(hidden)
     return 2 * tokens * (4 * dim * dim + ffn), 4 * tokens * tokens * dim
 
 

@@ -143,7 +143,7 @@ def _draw(args: argparse.Namespace) -> None:
         )
         for path in args.images
     ]
-    block = args.block % model.module.depth
+    block = args.block % model.module.config.depth
     masks = None
     if args.foreground or args.flip_foreground:
         masks = pca.foreground([v.patches for v in seen], flip=args.flip_foreground)

@@ -82,24 +82,24 @@ def look(
       UserError: The size is below one patch, there is no such block, or the backbone
         is not for RGB images.
     """
-    module = model.module
-    if module.in_chans != 3:
+    config = model.module.config
+    if config.in_chans != 3:
         raise errors.UserError(
-            f"the model takes {module.in_chans} channels: pictures are drawn for "
-            "models of 3 (RGB) alone"
+            f"the model takes {config.in_chans} channels: pictures are drawn only for "
+            "models of 3 channels (RGB)"
         )
-    if size < module.patch_size:
+    if size < config.patch_size:
         raise errors.UserError(
-            f"--size={size} is below one patch of this model, {module.patch_size} px: "
+            f"--size={size} is below one patch of this model, {config.patch_size} px: "
             "518 is usual"
         )
-    if not -module.depth <= block < module.depth:
+    if not -config.depth <= block < config.depth:
         raise errors.UserError(
-            f"there is no block {block}: this model has 0 to {module.depth - 1}, or -1 "
+            f"there is no block {block}: this model has 0 to {config.depth - 1}, or -1 "
             "for the last"
         )
     height, width = photograph.shape[:2]
-    wanted = size_in_patches(width, height, size, module.patch_size)
+    wanted = size_in_patches(width, height, size, config.patch_size)
     pixels = np.asarray(
         Image.fromarray(photograph).resize(wanted, Image.Resampling.BICUBIC)
     )
@@ -112,7 +112,7 @@ def look(
     rows = None
     if attention:
         # Cut before it leaves the device: all T rows of a large image are gigabytes.
-        first = 1 + module.num_register_tokens
+        first = 1 + config.num_register_tokens
         rows = np.asarray(features.attention[block][0, :, :first])
     return View(
         name=name,

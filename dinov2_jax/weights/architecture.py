@@ -9,39 +9,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from dinov2_jax import errors
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # (width, depth) of the released models -> number of heads.
-_RELEASED = {(w, d): heads for w, d, heads in vision_transformer.ARCHS.values()}
+_RELEASED = {(w, d): heads for w, d, heads in model_config.ARCHS.values()}
 _MAX_ROWS = 12  # in a table of mismatches
-
-
-def assumed_interpolation(registers: bool) -> dict[str, Any]:
-    """Return the interpolation of position embeddings for files that do not state it.
-
-    As in the reference's hub: antialiased with registers, with an offset of 0.1 without
-    them.
-    """
-    return {
-        "interpolate_offset": 0.0 if registers else 0.1,
-        "interpolate_antialias": registers,
-    }
 
 
 def infer_backbone(
     shapes: Shapes, source: str, settings: Mapping[str, Any]
-) -> vision_transformer.VisionTransformer:
-    """Infer the module from the shapes of its tensors.
+) -> model_config.ModelConfig:
+    """Infer the architecture from the shapes of its tensors.
 
     Args:
       shapes: Shape of every tensor, by the reference's names without prefix or chunks.
       source: Name of the file in errors.
-      settings: Known values of what shapes do not determine: `num_heads`,
-        `interpolate_offset`, `interpolate_antialias`. Without `num_heads` the size must
-        be a released one, and LayerScale and all biases are assumed; for the others
-        the default is `assumed_interpolation`.
+      settings: Known values of `model_config.NOT_IN_TENSORS`. Without `num_heads` the
+        size must be a released one, and LayerScale and all biases are assumed; for the
+        others the default is `model_config.assumed_interpolation`.
 
     Raises:
       UserError: Not a DINOv2 backbone, or the number of heads is unknown.
@@ -90,7 +77,7 @@ def infer_backbone(
         )
     num_registers = shapes.get("register_tokens", (1, 0))[1]
     ffn_layer, ffn_ratio = _ffn(shapes, width)
-    return vision_transformer.VisionTransformer(
+    return model_config.ModelConfig(
         embed_dim=width,
         depth=depth,
         num_heads=num_heads,
@@ -107,7 +94,9 @@ def infer_backbone(
         num_register_tokens=num_registers,
         **{
             name: settings.get(name, assumed)
-            for name, assumed in assumed_interpolation(bool(num_registers)).items()
+            for name, assumed in model_config.assumed_interpolation(
+                bool(num_registers)
+            ).items()
         },
     )
 
@@ -128,7 +117,7 @@ def _ffn(shapes: Shapes, width: int) -> tuple[str, float]:
     plain = [v for k, v in shapes.items() if k.endswith(".mlp.fc1.weight")]
     if packed:
         hidden = packed[0][0] // 2
-        if _gated_width(4 * width) == hidden:
+        if model_config.gated_width(4 * width) == hidden:
             return "swiglufused", 4.0
         return "swiglufused", _ratio(-(-hidden * 3 // 2), width)
     return "mlp", _ratio(plain[0][0], width) if plain else 4.0
@@ -140,51 +129,10 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _gated_width(hidden: int) -> int:
-    """Return the width of a SwiGLU that replaces an MLP `hidden` wide."""
-    return (int(hidden * 2 / 3) + 7) // 8 * 8
-
-
-FIELDS = (
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "patch_size",
-    "image_size",
-    "in_chans",
-    "ffn_layer",
-    "ffn_ratio",
-    "qkv_bias",
-    "proj_bias",
-    "ffn_bias",
-    "layerscale",
-    "num_register_tokens",
-    "interpolate_offset",
-    "interpolate_antialias",
-)
-
-
-def describe(module: vision_transformer.VisionTransformer) -> dict[str, Any]:
-    """Return the fields that determine a module's features, as plain values."""
-    return {name: getattr(module, name) for name in FIELDS}
-
-
-def from_description(
-    description: Mapping[str, Any],
-) -> vision_transformer.VisionTransformer:
-    """Return the module that `describe` described."""
-    return vision_transformer.VisionTransformer(
-        **{name: description[name] for name in FIELDS}
-    )
-
-
-def backbone_shapes(
-    module: vision_transformer.VisionTransformer,
-) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of a module's reference `state_dict`, in its order."""
-    m, width = module, module.embed_dim
-    num_patches = (m.image_size // m.patch_size) ** 2
-    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + num_patches, width)}
+def backbone_shapes(m: model_config.ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of a model's reference `state_dict`, in its order."""
+    width = m.embed_dim
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + m.grid_size**2, width)}
     if m.num_register_tokens:
         shapes["register_tokens"] = (1, m.num_register_tokens, width)
     shapes["mask_token"] = (1, width)
@@ -199,7 +147,6 @@ def backbone_shapes(
     def norm(name):
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
 
-    hidden = int(width * m.ffn_ratio)
     for i in range(m.depth):
         block = f"blocks.{i}"
         norm(f"{block}.norm1")
@@ -209,12 +156,11 @@ def backbone_shapes(
             shapes[f"{block}.ls1.gamma"] = (width,)
         norm(f"{block}.norm2")
         if m.ffn_layer == "mlp":
-            linear(f"{block}.mlp.fc1", hidden, width, m.ffn_bias)
-            linear(f"{block}.mlp.fc2", width, hidden, m.ffn_bias)
+            linear(f"{block}.mlp.fc1", m.hidden_dim, width, m.ffn_bias)
+            linear(f"{block}.mlp.fc2", width, m.hidden_dim, m.ffn_bias)
         else:
-            gated = _gated_width(hidden)
-            linear(f"{block}.mlp.w12", 2 * gated, width, m.ffn_bias)
-            linear(f"{block}.mlp.w3", width, gated, m.ffn_bias)
+            linear(f"{block}.mlp.w12", 2 * m.gated_dim, width, m.ffn_bias)
+            linear(f"{block}.mlp.w3", width, m.gated_dim, m.ffn_bias)
         if m.layerscale:
             shapes[f"{block}.ls2.gamma"] = (width,)
     norm("norm")
@@ -249,22 +195,22 @@ def check_head(found: Shapes, source: str, head: str, width: int) -> None:
     check(found, expected, f"{head} of {source}", "a projection head")
 
 
-def check_module(
-    found: Shapes, module: vision_transformer.VisionTransformer, source: str, model: str
+def check_backbone(
+    found: Shapes, config: model_config.ModelConfig, source: str, model: str
 ) -> None:
-    """Check that tensors are exactly a module's; arguments as in `check`.
+    """Check that tensors are exactly those of an architecture; arguments as in `check`.
 
     Raises:
       UserError: They are not; the message has the number of blocks, or a table of the
         differences and their likely cause.
     """
     depth = _depth(found)
-    if depth != module.depth:  # no table: a config may claim a million blocks
+    if depth != config.depth:  # no table: a config may claim a million blocks
         raise errors.UserError(
             f"{source} does not fit {model or 'one architecture'}: it has {depth} "
-            f"blocks, not {module.depth}"
+            f"blocks, not {config.depth}"
         )
-    check(found, backbone_shapes(module), source, model)
+    check(found, backbone_shapes(config), source, model)
 
 
 def _depth(shapes: Shapes) -> int:

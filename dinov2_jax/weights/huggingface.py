@@ -11,7 +11,7 @@ from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config
 from dinov2_jax.weights import json_fields, report, tensor_file
 
 # Errors that reading a field of an unexpected type raises.
@@ -19,7 +19,7 @@ _WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")  # of files that may hold weights
 _MODEL_TYPES = ("dinov2", "dinov2_with_registers")
-_NAMES = {  # field of the module -> field of config.json
+_NAMES = {  # option of the model -> field of config.json
     "embed_dim": "hidden_size",
     "depth": "num_hidden_layers",
     "num_heads": "num_attention_heads",
@@ -39,7 +39,7 @@ class Folder:
     Attributes:
       tensors: Tensors by the folder's own names, still on disk.
       settings: Settings that `architecture.infer_backbone` cannot see in tensors.
-      claims: Fields of the module as config.json states them, to be checked.
+      claims: Options of the model as config.json states them, to be checked.
       preprocessing: Preprocessing that the model expects; None if not stated.
       preprocessing_file: File that states it.
     """
@@ -201,13 +201,12 @@ def _weight_map(index: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def config(module: vision_transformer.VisionTransformer) -> dict[str, Any]:
+def config(m: model_config.ModelConfig) -> dict[str, Any]:
     """Return the config.json of a module for transformers.
 
     Raises:
       UserError: transformers has no such model.
     """
-    m = module
     lacking = {
         "without biases in its projections": not (m.proj_bias and m.ffn_bias),
         "without LayerScale": not m.layerscale,

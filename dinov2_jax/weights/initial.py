@@ -15,15 +15,8 @@ import jax
 import numpy as np
 
 from dinov2_jax import errors, ssl_meta_arch
-from dinov2_jax.models import pos_embed, vision_transformer
+from dinov2_jax.models import model_config, pos_embed
 from dinov2_jax.weights import architecture, reading
-
-# Module fields that are fields of `config.model`, and those no tensor determines.
-_SETTINGS = (
-    "patch_size in_chans ffn_layer ffn_ratio qkv_bias proj_bias ffn_bias "
-    "num_register_tokens interpolate_offset interpolate_antialias"
-).split()
-_UNTOLD = ("num_heads", "interpolate_offset", "interpolate_antialias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +45,9 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
     source, heads = config.init.source, config.init.heads == "loaded"
     if not source:
         return None
-    wanted = meta_arch.student.backbone
+    wanted = meta_arch.student.backbone.config
     expected = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
-    released = [size[:2] for size in vision_transformer.ARCHS.values()]
+    released = [size[:2] for size in model_config.ARCHS.values()]
     with _on_host():
         try:
             weights = reading.read(
@@ -68,11 +61,11 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
             )
         except errors.UserError as error:
             raise errors.UserError(f"--config.init.source: {error}") from error
-        params, found = dict(weights.params), weights.module
+        params, found = dict(weights.params), weights.module.config
         _check_backbone(found, wanted, config.model.arch == "custom", source)
         if heads:
             _check_heads(params, expected, config)
-        sides = [m.image_size // m.patch_size for m in (found, wanted)]
+        sides = [m.grid_size for m in (found, wanted)]
         params["backbone"] = params["backbone"] | {
             "pos_embed": pos_embed.interpolate_pos_embed(
                 params["backbone"]["pos_embed"],
@@ -112,17 +105,21 @@ def _check_backbone(found, wanted, custom: bool, source: str) -> None:
     fixes = _model_settings(found, wanted, custom)
     flags = " ".join(f"--config.model.{k}={v}" for k, v in fixes.items())
     # Compare at the file's grid, which is resampled later.
-    side = found.image_size // found.patch_size * wanted.patch_size
+    side = found.grid_size * wanted.patch_size
     try:
         architecture.check(
             architecture.backbone_shapes(found),
-            architecture.backbone_shapes(wanted.clone(image_size=side)),
+            architecture.backbone_shapes(wanted.replace(image_size=side)),
             source,
             "the config",
         )
     except errors.UserError as error:
         raise errors.UserError(f"{error}\n  set {flags}") from error
-    untold = [name for name in _UNTOLD if getattr(found, name) != getattr(wanted, name)]
+    untold = [
+        name
+        for name in model_config.NOT_IN_TENSORS
+        if getattr(found, name) != getattr(wanted, name)
+    ]
     if untold:
         differing = ", ".join(
             f"{name} {getattr(found, name)}, not {getattr(wanted, name)}"
@@ -136,24 +133,25 @@ def _check_backbone(found, wanted, custom: bool, source: str) -> None:
 
 def _model_settings(found, wanted, custom: bool) -> dict[str, Any]:
     """Return the fields to set in `config.model` so that it describes `found`."""
-    sizes = ("embed_dim", "depth", "num_heads")
+    sizes = model_config.SIZES
     have, want = ({n: getattr(m, n) for n in sizes} for m in (found, wanted))
     settings: dict[str, Any] = {}
     if have != want:
         names = [
             arch
-            for arch, size in vision_transformer.ARCHS.items()
+            for arch, size in model_config.ARCHS.items()
             if size == tuple(have.values())
         ]
         if custom:
             settings = {n: have[n] for n in sizes if have[n] != want[n]}
         else:
             settings = {"arch": names[0]} if names else {"arch": "custom"} | have
-    for name in _SETTINGS:
-        if getattr(found, name) != getattr(wanted, name):
+    for name in model_config.RULES:
+        value, other = getattr(found, name), getattr(wanted, name)
+        if name == "layerscale":  # only whether there is one is known
+            value, other = bool(value), bool(other)
+        if value != other and name not in (*sizes, "image_size"):
             settings[name] = getattr(found, name)
-    if bool(found.layerscale) != bool(wanted.layerscale):
-        settings["layerscale"] = found.layerscale
     return settings
 
 

@@ -6,11 +6,12 @@ here, so that a wrong value gives a one-line error and not a crash or a hang lat
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
+from dinov2_jax.models import model_config
 
 _AGAIN = "fetch it again, or restore it from where it came"
 
@@ -49,80 +50,34 @@ def require(fields: Mapping[str, Any], name: str, kind: type, path: Any) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and -_MOST <= value <= _MOST  # false for NaN
-    )
-
-
-def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
-    def good(value):
-        return type(value) is int and least <= value <= _MOST
-
-    return good, f"a whole number from {least} to {_MOST}"
-
-
-_MOST = 2**20  # largest number in any field
-_FLAG = (lambda value: isinstance(value, bool), "true or false")
-_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "embed_dim": _whole(1),
-    "depth": _whole(1),
-    "num_heads": _whole(1),
-    "patch_size": _whole(1),
-    "image_size": _whole(1),
-    "in_chans": _whole(1),
-    "ffn_layer": (lambda value: value in ("mlp", "swiglufused"), "mlp or swiglufused"),
-    "ffn_ratio": (lambda value: _is_number(value) and value > 0, "a number above 0"),
-    "qkv_bias": _FLAG,
-    "proj_bias": _FLAG,
-    "ffn_bias": _FLAG,
-    "layerscale": (lambda value: _is_number(value) and value >= 0, "0 or a number"),
-    "num_register_tokens": _whole(0),
-    "interpolate_offset": (_is_number, "a number"),
-    "interpolate_antialias": _FLAG,
-}
-
-
 def model(
     fields: Mapping[str, Any],
     path: Any,
-    wanted: Sequence[str],
+    wanted: Sequence[str] = tuple(model_config.RULES),
     names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return fields of `architecture.describe`, checked one by one and together.
+    """Return options of a `ModelConfig`, checked one by one and together.
 
     Args:
       fields: The fields in the file.
       path: Path of the file, for errors.
-      wanted: Fields of a `VisionTransformer` to return.
-      names: The file's names of fields that it names differently, by field.
+      wanted: Options to return.
+      names: The file's names of options that it names differently, by option.
 
     Returns:
-      {field: value}.
+      {option: value}.
 
     Raises:
-      UserError: A field is missing or wrong.
+      UserError: An option is missing or wrong.
     """
-    names = {field: (names or {}).get(field, field) for field in wanted}
     found = {}
-    for field, name in names.items():
-        good, words = _KINDS[field]
-        if name not in fields or not good(fields[name]):
-            raise _wrong(path, name, fields.get(name), words)
-        found[field] = fields[name]
-    width, heads = found.get("embed_dim", 0), found.get("num_heads", 1)
-    if width % heads:
-        raise errors.UserError(
-            f"{path} says that the model is {width} wide, which {heads} heads do not "
-            f"divide: {_AGAIN}"
-        )
-    side, patch = found.get("image_size", _MOST), found.get("patch_size", 1)
-    if side < patch:
-        raise errors.UserError(
-            f"{path} says that images of {side} px have patches of {patch} px: {_AGAIN}"
-        )
+    for option in wanted:
+        name, rule = (names or {}).get(option, option), model_config.RULES[option]
+        if name not in fields or not rule.is_valid(fields[name]):
+            raise _wrong(path, name, fields.get(name), rule.words)
+        found[option] = fields[name]
+    if problem := model_config.inconsistency(found):
+        raise errors.UserError(f"{path} says that {problem}: {_AGAIN}")
     return found
 
 
@@ -145,10 +100,9 @@ def check_preprocessing(
         patches, or mean or std are of another number of channels or not valid numbers.
     """
     for name in ("resize_size", "crop_size"):
-        value = getattr(prepare, name)
-        good, words = _whole(1)
-        if not good(value):
-            raise _wrong(path, name, value, words)
+        value, rule = getattr(prepare, name), model_config.whole_number(1)
+        if not rule.is_valid(value):
+            raise _wrong(path, name, value, rule.words)
     if prepare.crop_size % patch_size:
         nearest = max(round(prepare.crop_size / patch_size), 1) * patch_size
         raise _wrong(
@@ -160,7 +114,9 @@ def check_preprocessing(
     for name in ("mean", "std"):
         value = getattr(prepare, name)
         # Files for other channels often keep the three values of RGB.
-        if len(value) not in (1, 3, in_chans) or not all(map(_is_number, value)):
+        if len(value) not in (1, 3, in_chans) or not all(
+            map(model_config.is_number, value)
+        ):
             raise _wrong(path, name, list(value), f"{in_chans} numbers")
     if min(prepare.std) <= 0:
         raise _wrong(path, "std", list(prepare.std), "numbers above 0")

@@ -7,12 +7,10 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
 from dinov2_jax import errors
 from dinov2_jax.checkpoint import saved_weights
 from dinov2_jax.data import preprocessing
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config, vision_transformer
 from dinov2_jax.weights import architecture, json_fields, state_dict
 
 DESCRIPTION = "model.json"  # in an export, beside the folder `weights`
@@ -55,8 +53,9 @@ def read(
         path = folder / DESCRIPTION
         described = json_fields.load(path)
         fields = json_fields.require(described, "model", dict, path)
-        module = architecture.from_description(
-            json_fields.model(fields, path, architecture.FIELDS)
+        options = json_fields.model(fields, path)
+        module = vision_transformer.VisionTransformer(
+            model_config.ModelConfig(**options)
         )
         given = json_fields.require(described, "preprocessing", dict, path)
         prepare = preprocessing.Preprocessing(
@@ -66,7 +65,7 @@ def read(
             tuple(json_fields.require(given, "std", list, path)),
         )
         json_fields.check_preprocessing(
-            prepare, path, module.patch_size, module.in_chans
+            prepare, path, module.config.patch_size, module.config.in_chans
         )
         held = described.get("which")
         if held not in (None, *_BRANCHES):
@@ -97,18 +96,20 @@ def read(
     path = workdir / "config.json"
     try:
         config = _namespace(json_fields.load(path))
-        module = vision_transformer.make_vision_transformer(config, jnp.float32)
+        module = vision_transformer.VisionTransformer(
+            model_config.make_model_config(config)
+        )
     except (AttributeError, KeyError, TypeError) as error:
         raise errors.UserError(
             f"{path} is not that of a run ({error}): restore it"
         ) from error
-    json_fields.model(architecture.describe(module), path, architecture.FIELDS)
+    json_fields.model(module.config.to_dict(), path)
     which = which or "teacher"
     weights = saved_weights.read(step.absolute(), _BRANCHES[which])
     _check(module, weights, step)
     data = getattr(config, "data", None)  # missing in old configs
     prepare = preprocessing.for_patches(
-        module.patch_size,
+        module.config.patch_size,
         mean=getattr(data, "mean", ()),
         std=getattr(data, "std", ()),
     )
@@ -118,11 +119,11 @@ def read(
 def _check(module, weights, folder: pathlib.Path) -> None:
     """Check that the backbone is the model in the JSON file beside it."""
     arrays = state_dict.state_dict_from_params(
-        weights["backbone"], patch_size=module.patch_size
+        weights["backbone"], patch_size=module.config.patch_size
     )
-    architecture.check_module(
+    architecture.check_backbone(
         {key: array.shape for key, array in arrays.items()},
-        module,
+        module.config,
         str(folder),
         "the model in the JSON file beside it",
     )
@@ -147,7 +148,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     saved_weights.write(folder / "weights", dict(weights))
     described = {
-        "model": architecture.describe(module),
+        "model": module.config.to_dict(),
         "preprocessing": dataclasses.asdict(prepare),
         "which": which,
     }

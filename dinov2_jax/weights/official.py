@@ -16,7 +16,7 @@ from typing import Any
 import tqdm
 
 from dinov2_jax import errors, files
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config
 
 _BASE_URL = "https://dl.fbaipublicfiles.com/dinov2"
 _ARCHS = {
@@ -35,21 +35,10 @@ def url(name: str) -> str:
     return f"{_BASE_URL}/{backbone}/{backbone}{registers}_pretrain.pth"
 
 
-def module(name: str) -> vision_transformer.VisionTransformer:
+def config(name: str) -> model_config.ModelConfig:
     """Return the architecture of a released backbone."""
     arch = name.removeprefix("dinov2_").removesuffix("_reg")
-    width, depth, heads = vision_transformer.ARCHS[_ARCHS[arch]]
-    registers = name.endswith("_reg")
-    return vision_transformer.VisionTransformer(
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        image_size=518,
-        ffn_layer="swiglufused" if arch == "vitg14" else "mlp",
-        num_register_tokens=4 if registers else 0,
-        interpolate_offset=0.0 if registers else 0.1,
-        interpolate_antialias=registers,
-    )
+    return model_config.released(_ARCHS[arch], registers=name.endswith("_reg"))
 
 
 def find(name: str) -> pathlib.Path:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
-from dinov2_jax.models import pos_embed, vision_transformer
+from dinov2_jax.models import model_config, pos_embed, vision_transformer
 from dinov2_jax.weights import (
     architecture,
     checkpoint_tree,
@@ -29,7 +29,6 @@ from dinov2_jax.weights import (
 )
 
 # Settings that a conversion's report holds and tensors do not determine.
-_UNTOLD = ("num_heads", "interpolate_offset", "interpolate_antialias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,27 +91,28 @@ def read(
     else:
         weights = _read_tensors(path, which, heads, num_heads, ignore, expected)
     module, params = weights.module, weights.params
-    if num_heads and num_heads != module.num_heads:
+    if num_heads and num_heads != module.config.num_heads:
         raise errors.UserError(
-            f"num_heads={num_heads}, but {source} says {module.num_heads}: leave it out"
+            f"num_heads={num_heads}, but {source} has {module.config.num_heads}: leave "
+            "it out"
         )
     if not heads:
         params = {"backbone": params["backbone"]}
     elif len(params) == 1:
         raise errors.UserError(f"{source} holds no projection heads, only a backbone")
-    if image_size is not None and image_size != module.image_size:
+    if image_size is not None and image_size != module.config.image_size:
         module, params = _resampled(module, params, image_size)
     return dataclasses.replace(weights, module=module, params=params)
 
 
-def _by_name(source) -> tuple[pathlib.Path, vision_transformer.VisionTransformer]:
+def _by_name(source) -> tuple[pathlib.Path, model_config.ModelConfig]:
     name = os.fspath(source)
     if name not in official.NAMES and ("/" in name or "." in name):
         hint = ""
         if name.startswith("facebook/dinov2"):
             hint = " (models of the Hub of Hugging Face: download the folder first)"
         raise errors.UserError(f"there is no file or folder {name}{hint}")
-    return official.find(name), official.module(name)
+    return official.find(name), official.config(name)
 
 
 def _read_tensors(path, which, heads, num_heads, ignore, expected):
@@ -126,7 +126,9 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
         tree, settings, prepare = folder.tensors, folder.settings, folder.preprocessing
     else:
         tree = tensor_file.read(path)
-        settings = report.untold(path, report.path_of(path), _UNTOLD)
+        settings = report.untold(
+            path, report.path_of(path), model_config.NOT_IN_TENSORS
+        )
     if num_heads and "num_heads" not in settings:
         settings["num_heads"] = num_heads
     found, owner = checkpoint_tree.submodules(_without(tree, ignore), which, name)
@@ -138,11 +140,11 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
     try:
         backbone = naming.to_hub(backbone)
         shapes = {key: tensor.shape for key, tensor in backbone.items()}
-        module = architecture.infer_backbone(shapes, name, settings)
+        config = architecture.infer_backbone(shapes, name, settings)
         if path.is_dir() and folder.claims:
-            claimed = (module.clone(**folder.claims), "its config.json")
-        module, model = claimed or (module, "")
-        architecture.check_module(shapes, module, name, model)
+            claimed = (config.replace(**folder.claims), "its config.json")
+        config, model = claimed or (config, "")
+        architecture.check_backbone(shapes, config, name, model)
     except (IndexError, ValueError) as error:  # a scalar where a matrix should be, ...
         raise errors.UserError(
             f"{name} has DINOv2's names, but tensors of other dimensions ({error})"
@@ -153,13 +155,14 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
         found = {"backbone": backbone}
     for head in found.keys() - {"backbone"}:
         shapes = {key: tensor.shape for key, tensor in found[head].items()}
-        architecture.check_head(shapes, name, head, module.embed_dim)
+        architecture.check_head(shapes, name, head, config.embed_dim)
     params = {part: _stream(tensors, name) for part, tensors in found.items()}
     if prepare:
         json_fields.check_preprocessing(
-            prepare, folder.preprocessing_file, module.patch_size, module.in_chans
+            prepare, folder.preprocessing_file, config.patch_size, config.in_chans
         )
-    prepare = prepare or preprocessing.for_patches(module.patch_size)
+    prepare = prepare or preprocessing.for_patches(config.patch_size)
+    module = vision_transformer.VisionTransformer(config)
     return Weights(module, params, prepare, owner)
 
 
@@ -202,26 +205,28 @@ def _stream(
 
 def _resampled(module, params, image_size: int):
     """Return module and parameters with position embeddings for another square."""
-    if image_size < module.patch_size or image_size % module.patch_size:
-        patches = max(image_size // module.patch_size, 1)
+    config = module.config
+    patch = config.patch_size
+    if image_size < patch or image_size % patch:
+        patches = max(image_size // patch, 1)
         raise errors.UserError(
-            f"image_size={image_size} is not a multiple of the patch size "
-            f"{module.patch_size}: use {patches}*{module.patch_size} = "
-            f"{patches * module.patch_size}"
+            f"image_size={image_size} is not a multiple of the patch size {patch}: use "
+            f"{patches}*{patch} = {patches * patch}"
         )
-    side = image_size // module.patch_size
+    side = image_size // patch
     logging.info(
-        "position embeddings resampled from %d to %d px", module.image_size, image_size
+        "position embeddings resampled from %d to %d px", config.image_size, image_size
     )
     resample = jax.jit(
         lambda x: pos_embed.interpolate_pos_embed(
             x,
             side,
             side,
-            offset=module.interpolate_offset,
-            antialias=module.interpolate_antialias,
+            offset=config.interpolate_offset,
+            antialias=config.interpolate_antialias,
         )
     )
     backbone = params["backbone"]
     backbone = backbone | {"pos_embed": resample(backbone["pos_embed"])}
-    return module.clone(image_size=image_size), params | {"backbone": backbone}
+    module = module.clone(config=config.replace(image_size=image_size))
+    return module, params | {"backbone": backbone}

@@ -8,7 +8,7 @@ small model for eight chips with the same demands, in every run of the tests.
 import programs
 import pytest
 
-from dinov2_jax.models.vision_transformer import ARCHS
+from dinov2_jax.models.model_config import ARCHS
 
 # Config, slice, images a chip, and what it needs to fit there.
 PODS = {

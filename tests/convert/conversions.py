@@ -5,6 +5,7 @@ import hashlib
 import json
 
 import random_weights
+import vits
 from peers import torch
 
 from dinov2_jax.convert import __main__ as convert
@@ -79,7 +80,7 @@ def own_export(path, *, name="vits14_reg4", channels=3, settings=(), prepare=())
     shapes[kernel] = (shapes[kernel][0], channels, *shapes[kernel][2:])
     save(path.with_suffix(".pth"), random_weights.tensors(shapes))
     found = reading.read(path.with_suffix(".pth"), num_heads=2)
-    module = found.module.clone(**dict(settings))
+    module = vits.changed(found.module, **dict(settings))
     prepare = dataclasses.replace(found.preprocessing, **dict(prepare))
     native.write(path, module, found.params, prepare, "teacher")
     return path

@@ -260,7 +260,7 @@ def test_a_folder_for_a_size_prepares_images_for_it(folder, tmp_path):
         flags = ["--to", target, "--size=448x448", "--no-verify"]
         assert conversions.run(folder / "vits14_reg4.pth", path, *flags) == 0
         found = reading.read(path)
-        assert found.module.image_size == found.preprocessing.crop_size == 448
+        assert found.module.config.image_size == found.preprocessing.crop_size == 448
         assert found.preprocessing.resize_size == 512  # 256 / 224 of it
     processor = transformers.AutoImageProcessor.from_pretrained(
         tmp_path / "huggingface", backend="pil"

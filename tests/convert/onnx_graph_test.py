@@ -17,7 +17,7 @@ import small_backbones
 from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph
 from dinov2_jax.data import preprocessing
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def assert_same_features(path, module, params, size, batches):
         found = onnx_graph.run(path, images)
         names = {"cls", "patches"}
         assert set(found) == names | (
-            {"registers"} if module.num_register_tokens else set()
+            {"registers"} if module.config.num_register_tokens else set()
         )
         for name, value in found.items():
             error = small_backbones.relative_error(value, getattr(expected, name))
@@ -54,7 +54,7 @@ def test_features_are_the_modules(tmp_path, kind):
 
 @pytest.mark.slow
 def test_features_of_a_released_size(tmp_path):
-    dim, depth, heads = vision_transformer.ARCHS["vit_small"]
+    dim, depth, heads = model_config.ARCHS["vit_small"]
     module = small_backbones.make(
         embed_dim=dim, depth=depth, num_heads=heads, patch_size=14, image_size=518
     )

@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from dinov2_jax.models import vision_transformer
+import vits
 
 # name -> (settings, image size): height and width differ, and so do stored grid and
 # baked grid.
@@ -38,14 +37,12 @@ KINDS = {
 
 def make(**changes):
     sizes = dict(embed_dim=24, depth=3, num_heads=3, patch_size=4, image_size=16)
-    return vision_transformer.VisionTransformer(
-        **(sizes | dict(layerscale=1.0) | changes)
-    )
+    return vits.make(**(sizes | dict(layerscale=1.0) | changes))
 
 
 def random_params(module, seed=0, scale=0.3):
     """Gaussian weights as NumPy arrays; LayerScale and norms around 1."""
-    image = jnp.zeros((1, module.image_size, module.image_size, module.in_chans))
+    image = jnp.zeros((1, *[module.config.image_size] * 2, module.config.in_chans))
     shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
     rng = np.random.default_rng(seed)
 
@@ -57,7 +54,7 @@ def random_params(module, seed=0, scale=0.3):
 
 
 def random_images(module, size, batch, seed=1):
-    shape = (batch, *size, module.in_chans)
+    shape = (batch, *size, module.config.in_chans)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 

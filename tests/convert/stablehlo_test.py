@@ -78,8 +78,8 @@ def test_features_in_a_process_without_this_package(exports, kind, batch):
     expected = jax.jit(module.apply)({"params": params}, images)
     assert set(features[batch]) == {"cls", "registers", "patches", "prenorm"}
     for name, value in features[batch].items():
-        if not module.num_register_tokens and name == "registers":
-            assert value.shape == (batch, 0, module.embed_dim)
+        if not module.config.num_register_tokens and name == "registers":
+            assert value.shape == (batch, 0, module.config.embed_dim)
             continue
         error = small_backbones.relative_error(value, getattr(expected, name))
         assert error <= 1e-5, (name, error)

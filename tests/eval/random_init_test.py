@@ -2,15 +2,13 @@
 
 import jax
 import numpy as np
+import vits
 
 from dinov2_jax.eval import random_init
-from dinov2_jax.models import vision_transformer
 
 
 def test_class_token_depends_on_the_image_and_shapes_are_the_backbones():
-    model = vision_transformer.VisionTransformer(
-        embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=32
-    )
+    model = vits.make(embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=32)
     images = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
 
     apply = jax.jit(lambda params: model.apply({"params": params}, images).cls)

@@ -11,7 +11,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from dinov2_jax.kernels import crops, crops_tpu, layer_norm
-from dinov2_jax.models import block_weights, layers
+from dinov2_jax.models import layers, model_config, vision_transformer
 
 # Fresh vector memory and rows beyond the end of an array are not numbers; copies end at
 # once, or when they are waited for.
@@ -117,7 +117,7 @@ def plain(x, kept, weight, bias):
 
 
 def centred(rng, width):
-    """Kernel of a linear layer as `models.block_weights` makes them behind a norm."""
+    """Kernel of a linear layer as `models.folded_block` makes them behind a norm."""
     weight = rng.standard_normal((width, width)) * width**-0.5
     return weight - weight.mean(0)
 
@@ -169,7 +169,8 @@ def test_gradients_by_the_kernels(interpreted, shape):
 )
 def test_a_block_is_the_same_by_the_kernels(interpreted, monkeypatch, dtype, folded):
     """Statistics and biases arrive where they belong, of two crop groups."""
-    block = layers.Block(num_heads=2, dtype=jnp.dtype(dtype))
+    config = model_config.ModelConfig(embed_dim=128, depth=1, num_heads=2)
+    block = layers.Block(config, dtype=jnp.dtype(dtype))
     sequences = ((7, 5), (9, 4))
     rng = np.random.default_rng(2)
     x = 3 + rng.standard_normal((2, 7 * 5 + 9 * 4, 128))
@@ -187,10 +188,10 @@ def test_a_block_is_the_same_by_the_kernels(interpreted, monkeypatch, dtype, fol
     ]
 
     def loss(params, x):
-        if folded:
-            params = block_weights.fold(params, jnp.dtype(dtype))
-        apply = block.clone(folded=folded).apply
-        out = apply({"params": params}, x, sequences, tuple(kept))
+        form = vision_transformer.BLOCKS["folded" if folded else "plain"]
+        weights = form.prepare(params, block.dtype)
+        function = form.bind(weights, config, kernel="auto", dtype=block.dtype)
+        out = function(x, sequences, tuple(kept))
         assert out.dtype == x.dtype
         return jnp.sum(jnp.sin(out.astype(jnp.float32)))
 

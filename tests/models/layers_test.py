@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from peers import torch
 
-from dinov2_jax.models import layers
+from dinov2_jax.models import layers, model_config
 
 
 def random_like(tree, seed=0, scale=0.5):
@@ -41,15 +41,8 @@ def norm(params):
     return module
 
 
-def matmuls(x, kernels):
-    """What a LayerNorm does before, without the norm."""
-    return tuple(x @ kernel for kernel in kernels)
-
-
-def ffn(module, params, x):
-    """Its product and the bias that is left to add."""
-    product, bias = module.apply({"params": params}, x, matmuls)
-    return product if bias is None else product + bias
+def config(width, **options):
+    return model_config.ModelConfig(embed_dim=width, depth=1, num_heads=2, **options)
 
 
 def weights_of(module, *args):
@@ -69,19 +62,19 @@ def torch_swiglu(params, x):
 
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_mlp(use_bias):
-    module = layers.Mlp(ratio=2.5, use_bias=use_bias)
+    module = layers.Mlp(config(8, ffn_ratio=2.5, ffn_bias=use_bias))
     x = inputs(3, 4, 8)
-    params = weights_of(module, x, matmuls)
-    ours = ffn(module, params, x)
+    params = weights_of(module, x)
+    ours = module.apply({"params": params}, x)
     theirs = torch_mlp(params, torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
 def test_gelu_is_not_the_tanh_approximation():
-    module = layers.Mlp(ratio=1.0, use_bias=False)
+    module = layers.Mlp(config(1, ffn_ratio=1.0, ffn_bias=False))
     one = {"fc1": {"kernel": np.ones((1, 1))}, "fc2": {"kernel": np.ones((1, 1))}}
     x = np.linspace(-4, 4, 81, dtype=np.float32)[:, None]
-    ours = ffn(module, one, x)
+    ours = module.apply({"params": one}, x)
     theirs = {
         kind: torch.nn.functional.gelu(torch.from_numpy(x), approximate=kind).numpy()
         for kind in ("none", "tanh")
@@ -92,11 +85,11 @@ def test_gelu_is_not_the_tanh_approximation():
 
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_swiglu(use_bias):
-    module = layers.SwiGLU(ratio=3.0, use_bias=use_bias)
+    module = layers.SwiGLU(config(8, ffn_ratio=3.0, ffn_bias=use_bias))
     x = inputs(3, 4, 8)
-    params = weights_of(module, x, matmuls)
+    params = weights_of(module, x)
     assert params["w12"]["kernel"].shape == (8, 32)
-    ours = ffn(module, params, x)
+    ours = module.apply({"params": params}, x)
     theirs = torch_swiglu(params, torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
@@ -105,12 +98,8 @@ def test_swiglu(use_bias):
     "dim, hidden", [(384, 1024), (768, 2048), (1024, 2736), (1536, 4096)]
 )
 def test_swiglu_hidden_sizes(dim, hidden):
-    module = layers.SwiGLU(ratio=4.0)
-    shapes = jax.eval_shape(
-        lambda key, x: module.init(key, x, matmuls),
-        jax.random.key(0),
-        jnp.zeros((1, dim)),
-    )
+    module = layers.SwiGLU(config(dim))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, dim)))
     assert shapes["params"]["w12"]["kernel"].shape == (dim, 2 * hidden)
     assert shapes["params"]["w3"]["kernel"].shape == (hidden, dim)
 
@@ -148,7 +137,7 @@ def test_layer_norm_far_from_zero():
 @pytest.mark.parametrize("layerscale", [0.0, 1e-5])
 def test_block(ffn_layer, layerscale):
     heads, dim, sequences = 2, 12, ((2, 5), (3, 2))
-    block = layers.Block(num_heads=heads, ffn_layer=ffn_layer, layerscale=layerscale)
+    block = layers.Block(config(dim, ffn_layer=ffn_layer, layerscale=layerscale))
     x = inputs(1, 16, dim)
     shapes = jax.eval_shape(lambda k: block.init(k, x, sequences), jax.random.key(0))
     params = random_like(shapes["params"])
@@ -177,9 +166,8 @@ def test_block(ffn_layer, layerscale):
 
 
 def test_block_without_biases():
-    block = layers.Block(
-        num_heads=2, qkv_bias=False, proj_bias=False, ffn_bias=False, ffn_ratio=3.0
-    )
+    no_bias = dict(qkv_bias=False, proj_bias=False, ffn_bias=False)
+    block = layers.Block(config(8, ffn_ratio=3.0, **no_bias))
     shapes = jax.eval_shape(
         lambda k: block.init(k, jnp.zeros((1, 4, 8)), ((1, 4),)), jax.random.key(0)
     )["params"]

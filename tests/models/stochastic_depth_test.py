@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.models import layers, stochastic_depth
+from dinov2_jax.models import layers, model_config, stochastic_depth
 
 SEQUENCES = ((4, 3), (6, 2))
 GROUPS, DIM = 2, 5
@@ -146,7 +146,7 @@ def test_dropped_samples_get_no_gradient_through_the_branch():
 
 
 def test_dropped_samples_are_not_computed():
-    block = layers.Block(num_heads=4)
+    block = layers.Block(model_config.ModelConfig(embed_dim=64, depth=1, num_heads=4))
     x = jnp.zeros((1, 10 * 16, 64))
     sequences = ((10, 16),)
     params = block.init(jax.random.key(0), x, sequences)

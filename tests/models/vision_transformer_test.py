@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vits
 from jax.extend import core
 
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config
 from dinov2_jax.weights import state_dict
 
 RELEASED = pathlib.Path(__file__).parents[1] / "reference" / "state_dicts"
@@ -25,12 +26,14 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 def make(**changes):
     sizes = dict(embed_dim=DIM, depth=DEPTH, num_heads=2, patch_size=PATCH)
     settings = dict(image_size=16, layerscale=1.0, num_register_tokens=2)
-    return vision_transformer.VisionTransformer(**(sizes | settings | changes))
+    return vits.make(**(sizes | settings | changes))
 
 
 @functools.cache
 def shapes_of(model):
-    image = jnp.zeros((1, model.image_size, model.image_size, model.in_chans))
+    image = jnp.zeros(
+        (1, model.config.image_size, model.config.image_size, model.config.in_chans)
+    )
     return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
@@ -125,6 +128,7 @@ def test_what_a_block_keeps_is_kept_as_it_is(ffn_layer):
         ffn_ratio=2.0,
         drop_path_rate=0.5,
         dtype=jnp.bfloat16,
+        block="folded",
         attention="pallas_tpu",
         remat="selective",
     )
@@ -147,6 +151,7 @@ def test_what_a_block_keeps_is_kept_as_it_is(ffn_layer):
     [
         {"drop_path_rate": 0.4, "num_register_tokens": 0},
         {"ffn_layer": "swiglufused", "layerscale": 0.0, "depth": 1},
+        {"drop_path_rate": 0.4, "block": "folded", "remat": "selective"},
         slow({}),
         slow({"drop_path_rate": 0.4, "drop_path_uniform": False, "remat": "full"}),
         slow({"drop_path_rate": 0.6, "remat": "selective", "scan_unroll": DEPTH}),
@@ -354,9 +359,9 @@ def contributions(model, key, crops):
     variables = random_variables(model)
     zeros = jax.tree.map(np.zeros_like, variables["params"]["blocks"])
     blocks = jax.tree.map(lambda x: x, zeros)  # its own dicts
-    ones = np.eye(model.depth, DIM, dtype=np.float32)
+    ones = np.eye(model.config.depth, DIM, dtype=np.float32)
     blocks["attn"]["proj"]["bias"] = ones
-    blocks["mlp"]["fc2"]["bias"] = np.roll(ones, model.depth, axis=1)
+    blocks["mlp"]["fc2"]["bias"] = np.roll(ones, model.config.depth, axis=1)
     for name in ("ls1", "ls2"):
         blocks[name]["gamma"] = np.ones_like(blocks[name]["gamma"])
     variables["params"]["blocks"] = blocks
@@ -367,7 +372,7 @@ def contributions(model, key, crops):
     counts = []
     for out, zero in zip(outputs, nothing):
         added = np.asarray(out.prenorm) - np.asarray(zero.prenorm)
-        added = added[..., : 2 * model.depth]
+        added = added[..., : 2 * model.config.depth]
         # All tokens of a sample share its fate.
         np.testing.assert_allclose(
             added, added[:, :, :1].repeat(added.shape[2], 2), atol=1e-5
@@ -386,7 +391,9 @@ def test_each_block_branch_and_group_keeps_its_own_subset():
         np.testing.assert_allclose(added[~is_kept], 0, atol=1e-5)
         assert np.all(is_kept.sum(axis=1) == kept)
         subsets = {
-            tuple(is_kept[g, :, i]) for g in range(2) for i in range(2 * model.depth)
+            tuple(is_kept[g, :, i])
+            for g in range(2)
+            for i in range(2 * model.config.depth)
         }
         assert len(subsets) >= 14  # of 16; equal draws would leave 8 or fewer
     repeated = contributions(model, jax.random.key(0), crops)
@@ -421,11 +428,8 @@ def test_nothing_is_dropped_without_a_key_or_a_rate():
 
 
 def abstract(arch, **changes):
-    dim, depth, heads = vision_transformer.ARCHS[arch]
-    model = vision_transformer.VisionTransformer(
-        embed_dim=dim,
-        depth=depth,
-        num_heads=heads,
+    model = vits.make(
+        **dict(zip(model_config.SIZES, model_config.ARCHS[arch])),
         ffn_layer="swiglufused" if arch == "vit_giant2" else "mlp",
         **({"image_size": 518} | changes),
     )
@@ -464,7 +468,7 @@ def test_vit_g_at_224_pixels():
 
 @pytest.fixture(scope="module")
 def fresh():
-    model = vision_transformer.VisionTransformer(
+    model = vits.make(
         embed_dim=128,
         depth=4,
         num_heads=2,

@@ -33,7 +33,7 @@ from dinov2_jax import (  # noqa: E402
     train_step,
 )
 from dinov2_jax.data import masking  # noqa: E402
-from dinov2_jax.models import vision_transformer  # noqa: E402
+from dinov2_jax.models import model_config, vision_transformer  # noqa: E402
 from dinov2_jax.weights import state_dict  # noqa: E402
 
 LOSS_NAMES = {  # recorded name -> ours
@@ -321,7 +321,7 @@ def check_param_groups(groups, params, recorded, patch_size) -> Iterator[Check]:
 def replay_forward(arrays: Any) -> Iterator[Check]:
     """Every recorded output of a backbone, at every size of the file."""
     recorded = json.loads(str(arrays["config_json"]))
-    model = vision_transformer.VisionTransformer(
+    config = model_config.ModelConfig(
         embed_dim=recorded["embed_dim"],
         depth=recorded["depth"],
         num_heads=recorded["num_heads"],
@@ -338,6 +338,7 @@ def replay_forward(arrays: Any) -> Iterator[Check]:
         interpolate_antialias=recorded["interpolate_antialias"],
         interpolate_offset=float(recorded["interpolate_offset"]),
     )
+    model = vision_transformer.VisionTransformer(config)
     weights = state_dict.params_from_state_dict(under(arrays, "params/"))
     variables = {"params": weights}
 

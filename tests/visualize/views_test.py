@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import random_weights
+import vits
 from PIL import Image
 
 import dinov2_jax
@@ -111,7 +112,7 @@ def test_refusals(model, photograph):
             views.look(model, photograph, "x", size=28, block=block)
     shape = jax.eval_shape(lambda: model.params)
     other = dataclasses.replace(
-        model, module=model.module.clone(in_chans=4), params=shape
+        model, module=vits.changed(model.module, in_chans=4), params=shape
     )
     with pytest.raises(errors.UserError, match="4 channels"):
         views.look(other, photograph, "x", size=28)

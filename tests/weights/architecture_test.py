@@ -8,12 +8,10 @@ import pytest
 import random_weights
 
 from dinov2_jax import errors
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config, vision_transformer
 from dinov2_jax.weights import architecture, official, state_dict
 
-MODULE = vision_transformer.VisionTransformer(
-    embed_dim=128, depth=2, num_heads=2, image_size=56
-)
+CONFIG = model_config.ModelConfig(embed_dim=128, depth=2, num_heads=2, image_size=56)
 
 
 def infer(shapes, **settings):
@@ -24,11 +22,9 @@ def infer(shapes, **settings):
 def test_recorded_shapes_are_those_of_the_released_modules(name):
     file = name.replace("_reg", "_reg4")
     recorded = random_weights.shapes(file)
-    module = official.module(name)
-    assert list(architecture.backbone_shapes(module).items()) == list(recorded.items())
-    found = infer(recorded)
-    assert architecture.describe(found) == architecture.describe(module)
-    assert architecture.from_description(architecture.describe(module)) == found
+    config = official.config(name)
+    assert list(architecture.backbone_shapes(config).items()) == list(recorded.items())
+    assert infer(recorded) == config
 
 
 @pytest.mark.parametrize(
@@ -50,21 +46,23 @@ def test_recorded_shapes_are_those_of_the_released_modules(name):
     ],
 )
 def test_any_module_is_inferred_from_its_own_parameters(fields):
-    module = MODULE.clone(**fields)
-    image = jnp.zeros((1, 16 * module.patch_size, module.patch_size, module.in_chans))
-    params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+    config = CONFIG.replace(**fields)
+    params = params_of(config)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), dict(params))
-    arrays = state_dict.state_dict_from_params(zeros, patch_size=module.patch_size)
+    arrays = state_dict.state_dict_from_params(zeros, patch_size=config.patch_size)
     shapes = {key: array.shape for key, array in arrays.items()}
-    assert architecture.backbone_shapes(module) == shapes
-    found = infer(shapes, num_heads=2)
-    image = jnp.zeros((1, found.image_size, found.image_size, found.in_chans))
-    again = jax.eval_shape(found.init, jax.random.key(0), image)["params"]
-    assert again == params
+    assert architecture.backbone_shapes(config) == shapes
+    assert params_of(infer(shapes, num_heads=2)) == params
+
+
+def params_of(config):
+    image = jnp.zeros((1, 16 * config.patch_size, config.patch_size, config.in_chans))
+    module = vision_transformer.VisionTransformer(config)
+    return jax.eval_shape(module.init, jax.random.key(0), image)["params"]
 
 
 def test_settings_go_before_what_is_usual():
-    shapes = architecture.backbone_shapes(MODULE)
+    shapes = architecture.backbone_shapes(CONFIG)
     assert not infer(shapes, num_heads=4).interpolate_antialias
     found = infer(shapes, num_heads=4, interpolate_antialias=True)
     assert found.num_heads == 4 and found.interpolate_antialias
@@ -76,14 +74,14 @@ def test_settings_go_before_what_is_usual():
         ({}, "not a DINOv2 backbone: it lacks cls_token"),
         ({"fc.weight": (10, 5)}, "holds 1 tensors such as fc.weight"),
         (
-            architecture.backbone_shapes(MODULE) | {"pos_embed": (1, 12, 128)},
+            architecture.backbone_shapes(CONFIG) | {"pos_embed": (1, 12, 128)},
             "not 1 + a square grid",
         ),
         (
-            architecture.backbone_shapes(MODULE) | {"pos_embed": (17, 128)},
+            architecture.backbone_shapes(CONFIG) | {"pos_embed": (17, 128)},
             "expected [D, C, p, p]",
         ),
-        (architecture.backbone_shapes(MODULE), "pass num_heads"),
+        (architecture.backbone_shapes(CONFIG), "pass num_heads"),
     ],
 )
 def test_what_is_no_backbone_or_lacks_heads_is_refused(shapes, words):
@@ -93,11 +91,11 @@ def test_what_is_no_backbone_or_lacks_heads_is_refused(shapes, words):
 
 
 def changed(**fields):
-    return architecture.backbone_shapes(MODULE.clone(**fields))
+    return architecture.backbone_shapes(CONFIG.replace(**fields))
 
 
 def without(name):
-    shapes = architecture.backbone_shapes(MODULE)
+    shapes = architecture.backbone_shapes(CONFIG)
     del shapes[name]
     return shapes
 
@@ -146,7 +144,7 @@ def without(name):
     ],
 )
 def test_a_mismatch_is_a_table_with_its_likely_cause(found, cause, row):
-    expected = architecture.backbone_shapes(MODULE)
+    expected = architecture.backbone_shapes(CONFIG)
     with pytest.raises(errors.UserError) as caught:
         architecture.check(found, expected, "FILE", "the config")
     first, head, *rows = str(caught.value).splitlines()
@@ -209,4 +207,4 @@ def test_heads_are_checked():
 
 
 def test_what_fits_passes():
-    architecture.check(changed(), architecture.backbone_shapes(MODULE), "FILE")
+    architecture.check(changed(), architecture.backbone_shapes(CONFIG), "FILE")

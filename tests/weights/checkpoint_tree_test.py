@@ -118,8 +118,8 @@ def test_the_recorded_training_checkpoint():
     shapes = {key: t.shape for key, t in submodules["backbone"].items()}
     module = architecture.infer_backbone(shapes, "FILE", {})
     assert architecture.backbone_shapes(module) == shapes
-    assert (module.depth, module.ffn_layer) == (24, "swiglufused")
-    assert (module.embed_dim, module.image_size) == (1024, 224)
+    assert (module.config.depth, module.config.ffn_layer) == (24, "swiglufused")
+    assert (module.config.embed_dim, module.config.image_size) == (1024, 224)
     assert "last_layer.weight_v" in submodules["dino_head"]
 
 

@@ -32,7 +32,7 @@ from dinov2_jax import (
     train_state,
     train_step,
 )
-from dinov2_jax.models import vision_transformer
+from dinov2_jax.models import model_config
 from dinov2_jax.weights import initial, native, official, reading, state_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -290,11 +290,11 @@ def test_heads_of_the_attention_where_the_size_tells(folder, tmp_path):
 
 def test_a_released_size_is_named_by_its_arch():
     found, wanted = (
-        vision_transformer.VisionTransformer(*vision_transformer.ARCHS[arch])
+        model_config.ModelConfig(*model_config.ARCHS[arch])
         for arch in ("vit_small", "vit_base")
     )
     assert initial._model_settings(found, wanted, False) == {"arch": "vit_small"}
-    odd = found.clone(depth=5)
+    odd = found.replace(depth=5)
     assert initial._model_settings(odd, wanted, False) == {
         "arch": "custom",
         "embed_dim": 384,
@@ -309,8 +309,8 @@ def test_adapt_takes_every_released_backbone(name):
     c = adapt.get_config()
 
     def check():
-        wanted = make_arch(c).student.backbone
-        initial._check_backbone(official.module(name), wanted, False, name)
+        wanted = make_arch(c).student.backbone.config
+        initial._check_backbone(official.config(name), wanted, False, name)
 
     if name != c.init.source:
         with pytest.raises(errors.UserError) as caught:
@@ -318,7 +318,7 @@ def test_adapt_takes_every_released_backbone(name):
         follow(str(caught.value), c)
         config_lib.check(c)
     check()
-    assert make_arch(c).student.backbone.image_size == 224
+    assert make_arch(c).student.backbone.config.image_size == 224
 
 
 HEAD_MISFITS = [

@@ -69,7 +69,7 @@ def read(path, **kwargs):
 def assert_holds(found, expected):
     """Every tensor bit for bit, back under the reference's names."""
     arrays = state_dict.state_dict_from_params(
-        found.params["backbone"], patch_size=found.module.patch_size
+        found.params["backbone"], patch_size=found.module.config.patch_size
     )
     assert arrays.keys() == expected.keys()
     for key, array in expected.items():
@@ -80,11 +80,11 @@ def assert_holds(found, expected):
 def test_hub_files(tmp_path, name):
     found = read(save(tmp_path / "a.pth", weights(name)))
     assert_holds(found, weights(name))
-    assert found.module.num_register_tokens == (4 if "reg4" in name else 0)
-    assert found.module.ffn_layer == ("swiglufused" if "vitg" in name else "mlp")
-    assert found.module.interpolate_antialias == ("reg4" in name)
-    assert found.module.interpolate_offset == (0.0 if "reg4" in name else 0.1)
-    assert found.module.image_size == 56 and found.module.layerscale
+    assert found.module.config.num_register_tokens == (4 if "reg4" in name else 0)
+    assert found.module.config.ffn_layer == ("swiglufused" if "vitg" in name else "mlp")
+    assert found.module.config.interpolate_antialias == ("reg4" in name)
+    assert found.module.config.interpolate_offset == (0.0 if "reg4" in name else 0.1)
+    assert found.module.config.image_size == 56 and found.module.config.layerscale
 
 
 def test_training_checkpoints_with_heads_of_both(tmp_path):
@@ -128,7 +128,7 @@ def test_a_report_beside_a_file_knows_the_heads(tmp_path):
     out = tmp_path / "out.pth"
     flags = ["--to", "torch-hub", "--no-verify", "--num-heads=8"]
     assert convert.main([str(path), str(out), *flags]) == 0
-    assert reading.read(out).module.num_heads == 8
+    assert reading.read(out).module.config.num_heads == 8
     save(out, weights(seed=5))  # the same size in bytes, and not that file
     assert "pass num_heads" in refusal(out, num_heads=None)
 
@@ -146,7 +146,7 @@ def test_folders_that_transformers_saved(tmp_path, name):
     model = transformers_model(name)
     model.save_pretrained(tmp_path / "hf")
     found = reading.read(tmp_path / "hf")
-    assert found.module.num_heads == 4
+    assert found.module.config.num_heads == 4
     arrays = state_dict.state_dict_from_params(found.params["backbone"], patch_size=14)
     hub = naming.to_hub(safetensors_file.read(tmp_path / "hf/model.safetensors"))
     for key, tensor in hub.items():
@@ -209,15 +209,15 @@ def test_a_run_of_this_project(uninterrupted):
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 np.testing.assert_array_equal(leaf, arrays[f"/{branch}/{name}"])
     config = json.loads((workdir / "config.json").read_text())
-    assert found.module.num_heads == config["model"]["num_heads"]
-    assert found.module.image_size == config["crops"]["global_crops_size"]
+    assert found.module.config.num_heads == config["model"]["num_heads"]
+    assert found.module.config.image_size == config["crops"]["global_crops_size"]
 
 
 @pytest.mark.parametrize("name", ["vits14", "vits14_reg4"])
 def test_position_embeddings_are_resampled_when_asked(tmp_path, name):
     path = save(tmp_path / "a.pth", weights(name))
     plain, resampled = read(path), read(path, image_size=98)
-    assert resampled.module.image_size == 98
+    assert resampled.module.config.image_size == 98
     expected = plain.module.apply(
         {"params": plain.params["backbone"]}, 98, 98, method="position_embeddings"
     )
@@ -415,7 +415,7 @@ def test_a_report_of_wrong_values_is_refused_and_of_other_bytes_ignored(tmp_path
         (tmp_path / "a.pth.json").write_text(json.dumps(report))
 
     write(good)
-    assert read(path, num_heads=None).module.interpolate_offset == 0.1
+    assert read(path, num_heads=None).module.config.interpolate_offset == 0.1
     for field, bad in (
         ("num_heads", ("4", 0, 4.0, None)),
         ("interpolate_offset", ("x", [1])),
@@ -427,9 +427,9 @@ def test_a_report_of_wrong_values_is_refused_and_of_other_bytes_ignored(tmp_path
     write(3)
     assert "expected an object" in refusal(path, num_heads=None)
     write(good | {"num_heads": "4"}, digest="0" * 64)
-    assert read(path).module.interpolate_offset == 0.0
+    assert read(path).module.config.interpolate_offset == 0.0
     (tmp_path / "a.pth.json").write_text("[" * 100_000)
-    assert read(path).module.interpolate_offset == 0.0
+    assert read(path).module.config.interpolate_offset == 0.0
 
 
 def test_a_string_of_names_to_ignore(tmp_path):

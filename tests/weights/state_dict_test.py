@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vits
 from peers import torch
 
-from dinov2_jax.models import dino_head, patch_embed, vision_transformer
+from dinov2_jax.models import dino_head, patch_embed
 from dinov2_jax.weights import state_dict
 
 RELEASED = pathlib.Path(__file__).parents[1] / "reference" / "state_dicts"
@@ -44,7 +45,7 @@ def test_there_and_back(name):
     weights = random_state_dict(small(name))
     params = state_dict.params_from_state_dict(weights)
     same(state_dict.state_dict_from_params(params, patch_size=14), weights)
-    model = vision_transformer.VisionTransformer(
+    model = vits.make(
         embed_dim=6,
         depth=12,
         num_heads=2,

@@ -1,13 +1,13 @@
-"""The forward pass for inference equals the module."""
+"""Extracted features are those of the module."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vits
 
+from dinov2_jax import feature_extractor, sharding
 from dinov2_jax.data import preprocessing
-from dinov2_jax.embed import forward
-from dinov2_jax.models import vision_transformer
 
 PREPARE = preprocessing.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.1))
 MODELS = {
@@ -32,9 +32,7 @@ MODELS = {
 def model(seed=0, **fields):
     """A small module and parameters all of which matter."""
     defaults = {"embed_dim": 24, "depth": 3, "num_heads": 3, "patch_size": 4}
-    module = vision_transformer.VisionTransformer(
-        **{**defaults, "image_size": 20, **fields}
-    )
+    module = vits.make(**{**defaults, "image_size": 20, **fields})
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 20, 20, 3)))
     rng = np.random.default_rng(seed)
 
@@ -55,25 +53,15 @@ def expected(module, params, pixels):
     return jax.jit(module.apply)({"params": params}, PREPARE.normalize(pixels))
 
 
-def found(module, params, pixels, kinds, by_image=True):
-    """Features of each kind, from one compiled program."""
-    prepared = forward.prepare(module, params, pixels.shape[1])
-
-    @jax.jit
-    def run(prepared, pixels):
-        return {
-            kind: forward.features(
-                module,
-                prepared,
-                pixels,
-                kind=kind,
-                prepare_images=PREPARE,
-                by_image=by_image,
-            )
-            for kind in kinds
-        }
-
-    return run(prepared, pixels)
+def extractor(module, kind, devices=1, **settings):
+    return feature_extractor.FeatureExtractor(
+        module,
+        kind=kind,
+        mean=PREPARE.mean,
+        std=PREPARE.std,
+        mesh=sharding.make_mesh(devices=jax.devices()[:devices]),
+        **settings,
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,34 +95,33 @@ def test_every_kind_equals_the_module(name, size):
         "cls+patch_mean": np.concatenate([whole.cls, mean], -1),
         "patches": whole.patches,
     }
-    assert tuple(wanted) == forward.KINDS
-    results = found(module, params, pixels, forward.KINDS)
+    assert tuple(wanted) == feature_extractor.KINDS
     for kind, features in wanted.items():
-        got = results[kind]
-        assert got.shape == (3, *forward.features_shape(module, kind, size))
-        np.testing.assert_allclose(got, features, rtol=1e-4, atol=2e-5)
+        found = extractor(module, kind)(params, pixels)
+        shape = feature_extractor.features_shape(module, kind, size)
+        assert found.shape == (3, *shape)
+        np.testing.assert_allclose(found, features, rtol=1e-4, atol=2e-5)
 
 
-def test_the_order_of_accelerators_gives_the_same():
+@pytest.mark.parametrize("whole_weights", [False, True])
+@pytest.mark.parametrize("block", ["plain", "folded"])
+def test_devices_and_forms_of_blocks_change_nothing(whole_weights, block):
     module, params = model(num_register_tokens=2)
-    pixels, kinds = images(2, 20), ["cls", "patches"]
-    one, other = (
-        found(module, params, pixels, kinds, by_image=by_image)
-        for by_image in (False, True)
-    )
-    for kind in kinds:
-        np.testing.assert_allclose(one[kind], other[kind], atol=2e-5)
+    pixels = images(5, 20)  # not a multiple of the devices
+    found = extractor(
+        module.clone(block=block), "cls", devices=8, whole_weights=whole_weights
+    )(params, pixels)
+    np.testing.assert_allclose(found, expected(module, params, pixels).cls, atol=3e-5)
 
 
-@pytest.mark.parametrize("by_image", [False, True])
-def test_bfloat16_is_no_worse_than_the_modules(by_image):
+def test_bfloat16_is_no_worse_than_the_modules():
     module, params = model()
     pixels = images(4, 20)
     exact = np.asarray(expected(module, params, pixels).cls)
     low = module.clone(dtype=jnp.bfloat16)
     theirs = np.asarray(expected(low, params, pixels).cls, np.float32)
-    ours = found(low, params, pixels, ["cls"], by_image)["cls"]
-    assert ours.dtype == jnp.float32
+    ours = extractor(low, "cls")(params, pixels)
+    assert ours.dtype == np.float32
     error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
     assert error < 1.5 * np.linalg.norm(theirs - exact) / np.linalg.norm(exact)
 
@@ -143,7 +130,11 @@ def test_large_scores_do_not_overflow():
     module, params = model()
     params["blocks"]["attn"]["qkv"]["kernel"] *= 30
     pixels = images(2, 20)
-    got = found(module, params, pixels, ["patch_mean"])["patch_mean"]
-    assert np.isfinite(got).all()
-    wanted = np.mean(expected(module, params, pixels).patches, axis=(1, 2))
-    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
+    whole = expected(module, params, pixels)
+    for kind, wanted in {
+        "cls": whole.cls,
+        "patch_mean": np.mean(whole.patches, (1, 2)),
+    }.items():
+        found = extractor(module, kind)(params, pixels)
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.models import block_weights, layers
+from dinov2_jax.models import folded_block, layers, model_config
 
 SEQUENCES = ((2, 5),)
 
 
 def make_block(**settings):
     """A block, its weights, none of them near 0 or 1, and tokens [1, 10, 32]."""
-    block = layers.Block(num_heads=2, **settings)
+    config = model_config.ModelConfig(embed_dim=32, depth=1, num_heads=2, **settings)
+    block = layers.Block(config)
     draw = np.random.default_rng(0)
     x = jnp.asarray(draw.standard_normal((1, 10, 32)) * 2 + 1, jnp.float32)
     shapes = jax.eval_shape(lambda k: block.init(k, x, SEQUENCES), jax.random.key(0))
@@ -27,8 +28,11 @@ def make_block(**settings):
 
 def folded(block, params, x):
     """What the block gives, from folded weights."""
-    weights = block_weights.gather(block_weights.fold(params, block.dtype))
-    return block.clone(folded=True).apply({"params": weights}, x, SEQUENCES)
+    weights = folded_block.fold(params, block.dtype)
+    function = folded_block.bind(
+        weights, block.config, kernel=block.kernel, dtype=block.dtype
+    )
+    return function(x, SEQUENCES)
 
 
 def plain(block, params, x):
@@ -68,8 +72,8 @@ def test_blocks_of_a_stack_are_folded_one_by_one():
     block, params, _ = make_block(ffn_layer="swiglufused")
     other = jax.tree.map(lambda p: 2 * p + 0.1, params)
     stack = jax.tree.map(lambda *p: jnp.stack(p), params, other)
-    found = block_weights.fold(stack, jnp.float32)
-    known = block_weights.fold(other, jnp.float32)
+    found = folded_block.fold(stack, jnp.float32)
+    known = folded_block.fold(other, jnp.float32)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-6), found, known
     )
