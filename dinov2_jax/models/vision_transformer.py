@@ -23,6 +23,7 @@ import numpy as np
 from dinov2_jax import sharding
 from dinov2_jax.models import (
     block_weights,
+    explicit_axes,
     patch_embed,
     pos_embed,
     remat,
@@ -136,6 +137,7 @@ class VisionTransformer(nn.Module):
             jax.random.split(key, self.depth)
         )
 
+    @explicit_axes.as_auto
     def __call__(
         self,
         images: jax.Array,
@@ -274,6 +276,7 @@ class VisionTransformer(nn.Module):
             residual *= scale[..., None].astype(residual.dtype)
         return sharding.constrain_batch(tokens + residual.astype(tokens.dtype))
 
+    @explicit_axes.as_auto
     def get_intermediate_layers(
         self, images: jax.Array, n: int | Sequence[int] = 1, *, norm: bool = True
     ) -> list[Features]:
@@ -343,7 +346,7 @@ class VisionTransformer(nn.Module):
         slots[list(chosen)] = range(len(chosen))
         taps = None
         if chosen:
-            taps = jnp.zeros((len(chosen), *parts[0].shape), parts[0].dtype)
+            taps = jnp.broadcast_to(parts[0], (len(chosen), *parts[0].shape))
 
         def run_block(carry, block):
             parts, taps = carry
