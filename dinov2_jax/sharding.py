@@ -2,7 +2,9 @@
 
 One mesh with axes ("replica", "fsdp") of type Auto. The state is sharded over `fsdp` by
 a rule based on shapes (the reference's FSDP); batches are sharded over both axes on
-their leading group axis. Model code calls only `constrain_batch` and `gather`.
+their leading group axis. Model code calls only `constrain_batch` and `gather`, which
+act on this mesh alone: under another one, of the program that a model is part of, the
+compiler follows the sharding of what goes into the model.
 """
 
 import collections
@@ -13,9 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-BATCH = PartitionSpec(("replica", "fsdp"))
+AXES = ("replica", "fsdp")
+BATCH = PartitionSpec(AXES)
 MIN_SHARDED_SIZE = 2048  # elements; smaller arrays are replicated
 _TILE_ROWS = 16  # of bfloat16 arrays on TPUs; parts of a tile cannot be gathered
 
@@ -36,7 +39,7 @@ def make_mesh(replica: int = 0, fsdp: int = 0, devices: Any = None) -> Mesh:
         fsdp = len(devices) // (replica or _num_slices(devices))
     return Mesh(
         np.asarray(devices).reshape(replica or -1, fsdp),
-        ("replica", "fsdp"),
+        AXES,
         axis_types=(AxisType.Auto,) * 2,
     )
 
@@ -202,14 +205,25 @@ def scatter_sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def devices_divide(num_groups: int) -> bool:
-    """Whether each device of the mesh in context gets whole groups."""
-    return not is_divided() or num_groups % jax.sharding.get_abstract_mesh().size == 0
+    """Whether each device gets whole groups, in this code or by `on_groups`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if _own_mesh() is not None:
+        return num_groups % mesh.size == 0
+    # Elsewhere nothing is known of the groups, unless all axes are mapped by hand.
+    return mesh.size == 1 or len(mesh.manual_axes) == len(mesh.axis_names)
 
 
 def is_divided() -> bool:
-    """Whether the compiler partitions this code over several devices."""
+    """Whether the compiler partitions this code over several devices of our mesh."""
+    mesh = _own_mesh()
+    return mesh is not None and mesh.size > 1
+
+
+def _own_mesh() -> AbstractMesh | None:
+    """Return the mesh in context if it is one of `make_mesh`, outside `on_groups`."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and not mesh.manual_axes and mesh.size > 1
+    own = mesh.axis_names == AXES and mesh.auto_axes == AXES
+    return mesh if own else None
 
 
 def device_kind() -> str:
@@ -221,8 +235,8 @@ def device_kind() -> str:
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keep the leading group axis of `x` sharded, if a mesh is in context."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % mesh.size:
+    """Keep the leading group axis of `x` sharded, if our mesh is in context."""
+    mesh = _own_mesh()
+    if mesh is None or x.shape[0] % mesh.size:
         return x
     return jax.lax.with_sharding_constraint(x, BATCH)

@@ -183,6 +183,26 @@ def test_the_batch_is_constrained_only_under_a_mesh_that_divides_it():
         assert not constrained(x[:6])
 
 
+@pytest.mark.parametrize(
+    "names, kind",
+    [
+        (("data",), AxisType.Auto),
+        (("replica", "fsdp", "model"), AxisType.Auto),
+        (("replica", "fsdp"), AxisType.Explicit),
+        (("replica", "fsdp"), AxisType.Manual),
+    ],
+)
+def test_nothing_is_done_under_the_mesh_of_another_program(names, kind):
+    x = jnp.ones((8, 64, 64))
+    foreign = AbstractMesh((4, *[1] * (len(names) - 1)), names, (kind,) * len(names))
+    with jax.sharding.use_abstract_mesh(foreign):
+        assert sharding.constrain_batch(x) is x and sharding.gather(x) is x
+        assert sharding.constrain_state({"kernel": x})["kernel"] is x
+        assert not sharding.is_divided()
+        # Kernels run only where each device has its own images.
+        assert sharding.devices_divide(8) == (kind == AxisType.Manual)
+
+
 def test_state_is_made_on_its_shardings():
     c = tiny.config()
     meta_arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32)

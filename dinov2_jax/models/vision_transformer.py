@@ -21,6 +21,7 @@ import numpy as np
 
 from dinov2_jax import sharding
 from dinov2_jax.models import (
+    explicit_axes,
     folded_block,
     model_config,
     patch_embed,
@@ -105,6 +106,7 @@ class VisionTransformer(nn.Module):
             jax.random.split(key, self.config.depth)
         )
 
+    @explicit_axes.as_auto
     def __call__(
         self,
         images: jax.Array,
@@ -160,6 +162,7 @@ class VisionTransformer(nn.Module):
             )
         return index % self.config.depth
 
+    @explicit_axes.as_auto
     def class_tokens(self, images: jax.Array) -> jax.Array:
         """Compute only the class tokens of `__call__`.
 
@@ -267,6 +270,7 @@ class VisionTransformer(nn.Module):
             residual *= scale[..., None].astype(residual.dtype)
         return sharding.constrain_batch(tokens + residual.astype(tokens.dtype))
 
+    @explicit_axes.as_auto
     def get_intermediate_layers(
         self, images: jax.Array, n: int | Sequence[int] = 1, *, norm: bool = True
     ) -> list[Features]:
@@ -340,7 +344,7 @@ class VisionTransformer(nn.Module):
         slots[list(chosen)] = range(len(chosen))
         taps = None
         if chosen:
-            taps = jnp.zeros((len(chosen), *parts[0].shape), parts[0].dtype)
+            taps = jnp.broadcast_to(parts[0], (len(chosen), *parts[0].shape))
 
         def run_block(carry, block):
             parts, taps = carry
