@@ -128,6 +128,7 @@ def test_equals_the_reference(name):
     own = ("data.", "mesh.", "log.", "evaluation.", "checkpoint.")
     own += ("model.embed_dim", "model.depth", "model.num_heads", "model.dtype")
     own += (
+        "model.block",
         "model.attention",
         "model.remat",
         "model.scan_unroll",

@@ -204,7 +204,7 @@ def lost_interpolation(
     if readers is None:
         return None
     theirs = readers(bool(module.config.num_register_tokens))
-    ours = {field: getattr(module, field) for field in theirs}
+    ours = {field: getattr(module.config, field) for field in theirs}
     if ours == theirs:
         return None
     words = [

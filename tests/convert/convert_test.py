@@ -177,8 +177,8 @@ def test_a_run_goes_out_and_comes_back(uninterrupted, tmp_path):
         found = reading.read(path, which=which, heads=True)
         assert found.which == which
         for field in ("num_heads", "image_size", "interpolate_offset"):
-            wanted = getattr(expected[which].module, field)
-            assert getattr(found.module, field) == wanted
+            wanted = getattr(expected[which].module.config, field)
+            assert getattr(found.module.config, field) == wanted
         jax.tree.map(
             np.testing.assert_array_equal, found.params, expected[which].params
         )
