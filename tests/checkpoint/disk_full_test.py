@@ -1,7 +1,10 @@
 """A disk that is full or read-only for a while, or for good, under a run."""
 
 import json
+import logging
+import sys
 import time
+import warnings
 
 import disks
 import jax
@@ -12,7 +15,12 @@ import pytest
 from tensorboard.backend.event_processing import event_file_loader
 
 from dinov2_jax import errors
-from dinov2_jax.checkpoint import checkpointer, checksums, disk_space
+from dinov2_jax.checkpoint import (
+    checkpointer,
+    checksums,
+    disk_space,
+    orbax_logging,
+)
 from dinov2_jax.runtime import metric_writer
 
 FULL = "No space left on device"
@@ -26,6 +34,18 @@ def disk(tmp_path):
             yield disk
     except disks.Unavailable as reason:
         pytest.skip(f"no disk can be mounted: {reason}")
+
+
+@pytest.fixture
+def hushed(monkeypatch):
+    """As the training program silences orbax's threads when it starts."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    logger = logging.getLogger("asyncio")
+    before = logger.level
+    with warnings.catch_warnings():
+        orbax_logging.hush_threads()
+        yield
+    logger.setLevel(before)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +77,7 @@ def wait_for_failure(checkpoints):
         time.sleep(0.01)
 
 
-def test_saves_on_a_disk_that_is_full_for_a_while(disk, states, capfd):
+def test_saves_on_a_disk_that_is_full_for_a_while(disk, states, hushed, capfd):
     checkpoints = checkpointer.Checkpointer(disk.path, keep_last=2)
     path = checkpoints.path
     assert checkpoints.save(1, states[1]) == ""
@@ -86,7 +106,7 @@ def test_saves_on_a_disk_that_is_full_for_a_while(disk, states, capfd):
     assert capfd.readouterr().err == ""  # orbax's threads print nothing
 
 
-def test_saves_on_a_disk_that_is_read_only_for_a_while(disk, states, capfd):
+def test_saves_on_a_disk_that_is_read_only_for_a_while(disk, states, hushed, capfd):
     checkpoints = checkpointer.Checkpointer(disk.path)
     assert checkpoints.save(1, states[1]) == ""
     disk.make_read_only()

@@ -169,7 +169,7 @@ def test_two_at_once_and_other_flags(folder, tmp_path, capsys):
     with open(tmp_path / "out" / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert shard(folder, tmp_path / "out") == errors.BAD_INPUT
-    assert "another process is writing" in capsys.readouterr().err
+    assert "out is in use by another process: wait" in capsys.readouterr().err
     assert shard(folder, folder) == errors.BAD_INPUT
     assert "holds other files" in capsys.readouterr().err
 
