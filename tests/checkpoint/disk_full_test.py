@@ -1,10 +1,7 @@
 """A disk that is full or read-only for a while, or for good, under a run."""
 
 import json
-import logging
-import sys
 import time
-import warnings
 
 import disks
 import jax
@@ -36,16 +33,10 @@ def disk(tmp_path):
         pytest.skip(f"no disk can be mounted: {reason}")
 
 
-@pytest.fixture
-def hushed(monkeypatch):
-    """As the training program silences orbax's threads when it starts."""
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    logger = logging.getLogger("asyncio")
-    before = logger.level
-    with warnings.catch_warnings():
-        orbax_logging.hush_threads()
-        yield
-    logger.setLevel(before)
+@pytest.fixture(scope="module", autouse=True)
+def hushed():
+    """As the training program does when it starts."""
+    orbax_logging.hush_threads()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +68,7 @@ def wait_for_failure(checkpoints):
         time.sleep(0.01)
 
 
-def test_saves_on_a_disk_that_is_full_for_a_while(disk, states, hushed, capfd):
+def test_saves_on_a_disk_that_is_full_for_a_while(disk, states, capfd):
     checkpoints = checkpointer.Checkpointer(disk.path, keep_last=2)
     path = checkpoints.path
     assert checkpoints.save(1, states[1]) == ""
@@ -106,7 +97,7 @@ def test_saves_on_a_disk_that_is_full_for_a_while(disk, states, hushed, capfd):
     assert capfd.readouterr().err == ""  # orbax's threads print nothing
 
 
-def test_saves_on_a_disk_that_is_read_only_for_a_while(disk, states, hushed, capfd):
+def test_saves_on_a_disk_that_is_read_only_for_a_while(disk, states, capfd):
     checkpoints = checkpointer.Checkpointer(disk.path)
     assert checkpoints.save(1, states[1]) == ""
     disk.make_read_only()
