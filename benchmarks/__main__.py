@@ -16,12 +16,11 @@ range, after warm-up, on random input. Loading and embedding have their own prog
 import argparse
 import importlib
 import pathlib
-import signal
-import sys
 import time
 from collections.abc import Sequence
 
 from benchmarks import settings, workers
+from dinov2_jax import cli
 
 PARTS = {  # name -> module, whether it uses the device, share of --minutes
     "step": ("step", True, 6),
@@ -74,8 +73,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run the parts one after the other."""
     flags = parse()
-    # So that worker processes end with this one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    cli.exit_on_sigterm()  # so that worker processes end with this one
     end = time.monotonic() + 60 * flags.minutes if flags.minutes else None
     device = {"platform": "cpu", "kind": "cpu"}
     if any(PARTS[part][1] for part in flags.parts):

@@ -15,10 +15,11 @@ from benchmarks.settings import Settings
 
 def run(args: Settings) -> None:
     """Measure, print the table and write the results."""
-    from dinov2_jax.data.decode import image_decoder
+    from dinov2_jax.data.decode import image_decoder, pillow_setup
     from dinov2_jax.data.sources import registry
     from dinov2_jax.data.tools import bench, throughput
 
+    pillow_setup.configure()  # as the program does when it starts
     sizes = throughput.Sizes(56, 28, 2) if args.tiny else throughput.Sizes()
     with tempfile.TemporaryDirectory() as folder:
         bench.make_jpegs(pathlib.Path(folder), 16 if args.tiny else 2000)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import environment, settings
+from dinov2_jax import files
 
 Row = dict[str, Any]
 
@@ -26,7 +27,7 @@ def write(name: str, args: settings.Settings, rows: Sequence[Row], **more: Any) 
         "overrides": args.overrides,
     }
     text = json.dumps(about | more | {"rows": list(rows)}, indent=1)
-    (args.results / f"{name}.json").write_text(text + "\n")
+    files.write_text(args.results / f"{name}.json", text + "\n")
 
 
 def show(columns: Mapping[str, Callable[[Row], str]], rows: Sequence[Row]) -> None:

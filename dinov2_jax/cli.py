@@ -1,30 +1,40 @@
-"""The command `dinov2-jax`, and command-line helpers that all programs share.
+"""The command `dinov2-jax`, and what all programs share: start, end and parser.
 
-`dinov2-jax embed ...` does the same as `python -m dinov2_jax.embed ...`.
+`dinov2-jax embed ...` does the same as `python -m dinov2_jax.embed ...`. `errors` has
+the exit codes.
 """
 
 import argparse
 import ctypes
 import difflib
+import errno
+import logging
 import os
 import runpy
+import select
+import signal
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from dinov2_jax import errors
 
 # Name: module, arguments inserted before the user's, and a one-line description.
 _PROGRAMS = {
-    "train": ("main", [], "train, or go on training, as a config says"),
-    "preflight": ("main", ["--preflight"], "try what a run will need, and end"),
-    "embed": ("embed", [], "write the features of every image in a folder"),
-    "visualize": ("visualize", [], "draw what a model sees in photographs"),
-    "convert": ("convert", [], "write weights for other frameworks, verified"),
-    "data": ("data", [], "scan, measure and pack data sets"),
-    "status": ("status", [], "say how a run is doing"),
-    "aot": ("aot", [], "compile a run for a machine that is not here: does it fit?"),
+    "train": ("main", [], "train a model, or resume its training"),
+    "preflight": ("main", ["--preflight"], "check everything that a run will need"),
+    "embed": ("embed", [], "compute the features of all images in a folder"),
+    "visualize": ("visualize", [], "draw features and attention of images"),
+    "convert": ("convert", [], "export weights to other frameworks and verify them"),
+    "data": ("data", [], "check, measure and pack data sets"),
+    "status": ("status", [], "show the progress of runs"),
+    "aot": ("aot", [], "compile a run for another machine: memory, traffic and time"),
     "launch": ("launch", [], "copy the scripts that start runs on clusters"),
 }
+# Failures of a disk, which are no fault of the command line.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+_NOISY = ("jax", "orbax", "absl", "grain", "tensorstore", "httpx")  # loggers
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _NEVER = -1  # converted to the largest size_t
 
@@ -34,7 +44,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage(), file=sys.stdout if arguments else sys.stderr)
-        sys.exit(0 if arguments else errors.BAD_INPUT)
+        sys.exit(errors.DONE if arguments else errors.BAD_INPUT)
     name = arguments.pop(0)
     if name not in _PROGRAMS:
         close = difflib.get_close_matches(name, _PROGRAMS, n=1)
@@ -53,8 +63,108 @@ def _usage() -> str:
     width = max(map(len, _PROGRAMS))
     lines = [f"  {name:{width}}  {about}" for name, (*_, about) in _PROGRAMS.items()]
     return "\n".join(
-        ["usage: dinov2-jax COMMAND ...", "", *lines, "", "COMMAND --help tells more."]
+        [
+            "usage: dinov2-jax COMMAND ...",
+            "",
+            *lines,
+            "",
+            "dinov2-jax COMMAND --help lists the flags of a command.",
+        ]
     )
+
+
+def start(
+    program: Callable[[], int | None], *, log_level: int = logging.WARNING
+) -> NoReturn:
+    """Run a program as this process, and exit with its code.
+
+    Sets up logging, and ends quietly if the reader of standard output has ended, as in
+    `dinov2-jax status runs/a | head -1`.
+
+    Args:
+      program: The program's `main`; it returns an exit code or raises SystemExit.
+      log_level: Least severe level of messages that are shown.
+    """
+    log_to_stderr(log_level)
+    try:
+        try:
+            code: Any = program()
+        except SystemExit as leaving:
+            code = leaving.code
+        if sys.stdout is not None:
+            sys.stdout.flush()  # at exit, an error would be printed with a traceback
+    except BrokenPipeError:
+        if not _reader_has_ended():
+            raise
+        code = errors.CLOSED_OUTPUT
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _reader_has_ended() -> bool:
+    """Return whether standard output is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def exit_code(
+    run: Callable[[], int | None],
+    *,
+    interrupted: str = "",
+    process: Callable[[], str] = str,
+    crash_on_file_errors: bool = False,
+) -> int:
+    """Run a program; report foreseen errors in one line, and return the exit code.
+
+    Args:
+      run: The program; it returns an exit code, or None for success.
+      interrupted: What a user who presses Ctrl-C should know.
+      process: Function that returns the prefix of errors of one process among several.
+      crash_on_file_errors: Whether other file errors than a failing disk are raised,
+        because the program has files of its own, not only those that users name.
+    """
+    try:
+        return run() or errors.DONE
+    except errors.UserError as error:
+        kind = "" if error.exit_code == errors.REQUEUE else "error: "
+        print(f"{kind}{process()}{error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # of standard output, see `start`
+        raise
+    except OSError as error:
+        of_disk = error.errno in _DISK_ERRORS
+        if crash_on_file_errors and not of_disk:
+            raise
+        text = error.strerror or str(error)
+        if error.filename is not None or of_disk:
+            text = f"{os.fsdecode(error.filename or 'a file')}: {text}"
+        if of_disk:
+            text = f"{text}; when that is put right, give the same command again"
+        print(f"error: {process()}{text}", file=sys.stderr)
+        return errors.TRY_AGAIN if of_disk else errors.BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"interrupted{interrupted and ': '}{interrupted}", file=sys.stderr)
+        return errors.INTERRUPTED
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM raise SystemExit, so that temporary files are removed.
+
+    For programs that are soon back in Python: one that compiles for minutes, or waits
+    for other processes, would not end before that.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(errors.TERMINATED))
+
+
+def log_to_stderr(level: int) -> None:
+    """Print the messages of loggers, but of some libraries only warnings."""
+    logging.basicConfig(
+        level=level, format="%(message)s", stream=sys.stderr, force=True
+    )
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets")
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,7 +175,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message as one line and exit with code 2."""
-        print(f"error: {message}; --help tells more", file=sys.stderr)
+        print(f"error: {message}; --help lists the flags", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
 
 

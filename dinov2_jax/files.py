@@ -1,8 +1,13 @@
-"""Files that appear whole or not at all, and the folder for what can be made again."""
+"""Atomic writes, locks between processes, and the cache folder."""
 
 import contextlib
+import fcntl
+import io
+import logging
 import os
 import pathlib
+import socket
+import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -56,6 +61,83 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """
     with whole(path) as file:
         file.write(text.encode())
+
+
+def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Give a complete file its name, after its content has reached the disk.
+
+    Args:
+      temporary: Path of the file, on the same file system as `path`.
+      path: Path that it gets; a file there is replaced.
+
+    Raises:
+      OSError: The file cannot be written or renamed.
+    """
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def lock(
+    path: str | os.PathLike, *, what: str, fix: str, patience: float = 0.0
+) -> io.FileIO:
+    """Hold a lock file until the returned file is closed.
+
+    The kernel releases the lock when the process ends, however it ends. The file stays
+    and describes its last owner. On a file system without locks nothing is checked.
+
+    Args:
+      path: Path of the lock file, which is created if it is missing.
+      what: Name of what the lock guards, for the error.
+      fix: Advice for when another process holds the lock, for the error.
+      patience: Seconds to wait for an owner on another host: network file systems keep
+        the lock of a lost host for a while.
+
+    Raises:
+      UserError: Another process holds the lock; the message names it.
+      OSError: The file cannot be opened.
+    """
+    file = open(path, "a+b", buffering=0)
+    deadline = None
+    while not _try_lock_if_supported(file.fileno()):
+        file.seek(0)
+        owner = file.read().decode(errors="replace").strip() or "another process"
+        in_use = f"{what} is in use by {owner}"
+        if deadline is None:
+            elsewhere = f" on {socket.gethostname()} since " not in owner
+            deadline = time.monotonic() + (patience if elsewhere else 0.0)
+            if elsewhere and patience:
+                logging.warning("%s: waiting up to %d s", in_use, patience)
+        if time.monotonic() >= deadline:
+            file.close()
+            raise errors.UserError(f"{in_use}: {fix}")
+        time.sleep(1)
+    file.truncate(0)
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
+    return file
+
+
+def _try_lock_if_supported(descriptor: int) -> bool:
+    try:
+        return try_lock(descriptor)
+    except OSError:
+        return True
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder; return False if another process holds it.
+
+    The lock is released when the descriptor is closed or the process ends.
+
+    Raises:
+      OSError: The file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def cache_folder() -> pathlib.Path:

@@ -2,7 +2,6 @@
 
 import pathlib
 import shutil
-import sys
 
 from dinov2_jax import cli, errors
 
@@ -24,19 +23,22 @@ def main() -> int:
         help="a new one; default: ./launch",
     )
     folder = parser.parse_args().folder
+    return cli.exit_code(lambda: _copy(folder))
+
+
+def _copy(folder: pathlib.Path) -> None:
     # Inside the package when installed, beside it in a checkout.
     inside, beside = _PACKAGE / "launch", _PACKAGE.parent / "launch"
     try:
         shutil.copytree(inside if inside.is_dir() else beside, folder)
-    except FileExistsError:
-        print(f"error: {folder} exists: name another folder", file=sys.stderr)
-        return errors.BAD_INPUT
+    except FileExistsError as error:
+        raise errors.UserError(f"{folder} exists: name another folder") from error
     except OSError as error:
-        print(f"error: cannot write {folder}: {error}", file=sys.stderr)
-        return errors.BAD_INPUT
+        raise errors.UserError(
+            f"cannot write {folder} ({error.strerror or error}): name another folder"
+        ) from error
     print(f"the launchers are in {folder}; each has --help and --dry-run")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

@@ -1,12 +1,10 @@
 """Trains DINOv2: dinov2-jax train --config=vitg --workdir=DIR."""
 
-import errno
 import logging
 import pathlib
 import re
 import sys
 import traceback
-import warnings
 from typing import Any
 
 from absl import app, flags
@@ -14,10 +12,11 @@ from ml_collections import config_flags
 
 from dinov2_jax import cli, configs, errors
 from dinov2_jax import config as config_lib
+from dinov2_jax.checkpoint import orbax_logging
 from dinov2_jax.configs import default
+from dinov2_jax.data.decode import pillow_setup
 from dinov2_jax.runtime import distributed
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -44,9 +43,16 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.
 
 def main(argv: list[str]) -> None:
     """Train as the flags say; exit with a code of `errors` on expected errors."""
-    _log_to_stderr()
+    cli.log_to_stderr(logging.INFO)
+    pillow_setup.configure()
+    orbax_logging.hush_threads()
     try:
-        code = _train(argv)
+        code = cli.exit_code(
+            lambda: _train(argv),
+            interrupted="the same command resumes the run",
+            process=distributed.name,
+            crash_on_file_errors=True,
+        )
     except Exception:
         if not distributed.joined():
             raise
@@ -57,37 +63,20 @@ def main(argv: list[str]) -> None:
 
 def _train(argv: list[str]) -> int:
     """Train, or run the preflight checks, and return the exit code."""
-    try:
-        config, workdir = _config_and_workdir(argv)
-        cluster = distributed.make_cluster(
-            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-        )
-        profile = _steps_to_profile(_PROFILE.value)
-        # These import jax, which is slow: check the flags first.
-        if _PREFLIGHT.value:
-            from dinov2_jax import preflight
+    config, workdir = _config_and_workdir(argv)
+    cluster = distributed.make_cluster(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
+    profile = _steps_to_profile(_PROFILE.value)
+    # These import jax, which is slow: check the flags first.
+    if _PREFLIGHT.value:
+        from dinov2_jax import preflight
 
-            return preflight.preflight(config, workdir, cluster)
-        from dinov2_jax import train
+        return preflight.preflight(config, workdir, cluster)
+    from dinov2_jax import train
 
-        train.train(config, workdir, cluster, profile)
-    except errors.UserError as error:
-        kind = "" if error.exit_code == errors.REQUEUE else "error: "
-        print(f"{kind}{distributed.name()}{error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
-            raise
-        print(
-            f"error: {distributed.name()}{error.filename or 'a file'}: "
-            f"{error.strerror}; when that is put right, the same command goes on",
-            file=sys.stderr,
-        )
-        return errors.TRY_AGAIN
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes the run", file=sys.stderr)
-        return errors.INTERRUPTED
-    return 0
+    train.train(config, workdir, cluster, profile)
+    return errors.DONE
 
 
 def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
@@ -119,6 +108,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         argv = _with_path_of_config(given)
         sys.argv = argv  # where config_flags looks
         return flags.FLAGS(argv)
+    except SystemExit:  # absl exits with 1 after --help
+        sys.exit(errors.DONE)
     except Exception as error:  # a config may raise anything
         message = _broken_config(error, argv) or _unknown_fields(given)
         message = message or " ".join(str(error).split())
@@ -168,17 +159,8 @@ def _unknown_fields(argv: list[str]) -> str:
     )
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
-    for noisy in ("jax", "orbax", "absl", "grain", "tensorstore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets")
-
-
 if __name__ == "__main__":
     cli.keep_freed_memory()
     # Seconds, instead of 0.005, until a saving thread yields to the training loop.
     sys.setswitchinterval(0.0005)
-    app.run(main, flags_parser=parse_flags)
+    cli.start(lambda: app.run(main, flags_parser=parse_flags), log_level=logging.INFO)

@@ -6,12 +6,9 @@ one line a check. The run's folder is left as it was.
 
 import contextlib
 import math
-import os
 import pathlib
 import shutil
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dinov2_jax import cli, errors, files, sharding, trainer
 from dinov2_jax import config as config_lib
-from dinov2_jax import errors, sharding, trainer
 from dinov2_jax.checkpoint import checkpointer, disk_space
 from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
@@ -57,7 +54,7 @@ def preflight(
     config_lib.check(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     if not distributed.joined():  # a single process can stop at once
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        cli.exit_on_sigterm()
     flight = _Preflight(config, pathlib.Path(workdir))
     try:
         good = _try_all(flight)
@@ -180,12 +177,7 @@ class _Preflight:
             config_lib.check_resume(self.config, self.workdir)
         workdir_lib.make_workdir(self.workdir)
         self.scratch.mkdir(exist_ok=True)
-        temporary = self._file(jax.process_index()).with_suffix(".tmp")
-        with open(temporary, "w") as file:
-            file.write("written by --preflight\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self._file(jax.process_index()))
+        files.write_text(self._file(jax.process_index()), "written by --preflight\n")
         needed = disk_space.bytes_of(self.trainer.state)
         path = self.workdir / "checkpoints"
         path = path if path.is_dir() else self.workdir

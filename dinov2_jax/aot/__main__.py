@@ -12,28 +12,18 @@ import pathlib
 import sys
 import time
 
+from dinov2_jax import cli, errors, files
 from dinov2_jax import config as config_lib
-from dinov2_jax import errors
 from dinov2_jax.aot import config_file, machines, profiles
-
-_DOES_NOT_FIT = 1
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code, 1 if the step does not fit."""
-    logging.basicConfig(level=logging.ERROR)
-    try:
-        return _plan(argv)
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return errors.INTERRUPTED
-
-
-def _plan(argv: list[str] | None) -> int:
     args, overrides = _parser().parse_known_args(argv)
+    return cli.exit_code(lambda: _plan(args, overrides))
+
+
+def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     machine = machines.parse(args.topology)
     config = config_file.read(args.config, overrides)
     config_lib.check_devices(config, machine.num_devices)
@@ -73,8 +63,8 @@ def _plan(argv: list[str] | None) -> int:
             print(f"\nit fits with  {found.description}\n\n{report.describe(changed)}")
             result["change"] = {"flags": found.description, "report": changed}
     if out:
-        out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["memory"]["fits"] else _DOES_NOT_FIT
+        files.write_text(out, json.dumps(result, indent=2) + "\n")
+    return errors.DONE if result["memory"]["fits"] else errors.DOES_NOT_FIT
 
 
 def _compile(config, machine, options, quick):
@@ -93,11 +83,10 @@ def _say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="dinov2-jax aot",
         description="Compiles the train step for a machine that need not be there.",
         epilog="--config.SECTION.FIELD=VALUE overrides a field of the config.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="a preset or a file")
     parser.add_argument(
@@ -127,4 +116,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main, log_level=logging.ERROR)

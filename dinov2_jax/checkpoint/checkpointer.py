@@ -1,7 +1,6 @@
 """Saving and restoring the whole `TrainState`."""
 
 import contextlib
-import logging
 import pathlib
 import shutil
 import sys
@@ -54,8 +53,6 @@ class Checkpointer:
         self._step: int | None = None  # of the last save
         self._failed_in_a_row = 0
         self.failed = False
-        logging.getLogger("absl").setLevel(logging.WARNING)
-        orbax_logging.hush_threads()
         self._manager = self._make_manager()
 
     def _make_manager(self) -> ocp.CheckpointManager:

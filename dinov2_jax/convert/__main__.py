@@ -7,46 +7,31 @@ import json
 import logging
 import os
 import pathlib
-import signal
 import sys
 import tempfile
 from typing import Any
 
 from dinov2_jax import cli, errors
+from dinov2_jax.convert import formats
 
 _KEEPS_ALL = ("torch-hub", "safetensors", "huggingface", "orbax")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as the flags say and return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("jax", "orbax", "absl", "tensorstore", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # weights need no accelerator
-    try:
-        from dinov2_jax.convert import targets  # imports jax, after the lines above
-
-        _convert(_parser(list(targets.TARGETS)).parse_args(argv))
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return errors.INTERRUPTED
-    return 0
+    args = _parser().parse_args(argv)
+    return cli.exit_code(lambda: _convert(args))
 
 
-def _parser(names: list[str]) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="dinov2-jax convert",
-        description="Converts DINOv2 weights and runs the result in its own world.",
+        description="Converts DINOv2 weights, loads the result with the target's own "
+        "library and compares features.",
     )
     parser.add_argument("source", help="whatever dinov2_jax.load takes")
     parser.add_argument("destination", type=pathlib.Path, help="file or folder")
-    parser.add_argument("--to", required=True, choices=names)
+    parser.add_argument("--to", required=True, choices=list(formats.FORMATS))
     parser.add_argument(
         "--which",
         choices=("teacher", "student", "both"),
@@ -83,14 +68,15 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    both = args.which == "both"
+    heads = args.heads or both
+    target = formats.check(args.to, args.destination, heads=heads, both=both)
+    # These import jax.
     from dinov2_jax.convert import destination as destination_lib
     from dinov2_jax.convert import targets
     from dinov2_jax.weights import reading
     from dinov2_jax.weights import report as report_lib
 
-    both = args.which == "both"
-    heads = args.heads or both
-    target = targets.check(args.to, args.destination, heads=heads, both=both)
     destination = destination_lib.Destination(
         args.destination.absolute(), is_file=bool(target.suffixes), target=args.to
     )
@@ -116,7 +102,7 @@ def _convert(args: argparse.Namespace) -> None:
         dir=path.parent, prefix=f".{path.name}."
     ) as folder:
         written = pathlib.Path(folder) / path.name
-        target.write(written, owners, size, heads)
+        targets.WRITERS[args.to](written, owners, size, heads)
         checked: dict[str, Any] = {"skipped": "--no-verify"}
         lost = targets.lost_interpolation(args.to, weights.module)
         if not args.no_verify:
@@ -240,6 +226,6 @@ def _say(destination: pathlib.Path, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # SIGTERM ends the program like Ctrl-C, so that temporary files are removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    sys.exit(main())
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # weights need no accelerator
+    cli.exit_on_sigterm()
+    cli.start(main, log_level=logging.INFO)

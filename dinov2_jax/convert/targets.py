@@ -1,12 +1,10 @@
 """Writers of a backbone's weights in the format of each target."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph, stablehlo
 from dinov2_jax.models import model_config, vision_transformer
 from dinov2_jax.weights import (
@@ -22,26 +20,7 @@ from dinov2_jax.weights import (
 )
 
 Owners = Mapping[str | None, reading.Weights]
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A format to export to.
-
-    Attributes:
-      write: Function (path, weights by owner, (height, width), heads) -> None.
-      suffixes: Suffixes of the files it writes; empty for a folder.
-      takes_heads: Whether it can hold projection heads.
-      bakes_size: Whether an export is for one image size only.
-      interpolation: Function from whether there are registers to how its readers
-        interpolate position embeddings; None if they do so as the model does.
-    """
-
-    write: Callable[[pathlib.Path, Owners, tuple[int, int], bool], None]
-    suffixes: tuple[str, ...]
-    takes_heads: bool = False
-    bakes_size: bool = False
-    interpolation: Callable[[bool], dict[str, Any]] | None = None
+Writer = Callable[[pathlib.Path, Owners, tuple[int, int], bool], None]
 
 
 def backbone_tensors(weights: reading.Weights) -> dict[str, lazy_tensor.LazyTensor]:
@@ -178,21 +157,23 @@ def _in_timm(registers: bool) -> dict[str, Any]:
     return {"interpolate_offset": 0.0, "interpolate_antialias": True}
 
 
-_in_hub = model_config.assumed_interpolation
-TARGETS = {
-    "torch-hub": Target(
-        _write_torch_hub, (".pth", ".pt"), takes_heads=True, interpolation=_in_hub
-    ),
-    "huggingface": Target(_write_huggingface, (), interpolation=_in_transformers),
-    "timm": Target(
-        _write_timm, (".safetensors", ".pth", ".pt"), interpolation=_in_timm
-    ),
-    "safetensors": Target(
-        _write_safetensors, (".safetensors",), takes_heads=True, interpolation=_in_hub
-    ),
-    "onnx": Target(_write_onnx, (".onnx",), bakes_size=True),
-    "stablehlo": Target(_write_stablehlo, (), bakes_size=True),
-    "orbax": Target(_write_orbax, (), takes_heads=True),
+# Functions (path, weights by owner, (height, width), heads) -> None.
+WRITERS: dict[str, Writer] = {
+    "torch-hub": _write_torch_hub,
+    "huggingface": _write_huggingface,
+    "timm": _write_timm,
+    "safetensors": _write_safetensors,
+    "onnx": _write_onnx,
+    "stablehlo": _write_stablehlo,
+    "orbax": _write_orbax,
+}
+# Functions from whether there are registers to how a target's readers interpolate
+# position embeddings; the readers of other targets do so as the model does.
+_INTERPOLATION: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "torch-hub": model_config.assumed_interpolation,
+    "huggingface": _in_transformers,
+    "timm": _in_timm,
+    "safetensors": model_config.assumed_interpolation,
 }
 
 
@@ -200,7 +181,7 @@ def lost_interpolation(
     name: str, module: vision_transformer.VisionTransformer
 ) -> str | None:
     """Say how a target's readers interpolate unlike a module; return None if alike."""
-    readers = TARGETS[name].interpolation
+    readers = _INTERPOLATION.get(name)
     if readers is None:
         return None
     theirs = readers(bool(module.config.num_register_tokens))
@@ -216,33 +197,3 @@ def lost_interpolation(
         f"readers of --to {name} interpolate position embeddings otherwise ({words[0]})"
         f" than this model ({words[1]})"
     )
-
-
-def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Target:
-    """Return the named target, if it can hold what is asked for at this path.
-
-    Raises:
-      UserError: The suffix is wrong, or the target cannot hold heads or both models.
-    """
-    target = TARGETS[name]
-    if target.suffixes and path.suffix not in target.suffixes:
-        raise errors.UserError(
-            f"{path} should end in {' or '.join(target.suffixes)} for --to {name}"
-        )
-    if not target.suffixes and path.suffix in (".pth", ".pt", ".safetensors", ".onnx"):
-        raise errors.UserError(
-            f"--to {name} writes a folder, and {path} reads like a file: leave out "
-            f"{path.suffix}"
-        )
-    if heads and not target.takes_heads:
-        places = ", ".join(k for k, t in TARGETS.items() if t.takes_heads)
-        raise errors.UserError(
-            f"--to {name} has no place for projection heads: leave out --heads or use "
-            f"one of {places}"
-        )
-    if both and name == "orbax":
-        raise errors.UserError(
-            "--to orbax holds one of teacher and student: convert twice, or use "
-            "torch-hub or safetensors for --which both"
-        )
-    return target

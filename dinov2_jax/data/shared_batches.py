@@ -7,7 +7,6 @@ with a process that warns at exit about each one that a race left behind.
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import mmap
 import os
@@ -17,6 +16,8 @@ import tempfile
 from typing import Any
 
 import numpy as np
+
+from dinov2_jax import files
 
 _MEMORY = pathlib.Path("/dev/shm")
 _PREFIX = "dinov2_jax_loader_"
@@ -35,8 +36,7 @@ class Folder:
             self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
             with contextlib.suppress(FileNotFoundError):  # removed as stale
                 self._lock = os.open(self.path, os.O_RDONLY)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-                if os.path.isdir(self.path):
+                if files.try_lock(self._lock) and os.path.isdir(self.path):
                     return
                 os.close(self._lock)
 
@@ -54,11 +54,11 @@ class Folder:
 
 def _remove_stale(parent: pathlib.Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # in use, another user's, or just removed
+        with contextlib.suppress(OSError):  # another user's, or just removed
             lock = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                if files.try_lock(lock):
+                    shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
 

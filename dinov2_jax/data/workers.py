@@ -14,6 +14,8 @@ import struct
 import threading
 import time
 
+from dinov2_jax.data.decode import pillow_setup
+
 # grain imports jax in every worker, and there may be a worker per core.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -52,6 +54,7 @@ def initialise(index: int, count: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    pillow_setup.configure()
     # PR_SET_PDEATHSIG would fire when the thread that started this process ends, and
     # os.getppid() is wrong if the trainer was killed while this process started.
     parent = multiprocessing.parent_process().pid

@@ -24,6 +24,7 @@ import sys
 from typing import Any
 
 from dinov2_jax import cli, errors
+from dinov2_jax.data.decode import pillow_setup
 
 FEATURES = ("cls", "patch_mean", "cls+patch_mean", "patches")
 _MAX_CPU_DEVICES = 8
@@ -85,15 +86,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Embed as the flags say and return the exit code."""
     args = parse_arguments(argv)
-    try:
-        embed(args)
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes the run", file=sys.stderr)
-        return errors.INTERRUPTED
-    return 0
+    return cli.exit_code(
+        lambda: embed(args), interrupted="the same command resumes the run"
+    )
 
 
 def embed(args: argparse.Namespace) -> None:
@@ -322,4 +317,5 @@ def _say(text: str) -> None:
 if __name__ == "__main__":
     cli.keep_freed_memory()
     one_device_a_core()
-    sys.exit(main())
+    pillow_setup.configure()
+    cli.start(main)

@@ -105,7 +105,7 @@ def publish(
             rows = table
         out.unlink(missing_ok=True)  # never beside another's description
         _describe(out, rows, count, names(), skipped, settings)
-        os.replace(rows, out)
+        files.publish(rows, out)
     except OSError as error:
         raise errors.UserError(
             f"cannot write {out} ({error.strerror}): put that right; the same command "

@@ -12,7 +12,6 @@ valid. The next start cuts off rows beyond them and an incomplete last line.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -20,7 +19,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -81,8 +80,13 @@ class Unfinished:
     def __enter__(self) -> "Unfinished":
         with contextlib.ExitStack() as stack, self._writing():
             self._folder.mkdir(exist_ok=True)
-            self._lock = stack.enter_context(open(self._folder / "lock", "wb"))
-            _take(self._lock, self._out)
+            stack.enter_context(
+                files.lock(
+                    self._folder / "lock",
+                    what=str(self._out),
+                    fix="wait for it to end or choose another --out",
+                )
+            )
             self._refuse_another_run()
             with files.open_new(self._folder / "run.json") as file:
                 file.write(json.dumps(self._settings, indent=2).encode())
@@ -200,18 +204,6 @@ def folder_of(out: pathlib.Path) -> pathlib.Path:
 def remove(out: pathlib.Path) -> None:
     """Remove the folder in which a run worked."""
     shutil.rmtree(folder_of(out), ignore_errors=True)
-
-
-def _take(lock: BinaryIO, out: pathlib.Path) -> None:
-    """Hold a lock file until it is closed or the process ends."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise errors.UserError(
-            f"another process is writing {out}: wait for it or choose another --out"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype, count: int) -> bytes:

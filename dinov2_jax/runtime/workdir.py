@@ -3,15 +3,11 @@
 WORKDIR/data.json describes the images of the run, so that a change is reported.
 """
 
-import fcntl
+import io
 import json
-import logging
-import os
 import pathlib
-import socket
 import tempfile
-import time
-from typing import Any, TextIO
+from typing import Any
 
 from dinov2_jax import errors, files
 from dinov2_jax.data.sources import messages
@@ -36,42 +32,18 @@ def make_workdir(workdir: pathlib.Path) -> None:
         ) from error
 
 
-def lock(workdir: pathlib.Path) -> TextIO:
-    """Lock the run's folder for as long as the returned file stays open.
-
-    The kernel releases WORKDIR/run.lock when the process ends, however it ends. On a
-    file system without locks nothing is checked.
+def lock(workdir: pathlib.Path) -> io.FileIO:
+    """Lock the run's folder, by WORKDIR/run.lock, until the returned file is closed.
 
     Raises:
       UserError: Another process holds the lock.
     """
-    file = open(workdir / "run.lock", "a+")
-    deadline = None
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            pass
-        except OSError:
-            break
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        in_use = f"{workdir} is in use by {holder}"
-        if deadline is None:
-            elsewhere = f" on {socket.gethostname()} since " not in holder
-            deadline = time.monotonic() + (_PATIENCE if elsewhere else 0)
-            if elsewhere:
-                logging.warning("%s: waiting up to %d s", in_use, _PATIENCE)
-        if time.monotonic() >= deadline:
-            file.close()
-            raise errors.UserError(f"{in_use}: end it or choose another --workdir")
-        time.sleep(1)
-    file.truncate(0)
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n")
-    file.flush()
-    return file
+    return files.lock(
+        workdir / "run.lock",
+        what=str(workdir),
+        fix="end it or choose another --workdir",
+        patience=_PATIENCE,
+    )
 
 
 def write_config(config: Any, workdir: pathlib.Path) -> None:

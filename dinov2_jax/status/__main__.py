@@ -4,7 +4,6 @@ Reads the files that the run writes. It works wherever the folder is mounted, an
 no device.
 """
 
-import argparse
 import datetime
 import json
 import pathlib
@@ -12,7 +11,7 @@ import statistics
 import sys
 from typing import Any
 
-from dinov2_jax import errors
+from dinov2_jax import cli, errors
 from dinov2_jax.runtime import bad_images, event_log, timing
 
 _SILENT = 300.0  # seconds without an event after which a run may be dead
@@ -21,12 +20,16 @@ _BACK = 1000  # steps between the two losses that are shown
 
 def main(argv: list[str] | None = None) -> int:
     """Print the status of the runs on the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="dinov2-jax status", description=__doc__.splitlines()[0]
-    )
+    parser = cli.Parser(prog="dinov2-jax status", description=__doc__.splitlines()[0])
     parser.add_argument("workdir", nargs="+", type=pathlib.Path)
-    code, between = 0, ""
-    for workdir in parser.parse_args(argv).workdir:
+    args = parser.parse_args(argv)
+    return cli.exit_code(lambda: _print_all(args.workdir))
+
+
+def _print_all(workdirs: list[pathlib.Path]) -> int:
+    """Print the status of each run; return the exit code of the last error."""
+    code, between = errors.DONE, ""
+    for workdir in workdirs:
         try:
             report = status(workdir, datetime.datetime.now(datetime.UTC))
         except errors.UserError as error:
@@ -265,4 +268,4 @@ def _ago(event, now) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

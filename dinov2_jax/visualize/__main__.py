@@ -1,16 +1,14 @@
 """Pictures of what a backbone sees: python -m dinov2_jax.visualize A.jpg --model M."""
 
 import argparse
-import logging
 import os
 import pathlib
-import sys
 import tempfile
 
 import numpy as np
 
 from dinov2_jax import cli, errors
-from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.decode import image_decoder, pillow_setup
 
 _MAX_STEM = 60  # characters of an image's name in a picture's name
 
@@ -27,17 +25,10 @@ cropped. It is turned upright as its EXIF orientation says.
 
 def main(argv: list[str] | None = None) -> int:
     """Draw as the flags say and return the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = _parser().parse_args(argv)
-    try:
-        _draw(args)
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: no picture was left half written", file=sys.stderr)
-        return errors.INTERRUPTED
-    return 0
+    return cli.exit_code(
+        lambda: _draw(args), interrupted="no picture was left half written"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -234,4 +225,5 @@ def _make_folder(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    pillow_setup.configure()
+    cli.start(main)

@@ -12,7 +12,12 @@ import pytest
 from tensorboard.backend.event_processing import event_file_loader
 
 from dinov2_jax import errors
-from dinov2_jax.checkpoint import checkpointer, checksums, disk_space
+from dinov2_jax.checkpoint import (
+    checkpointer,
+    checksums,
+    disk_space,
+    orbax_logging,
+)
 from dinov2_jax.runtime import metric_writer
 
 FULL = "No space left on device"
@@ -26,6 +31,12 @@ def disk(tmp_path):
             yield disk
     except disks.Unavailable as reason:
         pytest.skip(f"no disk can be mounted: {reason}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hushed():
+    """As the training program does when it starts."""
+    orbax_logging.hush_threads()
 
 
 @pytest.fixture(scope="module")

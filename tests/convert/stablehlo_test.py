@@ -134,7 +134,8 @@ def test_a_bfloat16_module_gives_a_bfloat16_program(tmp_path):
 
 def test_the_same_weights_give_the_same_bytes(tmp_path, exports):
     script = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests/convert')!r}]\n"
+        "import sys; sys.path[:0] = "
+        f"{[str(ROOT / folder) for folder in ('', 'tests', 'tests/convert')]}\n"
         "import stablehlo_test\n"
         "(lambda: stablehlo_test.write_small('x', 'swiglu_registers'))()"
     )

@@ -142,7 +142,7 @@ def test_another_run_is_refused_by_name_or_dropped(tmp_path):
 
 def test_two_processes_do_not_share_it(tmp_path):
     with opened(tmp_path / "f"):
-        with pytest.raises(errors.UserError, match="another process is writing"):
+        with pytest.raises(errors.UserError, match="f is in use by pid .*--out"):
             with opened(tmp_path / "f"):
                 pass
     with opened(tmp_path / "f"):

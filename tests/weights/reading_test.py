@@ -185,9 +185,9 @@ def test_an_own_export_with_heads(tmp_path):
     head = random_weights.head_tensors()
     tensors |= {f"dino_head.{k}": v for k, v in head.items()}
     found = read(save(tmp_path / "a.pth", {"teacher": tensors}), heads=True)
-    target = targets.TARGETS["orbax"]
+    write = targets.WRITERS["orbax"]
     assert found.which == "teacher"
-    target.write(tmp_path / "own", {"teacher": found}, (56, 56), True)
+    write(tmp_path / "own", {"teacher": found}, (56, 56), True)
     again = reading.read(tmp_path / "own", heads=True)
     assert again.module == found.module and again.which == "teacher"
     assert again.preprocessing == found.preprocessing
@@ -365,9 +365,9 @@ def test_wrong_values_in_a_folder_of_timm(tmp_path):
 
 def test_wrong_values_in_an_export_and_in_a_run(tmp_path, uninterrupted):
     own = tmp_path / "own"
-    target = targets.TARGETS["orbax"]
+    write = targets.WRITERS["orbax"]
     found = read(save(tmp_path / "a.pth", weights()))
-    target.write(own, {None: found}, (56, 56), False)
+    write(own, {None: found}, (56, 56), False)
     described = json.loads((own / "model.json").read_text())
     for part, field, bad in (
         ("model", "embed_dim", ("x", 0, 129)),

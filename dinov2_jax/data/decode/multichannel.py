@@ -3,7 +3,6 @@
 For what Pillow cannot hold: 13 satellite bands, slices of a volume, 16-bit colour.
 """
 
-import logging
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -98,7 +97,6 @@ def open_tiff(
     """
     import tifffile  # rarely needed
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what we raise
     tiff = tifffile.TiffFile(file)
     page = tiff.pages[0]
     pages = [page]

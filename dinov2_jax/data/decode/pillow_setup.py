@@ -1,4 +1,4 @@
-"""Settings of Pillow, libtiff and glibc, made before the first image is opened."""
+"""The formats that are read with Pillow, and settings for processes that decode."""
 
 import contextlib
 import ctypes
@@ -16,21 +16,6 @@ from PIL import (
     WebPImagePlugin,
 )
 
-# About EXIF blocks, TIFF tags and palettes: thousands of lines that help nobody.
-warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\..*")
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-logging.getLogger("PIL").setLevel(logging.CRITICAL)
-# libtiff prints a message for every damaged line of pixels.
-with contextlib.suppress(OSError, AttributeError):  # if Pillow is linked differently
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
-
-# Getting fresh memory takes longer than decoding into it. Pillow copies an image to
-# NumPy in pieces of this many bytes (64 KiB by default) and joins them; glibc keeps
-# freed memory only up to the size of blocks that were freed before, 32 MiB at most.
-# A JPEG of 2000 x 1500 px takes 30 ms without these two lines and 13 ms with them.
-ImageFile.MAXBLOCK = 2**24
-bytearray(2**25 - 2**16)  # never touched, and freed at once
-
 # Not all that Pillow reads: it would pass EPS, for example, to Ghostscript.
 FORMATS = (
     JpegImagePlugin.JpegImageFile.format,
@@ -40,3 +25,27 @@ FORMATS = (
     BmpImagePlugin.BmpImageFile.format,
     GifImagePlugin.GifImageFile.format,
 )
+
+
+def configure() -> None:
+    """Make decoding in this process quiet and faster, for all of its code.
+
+    Programs call this when they start, and so do their worker processes. It is not
+    done at import: who imports the package keeps the settings of the process.
+    """
+    # About EXIF blocks, TIFF tags and palettes: thousands of lines that help nobody.
+    warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\..*")
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    for name in ("PIL", "tifffile"):  # they log what is also raised
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # libtiff prints a message for every damaged line of pixels.
+    with contextlib.suppress(OSError, AttributeError):  # if Pillow is linked otherwise
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+    # Getting fresh memory takes longer than decoding into it. Pillow copies an image
+    # to NumPy in pieces of this many bytes (64 KiB by default) and joins them; glibc
+    # keeps freed memory only up to the size of blocks that were freed before, 32 MiB
+    # at most. A JPEG of 2000 x 1500 px takes 30 ms without these two lines and 13 ms
+    # with them.
+    ImageFile.MAXBLOCK = 2**24
+    bytearray(2**25 - 2**16)  # never touched, and freed at once

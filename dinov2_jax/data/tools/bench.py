@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from dinov2_jax import errors
+from dinov2_jax import errors, files
 from dinov2_jax.data.sources import photos
 from dinov2_jax.data.tools import program_flags, throughput
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         )
     print(table(found))
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        files.write_text(args.json, json.dumps(found, indent=1) + "\n")
 
 
 def _check_sizes(sizes: throughput.Sizes, channels: int) -> None:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dinov2_jax.data.decode import pillow_setup
+
 _AHEAD = 32  # results per process that may wait for an earlier one
 _CHUNK = 8  # items that a process gets at a time
 _START_SECONDS = 120.0  # time limit for a process to start, on a busy machine
@@ -189,6 +191,7 @@ class _Worker:
 
 def _serve(work, connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    pillow_setup.configure()
 
     def leave_with_parent():
         while os.getppid() == parent:

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         del options["quality"]  # not used
     options |= program_flags.decoding(decoder)
     packing = Packing(source, decoder, args.resize, args.quality)
-    with shard_folder.locked(args.destination):
+    with shard_folder.lock(args.destination):
         destination = shard_folder.Destination(args.destination, source, options)
         if not destination.finished:
             _write_all(packing, destination, limit, args)

@@ -3,10 +3,8 @@
 The latter says which images went into which shard, so that a stopped run can continue.
 """
 
-import contextlib
-import fcntl
+import io
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -116,28 +114,21 @@ class Shard:
             "file_bytes": self._temporary.stat().st_size,
             "bad": self.bad,
         }
-        with open(self._temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._temporary, self._destination.path / self._name)
+        files.publish(self._temporary, self._destination.path / self._name)
         self._destination.shards.append(entry)
         self._destination.note(finished=False)
 
 
-@contextlib.contextmanager
-def locked(path: pathlib.Path):
-    """Create the folder, and keep other processes from writing there."""
+def lock(path: pathlib.Path) -> io.FileIO:
+    """Create the folder, and lock it until the returned file is closed.
+
+    Raises:
+      UserError: Another process holds the lock, or the folder cannot be written.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")
+        return files.lock(path / ".lock", what=str(path), fix="wait for it to end")
     except OSError as error:
         raise errors.UserError(
             f"cannot write to {path} ({error.strerror}): name another folder"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise errors.UserError(
-                f"another process is writing to {path}: wait for it"
-            ) from error
-        yield

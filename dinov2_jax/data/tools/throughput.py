@@ -17,7 +17,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.augment import crop_boxes, fast_resize, on_host, policies, resize
-from dinov2_jax.data import batch_builder, loader, multi_crop, workers
+from dinov2_jax.data import multi_crop, workers
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
 from dinov2_jax.data.tools import reference_pipeline
@@ -242,6 +242,8 @@ def _loader(
     source, sizes: Sizes, count: int, rounds: int, channels: int
 ) -> list[float]:
     """Return the images per second that reach the main process, by round."""
+    from dinov2_jax.data import batch_builder, loader  # import grain, which imports jax
+
     batch = min(32, len(source))
     side = sizes.global_size // PATCH
     builder = batch_builder.BatchBuilder(

@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.decode import image_decoder, pillow_setup
 
 MAX_PIXELS = 1_000_000
 TIME_LIMIT = 10  # seconds per image
@@ -345,6 +345,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.decode:
+        pillow_setup.configure()
         decode_many(args.seed, args.start, args.count)
         return 0
     report = run(args.seed, args.count, args.keep)

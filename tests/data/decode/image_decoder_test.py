@@ -334,7 +334,8 @@ def test_no_warnings(tmp_path):
     palette.save(path, transparency=bytes([0, 128, 255]))
     (tmp_path / "big.png").write_bytes(huge_png(10_000))
     code = (
-        "import sys; from dinov2_jax.data.decode import image_decoder\n"
+        "import sys; from dinov2_jax.data.decode import image_decoder, pillow_setup\n"
+        "pillow_setup.configure()\n"
         "image_decoder.Decoder(99).decode(sys.argv[1], name='')\n"
         "try: image_decoder.Decoder(99).decode(sys.argv[2], name='')\n"
         "except image_decoder.BadImage: pass\n"

@@ -1,6 +1,5 @@
 """Sharding: the same bytes, names and labels; resumed shards are those of one run."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import array_record, registry
+from dinov2_jax.data.tools import shard_folder
 
 ROOT = pathlib.Path(__file__).parents[3]
 BAD = ("broken.jpg", "zz.png")
@@ -166,10 +166,9 @@ def test_two_at_once_and_other_flags(folder, tmp_path, capsys):
     assert "other images or other flags" in capsys.readouterr().err
     (folder / "a" / "more.png").write_bytes(b"x")
     assert shard(folder, tmp_path / "out") == errors.BAD_INPUT
-    with open(tmp_path / "out" / ".lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with shard_folder.lock(tmp_path / "out"):
         assert shard(folder, tmp_path / "out") == errors.BAD_INPUT
-    assert "another process is writing" in capsys.readouterr().err
+    assert f"out is in use by pid {os.getpid()} on " in capsys.readouterr().err
     assert shard(folder, folder) == errors.BAD_INPUT
     assert "holds other files" in capsys.readouterr().err
 

@@ -1,0 +1,148 @@
+"""Start and end of programs: exit codes, closed output, signals, --help."""
+
+import errno
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from dinov2_jax import cli, errors
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def python(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, text=True, **options)
+
+
+def os_error(number, filename=None):
+    return OSError(number, os.strerror(number), filename)
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (errors.UserError("a: b"), 2, "error: process 3: a: b"),
+        (errors.UserError("a", exit_code=3), 3, "error: process 3: a"),
+        (errors.UserError("saved", exit_code=42), 42, "process 3: saved"),
+        (
+            os_error(errno.ENOSPC, "f"),
+            75,
+            "error: process 3: f: No space left on device; when that is put right, "
+            "give the same command again",
+        ),
+        (
+            os_error(errno.EIO),
+            75,
+            "error: process 3: a file: Input/output error; when that is put right, "
+            "give the same command again",
+        ),
+        (
+            os_error(errno.ENOENT, b"f"),
+            2,
+            "error: process 3: f: No such file or directory",
+        ),
+        (OSError("no number"), 2, "error: process 3: no number"),
+        (KeyboardInterrupt(), 130, "interrupted: nothing is lost"),
+    ],
+)
+def test_foreseen_errors_are_one_line(capsys, error, code, line):
+    def run():
+        raise error
+
+    found = cli.exit_code(
+        run, interrupted="nothing is lost", process=lambda: "process 3: "
+    )
+    assert found == code
+    assert capsys.readouterr() == ("", f"{line}\n")
+
+
+@pytest.mark.parametrize("error", [ValueError(), BrokenPipeError(), SystemExit(4)])
+def test_other_errors_pass(error):
+    def run():
+        raise error
+
+    with pytest.raises(type(error)):
+        cli.exit_code(run)
+
+
+def test_a_missing_file_may_be_a_crash(capsys):
+    def run(number):
+        raise os_error(number, "f")
+
+    with pytest.raises(FileNotFoundError):
+        cli.exit_code(lambda: run(errno.ENOENT), crash_on_file_errors=True)
+    found = cli.exit_code(lambda: run(errno.EROFS), crash_on_file_errors=True)
+    assert found == errors.TRY_AGAIN
+    assert cli.exit_code(lambda: None) == cli.exit_code(lambda: 0) == 0
+    assert cli.exit_code(lambda: 1) == 1
+
+
+PRINTS = """
+from dinov2_jax import cli
+
+def main():
+    return cli.exit_code(lambda: print("an answer"))
+
+cli.start(main)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["-c", PRINTS], ["-m", "dinov2_jax.data", "-h"]])
+def test_output_that_nobody_reads(command, unbuffered):
+    """As with `| head -0`."""
+    unread, output = os.pipe()
+    os.close(unread)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = python(*command, stdout=output, stderr=subprocess.PIPE, env=environment)
+    os.close(output)
+    if "-h" in command and unbuffered:
+        assert done.returncode == 0  # argparse ignores the error
+    else:
+        assert done.returncode == errors.CLOSED_OUTPUT
+    assert done.stderr == ""
+
+
+TERMINATED = """
+import signal, sys, tempfile
+from dinov2_jax import cli
+
+def main():
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]):
+        print("half an answer")
+        signal.raise_signal(signal.SIGTERM)
+
+cli.exit_on_sigterm()
+cli.start(main)
+"""
+
+
+def test_sigterm_removes_temporary_files(tmp_path):
+    done = python("-c", TERMINATED, str(tmp_path), stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (143, "half an answer\n")
+    assert not list(tmp_path.iterdir())
+
+
+HELP = """
+import contextlib, io, runpy, sys
+
+for name, *more in [p.split() for p in sys.argv[1:]]:
+    sys.argv = [name, *more, "--help"]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        try:
+            runpy.run_module(f"dinov2_jax.{name}", run_name="__main__", alter_sys=True)
+        except SystemExit as left:
+            assert left.code == 0, (name, left.code)
+    assert "--help" in output.getvalue(), (name, output.getvalue())
+    assert "jax" not in sys.modules, name
+"""
+
+
+def test_help_does_not_wait_for_jax():
+    programs = {module for module, *_ in cli._PROGRAMS.values()}
+    tools = [f"data {name}" for name in ("scan", "shard", "bench", "stats")]
+    python("-c", HELP, *sorted(programs), *tools, check=True)
