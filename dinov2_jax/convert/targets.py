@@ -1,6 +1,7 @@
 """Writers of a backbone's weights in the format of each target."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -134,22 +135,11 @@ def _write_timm(path, owners, size, heads) -> None:
         torch_writer.write(path, tensors)
 
 
-def _write_onnx(path, owners, size, heads) -> None:
+def _write_program(format, path, owners, size, heads) -> None:
+    """Write the backbone as a program for one image size, `format.write`."""
     del heads
     weights = _single(owners)
-    onnx_graph.write(
-        path,
-        weights.module,
-        weights.params["backbone"],
-        image_size=size,
-        prepare=weights.preprocessing,
-    )
-
-
-def _write_stablehlo(path, owners, size, heads) -> None:
-    del heads
-    weights = _single(owners)
-    stablehlo.write(
+    format.write(
         path,
         weights.module,
         weights.params["backbone"],
@@ -189,8 +179,12 @@ TARGETS = {
     "safetensors": Target(
         _write_safetensors, (".safetensors",), takes_heads=True, interpolation=_in_hub
     ),
-    "onnx": Target(_write_onnx, (".onnx",), bakes_size=True),
-    "stablehlo": Target(_write_stablehlo, (), bakes_size=True),
+    "onnx": Target(
+        functools.partial(_write_program, onnx_graph), (".onnx",), bakes_size=True
+    ),
+    "stablehlo": Target(
+        functools.partial(_write_program, stablehlo), (), bakes_size=True
+    ),
     "orbax": Target(_write_orbax, (), takes_heads=True),
 }
 
