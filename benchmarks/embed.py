@@ -38,7 +38,7 @@ def run(args: Settings) -> None:
     """Measure, print the table and write the results."""
     from dinov2_jax.data.tools import bench
 
-    images = 4 if args.tiny else 512
+    images = 4 if args.tiny else 256
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         (folder / "photos").mkdir()
