@@ -51,11 +51,12 @@ soak: $(TEST)
 	@$(VENV)/bin/python -m tests.faults.soak --write
 
 bench: $(TEST)
-	@$(VENV)/bin/python -m benchmarks step attention prototypes input compile
+	@$(VENV)/bin/python -m benchmarks step attention input embed
 
-# What one GPU can show in nine minutes, with the jax, flax and torch that are installed.
+# What one GPU can show in nine minutes, with the jax, flax, ml_collections and torch that
+# are installed.
 bench-gpu:
-	@$(PYTHON) -m benchmarks attention prototypes step --minutes=9
+	@$(PYTHON) -m benchmarks attention step --minutes=9
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

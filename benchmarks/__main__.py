@@ -2,15 +2,13 @@
 
   step        the training step against PyTorch and the reference: images/s, MFU, memory
   attention   every attention kernel that runs here, against PyTorch
-  prototypes  time and memory of the losses over prototypes, against plain versions
   input       images/s of the host's input pipeline (CPU)
-  compile     seconds to trace, lower and compile a step, scanned and unrolled (CPU)
-  saving      time that a save adds to training; save and restore of a large state (CPU)
+  embed       features of a folder of photographs against PyTorch (CPU)
   aot         the compiler's predictions for machines that are not present
 
 Results go to benchmarks/results/<part>[-device].json. Numbers are medians with their
-range, after warm-up, on random input. Loading and embedding have their own programs:
-`python -m benchmarks.weights` and `python -m benchmarks.embed`.
+range, after warm-up, on random input. Kernels for absent TPUs and GPUs are compiled by
+`python -m benchmarks.tpu_attention`, `tpu_crops` and `gpu_compile`.
 """
 
 import argparse
@@ -25,10 +23,8 @@ from dinov2_jax import cli
 PARTS = {  # name -> module, whether it uses the device, share of --minutes
     "step": ("step", True, 6),
     "attention": ("attention", True, 2),
-    "prototypes": ("prototypes", True, 1),
     "input": ("input_pipeline", False, 1),
-    "compile": ("compilation", False, 2),
-    "saving": ("saving", False, 2),
+    "embed": ("embed", False, 2),
     "aot": ("aot", False, 6),
 }
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -52,9 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--reference", default="", metavar="CLONE", help="of facebookresearch/dinov2"
     )
-    parser.add_argument(
-        "--only", nargs="+", default=[], help="workloads of step, compile, saving, aot"
-    )
+    parser.add_argument("--only", nargs="+", default=[], help="workloads of step, aot")
     parser.add_argument(
         "--set",
         action="append",

@@ -8,6 +8,7 @@ arguments and results. Needs absl-py and jax[cuda13] (4.4 GB), but no GPU.
 
 import contextlib
 import os
+import pathlib
 import re
 import sys
 import tempfile
@@ -20,36 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from dinov2_jax import aot
 from dinov2_jax.kernels import attention_cudnn, attention_gpu
 
 LENGTHS = (37, 50, 54, 197, 257, 261, 1370, 1374)
 GROUPS, COUNT, HEADS = 32, 2, 16
-H200 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 minor: 0 }
-  core_count: 132
-  fpus_per_core: 128
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  registers_per_block_limit: 65536
-  registers_per_core_limit: 65536
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  l2_cache_size: 52428800
-  memory_bandwidth: 4800000000000
-  device_memory_size: 150000000000
-  clock_rate_ghz: 1.98
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-runtime_version { major: 13 minor: 0 }
-device_description_str: "NVIDIA H200"
-"""
+H200 = pathlib.Path(aot.__file__).with_name("h200.txtpb")
 
 
 @contextlib.contextmanager
@@ -79,7 +56,10 @@ def training(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 def main() -> None:
     """Print a line for each length, kernel and direction."""
     device = topologies.get_topology_desc(
-        topology_name="", platform="cuda", topology="1x1x1", target_config=H200
+        topology_name="",
+        platform="cuda",
+        topology="1x1x1",
+        target_config=H200.read_text(),
     ).devices[0]
     print("length kernel direction registers spilled_bytes temporary_MiB")
     for length in LENGTHS:

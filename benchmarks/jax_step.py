@@ -48,9 +48,7 @@ def random_batch(config: Any) -> dict[str, Any]:
     return batch
 
 
-def measure(
-    config: Any, *, samples: int, inner: int, warmup: int, compile_only: bool
-) -> dict[str, Any]:
+def measure(config: Any, *, samples: int, inner: int, warmup: int) -> dict[str, Any]:
     """Compile and time the step.
 
     Args:
@@ -58,12 +56,11 @@ def measure(
       samples: Number of samples.
       inner: Steps per sample, dispatched without waiting, as in the training loop.
       warmup: Untimed steps before them, at least 1.
-      compile_only: Stop after compilation; no memory for the state is needed.
 
     Returns:
       `lower_seconds`, `compile_seconds`, `temp_bytes` (XLA's temporaries),
-      `argument_bytes`; unless `compile_only` also `first_loss`, `seconds` (per step,
-      one per sample), `host_bytes` and, on an accelerator, `device_bytes` (peaks).
+      `argument_bytes`, `first_loss`, `seconds` (per step, one per sample),
+      `host_bytes` and, on an accelerator, `device_bytes` (peaks).
     """
     import jax
     import jax.numpy as jnp
@@ -90,8 +87,6 @@ def measure(
         memory = compiled.memory_analysis()
         report["temp_bytes"] = memory.temp_size_in_bytes
         report["argument_bytes"] = memory.argument_size_in_bytes
-        if compile_only:
-            return report
         state = built.first_state()
         state, metrics = compiled(state, batch, scalars)
         report["first_loss"] = float(metrics["loss/total"])
@@ -123,7 +118,6 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--inner", type=int, default=1, help="steps a sample")
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--compile_only", action="store_true")
     parser.add_argument(
         "--remat",
         nargs="+",
@@ -141,7 +135,6 @@ def main() -> None:
                 samples=args.samples,
                 inner=args.inner,
                 warmup=args.warmup,
-                compile_only=args.compile_only,
             )
             break
         except Exception as error:

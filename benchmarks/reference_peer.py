@@ -122,31 +122,22 @@ class ReferencePeer:
             self.model.get_params_groups(), betas=(0.9, 0.999)
         )
 
-    def loss(self, batch: dict[str, Any], teacher_temp: float) -> dict[str, float]:
-        """Return the weighted loss terms and leave the gradients, without an update."""
-        self._optimizer.zero_grad(set_to_none=True)
-        terms = self.model.forward_backward(batch, teacher_temp=teacher_temp)
-        names = {
-            "dino_local_crops_loss": ("dino_local", 1),
-            "dino_global_crops_loss": ("dino_global", 1),
-            "koleo_loss": ("koleo", 2),  # it logs half of these two
-            "ibot_loss": ("ibot", 2),
-        }
-        return {
-            name: factor * terms[key].item() for key, (name, factor) in names.items()
-        }
-
     def step(self, batch: dict[str, Any]) -> float:
         """Run one training step; return the total loss before the update."""
         for group in self._optimizer.param_groups:
             group["weight_decay"] = WEIGHT_DECAY * group["wd_multiplier"]
             group["lr"] = LEARNING_RATE * group["lr_multiplier"]
-        losses = self.loss(batch, torch_peer.TEACHER_TEMP)
+        self._optimizer.zero_grad(set_to_none=True)
+        terms = self.model.forward_backward(batch, teacher_temp=torch_peer.TEACHER_TEMP)
+        # It logs half of KoLeo and iBOT.
+        factors = {"koleo_loss": 2, "ibot_loss": 2}
+        names = ("dino_local_crops_loss", "dino_global_crops_loss", *factors)
+        total = sum(factors.get(name, 1) * terms[name].item() for name in names)
         for module in self.model.student.values():
             torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP, foreach=True)
         self._optimizer.step()
         self.model.update_teacher(MOMENTUM)
-        return sum(losses.values())
+        return total
 
 
 def main() -> None:

@@ -1,12 +1,11 @@
 """The whole training step, against PyTorch and the reference's own modules.
 
 On the CPU: ViT-S/14 in float32, batch 4, K = 65536, without and with stochastic depth,
-against `benchmarks.torch_peer` and, with --reference, `benchmarks.reference_peer`,
-whose loss and gradients are first compared with ours. On a GPU: the sizes of
-`workloads.GPU` in bfloat16, against `torch_peer` compiled and eager. Each contestant
-has its own process. On the CPU they take turns, one step each; on a GPU, whose memory
-holds only one of them, they run one after the other. FLOPs are the useful ones of
-`dinov2_jax.runtime.flops`.
+against `benchmarks.torch_peer` and, with --reference, `benchmarks.reference_peer`. On a
+GPU: the sizes of `workloads.GPU` in bfloat16, against `torch_peer` compiled and eager.
+Each contestant has its own process. On the CPU they take turns, one step each; on a
+GPU, whose memory holds only one of them, they run one after the other. FLOPs are the
+useful ones of `dinov2_jax.runtime.flops`.
 """
 
 import json
@@ -64,12 +63,6 @@ def contestants(
 
 def run(args: Settings) -> None:
     """Measure, print the table and write the results."""
-    more: dict[str, Any] = {}
-    if args.reference and args.plan == "cpu":
-        check = workers.Command(
-            "reference_check", (f"--reference={args.reference}",), {}
-        )
-        (more["reference_check"],) = contest.measure([check], args)
     configs: dict[str, Any] = {}
     groups: list[list[Group]] = []
     for workload in workloads.chosen(args):
@@ -87,14 +80,8 @@ def run(args: Settings) -> None:
         print(f"  {workload.name}:", file=sys.stderr, end="")
         contest.hold(group, measured[workload.name], args)
         rows = summarize(measured, configs, args)
-        report.write(report.by_device("step", args), args, rows, **more)
+        report.write(report.by_device("step", args), args, rows)
     report.show(COLUMNS, rows)
-    if more:
-        check = more["reference_check"]
-        print(
-            "the reference's losses and gradients differ from ours by "
-            f"{check.get('largest_relative_difference', check.get('error'))}\n"
-        )
 
 
 def most_telling_first(groups: list[list[Group]]) -> list[Group]:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import config_standin, settings
+from benchmarks import settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,6 @@ def tiny(workload: Workload) -> Workload:
 
 def make_config(name: str, batch_size: int, overrides: Sequence[str]) -> Any:
     """Return a workload's config, with Sinkhorn-Knopp, which all contestants use."""
-    config_standin.install()
     config = importlib.import_module(f"configs.{name}").get_config()
     config.train.update(
         batch_size=batch_size, group_size=batch_size, centering="sinkhorn_knopp"

@@ -1,4 +1,7 @@
-"""Config files and their overrides, in the form that `dinov2_jax.main` accepts."""
+"""Config files and their overrides, in the form that `dinov2_jax.main` accepts.
+
+The flags of ml_collections stop at the first bad value and do not say what is expected.
+"""
 
 import ast
 import importlib.util

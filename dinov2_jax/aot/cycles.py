@@ -22,7 +22,6 @@ _UNKNOWN = 2**63 - 1
 _MOVES = ("reshape", "concatenate", "reverse")
 _KERNELS = ("tpu_custom_call",)
 _COST = re.compile(r'"cost_estimate":\{([^}]*)\}')
-_SCOPE = re.compile(r"jit\(\w+\)/|transpose\(|jvp\(|VisionTransformer\.|[()]")
 
 
 @dataclasses.dataclass(frozen=True)

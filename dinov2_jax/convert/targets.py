@@ -1,5 +1,6 @@
 """Writers of a backbone's weights in the format of each target."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -114,22 +115,11 @@ def _write_timm(path, owners, size, heads) -> None:
         torch_writer.write(path, tensors)
 
 
-def _write_onnx(path, owners, size, heads) -> None:
+def _write_program(format, path, owners, size, heads) -> None:
+    """Write the backbone as a program for one image size, `format.write`."""
     del heads
     weights = _single(owners)
-    onnx_graph.write(
-        path,
-        weights.module,
-        weights.params["backbone"],
-        image_size=size,
-        prepare=weights.preprocessing,
-    )
-
-
-def _write_stablehlo(path, owners, size, heads) -> None:
-    del heads
-    weights = _single(owners)
-    stablehlo.write(
+    format.write(
         path,
         weights.module,
         weights.params["backbone"],
@@ -163,8 +153,8 @@ WRITERS: dict[str, Writer] = {
     "huggingface": _write_huggingface,
     "timm": _write_timm,
     "safetensors": _write_safetensors,
-    "onnx": _write_onnx,
-    "stablehlo": _write_stablehlo,
+    "onnx": functools.partial(_write_program, onnx_graph),
+    "stablehlo": functools.partial(_write_program, stablehlo),
     "orbax": _write_orbax,
 }
 # Functions from whether there are registers to how a target's readers interpolate

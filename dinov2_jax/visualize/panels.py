@@ -1,5 +1,8 @@
 """Captioned panels on a white sheet, and colours for numbers; drawn with Pillow.
 
+matplotlib would be one more dependency, and resamples pictures that are shown here
+pixel for pixel.
+
 Shapes: H x W pixels.
 """
 

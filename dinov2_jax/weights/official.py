@@ -1,7 +1,8 @@
 """Released backbones by name: their URLs and a local cache.
 
 The publisher gives no hashes. A download is checked by the CRC-32 of every entry of its
-archive and, like any other file, tensor by tensor against the architecture.
+archive and, like any other file, tensor by tensor against the architecture. pooch is
+not used: it moves a file into place before such a check, and does not resume either.
 """
 
 import difflib

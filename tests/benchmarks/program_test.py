@@ -17,7 +17,6 @@ from benchmarks import (
     contest,
     environment,
     report,
-    saving,
     settings,
     timing,
     workers,
@@ -25,22 +24,7 @@ from benchmarks import (
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
-ABSENT = ("grain", "ml_collections", "tensorboard", "tensorflow_datasets")
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
-PRINT_CONFIGS = """
-import importlib, json, sys
-from benchmarks import config_standin
-config_standin.install()
-def fields(section):
-    if not isinstance(section, config_standin.ConfigDict):
-        return section
-    return {name: fields(value) for name, value in section._fields.items()}
-configs = [importlib.import_module(f"configs.{n}").get_config() for n in sys.argv[1:]]
-try:
-    configs[0].model.update(no_such=1)
-except AttributeError:
-    print(json.dumps([fields(config) for config in configs]))
-"""
+ABSENT = ("grain", "tensorboard", "tensorflow_datasets")
 
 
 @pytest.fixture
@@ -77,22 +61,15 @@ def test_the_absent_are_absent(run):
             run("-c", f"import {name}")
 
 
-def test_configs_load_without_ml_collections(run):
-    got = json.loads(run("-c", PRINT_CONFIGS, *CONFIGS))
-    for name, config in zip(CONFIGS, got, strict=True):
-        expected = importlib.import_module(f"configs.{name}").get_config()
-        assert config == json.loads(expected.to_json_best_effort())
-
-
 @pytest.mark.slow  # torch.compile
 def test_the_plan_of_a_gpu_runs_with_what_a_gpu_has(run, tmp_path):
     pytest.importorskip("torch")
     flags = ["--tiny", "--plan=gpu", "--samples=1", f"--results={tmp_path}"]
-    parts = ["attention", "prototypes", "step", "--only", "vitg14"]
+    parts = ["attention", "step", "--only", "vitg14"]
     output = run("-m", "benchmarks", *parts, *flags)
     results = {
         part: json.loads((tmp_path / f"{part}-cpu.json").read_text())
-        for part in ("attention", "prototypes", "step")
+        for part in ("attention", "step")
     }
     for found in results.values():
         assert found["device"]["platform"] == "cpu" and found["tiny"]
@@ -149,24 +126,6 @@ def test_contestants_on_the_cpu_take_turns(run, tmp_path):
     ratios = [b / a for a, b in zip(ours["seconds"], torch["seconds"])]
     assert torch["ours_over_this"] == timing.spread(ratios)
     assert f"{statistics.median(ratios):.2f} x (" in output
-
-
-def test_losses_over_prototypes_take_turns_too(run, tmp_path):
-    pytest.importorskip("torch")
-    run(
-        "-m",
-        "benchmarks",
-        "prototypes",
-        "--tiny",
-        "--samples=2",
-        f"--results={tmp_path}",
-    )
-    rows = json.loads((tmp_path / "prototypes-cpu.json").read_text())["rows"]
-    ours, plain, torch = rows
-    assert plain["loss"] == pytest.approx(ours["loss"], rel=1e-5)
-    for row in rows:
-        ratios = [b / a for a, b in zip(ours["seconds"], row["seconds"], strict=True)]
-        assert len(ratios) == 2 and row["ours_over_this"] == timing.spread(ratios)
 
 
 STUB = """
@@ -352,20 +311,16 @@ def test_fields_are_set_by_path():
         workloads.make_config("vits", 4, ("model.no_such=1",))
 
 
-def test_a_save_is_compared_with_the_turn_beside_it():
-    found = {"plain": [1.0, 2.0, 4.0], "saving": [1.1, 2.2, 4.8], "blocked": [0.1] * 3}
-    row = saving.summarize(found)
-    assert row["added"]["median"] == pytest.approx(0.2)
-    assert row["share"] == pytest.approx(0.1)
-    assert row["blocked"]["samples"] == 3
-
-
-def test_a_state_goes_to_the_disk_and_back():
-    flags = ["--config=debug", "--state", "--turns=1", "--set=model.depth=1"]
-    found = workers.run_worker("saving_jax", flags, {"JAX_PLATFORMS": "cpu"})
-    assert found.pop("bytes") > 1e6
-    assert set(found) == {"blocked", "finished", "verified", "restored"}
-    assert all(0 < seconds for (seconds,) in found.values())
+@pytest.mark.slow  # nine starts of programs
+def test_features_of_a_folder_are_those_of_transformers(monkeypatch, tmp_path):
+    pytest.importorskip("transformers")
+    flags = ["embed", "--tiny", "--samples=2", f"--results={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])
+    program.main()
+    found = json.loads((tmp_path / "embed.json").read_text())
+    assert found["difference"] < 0.05
+    assert [len(row["seconds"]) for row in found["rows"]] == [2, 2, 2]
+    assert found["rows"][0]["ours_over_this"]["median"] == 1.0
 
 
 def test_every_part_has_its_module():

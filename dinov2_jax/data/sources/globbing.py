@@ -1,6 +1,7 @@
 """Patterns of paths: `*`, `?`, `[..]` within a name, `**` for any folders, `{a,b}`.
 
-`{0000..0099}` counts, padded with zeros to the width of its first number.
+`{0000..0099}` counts, padded with zeros to the width of its first number. braceexpand
+is not used: it has no limit for `{0..999999999}`, and replaces twenty lines.
 """
 
 import fnmatch

@@ -1,7 +1,8 @@
 """Memory-mapped files of named arrays, which store lists of images on disk.
 
 A source is pickled to its workers as the path of such a file, so neither the pickle
-nor the workers' memory grows with the number of images.
+nor the workers' memory grows with the number of images. Arrow's files would need
+pyarrow in every worker (27 MB), and have no checksums.
 
 Layout: `_MAGIC` (with the version), uint64 length of the JSON that follows, CRC-32 of
 that JSON as uint32, the JSON, and from the next multiple of 64 bytes the arrays, each

@@ -2,7 +2,8 @@
 
 `concurrent.futures` gives up all of its work when one process is killed, and waits
 forever for one that hangs. A file that crashes a decoder, fills the memory or never
-ends must cost no more than itself.
+ends must cost no more than itself. Here every process has its own pipe; those of pebble
+share one, whose lock is lost with a process that is killed while it sends.
 """
 
 import collections
