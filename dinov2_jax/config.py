@@ -8,6 +8,7 @@ from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
+from dinov2_jax.data.sources import registry
 
 # Fields, or prefixes of fields, that may change when a run is resumed.
 HARMLESS = (
@@ -28,10 +29,7 @@ HARMLESS = (
     "evaluation.",
 )
 _CHOICES = {
-    "data.source": (
-        *("auto", "folder", "manifest", "glob", "array_record", "webdataset"),
-        *("tfds", "photos"),
-    ),
+    "data.source": registry.CHOICES,
     "data.augmentation": ("device", "host"),
     "crops.policy": tuple(policies.POLICIES),
     "crops.blur": tuple(policies.BLUR_PROBABILITIES),

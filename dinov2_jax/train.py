@@ -13,7 +13,7 @@ from dinov2_jax import config as config_lib
 from dinov2_jax import errors, sharding, trainer
 from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
 from dinov2_jax.data import batch_builder, loader
-from dinov2_jax.data.sources import messages, registry
+from dinov2_jax.data.sources import base, messages, registry
 from dinov2_jax.eval import evaluator
 from dinov2_jax.runtime import (
     bad_images,
@@ -89,7 +89,7 @@ class Run:
         self,
         config: Any,
         workdir: pathlib.Path,
-        source: registry.Source,
+        source: base.Source,
         account: timing.TimeAccount,
         watching: watchdog.Watchdog,
     ):

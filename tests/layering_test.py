@@ -13,9 +13,9 @@ FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 ROWS = (
     "errors",
     "files cli schedules sharding augment configs",
-    "config kernels losses checkpoint data.decode",
+    "kernels losses checkpoint data.decode",
     "models data.sources",
-    "data",
+    "config data",
     "ssl_meta_arch optimizer train_state train_step teacher data.tools runtime",
     "weights",
     "pretrained trainer status launch",

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import tqdm
 
 from dinov2_jax import schedules
-from dinov2_jax.data.sources import registry
 from dinov2_jax.runtime import timing
 
 
@@ -109,10 +108,10 @@ def banner(config: Any, trainer: Any, source: Any) -> str:
     Args:
       config: The run's config.
       trainer: The run's `trainer.Trainer`.
-      source: The images, a `data.sources.registry.Source`.
+      source: The images, a `data.sources.base.Source`.
     """
     batch, steps = config.train.batch_size, config.train.steps
-    places = registry.places(source)
+    places = source.pass_length
     mesh = trainer.mesh
     device = mesh.devices.flat[0]
     lr = schedules.scaled_lr(config.optim.base_lr, batch)

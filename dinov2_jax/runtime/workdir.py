@@ -86,7 +86,7 @@ def update_data_record(
     """Compare the images with those of the run so far, and record the current ones.
 
     Args:
-      source: The images, a `data.sources.registry.Source`.
+      source: The images, a `data.sources.base.Source`.
       workdir: The run's folder.
       resumed: False if the run starts from step 0; data.json is then not compared.
       write: Whether to write data.json; False for every process but the first.

@@ -20,6 +20,7 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
+    base,
     index_cache,
     manifest,
     messages,
@@ -80,7 +81,7 @@ def module():
     return array_record_module
 
 
-class ArrayRecordSource:
+class ArrayRecordSource(base.Source):
     """The images in ArrayRecord files, ordered by file and then by record.
 
     Args:
@@ -212,12 +213,9 @@ class ArrayRecordSource:
         """The names of the labels; reads all records."""
         return self._labels[1]
 
-    def describe(self) -> str:
-        """Return one line: how many images, where, the first names."""
+    def _where(self) -> str:
         count = messages.counted(len(self._shards), "ArrayRecord file")
-        first = [self.name(i) for i in range(min(3, len(self)))]
-        where = f"in {count} of {self._said}"
-        return messages.described(len(self), where, skipped={}, first=first)
+        return f"in {count} of {self._said}"
 
 
 def _check_finished(folder: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
+    base,
     folder_index,
     folder_walk,
     globbing,
@@ -17,7 +18,7 @@ from dinov2_jax.data.sources import (
 )
 
 
-class FilesSource:
+class FilesSource(base.Source):
     """Image files listed in an index; pickled as the path of the index.
 
     Args:
@@ -95,19 +96,8 @@ class FilesSource:
         """Return the path below the root, with \\xff for bytes that are not UTF-8."""
         return self._paths[index].decode("utf-8", "backslashreplace")
 
-    def skipped(self) -> dict[str, int]:
-        """Return how many files or folders were skipped, by reason."""
-        return {}
-
     def _where(self) -> str:
         return f"from {self.path}"
-
-    def describe(self) -> str:
-        """Return one line: how many images, what was skipped, the first names."""
-        first = [self.name(i) for i in range(min(3, len(self)))]
-        return messages.described(
-            len(self), self._where(), skipped=self.skipped(), first=first
-        )
 
 
 class FolderSource(FilesSource):

@@ -27,6 +27,11 @@ _SETTLED_SECONDS = 3.0
 LISTED, UNSETTLED, UNREADABLE, SEEN = range(4)
 
 
+def is_image(name: str) -> bool:
+    """Return whether a file's name has the extension of an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
 @dataclasses.dataclass
 class Folder:
     """A folder as it was found; all names are bytes."""

@@ -30,6 +30,11 @@ _BOM = b"\xef\xbb\xbf"
 _AROUND = b' \t"'
 
 
+def is_manifest(path: str) -> bool:
+    """Return whether a file's name is that of a manifest."""
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
+
+
 class ManifestSource(folder.FilesSource):
     """The images that a manifest lists.
 

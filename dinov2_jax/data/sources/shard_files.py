@@ -13,6 +13,21 @@ COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
 
 
+def is_array_record(path: str) -> bool:
+    """Return whether a file's name is that of an ArrayRecord file."""
+    return bool(ARRAY_RECORD.search(path))
+
+
+def is_tar(path: str) -> bool:
+    """Return whether a file's name is that of an uncompressed tar file."""
+    return bool(TAR.search(path))
+
+
+def is_compressed_tar(path: str) -> bool:
+    """Return whether a file's name is that of a compressed tar file."""
+    return bool(COMPRESSED_TAR.search(path))
+
+
 def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[str]:
     """Return the absolute paths of shards, sorted.
 

@@ -14,6 +14,7 @@ import tqdm
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
+    base,
     folder_walk,
     index_cache,
     manifest,
@@ -27,7 +28,7 @@ _THREADS = 8  # network file systems are slow to answer
 _MOST_OPEN = 256  # files; beyond that, every read opens its shard
 
 
-class TarSource:
+class TarSource(base.Source):
     """All images inside tar files, ordered by file and then by member.
 
     The label of an image is the content of the `.cls` beside it, or the field `label`,
@@ -42,7 +43,7 @@ class TarSource:
     def __init__(
         self, path: str, decoder: image_decoder.Decoder, *, field: str = "data.path"
     ):
-        if shard_files.COMPRESSED_TAR.search(path):
+        if shard_files.is_compressed_tar(path):
             raise errors.UserError(_compressed(path))
         shards = shard_files.find(path, shard_files.TAR, what=".tar files", field=field)
         for shard in shards:
@@ -53,7 +54,7 @@ class TarSource:
                     f"cannot read {shard} of {field} = {path} ({error.strerror}): "
                     "change its permissions or leave it out"
                 ) from error
-            if shard_files.COMPRESSED_TAR.search(shard) or compressed:
+            if shard_files.is_compressed_tar(shard) or compressed:
                 raise errors.UserError(_compressed(shard))
         self._said, self._decoder = os.path.expanduser(path), decoder
         self._index = _find_members(os.path.abspath(self._said), shards)
@@ -138,19 +139,14 @@ class TarSource:
         shard = self._index.header["shard_names"][int(self._index["shard"][index])]
         return f"{shard}/{self._names[index].decode('utf-8', 'replace')}"
 
-    def describe(self) -> str:
-        """Return one line: how many images, unread shards, the first names."""
-        header = self._index.header
-        first = [self.name(i) for i in range(min(3, len(self)))]
-        damaged = len(header["problems"])
+    def _where(self) -> str:
+        problems = self._index.header["problems"]
         where = f"in {messages.counted(len(self._shards), 'tar file')} of {self._said}"
-        if damaged:
-            shard, reason = header["problems"][0]
-            where += (
-                f" ({messages.counted(damaged, 'file')} not read to the end, such as "
-                f"{shard}: {reason})"
-            )
-        return messages.described(len(self), where, skipped={}, first=first)
+        if problems:
+            shard, reason = problems[0]
+            count = messages.counted(len(problems), "file")
+            where += f" ({count} not read to the end, such as {shard}: {reason})"
+        return where
 
 
 def _pread_all(descriptor: int, size: int, offset: int) -> bytes:

@@ -8,7 +8,7 @@ import pathlib
 
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import registry, tfds
+from dinov2_jax.data.sources import base, registry, tfds
 
 _MOST_SECONDS = 86_400.0  # a day; systems refuse to wait for much longer
 
@@ -72,7 +72,7 @@ def decoding(decoder: image_decoder.Decoder) -> dict:
 
 def open_source(
     args: argparse.Namespace, path: str, decoder: image_decoder.Decoder, *, field: str
-) -> registry.Source:
+) -> base.Source:
     """Return the source at a path, or the data set of tensorflow-datasets there.
 
     Raises:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dinov2_jax import files
 from dinov2_jax.data.decode import image_decoder, multichannel
-from dinov2_jax.data.sources import messages, registry
+from dinov2_jax.data.sources import base, messages
 from dinov2_jax.data.tools import process_pool, program_flags
 
 _SHOWN = 10  # lines of a list in the table; the JSON has all
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def scan(
-    source: registry.Source,
+    source: base.Source,
     decoder: image_decoder.Decoder,
     *,
     workers: int,
@@ -134,7 +134,9 @@ def scan(
         "duplicate_images": sum(len(group) - 1 for group in duplicates),
         "duplicates": duplicates,
         "bad_images": bad,
-        "skipped": _skipped(source),
+        "skipped": [
+            {"name": name, "reason": why} for name, why in source.skipped_names()
+        ],
         "fingerprint": source.fingerprint,
     }
     return report
@@ -145,12 +147,6 @@ def progress(total: int, what: str) -> tqdm.tqdm:
     return tqdm.tqdm(
         total=total, desc=what, unit=" images", disable=not sys.stderr.isatty()
     )
-
-
-def _skipped(source: Any) -> list[dict[str, str]]:
-    if not hasattr(source, "skipped_names"):
-        return []
-    return [{"name": name, "reason": why} for name, why in source.skipped_names()]
 
 
 def _equal(digests: np.ndarray, good: np.ndarray) -> list[np.ndarray]:
@@ -247,17 +243,17 @@ class Examine:
     """Function that examines an image of a source, given its index.
 
     Attributes:
-      source: The source, a `registry.Source`.
+      source: The source.
       decoder: Decoder that must decode images without an error.
     """
 
-    source: Any
+    source: base.Source
     decoder: image_decoder.Decoder
 
     def __call__(self, index: int) -> Examined:
         """Read and decode an image; never raises for a bad one."""
         try:
-            content = file_bytes(self.source, index)
+            content = self.source.content(index)
         except image_decoder.BadImage as error:
             return Examined(error.reason)
         found: dict[str, Any] = dict(
@@ -279,16 +275,3 @@ class Examine:
             found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
             found |= dict(mode=f"{channels} channels")
         return Examined("", **found)
-
-
-def file_bytes(source: Any, index: int) -> bytes:
-    """Return the bytes of an image's file, or of a PNG if it has no file.
-
-    Raises:
-      BadImage: It cannot be read.
-    """
-    if hasattr(source, "content"):
-        return source.content(index)
-    stream = io.BytesIO()
-    Image.fromarray(source.open(index).pixels()).save(stream, "PNG")
-    return stream.getvalue()

@@ -20,7 +20,7 @@ import tqdm
 
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import registry
+from dinov2_jax.data.sources import base
 from dinov2_jax.data.tools import program_flags
 
 _SHOWN = 10  # bad images listed by name; the JSON has all
@@ -73,7 +73,7 @@ def _deviation(counts: np.ndarray) -> float:
 
 
 def gather(
-    source: registry.Source,
+    source: base.Source,
     indices: Iterable[int],
     *,
     channels: int,
@@ -98,7 +98,7 @@ def gather(
     return Statistics(total, read, skipped)
 
 
-def _count(source: registry.Source, index: int) -> tuple[str, np.ndarray | str]:
+def _count(source: base.Source, index: int) -> tuple[str, np.ndarray | str]:
     """Return an image's name, and int64 [C, 256] or why it is bad."""
     try:
         pixels = source.open(index).pixels()
