@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 # from rows below it; files at the top that share a row count as one folder.
 ROWS = (
     "errors",
-    "files cli schedules sharding augment configs",
+    "files progress_bar cli schedules sharding augment configs",
     "kernels losses checkpoint data.decode",
     "models data.sources",
     "config data",

@@ -23,7 +23,7 @@ import pathlib
 import sys
 from typing import Any
 
-from dinov2_jax import cli, errors
+from dinov2_jax import cli, errors, progress_bar
 
 FEATURES = ("cls", "patch_mean", "cls+patch_mean", "patches")
 _MAX_CPU_DEVICES = 8
@@ -259,7 +259,6 @@ def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int |
       workers: Number of threads that decode; None for one per core.
     """
     from dinov2_jax.embed import folder as folder_lib
-    from dinov2_jax.embed import progress as progress_lib
 
     batches = folder_lib.batches(
         folder,
@@ -268,12 +267,12 @@ def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int |
         batch_size=extractor.batch_size,
         workers=workers or _num_cores(),
     )
-    progress = progress_lib.Progress(len(folder), rows.done)
+    bar = progress_bar.Bar(len(folder), done=rows.done)
 
     def append(batch, features):
         features = extractor.fetch(features)[batch.good]
         rows.append(features, done=batch.stop, bad=batch.bad)
-        progress.update(batch.stop)
+        bar.update_to(batch.stop)
 
     try:
         pending = None  # computed while the next batch is fetched and dispatched
@@ -286,7 +285,7 @@ def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int |
             append(*pending)
     finally:
         batches.close()
-        progress.close()
+        bar.close()
 
 
 def _first_bad(folder: Any, rows: Any) -> str:

@@ -13,9 +13,7 @@ import urllib.request
 import zipfile
 from typing import Any
 
-import tqdm
-
-from dinov2_jax import errors, files
+from dinov2_jax import errors, files, progress_bar
 from dinov2_jax.models import vision_transformer
 
 _BASE_URL = "https://dl.fbaipublicfiles.com/dinov2"
@@ -94,8 +92,8 @@ def _download(address: str, path: pathlib.Path) -> None:
             files.open_new(path) as file,
         ):
             size = int(response.headers.get("Content-Length") or 0)
-            with tqdm.tqdm(
-                total=size or None, unit="B", unit_scale=True, desc=path.name
+            with progress_bar.Bar(
+                size or None, what=path.name, unit="B", scaled=True
             ) as bar:
                 while chunk := _read(response, address, path):
                     file.write(chunk)

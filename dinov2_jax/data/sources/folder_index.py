@@ -8,12 +8,11 @@ to `_SPOT_CHECKS` files, because overwriting a file in place does not change its
 import concurrent.futures
 import itertools
 import os
-import sys
 from collections.abc import Iterable
 
 import numpy as np
-import tqdm
 
+from dinov2_jax import progress_bar
 from dinov2_jax.data.sources import folder_walk, globbing, index_cache
 
 _VERSION = "1"  # version of the index's content
@@ -45,12 +44,7 @@ def find_images(root: str, rule: globbing.Rule | None = None, pattern: str = "")
         old.header["skipped_count"] > _SKIPPED_NAMES or not _looks_the_same(root, old)
     ):
         old = None
-    with tqdm.tqdm(
-        desc=f"indexing {root}",
-        unit=" images",
-        delay=2,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
+    with progress_bar.Bar(None, what=f"indexing {root}", delay=2.0) as bar:
         known = _Known(old) if old is not None else None
         folders = folder_walk.walk(root, rule, known, bar)
     if old is not None and _unchanged(folders, old):

@@ -5,13 +5,11 @@ The members are indexed once (shard, offset, size); reading one is a `pread`.
 
 import concurrent.futures
 import os
-import sys
 import threading
 
 import numpy as np
-import tqdm
 
-from dinov2_jax import errors
+from dinov2_jax import errors, progress_bar
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
     base,
@@ -245,12 +243,8 @@ def _reused(old, state):
 
 
 def _read_all(shards: list[str]) -> list[tar_index.Members]:
-    with tqdm.tqdm(
-        total=len(shards),
-        desc="indexing tar files",
-        unit=" files",
-        delay=2,
-        disable=not sys.stderr.isatty(),
+    with progress_bar.Bar(
+        len(shards), what="indexing tar files", unit="files", delay=2.0
     ) as bar:
         found = []
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:

@@ -8,14 +8,12 @@ import io
 import json
 import os
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
-import tqdm
 from PIL import Image
 
-from dinov2_jax import files
+from dinov2_jax import files, progress_bar
 from dinov2_jax.data.decode import image_decoder, multichannel
 from dinov2_jax.data.sources import base, messages
 from dinov2_jax.data.tools import process_pool, program_flags
@@ -101,7 +99,7 @@ def scan(
     results = process_pool.in_order(
         work, range(count), processes=workers, seconds=seconds
     )
-    with progress(count, "scanning") as bar:
+    with progress_bar.Bar(count, what="scanning") as bar:
         for index, result in results:
             bar.update()
             if isinstance(result, process_pool.Lost):
@@ -140,13 +138,6 @@ def scan(
         "fingerprint": source.fingerprint,
     }
     return report
-
-
-def progress(total: int, what: str) -> tqdm.tqdm:
-    """Return a progress bar on standard error, if that is a terminal."""
-    return tqdm.tqdm(
-        total=total, desc=what, unit=" images", disable=not sys.stderr.isatty()
-    )
 
 
 def _equal(digests: np.ndarray, good: np.ndarray) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import re
 
 from PIL import Image
 
-from dinov2_jax import errors, files
+from dinov2_jax import errors, files, progress_bar
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import array_record, base, messages
 from dinov2_jax.data.tools import process_pool, program_flags, scan, shard_folder
@@ -153,9 +153,8 @@ def _write_all(packing, destination, limit, args) -> None:
     )
     with (
         contextlib.closing(results),
-        scan.progress(len(source), "packing") as bar,
+        progress_bar.Bar(len(source), what="packing", done=start) as bar,
     ):
-        bar.update(start)
         for index, result in results:
             bar.update()
             if isinstance(result, (image_decoder.BadImage, process_pool.Lost)):

@@ -16,9 +16,8 @@ import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import tqdm
 
-from dinov2_jax import errors
+from dinov2_jax import errors, progress_bar
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import base
 from dinov2_jax.data.tools import program_flags
@@ -155,8 +154,8 @@ def run(args: argparse.Namespace) -> None:
     decoder = program_flags.make_decoder(args)
     source = program_flags.open_source(args, args.path, decoder, field="PATH")
     indices = sample(len(source), args.max_images, args.seed)
-    bar = tqdm.tqdm(indices, unit=" images", disable=not sys.stderr.isatty())
-    found = gather(source, bar, channels=args.channels, workers=args.workers)
+    chosen = progress_bar.track(indices, what="counting")
+    found = gather(source, chosen, channels=args.channels, workers=args.workers)
     for name in list(found.skipped)[:_SHOWN]:
         print(f"skipped {name}: {found.skipped[name]}", file=sys.stderr)
     if len(found.skipped) > _SHOWN:
