@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import config as config_lib
@@ -99,9 +100,7 @@ class Run:
         self.evaluator = evaluator.make_evaluator(
             config, self.trainer.meta_arch, self.trainer.mesh
         )
-        self.guard = rollback.LossGuard(
-            rollback.uniform_loss(config), config.train.max_nonfinite_steps
-        )
+        self.guard = rollback.make_loss_guard(config)
         self.rollbacks = rollback.Rollbacks(workdir)
         another = config_lib.differing(config, workdir)
         self.checkpoints = checkpointer.Checkpointer(
@@ -122,19 +121,35 @@ class Run:
             self.rollbacks.forget(write=leads)
         if leads:
             workdir_lib.write_config(config, workdir)
-        self.log = logger.RunLog(config, workdir, self.start_step, account)
+        self.log = logger.make_run_log(config, workdir, self.start_step, account)
         self.watchdog.report = lambda doing, path: self.log.events.add(
             "hang", doing=doing, path=path
         )
         self.bad_images = bad_images.BadImages(
             workdir, source, config.data.max_bad_share
         )
-        self.log.message(progress.banner(config, self.trainer, source))
+        self.log.message(self._banner())
         changed = workdir_lib.update_data_record(
             source, workdir, resumed=self.start_step > 0, write=leads
         )
         for line in [*lines, changed] if changed else lines:
             self.log.message(line)
+
+    def _banner(self) -> str:
+        device = self.trainer.mesh.devices.flat[0]
+        return progress.banner(
+            device=device.device_kind,
+            mesh=dict(self.trainer.mesh.shape),
+            images=self.source.describe(),
+            pass_length=self.source.pass_length,
+            batch_size=self.config.train.batch_size,
+            group_size=self.config.train.group_size,
+            steps=self.config.train.steps,
+            base_lr=self.config.optim.base_lr,
+            arch=self.config.model.arch,
+            num_params=self.trainer.num_params,
+            dtype=jnp.dtype(self.trainer.dtype).name,
+        )
 
     def _restore(self) -> list[str]:
         """Set the state and its step from the newest good checkpoint, or initialise.
