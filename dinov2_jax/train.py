@@ -62,6 +62,8 @@ def train(
     lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
     if checkpointer.has_checkpoint(workdir):  # without one, the run starts over
         config_lib.check_resume(config, workdir)
+        moved = config_lib.moved(config, workdir)
+        workdir_lib.check_images(source, workdir, moved)
 
     with contextlib.ExitStack() as stack:
         if lock:
@@ -103,6 +105,7 @@ class Run:
         self.guard = rollback.make_loss_guard(config)
         self.rollbacks = rollback.Rollbacks(workdir)
         another = config_lib.differing(config, workdir)
+        moved = config_lib.moved(config, workdir)
         self.checkpoints = checkpointer.Checkpointer(
             workdir,
             keep_last=config.checkpoint.keep_last,
@@ -117,7 +120,7 @@ class Run:
             )
             lines += [room] if room else []
         leads = jax.process_index() == 0
-        if another:  # the config changed, so there is no checkpoint: a new run
+        if not self.start_step and (another or moved):  # a new run
             self.rollbacks.forget(write=leads)
         if leads:
             workdir_lib.write_config(config, workdir)
@@ -132,6 +135,9 @@ class Run:
         changed = workdir_lib.update_data_record(
             source, workdir, resumed=self.start_step > 0, write=leads
         )
+        if self.start_step and moved:
+            lines.append(f"{'; '.join(moved)}: the same images in another place")
+        lines += [f"warning: {line}" for line in source.warnings()]
         for line in [*lines, changed] if changed else lines:
             self.log.message(line)
 

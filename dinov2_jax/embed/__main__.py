@@ -120,6 +120,8 @@ def embed(args: argparse.Namespace) -> None:
     if unusable:
         name, reason = unusable[0]
         _say(f"warning: {len(unusable)} left out, such as {name!r}: {reason}")
+    for line in folder.warnings():
+        _say(f"warning: {line}")
     model, prepare = _load(args)
     dtype = args.dtype or extraction.default_dtype()
     settings = {

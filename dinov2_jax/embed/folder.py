@@ -16,8 +16,8 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder as image_decoder_lib
+from dinov2_jax.data.sources import extensions
 from dinov2_jax.data.sources import folder as folder_lib
-from dinov2_jax.data.sources import folder_walk
 
 _BATCHES_AHEAD = 2
 
@@ -42,7 +42,7 @@ class Folder(folder_lib.FolderSource):
             fact = str(error).split("; looked for")[0]
             fact = fact.replace("data.path = ", "")
             raise errors.UserError(
-                f"{fact}; looked for {' '.join(folder_walk.EXTENSIONS)}: name a folder "
+                f"{fact}; looked for {' '.join(extensions.IMAGES)}: name a folder "
                 "of images"
             ) from error
 

@@ -12,6 +12,7 @@ from PIL import (
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
+    PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
@@ -39,4 +40,5 @@ FORMATS = (
     TiffImagePlugin.TiffImageFile.format,
     BmpImagePlugin.BmpImageFile.format,
     GifImagePlugin.GifImageFile.format,
+    PpmImagePlugin.PpmImageFile.format,
 )

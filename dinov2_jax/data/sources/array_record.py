@@ -31,7 +31,7 @@ from dinov2_jax.data.sources import (
 MAGIC = b"dinov2\x00\x01"
 SHARDS = "shards.json"  # in a folder that `shard` writes
 _LENGTH = struct.Struct("<I")
-_VERSION = "1"
+_VERSION = "2"
 _STARTS = (  # (offset, first bytes there) of image files
     *((0, start) for start in (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")),
     *((0, start) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
@@ -99,6 +99,7 @@ class ArrayRecordSource(base.Source):
             path, shard_files.ARRAY_RECORD, what="ArrayRecord files", field=field
         )
         self._said, self._decoder = os.path.expanduser(path), decoder
+        self._left_out = shard_files.left_out(path, shard_files.ARRAY_RECORD)
         self._index = _find_records(os.path.abspath(self._said), shards)
         self._load()
         if not len(self):
@@ -114,7 +115,8 @@ class ArrayRecordSource(base.Source):
         self._readers: dict[int, object] = {}
 
     def __getstate__(self):
-        return {k: self.__dict__[k] for k in ("_said", "_decoder", "_index")}
+        kept = ("_said", "_decoder", "_left_out", "_index")
+        return {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -213,6 +215,10 @@ class ArrayRecordSource(base.Source):
         """The names of the labels; reads all records."""
         return self._labels[1]
 
+    def left_out(self) -> dict[str, int]:
+        """Return how many other files with images are beside, by extension."""
+        return self._left_out
+
     def _where(self) -> str:
         count = messages.counted(len(self._shards), "ArrayRecord file")
         return f"in {count} of {self._said}"
@@ -265,11 +271,14 @@ def _find_records(said: str, shards: list[str]) -> index_cache.Index:
         counts.append(count)
     arrays = index_cache.text_arrays("shards", paths)
     arrays["ends"] = np.cumsum(np.array(counts, np.int64))
-    state_array = np.array(state, np.int64).ravel()
-    fingerprint = index_cache.fingerprint(arrays | {"state": state_array})
+    names = shard_files.names(shards)
+    # Names below their common folder: moved files are the same files.
+    identity = index_cache.text_arrays("names", [os.fsencode(name) for name in names])
+    identity |= {"ends": arrays["ends"], "state": np.array(state, np.int64).ravel()}
+    fingerprint = index_cache.fingerprint(identity)
     header = {
         "fingerprint": fingerprint,
-        "shard_names": shard_files.names(shards),
+        "shard_names": names,
         "state": state,
     }
     return index_cache.write(key, fingerprint, header, arrays)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import messages
+from dinov2_jax.data.sources import extensions, messages
 
 
 class Source(abc.ABC):
@@ -92,12 +92,21 @@ class Source(abc.ABC):
         """Return (name, reason) of the files and folders that were skipped."""
         return []
 
+    def left_out(self) -> dict[str, int]:
+        """Return how many files are not read by their extension."""
+        return {}
+
+    def warnings(self) -> list[str]:
+        """Return a line for each thing that the user may not have meant."""
+        return extensions.warnings(self.left_out(), len(self))
+
     def describe(self) -> str:
-        """Return one line: how many images, where, what was skipped, first names."""
+        """Return one line: how many images, where, what is missing, first names."""
         shown = range(min(self._shown_names, len(self)))
         return messages.described(
             len(self),
             self._where(),
             skipped=self.skipped(),
+            left_out=extensions.counts(self.left_out()),
             first=[self.name(i) for i in shown],
         )

@@ -10,9 +10,10 @@ from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
     array_record,
     base,
+    extensions,
     folder,
-    folder_walk,
     globbing,
+    huggingface,
     manifest,
     messages,
     mixture,
@@ -36,18 +37,20 @@ class Kind:
       open: Function (path, decoder, field=) -> source; None if no path is enough.
       make: Function (config, decoder) -> source, where `open` is None.
       is_path: Whether a file, or a pattern of files, is read this way.
-      is_member: Whether a folder with a file of this name is read this way.
+      is_folder: Whether a folder is read this way, whatever else is in it.
+      is_member: Whether a folder with this file is read this way.
     """
 
     open: Callable[..., base.Source] | None = None
     make: Callable[[Any, image_decoder.Decoder], base.Source] | None = None
     is_path: Callable[[str], bool] = _never
+    is_folder: Callable[[str], bool] = _never
     is_member: Callable[[str], bool] = _never
 
 
 # The first kind whose `is_path` holds is taken.
 KINDS = {
-    "folder": Kind(folder.FolderSource, is_member=folder_walk.is_image),
+    "folder": Kind(folder.FolderSource, is_member=extensions.is_image),
     "array_record": Kind(
         array_record.ArrayRecordSource,
         is_path=shard_files.is_array_record,
@@ -59,6 +62,12 @@ KINDS = {
             shard_files.is_tar(path) or shard_files.is_compressed_tar(path)
         ),
         is_member=shard_files.is_tar,
+    ),
+    "huggingface": Kind(
+        huggingface.HuggingFaceSource,
+        is_path=huggingface.is_table,
+        is_folder=huggingface.is_folder,
+        is_member=huggingface.is_member,
     ),
     "glob": Kind(folder.GlobSource, is_path=lambda path: not os.path.exists(path)),
     "manifest": Kind(manifest.ManifestSource, is_path=manifest.is_manifest),
@@ -181,7 +190,9 @@ def sniff(path: str, *, field: str = "data.path") -> str:
     for name, kind in KINDS.items():
         if kind.is_path(said):
             return name
-    if folder_walk.is_image(said):
+    if extensions.is_slide(said):
+        raise errors.UserError(f"{field} = {said} is one: {extensions.TILE_SLIDES}")
+    if extensions.is_image(said):
         raise errors.UserError(
             f"{field} = {said} is one image: name its folder, a pattern, or a list "
             "of images (.txt)"
@@ -193,9 +204,14 @@ def sniff(path: str, *, field: str = "data.path") -> str:
         )
     raise errors.UserError(
         f"{field} = {said} is not a folder and of no kind that is known: name a folder "
-        f"of images, a list ({' '.join(manifest.EXTENSIONS)}), a pattern, .tar or "
-        ".array_record files"
+        f"of images, a list ({' '.join(manifest.EXTENSIONS)}), a pattern, .tar, "
+        f".array_record, .parquet or .arrow files{_fix(said)}"
     )
+
+
+def _fix(path: str) -> str:
+    fix = extensions.fix(extensions.of(os.fsencode(path)))
+    return f"; {fix}" if fix else ""
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -207,6 +223,9 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def _sniff_folder(said: str, field: str) -> str:
     """Detect the kind of a folder from the names in its first level."""
+    for name, kind in KINDS.items():
+        if kind.is_folder(said):
+            return name
     found = set()
     try:
         with os.scandir(said) as entries:
@@ -217,7 +236,9 @@ def _sniff_folder(said: str, field: str) -> str:
                     found.add("folder")
                     continue
                 found.update(
-                    name for name, kind in KINDS.items() if kind.is_member(entry.name)
+                    name
+                    for name, kind in KINDS.items()
+                    if name not in found and kind.is_member(entry.path)
                 )
     except OSError as error:
         raise errors.UserError(

@@ -5,7 +5,7 @@ import os
 import re
 
 from dinov2_jax import errors
-from dinov2_jax.data.sources import globbing
+from dinov2_jax.data.sources import extensions, globbing
 
 TAR = re.compile(r"\.tar$", re.IGNORECASE)
 COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -79,6 +79,24 @@ def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[s
                 "leave it out"
             )
     return found
+
+
+def left_out(path: str, ending: re.Pattern[str]) -> dict[str, int]:
+    """Return how many other files with images or shards a folder holds, by extension.
+
+    Args:
+      path: The path that was given; only folders hold others.
+      ending: Ending of the shards' names.
+    """
+    total: dict[str, int] = {}
+    for _, _, names in os.walk(os.path.expanduser(path), followlinks=False):
+        for name in names:
+            if ending.search(name) or name.startswith("."):
+                continue
+            kind = extensions.of(os.fsencode(name))
+            if extensions.is_image(name) or extensions.fix(kind):
+                total[kind] = total.get(kind, 0) + 1
+    return total
 
 
 def names(paths: list[str]) -> list[str]:

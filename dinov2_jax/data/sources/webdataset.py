@@ -13,7 +13,7 @@ from dinov2_jax import errors, progress_bar
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
     base,
-    folder_walk,
+    extensions,
     index_cache,
     manifest,
     messages,
@@ -21,7 +21,7 @@ from dinov2_jax.data.sources import (
     tar_index,
 )
 
-_VERSION = "1"
+_VERSION = "2"
 _THREADS = 8  # network file systems are slow to answer
 _MOST_OPEN = 256  # files; beyond that, every read opens its shard
 
@@ -55,6 +55,7 @@ class TarSource(base.Source):
             if shard_files.is_compressed_tar(shard) or compressed:
                 raise errors.UserError(_compressed(shard))
         self._said, self._decoder = os.path.expanduser(path), decoder
+        self._left_out = shard_files.left_out(path, shard_files.TAR)
         self._index = _find_members(os.path.abspath(self._said), shards)
         self._load()
         if not len(self):
@@ -63,7 +64,9 @@ class TarSource(base.Source):
             raise errors.UserError(
                 f"no images inside {messages.counted(len(shards), 'tar file')} of "
                 f"{field} = {self._said}{why}; looked for members called "
-                f"{' '.join(folder_walk.EXTENSIONS)}: choose other shards"
+                f"{' '.join(extensions.IMAGES)}"
+                f"{''.join(f'; {line}' for line in self.warnings())}: choose other "
+                "shards"
             )
 
     def _load(self) -> None:
@@ -73,7 +76,8 @@ class TarSource(base.Source):
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        return {k: self.__dict__[k] for k in ("_said", "_decoder", "_index")}
+        kept = ("_said", "_decoder", "_left_out", "_index")
+        return {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -137,6 +141,10 @@ class TarSource(base.Source):
         shard = self._index.header["shard_names"][int(self._index["shard"][index])]
         return f"{shard}/{self._names[index].decode('utf-8', 'replace')}"
 
+    def left_out(self) -> dict[str, int]:
+        """Return how many members and other files are not read, by extension."""
+        return extensions.merged([self._left_out, *self._index.header["left_out"]])
+
     def _where(self) -> str:
         problems = self._index.header["problems"]
         where = f"in {messages.counted(len(self._shards), 'tar file')} of {self._said}"
@@ -198,14 +206,18 @@ def _find_members(said: str, shards: list[str]) -> index_cache.Index:
     labels, names = manifest.numbered_labels(joined["labels"])
     if labels is not None:
         arrays["labels"] = labels
-    said_of_it = arrays | {"state": np.array(state, np.int64).ravel()}
     short = shard_files.names(shards)
+    # Names below their common folder: moved files are the same files.
+    identity = {k: v for k, v in arrays.items() if not k.startswith("shards")}
+    identity |= index_cache.text_arrays("shorts", [os.fsencode(n) for n in short])
+    identity["state"] = np.array(state, np.int64).ravel()
     header = {
-        "fingerprint": index_cache.fingerprint(said_of_it),
+        "fingerprint": index_cache.fingerprint(identity),
         "label_names": names,
         "shard_names": short,
         "some_labels": any(label is not None for label in joined["labels"]),
         "state": state,
+        "left_out": [one.left_out for one in ordered],
         "problems": [[n, m.problem] for n, m in zip(short, ordered) if m.problem],
     }
     return index_cache.write(key, header["fingerprint"], header, arrays)
@@ -221,8 +233,12 @@ def _reused(old, state):
     ends = np.cumsum(np.bincount(old["shard"], minlength=len(old.header["state"])))
     shards = index_cache.Texts(old, "shards").all()
     names, start = old.header["label_names"], 0
-    for shard, was, short, end in zip(
-        shards, old.header["state"], old.header["shard_names"], ends.tolist()
+    for shard, was, short, left_out, end in zip(
+        shards,
+        old.header["state"],
+        old.header["shard_names"],
+        old.header["left_out"],
+        ends.tolist(),
     ):
         rows = slice(start, end)
         start = end
@@ -238,6 +254,7 @@ def _reused(old, state):
                 old["offsets"][rows].tolist(),
                 old["sizes"][rows].tolist(),
                 labels,
+                left_out,
             ),
         )
 

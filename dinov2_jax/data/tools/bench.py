@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
             path = made
             make_jpegs(pathlib.Path(made), args.images)
         source = program_flags.open_source(args, path, decoder, field="PATH")
-        print(source.describe(), flush=True)
+        print(program_flags.describe(source), flush=True)
         found = throughput.measure(
             source,
             sizes,

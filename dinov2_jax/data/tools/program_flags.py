@@ -88,6 +88,13 @@ def open_source(
     return registry.open_path(path, decoder, field=field)
 
 
+def describe(source: base.Source) -> str:
+    """Return the lines that say what a source is, and what may be wrong with it."""
+    return "\n".join(
+        [source.describe(), *(f"warning: {line}" for line in source.warnings())]
+    )
+
+
 def check_positive(args: argparse.Namespace, *names: str) -> None:
     """Raise UserError if a flag is below 1."""
     for name in names:

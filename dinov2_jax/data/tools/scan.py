@@ -15,7 +15,7 @@ from PIL import Image
 
 from dinov2_jax import files, progress_bar
 from dinov2_jax.data.decode import image_decoder, multichannel
-from dinov2_jax.data.sources import base, messages
+from dinov2_jax.data.sources import base, extensions, messages
 from dinov2_jax.data.tools import process_pool, program_flags
 
 _SHOWN = 10  # lines of a list in the table; the JSON has all
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     program_flags.check_json(args.json)
     decoder = program_flags.make_decoder(args)
     source = program_flags.open_source(args, args.path, decoder, field="PATH")
-    print(source.describe(), flush=True)
+    print(program_flags.describe(source), flush=True)
     report = scan(source, decoder, workers=args.workers, seconds=args.seconds)
     print(table(report))
     if args.json:
@@ -135,6 +135,7 @@ def scan(
         "skipped": [
             {"name": name, "reason": why} for name, why in source.skipped_names()
         ],
+        "left_out": source.left_out(),
         "fingerprint": source.fingerprint,
     }
     return report
@@ -194,6 +195,7 @@ def table(report: dict[str, Any]) -> str:
         for entry in entries[:_SHOWN]:
             lines.append(f"  {_printable(entry['name'])}: {entry['reason']}")
         lines += _more(entries)
+    lines.append(f"{'left out':<12} {extensions.counts(report['left_out']) or 'none'}")
     return "\n".join(lines)
 
 

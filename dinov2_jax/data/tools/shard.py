@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
             f"--channels={args.channels}: leave out --resize"
         )
     source = program_flags.open_source(args, args.source, decoder, field="SRC")
-    print(source.describe(), flush=True)
+    print(program_flags.describe(source), flush=True)
     options = {"resize": args.resize, "quality": args.quality, "shard_size": limit}
     if not args.resize:
         del options["quality"]  # not used

@@ -153,6 +153,8 @@ def run(args: argparse.Namespace) -> None:
             raise errors.UserError(f"--{name}={value}: give 0 or more")
     decoder = program_flags.make_decoder(args)
     source = program_flags.open_source(args, args.path, decoder, field="PATH")
+    for line in source.warnings():
+        print(f"warning: {line}", file=sys.stderr)
     indices = sample(len(source), args.max_images, args.seed)
     chosen = progress_bar.track(indices, what="counting")
     found = gather(source, chosen, channels=args.channels, workers=args.workers)
