@@ -101,7 +101,7 @@ def summarize(
     peak = flops.peak_flops(args.device["kind"])
     rows = []
     for workload, config in configs.items():
-        per_image = flops.step_flops(config).per_image
+        per_image = flops.step_flops(flops.make_workload(config)).per_image
         ours = measured[workload].get(OURS, {})
         for contestant, result in measured[workload].items():
             row = {"workload": workload, "contestant": contestant} | result

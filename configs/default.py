@@ -16,7 +16,8 @@ def get_config() -> config_dict.ConfigDict:
 
     c.data = config_dict.ConfigDict()
     # auto (detected from `path`) | folder | manifest | glob | array_record |
-    # webdataset | tfds | photos (embedded, needs nothing); see docs/data.md.
+    # webdataset | huggingface | tfds | photos (embedded, needs nothing); see
+    # docs/data.md.
     c.data.source = "auto"
     c.data.path = ""  # folder, file or pattern; tfds: the data_dir
     # Several weighted sources instead of `path`: (("/data/a", 3.0), ("/data/b*.tar",

@@ -2,12 +2,14 @@
 
 import difflib
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
+from dinov2_jax.data.sources import registry
 from dinov2_jax.models import model_config
 
 # Fields, or prefixes of fields, that may change when a run is resumed.
@@ -29,11 +31,10 @@ HARMLESS = (
     "log.",
     "evaluation.",
 )
+_PLACES = ("data.path", "data.mixture")  # of the images; a run may follow them
+_PATHS = ("data.path", "init.source")
 _CHOICES = {
-    "data.source": (
-        *("auto", "folder", "manifest", "glob", "array_record", "webdataset"),
-        *("tfds", "photos"),
-    ),
+    "data.source": registry.CHOICES,
     "data.augmentation": ("device", "host"),
     "crops.policy": tuple(policies.POLICIES),
     "crops.blur": tuple(policies.BLUR_PROBABILITIES),
@@ -405,13 +406,27 @@ def check_resume(config: Any, workdir: pathlib.Path) -> None:
 
 
 def differing(config: Any, workdir: pathlib.Path) -> list[str]:
-    """List the fields outside `HARMLESS` that differ from WORKDIR/config.json.
+    """List the fields that differ from WORKDIR/config.json and make another run.
 
-    The list is empty if there is no such file.
+    Those in `HARMLESS` and the places of the images do not. The list is empty if there
+    is no such file.
 
     Raises:
       UserError: The file is damaged.
     """
+    return [text for name, text in _changes(config, workdir) if name not in _PLACES]
+
+
+def moved(config: Any, workdir: pathlib.Path) -> list[str]:
+    """List the fields that name other places of the images than WORKDIR/config.json.
+
+    Whether the images are the same, their fingerprint tells. Raises as `differing`.
+    """
+    return [text for name, text in _changes(config, workdir) if name in _PLACES]
+
+
+def _changes(config: Any, workdir: pathlib.Path) -> list[tuple[str, str]]:
+    """Return (name, description) of the fields that differ and are not harmless."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         return []
@@ -424,9 +439,21 @@ def differing(config: Any, workdir: pathlib.Path) -> list[str]:
     before = _ADDED | {_RENAMED.get(name, name): v for name, v in saved.items()}
     now = flatten(json.loads(config.to_json_best_effort()))
     return [
-        f"{name}: {before.get(name, 'not set')!r} -> {now.get(name, 'not set')!r}"
+        (
+            name,
+            f"{name}: {before.get(name, 'not set')!r} -> {now.get(name, 'not set')!r}",
+        )
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
         and not name.startswith(HARMLESS)
         and not (name == "data.source" and _same_kind(before, now))
+        and not (name in _PATHS and _same_path(before.get(name), now.get(name)))
     ]
+
+
+def _same_path(before: Any, now: Any) -> bool:
+    """Return whether two paths name the same file or folder, perhaps by a link."""
+    if not (isinstance(before, str) and isinstance(now, str) and before and now):
+        return False
+    paths = (os.path.realpath(os.path.expanduser(path)) for path in (before, now))
+    return len(set(paths)) == 1

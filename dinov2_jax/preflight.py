@@ -210,6 +210,9 @@ class _Preflight:
         """Build this process's part of the first batch, as the run will."""
         evaluator.make_evaluator(self.config, self.trainer.meta_arch, self.trainer.mesh)
         source = registry.make_source(self.config)
+        if checkpointer.has_checkpoint(self.workdir):
+            moved = config_lib.moved(self.config, self.workdir)
+            workdir_lib.check_images(source, self.workdir, moved)
         start = time.monotonic()
         batches = loader.make_loader(
             self.config,
@@ -223,7 +226,8 @@ class _Preflight:
             self.batch = next(batches)
         seconds = time.monotonic() - start
         bad = self._judge_bad_images(self.batch.pop("bad_images"))
-        return f"{source.describe()}; a batch in {seconds:.1f} s{bad}"
+        warnings = "".join(f"; {line}" for line in source.warnings())
+        return f"{source.describe()}{warnings}; a batch in {seconds:.1f} s{bad}"
 
     def _judge_bad_images(self, bad: np.ndarray) -> str:
         """Describe the unreadable images of the first batch, which were replaced."""

@@ -7,13 +7,14 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import config as config_lib
 from dinov2_jax import errors, sharding, trainer
 from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
 from dinov2_jax.data import batch_builder, loader
-from dinov2_jax.data.sources import messages, registry
+from dinov2_jax.data.sources import base, messages, registry
 from dinov2_jax.eval import evaluator
 from dinov2_jax.runtime import (
     bad_images,
@@ -61,6 +62,8 @@ def train(
     lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
     if checkpointer.has_checkpoint(workdir):  # without one, the run starts over
         config_lib.check_resume(config, workdir)
+        moved = config_lib.moved(config, workdir)
+        workdir_lib.check_images(source, workdir, moved)
 
     with contextlib.ExitStack() as stack:
         if lock:
@@ -89,7 +92,7 @@ class Run:
         self,
         config: Any,
         workdir: pathlib.Path,
-        source: registry.Source,
+        source: base.Source,
         account: timing.TimeAccount,
         watching: watchdog.Watchdog,
     ):
@@ -99,11 +102,10 @@ class Run:
         self.evaluator = evaluator.make_evaluator(
             config, self.trainer.meta_arch, self.trainer.mesh
         )
-        self.guard = rollback.LossGuard(
-            rollback.uniform_loss(config), config.train.max_nonfinite_steps
-        )
+        self.guard = rollback.make_loss_guard(config)
         self.rollbacks = rollback.Rollbacks(workdir)
         another = config_lib.differing(config, workdir)
+        moved = config_lib.moved(config, workdir)
         self.checkpoints = checkpointer.Checkpointer(
             workdir,
             keep_last=config.checkpoint.keep_last,
@@ -118,23 +120,42 @@ class Run:
             )
             lines += [room] if room else []
         leads = jax.process_index() == 0
-        if another:  # the config changed, so there is no checkpoint: a new run
+        if not self.start_step and (another or moved):  # a new run
             self.rollbacks.forget(write=leads)
         if leads:
             workdir_lib.write_config(config, workdir)
-        self.log = logger.RunLog(config, workdir, self.start_step, account)
+        self.log = logger.make_run_log(config, workdir, self.start_step, account)
         self.watchdog.report = lambda doing, path: self.log.events.add(
             "hang", doing=doing, path=path
         )
         self.bad_images = bad_images.BadImages(
             workdir, source, config.data.max_bad_share
         )
-        self.log.message(progress.banner(config, self.trainer, source))
+        self.log.message(self._banner())
         changed = workdir_lib.update_data_record(
             source, workdir, resumed=self.start_step > 0, write=leads
         )
+        if self.start_step and moved:
+            lines.append(f"{'; '.join(moved)}: the same images in another place")
+        lines += [f"warning: {line}" for line in source.warnings()]
         for line in [*lines, changed] if changed else lines:
             self.log.message(line)
+
+    def _banner(self) -> str:
+        device = self.trainer.mesh.devices.flat[0]
+        return progress.banner(
+            device=device.device_kind,
+            mesh=dict(self.trainer.mesh.shape),
+            images=self.source.describe(),
+            pass_length=self.source.pass_length,
+            batch_size=self.config.train.batch_size,
+            group_size=self.config.train.group_size,
+            steps=self.config.train.steps,
+            base_lr=self.config.optim.base_lr,
+            arch=self.config.model.arch,
+            num_params=self.trainer.num_params,
+            dtype=jnp.dtype(self.trainer.dtype).name,
+        )
 
     def _restore(self) -> list[str]:
         """Set the state and its step from the newest good checkpoint, or initialise.

@@ -12,10 +12,10 @@ FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 # from rows below it; files at the top that share a row count as one folder.
 ROWS = (
     "errors",
-    "files cli schedules sharding augment configs models.model_config",
-    "config kernels losses checkpoint data.decode",
+    "files progress_bar cli schedules sharding augment configs models.model_config",
+    "kernels losses checkpoint data.decode",
     "models data.sources",
-    "data",
+    "config data",
     "ssl_meta_arch optimizer train_state train_step teacher data.tools runtime",
     "weights",
     "pretrained feature_extractor trainer status launch",

@@ -85,7 +85,8 @@ def write_cifar(root):
 
 
 def test_class_folders_and_a_change_on_resume(in_process, tmp_path):
-    root, workdir = tmp_path / "cifar", tmp_path / "run"
+    root = tmp_path / "cifar"
+    workdir = root / "train" / "run"  # its pictures are no images
     write_cifar(root)
     (root / "test/cat/0000.png").write_bytes(b"")  # evaluation does without it
     flags = ("--config.data.source=folder", f"--config.data.path={root / 'train'}")
@@ -110,8 +111,22 @@ def test_class_folders_and_a_change_on_resume(in_process, tmp_path):
     assert output.count("evaluation leaves out cat/0000.png: empty file") == 1
     after = json.loads((workdir / "data.json").read_text())
     assert (before["images"], after["images"]) == (40, 41)
+    assert "1 x output of a run" in images_line(output)
     assert 0 <= accuracies(workdir)["knn/top1"] <= 1
     assert (workdir / "pca.png").exists()
+    root = root.rename(tmp_path / "moved")
+    finished = in_process.run(
+        "--config=configs/debug.py",
+        f"--workdir={root / 'train' / 'run'}",
+        "--config.log.tensorboard=False",
+        "--config.data.workers=0",
+        *AGAIN,
+        flags[0],
+        f"--config.data.path={root / 'train'}",
+    )
+    assert finished.code == 0 and "nothing to do" in finished.output
+    said = f"-> '{root / 'train'}': the same images in another place"
+    assert said in finished.output
 
 
 def test_imagenet(in_process, tmp_path):

@@ -116,7 +116,7 @@ def _predict(config, machine, program, found) -> dict[str, Any] | None:
     sent = sum(c.sent_bytes for c in found)
     compute = work.total / chip.clock + work.kernel_seconds + work.moving_seconds
     link = sent / machine.send_bandwidth if machine.send_bandwidth else 0.0
-    useful = flops.step_flops(config).per_image
+    useful = flops.step_flops(flops.make_workload(config)).per_image
     useful *= config.train.batch_size / machine.num_devices
 
     def outcome(seconds):

@@ -37,7 +37,7 @@ from dinov2_jax.data import batch_spec as batch_spec_lib
 from dinov2_jax.data import masking, multi_crop
 from dinov2_jax.data import workers as workers_lib
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import registry as registry_lib
+from dinov2_jax.data.sources import base
 
 BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U1024"), ("reason", "U120")])
 MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
@@ -66,7 +66,7 @@ class BatchBuilder:
       activity: Where to record which image is being prepared.
     """
 
-    source: registry_lib.Source
+    source: base.Source
     multi_crop: multi_crop.MultiCrop
     seed: int
     batch_size: int
@@ -101,7 +101,7 @@ class BatchBuilder:
     def _group(self, number: int, bad: list) -> dict[str, np.ndarray]:
         """Return one group, given its number in the run."""
         b, crops, keys = self.group_size, [], []
-        places = registry_lib.places(self.source)
+        places = self.source.pass_length
         for i in range(b):
             pass_number, offset = divmod(number * b + i, places)
             place = self.place(pass_number, offset)
@@ -133,11 +133,11 @@ class BatchBuilder:
     def image_index(self, pass_number: int, offset: int) -> int:
         """Return the index of the image at an offset of a pass."""
         place = self.place(pass_number, offset)
-        return registry_lib.at_place(self.source, pass_number, place)
+        return self.source.resolve(pass_number, place)
 
     def place(self, pass_number: int, offset: int) -> int:
         """Return the place at an offset of a pass, which is a permutation of places."""
-        places = registry_lib.places(self.source)
+        places = self.source.pass_length
         if places == 1:
             return 0
         entropy = (self.seed, _ORDER, pass_number)
@@ -154,7 +154,7 @@ class BatchBuilder:
         # place, as do the crops of an image with several places.
         drawn_for = place
         for attempt in range(MAX_ATTEMPTS):
-            index = registry_lib.at_place(self.source, pass_number, place)
+            index = self.source.resolve(pass_number, place)
             self._note(self.source.name(index))
             try:
                 image = self.source.open(index)
@@ -169,7 +169,7 @@ class BatchBuilder:
                     f"{type(error).__name__}: {error}"
                 ) from error
             rng = self._rng(_REPLACEMENT, pass_number, offset, attempt)
-            place = int(rng.integers(registry_lib.places(self.source)))
+            place = int(rng.integers(self.source.pass_length))
         raise errors.UserError(
             f"{MAX_ATTEMPTS} images in a row could not be read, the last one "
             f"{bad[-1][1]} ({bad[-1][2]}): remove or repair such files"
@@ -210,7 +210,7 @@ def make_batch_builder(
             f"cannot be divided among {process_count} processes: change "
             "--config.train.group_size"
         )
-    places = registry_lib.places(source)
+    places = source.pass_length
     if places < batch_size:
         raise errors.UserError(
             f"the source has {places} images but train.batch_size = {batch_size}: "

@@ -23,7 +23,7 @@ import pathlib
 import sys
 from typing import Any
 
-from dinov2_jax import cli, errors
+from dinov2_jax import cli, errors, progress_bar
 from dinov2_jax.data.decode import pillow_setup
 
 FEATURES = ("cls", "patch_mean", "cls+patch_mean", "patches")
@@ -116,6 +116,8 @@ def embed(args: argparse.Namespace) -> None:
     if unusable:
         name, reason = unusable[0]
         _say(f"warning: {len(unusable)} left out, such as {name!r}: {reason}")
+    for line in folder.warnings():
+        _say(f"warning: {line}")
     model, prepare = _load(args)
     dtype = args.dtype or extraction.default_dtype()
     settings = {
@@ -257,7 +259,6 @@ def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int |
       workers: Number of threads that decode; None for one per core.
     """
     from dinov2_jax.embed import folder as folder_lib
-    from dinov2_jax.embed import progress as progress_lib
 
     batches = folder_lib.batches(
         folder,
@@ -266,12 +267,12 @@ def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int |
         batch_size=extractor.batch_size,
         workers=workers or _num_cores(),
     )
-    progress = progress_lib.Progress(len(folder), rows.done)
+    bar = progress_bar.Bar(len(folder), done=rows.done)
 
     def append(batch, features):
         features = extractor.fetch(features)[batch.good]
         rows.append(features, done=batch.stop, bad=batch.bad)
-        progress.update(batch.stop)
+        bar.update_to(batch.stop)
 
     try:
         pending = None  # computed while the next batch is fetched and dispatched
@@ -284,7 +285,7 @@ def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int |
             append(*pending)
     finally:
         batches.close()
-        progress.close()
+        bar.close()
 
 
 def _first_bad(folder: Any, rows: Any) -> str:

@@ -16,12 +16,13 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder as image_decoder_lib
-from dinov2_jax.data.sources import registry
+from dinov2_jax.data.sources import extensions
+from dinov2_jax.data.sources import folder as folder_lib
 
 _BATCHES_AHEAD = 2
 
 
-class Folder(registry.FolderSource):
+class Folder(folder_lib.FolderSource):
     """All images below a folder, in the order of their paths.
 
     Args:
@@ -41,8 +42,8 @@ class Folder(registry.FolderSource):
             fact = str(error).split("; looked for")[0]
             fact = fact.replace("data.path = ", "")
             raise errors.UserError(
-                f"{fact}; looked for {' '.join(registry.EXTENSIONS)}: name a folder of "
-                "images"
+                f"{fact}; looked for {' '.join(extensions.IMAGES)}: name a folder "
+                "of images"
             ) from error
 
     def digest(self) -> str:

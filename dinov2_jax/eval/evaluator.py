@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from dinov2_jax import errors, feature_extractor, sharding, ssl_meta_arch
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import photos, registry
+from dinov2_jax.data.sources import base, photos, registry
 from dinov2_jax.eval import knn, random_init
 from dinov2_jax.visualize import pca
 
@@ -46,8 +46,8 @@ class Evaluator:
         meta_arch: ssl_meta_arch.SSLMetaArch,
         mesh: Mesh,
         *,
-        bank: registry.Source,
-        queries: registry.Source,
+        bank: base.Source,
+        queries: base.Source,
         pictures: np.ndarray | None,
         resize_size: int,
         image_size: int,
@@ -191,7 +191,7 @@ class Evaluator:
                     yield np.stack([g[0] for g in good]), np.array([g[1] for g in good])
 
 
-def _some(source: registry.Source) -> list[np.ndarray]:
+def _some(source: base.Source) -> list[np.ndarray]:
     """Read up to `NUM_PICTURES` evenly spaced images, skipping unreadable ones."""
     found = []
     for index in np.linspace(0, len(source) - 1, NUM_PICTURES).astype(int):

@@ -82,37 +82,118 @@ class StepFlops:
     per_image: float
 
 
-def step_flops(config: Any) -> StepFlops:
-    """Count the useful FLOPs of the training step that a config describes.
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a training step computes for each group.
+
+    Attributes:
+      group_size: Images per group, b.
+      crops: (number per image, side in pixels) of the global crops, then of the local
+        ones if there are any.
+      patch_size: Side of a patch in pixels.
+      in_chans: Channels of the images.
+      dim: Width of the backbone, D.
+      num_registers: Register tokens of a crop.
+      ffn_weights: Weights of a block's FFN, without biases.
+      drop_rates: Drop-path rate of each block.
+      masked: Slots for masked patches, M: the static bound of `masking.max_masked`,
+        empty slots included.
+      dino_widths: Widths of the DINO head from its input to the prototypes; () if its
+        loss is off.
+      ibot_widths: The same of the head that serves the iBOT loss.
+    """
+
+    group_size: int
+    crops: tuple[tuple[int, int], ...]
+    patch_size: int
+    in_chans: int
+    dim: int
+    num_registers: int
+    ffn_weights: int
+    drop_rates: tuple[float, ...]
+    masked: int
+    dino_widths: tuple[int, ...]
+    ibot_widths: tuple[int, ...]
+
+    def patches(self, size: int) -> int:
+        """Return the number of patches of a crop whose side is `size` pixels."""
+        return (size // self.patch_size) ** 2
+
+
+def make_workload(config: Any) -> Workload:
+    """Return the workload of the training step that a config describes."""
+    crops, b = config.crops, config.train.group_size
+    model = model_config.make_model_config(config)
+    rate = config.model.drop_path_rate
+    rates = [rate] * model.depth
+    if not config.model.drop_path_uniform:
+        rates = np.linspace(0, rate, model.depth).tolist()
+    kinds = [(2, crops.global_crops_size)]
+    if crops.local_crops_number:
+        kinds.append((crops.local_crops_number, crops.local_crops_size))
+    ffn_weights = 2 * model.embed_dim * model.hidden_dim
+    if model.ffn_layer == "swiglufused":  # three matrices
+        ffn_weights = 3 * model.embed_dim * model.gated_dim
+    dino, ibot = config.dino, config.ibot
+    return Workload(
+        group_size=b,
+        crops=tuple(kinds),
+        patch_size=model.patch_size,
+        in_chans=model.in_chans,
+        dim=model.embed_dim,
+        num_registers=model.num_register_tokens,
+        ffn_weights=ffn_weights,
+        drop_rates=tuple(rates),
+        masked=masking.max_masked(
+            num_crops=2 * b,
+            num_patches=(crops.global_crops_size // model.patch_size) ** 2,
+            probability=ibot.mask_sample_probability,
+            ratio_min_max=tuple(ibot.mask_ratio_min_max),
+        ),
+        dino_widths=_make_widths(dino, model.embed_dim) if dino.loss_weight else (),
+        ibot_widths=(
+            _make_widths(ibot if ibot.separate_head else dino, model.embed_dim)
+            if ibot.loss_weight
+            else ()
+        ),
+    )
+
+
+def _make_widths(head: Any, dim: int) -> tuple[int, ...]:
+    """Return the widths of the head that `config.dino` or `config.ibot` describes."""
+    inner = [head.head_hidden_dim] * (head.head_nlayers - 1)
+    return dim, *inner, head.head_bottleneck_dim, head.head_n_prototypes
+
+
+def step_flops(work: Workload) -> StepFlops:
+    """Count the useful FLOPs of a training step.
 
     Args:
-      config: A run's config. The group size matters, the number of groups does not:
-        stochastic depth keeps max(int(count * (1 - rate)), 1) of a group's crops of
-        one kind, and M is the static bound of `masking.max_masked`, empty slots
-        included.
+      work: What the step computes. The group size matters, the number of groups does
+        not: stochastic depth keeps max(int(count * (1 - rate)), 1) of a group's crops
+        of one kind.
 
     Returns:
       Useful FLOPs per image.
     """
-    b, crops = config.train.group_size, config.crops
-    kinds = [(2 * b, crops.global_crops_size)]  # crops per group, pixels
-    if crops.local_crops_number:
-        kinds.append((crops.local_crops_number * b, crops.local_crops_size))
-    rates = drop_rates(config)
-    embed = [count * _patch_embed(config, size) for count, size in kinds]
+    b, depth = work.group_size, len(work.drop_rates)
+    kinds = [(count * b, size) for count, size in work.crops]  # crops per group
+    embed = [count * _patch_embed(work, size) for count, size in kinds]
     cores, blocks = [], []  # student, forward, per group
     for count, size in kinds:
         kept = sum(
-            stochastic_depth.num_kept(count, rate) if rate else count for rate in rates
+            stochastic_depth.num_kept(count, rate) if rate else count
+            for rate in work.drop_rates
         )
-        linear, core = _block(config, size)
+        linear, core = _block(work, size)
         cores.append(kept * core)
         blocks.append(kept * (linear + core))
-    linear, core = _block(config, crops.global_crops_size)
-    teacher_core = 2 * b * len(rates) * core
-    teacher_backbone = embed[0] + 2 * b * len(rates) * (linear + core)
-    teacher_heads = _heads(config, 2 * b)
-    student_heads = _heads(config, sum(count for count, _ in kinds))
+    teacher_count, size = kinds[0]
+    linear, core = _block(work, size)
+    teacher_core = teacher_count * depth * core
+    teacher_backbone = embed[0] + teacher_count * depth * (linear + core)
+    teacher_heads = _heads(work, teacher_count)
+    student_heads = _heads(work, sum(count for count, _ in kinds))
 
     teacher = teacher_backbone + teacher_heads
     student_forward = sum(embed) + sum(blocks) + student_heads
@@ -136,13 +217,13 @@ def peak_flops(device_kind: str) -> float | None:
     return None
 
 
-def peak_rate(config: Any, device_kind: str, num_devices: int) -> float | None:
+def peak_rate(per_image: float, device_kind: str, num_devices: int) -> float | None:
     """Return the images/s at which every device would run at its peak.
 
     A run's images/s divided by this is its MFU.
 
     Args:
-      config: The run's config.
+      per_image: Useful FLOPs per image, `StepFlops.per_image`.
       device_kind: `jax.Device.device_kind` of the devices.
       num_devices: Number of devices that share a batch.
 
@@ -150,63 +231,26 @@ def peak_rate(config: Any, device_kind: str, num_devices: int) -> float | None:
       Images/s; None if the peak of the device is unknown.
     """
     peak = peak_flops(device_kind)
-    return peak and num_devices * peak / step_flops(config).per_image
+    return peak and num_devices * peak / per_image
 
 
-def drop_rates(config: Any) -> list[float]:
-    """Return the drop-path rate of every block."""
-    depth, rate = _arch(config)[1], config.model.drop_path_rate
-    if config.model.drop_path_uniform:
-        return [rate] * depth
-    return np.linspace(0, rate, depth).tolist()
-
-
-def _arch(config: Any) -> tuple[int, int]:
-    """Return the width and the number of blocks."""
-    model = config.model
-    if model.arch == "custom":
-        return model.embed_dim, model.depth
-    return model_config.ARCHS[model.arch][:2]
-
-
-def _patch_embed(config: Any, size: int) -> float:
+def _patch_embed(work: Workload, size: int) -> float:
     """Return the forward FLOPs of one crop's patch embedding."""
-    model = config.model
-    patches = (size // model.patch_size) ** 2
-    return 2 * patches * model.patch_size**2 * model.in_chans * _arch(config)[0]
+    return 2 * work.patches(size) * work.patch_size**2 * work.in_chans * work.dim
 
 
-def _block(config: Any, size: int) -> tuple[float, float]:
+def _block(work: Workload, size: int) -> tuple[float, float]:
     """Return one block's forward FLOPs on one crop: (linear layers, attention)."""
-    model, (dim, _) = config.model, _arch(config)
-    tokens = (size // model.patch_size) ** 2 + 1 + model.num_register_tokens
-    hidden = int(dim * model.ffn_ratio)
-    ffn = 2 * dim * hidden
-    if model.ffn_layer == "swiglufused":  # three matrices
-        ffn = 3 * dim * model_config.gated_width(hidden)
-    return 2 * tokens * (4 * dim * dim + ffn), 4 * tokens * tokens * dim
+    tokens = work.patches(size) + 1 + work.num_registers
+    linear = 2 * tokens * (4 * work.dim**2 + work.ffn_weights)
+    return linear, 4 * tokens * tokens * work.dim
 
 
-def _heads(config: Any, cls_tokens: int) -> float:
+def _heads(work: Workload, cls_tokens: int) -> float:
     """Return the heads' forward FLOPs on a group's class tokens and M patches."""
-    b, dino, ibot = config.train.group_size, config.dino, config.ibot
-    masked = masking.max_masked(
-        num_crops=2 * b,
-        num_patches=(config.crops.global_crops_size // config.model.patch_size) ** 2,
-        probability=ibot.mask_sample_probability,
-        ratio_min_max=tuple(ibot.mask_ratio_min_max),
-    )
-    dim = _arch(config)[0]
-    flops = 0.0
-    if dino.loss_weight:
-        flops += cls_tokens * _head(dino, dim)
-    if ibot.loss_weight:
-        flops += masked * _head(ibot if ibot.separate_head else dino, dim)
-    return flops
+    return cls_tokens * _head(work.dino_widths) + work.masked * _head(work.ibot_widths)
 
 
-def _head(head: Any, dim: int) -> float:
-    """Return the forward FLOPs of `config.dino` or `config.ibot` on one token."""
-    inner = [head.head_hidden_dim] * (head.head_nlayers - 1)
-    widths = [dim, *inner, head.head_bottleneck_dim, head.head_n_prototypes]
-    return 2 * sum(a * b for a, b in zip(widths, widths[1:]))
+def _head(widths: tuple[int, ...]) -> float:
+    """Return the forward FLOPs of a head of these widths on one token."""
+    return 2.0 * sum(a * b for a, b in zip(widths, widths[1:]))

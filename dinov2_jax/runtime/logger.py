@@ -27,52 +27,49 @@ class RunLog:
     """Everything that a run logs; only the first of several processes writes.
 
     Args:
-      config: The run's config.
       workdir: The run's folder.
       start_step: Finished steps when this process started.
       account: The time account of this process.
+      total_steps: Steps of the whole run.
+      every: Steps from one logged step to the next; the last is always logged.
+      tensorboard: Whether to write TensorBoard files too.
+      rates: The rates of the steps to log.
+      uniform_loss: Monitor of a run that learns nothing.
+      data_wait: Monitor of devices that wait for data.
     """
 
     def __init__(
         self,
-        config: Any,
         workdir: pathlib.Path,
         start_step: int,
         account: timing.TimeAccount,
+        *,
+        total_steps: int,
+        every: int,
+        tensorboard: bool,
+        rates: timing.Rates,
+        uniform_loss: monitors.UniformLossMonitor,
+        data_wait: monitors.DataWaitMonitor,
     ):
-        self._config, self._workdir, self._account = config, workdir, account
+        self._workdir, self._account = workdir, account
+        self._total_steps, self._every = total_steps, every
+        self._tensorboard = tensorboard
         self._leads = jax.process_index() == 0
         self.events = event_log.Events(workdir, enabled=self._leads)
         self._told = time.monotonic()
         self._step = start_step
         self._writer = self._make_writer(start_step)
-        self._progress = progress.Progress(
-            config.train.steps, start_step, enabled=self._leads
-        )
+        self._progress = progress.Progress(total_steps, start_step, enabled=self._leads)
         self.message = self._progress.message
-        device = jax.devices()[0]
-        self.rates = timing.Rates(
-            account,
-            config.train.batch_size,
-            flops.peak_rate(config, device.device_kind, jax.device_count()),
-        )
-        self._uniform_loss = monitors.UniformLossMonitor(
-            config.dino.head_n_prototypes,
-            loss_weight=config.dino.loss_weight,
-            patience_steps=max(2 * config.optim.warmup_steps, 1000),
-        )
-        self._data_wait = monitors.DataWaitMonitor(
-            workers=config.data.workers,
-            cores=os.cpu_count() or 1,
-            augmentation=config.data.augmentation,
-        )
+        self.rates = rates
+        self._uniform_loss, self._data_wait = uniform_loss, data_wait
         self.compilations = monitors.CompilationMonitor()
         self._started = False
 
     def _make_writer(self, step: int) -> metric_writer.MetricsWriter:
         return metric_writer.MetricsWriter(
             self._workdir,
-            tensorboard=self._config.log.tensorboard,
+            tensorboard=self._tensorboard,
             resume_step=step,
             enabled=self._leads,
         )
@@ -111,7 +108,7 @@ class RunLog:
         if time.monotonic() - self._told > _PROGRESS_EVERY:
             self._told = time.monotonic()
             self.events.add("progress", step=step, seconds=self._seconds())
-        if step % self._config.log.every and step != self._config.train.steps:
+        if step % self._every and step != self._total_steps:
             return
         row = dict(values) | scalars | self.rates.take()
         self._writer.write(step, row)
@@ -194,3 +191,34 @@ class RunLog:
         self.compilations.close()
         self._writer.close()
         self._progress.close()
+
+
+def make_run_log(
+    config: Any,
+    workdir: pathlib.Path,
+    start_step: int,
+    account: timing.TimeAccount,
+) -> RunLog:
+    """Return the log that a run's config describes; other arguments as for `RunLog`."""
+    per_image = flops.step_flops(flops.make_workload(config)).per_image
+    device_kind = jax.devices()[0].device_kind
+    peak_rate = flops.peak_rate(per_image, device_kind, jax.device_count())
+    return RunLog(
+        workdir,
+        start_step,
+        account,
+        total_steps=config.train.steps,
+        every=config.log.every,
+        tensorboard=config.log.tensorboard,
+        rates=timing.Rates(account, config.train.batch_size, peak_rate),
+        uniform_loss=monitors.UniformLossMonitor(
+            config.dino.head_n_prototypes,
+            loss_weight=config.dino.loss_weight,
+            patience_steps=max(2 * config.optim.warmup_steps, 1000),
+        ),
+        data_wait=monitors.DataWaitMonitor(
+            workers=config.data.workers,
+            cores=os.cpu_count() or 1,
+            augmentation=config.data.augmentation,
+        ),
+    )

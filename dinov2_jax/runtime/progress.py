@@ -1,28 +1,27 @@
 """Console output of a run: the progress bar and the texts around it."""
 
-import io
+import math
 import pathlib
-import shutil
-import sys
 import time
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import TextIO
 
-import jax.numpy as jnp
-import tqdm
-
-from dinov2_jax import schedules
-from dinov2_jax.data.sources import registry
+from dinov2_jax import progress_bar, schedules
 from dinov2_jax.runtime import timing
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere one line per update.
+    """The progress of training: a bar on a terminal; elsewhere a line per update.
 
     Args:
       total_steps: Steps of the whole run.
       start_step: Finished steps when this process started, left out of the ETA.
       stream: Where to write; standard error by default.
       enabled: False shows nothing; for every process but the first.
+
+    Attributes:
+      message: Function that prints a line without breaking the bar.
+      close: Function that leaves the bar as it stands and ends its line.
     """
 
     def __init__(
@@ -33,23 +32,20 @@ class Progress:
         stream: TextIO | None = None,
         enabled: bool = True,
     ):
-        self._total, self._step = total_steps, start_step
-        self._stream = stream or sys.stderr if enabled else io.StringIO()
+        self._total = total_steps
         # The clock starts at the first update, so that compilation is not counted.
         self._first: tuple[int, float] | None = None
-        self._bar = None
-        if self._stream.isatty():
-            # tqdm's own detection shows nothing if the terminal reports a size of 0.
-            columns, rows = shutil.get_terminal_size()
-            self._bar = tqdm.tqdm(
-                total=total_steps,
-                initial=start_step,
-                file=self._stream,
-                ncols=columns - 1,
-                nrows=rows,
-                # The bar comes last: it fills the room that is left.
-                bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} {desc} |{bar}|",
-            )
+        self._bar = progress_bar.Bar(
+            total_steps,
+            what="step",
+            done=start_step,
+            stream=stream,
+            enabled=enabled,
+            # The bar comes last: it fills the room that is left.
+            bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} {desc} |{bar}|",
+        )
+        self.message = self._bar.message
+        self.close = self._bar.close
 
     def update(
         self,
@@ -82,51 +78,50 @@ class Progress:
             f"loss {loss:.4f}  {images_per_second:.1f} images/s  {share}"
             f"data wait {data_wait:.0%}  ETA {eta}"
         )
-        if self._bar is not None:
-            self._bar.set_description_str(text, refresh=False)
-            self._bar.update(step - self._step)
-            self._bar.refresh()
-        else:
-            print(f"step {step}/{self._total}  {text}", file=self._stream, flush=True)
-        self._step = step
-
-    def message(self, text: str) -> None:
-        """Print a line without breaking the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Leave the bar as it stands and end its line."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.show(step, text)
 
 
-def banner(config: Any, trainer: Any, source: Any) -> str:
+def banner(
+    *,
+    device: str,
+    mesh: Mapping[str, int],
+    images: str,
+    pass_length: int,
+    batch_size: int,
+    group_size: int,
+    steps: int,
+    base_lr: float,
+    arch: str,
+    num_params: int,
+    dtype: str,
+) -> str:
     """Return a summary of the run that is about to start.
 
     Args:
-      config: The run's config.
-      trainer: The run's `trainer.Trainer`.
-      source: The images, a `data.sources.registry.Source`.
+      device: Kind of the devices.
+      mesh: Size of each axis of the mesh.
+      images: Description of the images, in one line.
+      pass_length: Number of images that a pass shows.
+      batch_size: Images per step.
+      group_size: Images per group.
+      steps: Steps of the whole run.
+      base_lr: Learning rate at batch 1024.
+      arch: Name of the architecture.
+      num_params: Number of the student's parameters, heads included.
+      dtype: Name of the dtype of the matmuls.
     """
-    batch, steps = config.train.batch_size, config.train.steps
-    places = registry.places(source)
-    mesh = trainer.mesh
-    device = mesh.devices.flat[0]
-    lr = schedules.scaled_lr(config.optim.base_lr, batch)
-    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    lr = schedules.scaled_lr(base_lr, batch_size)
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.items())
+    groups = batch_size // group_size
     return "\n".join(
         [
-            f"devices     {mesh.size} {device.device_kind}, mesh {shape}",
-            f"images      {source.describe()}",
-            f"batch       {batch} in {batch // config.train.group_size} groups of "
-            f"{config.train.group_size}",
-            f"steps       {steps:,} = {steps * batch / places:.1f} passes",
-            f"lr          {lr:.3g} = {config.optim.base_lr:.3g} x sqrt({batch} / 1024)",
-            f"parameters  {trainer.num_params / 1e6:.1f} M ({config.model.arch}, heads "
-            f"included), matmuls in {jnp.dtype(trainer.dtype).name}",
+            f"devices     {math.prod(mesh.values())} {device}, mesh {shape}",
+            f"images      {images}",
+            f"batch       {batch_size} in {groups} groups of {group_size}",
+            f"steps       {steps:,} = {steps * batch_size / pass_length:.1f} passes",
+            f"lr          {lr:.3g} = {base_lr:.3g} x sqrt({batch_size} / 1024)",
+            f"parameters  {num_params / 1e6:.1f} M ({arch}, heads included), matmuls "
+            f"in {dtype}",
         ]
     )
 

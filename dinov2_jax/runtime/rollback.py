@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dinov2_jax import errors, files
@@ -33,9 +33,14 @@ class LossGuard:
     Args:
       uniform: Loss of a uniform prediction; 0 checks for non-finite losses alone.
       patience: Number of consecutive bad steps at which `check` raises.
+
+    Attributes:
+      uniform: The loss of a uniform prediction.
+      in_a_row: Number of consecutive bad steps so far.
     """
 
     def __init__(self, uniform: float, patience: int):
+        self.uniform = uniform
         self._limit = _TIMES_UNIFORM * uniform or math.inf
         self._patience = patience
         self.in_a_row = 0
@@ -57,12 +62,26 @@ class LossGuard:
         raise BlownUp(step, why)
 
 
-def uniform_loss(config: Any) -> float:
-    """Return the total loss of a uniform prediction, without KoLeo."""
-    ibot = config.ibot if config.ibot.separate_head else config.dino
-    return config.dino.loss_weight * math.log(
-        config.dino.head_n_prototypes
-    ) + config.ibot.loss_weight * math.log(ibot.head_n_prototypes)
+def uniform_loss(terms: Iterable[tuple[float, int]]) -> float:
+    """Return the total loss of a uniform prediction, without KoLeo.
+
+    Args:
+      terms: (weight, number of prototypes) of each cross-entropy in the loss.
+    """
+    return sum(weight * math.log(num_prototypes) for weight, num_prototypes in terms)
+
+
+def make_loss_guard(config: Any) -> LossGuard:
+    """Return the guard that a run's config describes."""
+    dino, ibot = config.dino, config.ibot
+    ibot_head = ibot if ibot.separate_head else dino
+    uniform = uniform_loss(
+        [
+            (dino.loss_weight, dino.head_n_prototypes),
+            (ibot.loss_weight, ibot_head.head_n_prototypes),
+        ]
+    )
+    return LossGuard(uniform, config.train.max_nonfinite_steps)
 
 
 def not_finite(values: Mapping[str, float]) -> list[str]:

@@ -58,7 +58,7 @@ def update_data_record(
     """Compare the images with those of the run so far, and record the current ones.
 
     Args:
-      source: The images, a `data.sources.registry.Source`.
+      source: The images, a `data.sources.base.Source`.
       workdir: The run's folder.
       resumed: False if the run starts from step 0; data.json is then not compared.
       write: Whether to write data.json; False for every process but the first.
@@ -86,6 +86,27 @@ def update_data_record(
         f"the images changed since this run last started: {what}; the run goes on with "
         "those of now, in another order than without the change"
     )
+
+
+def check_images(source: Any, workdir: pathlib.Path, moved: list[str]) -> None:
+    """Check that a run whose images are in another place now goes on with the same.
+
+    Args:
+      source: The images, a `data.sources.base.Source`.
+      workdir: The run's folder.
+      moved: The changes of the config that name another place; without any, nothing
+        is checked.
+
+    Raises:
+      UserError: The images are not those of WORKDIR/data.json.
+    """
+    before = _read_data_record(workdir / "data.json")
+    if moved and before.get("fingerprint") != source.fingerprint:
+        raise errors.UserError(
+            f"the run in {workdir} was started with other images ({'; '.join(moved)}; "
+            "names, sizes or times of change differ): undo the change or choose "
+            "another --workdir"
+        )
 
 
 def _read_data_record(path: pathlib.Path) -> dict[str, Any]:

@@ -14,9 +14,7 @@ import urllib.request
 import zipfile
 from typing import Any
 
-import tqdm
-
-from dinov2_jax import errors, files
+from dinov2_jax import errors, files, progress_bar
 from dinov2_jax.models import model_config
 
 _BASE_URL = "https://dl.fbaipublicfiles.com/dinov2"
@@ -84,8 +82,8 @@ def _download(address: str, path: pathlib.Path) -> None:
             files.open_new(path) as file,
         ):
             size = int(response.headers.get("Content-Length") or 0)
-            with tqdm.tqdm(
-                total=size or None, unit="B", unit_scale=True, desc=path.name
+            with progress_bar.Bar(
+                size or None, what=path.name, unit="B", scaled=True
             ) as bar:
                 while chunk := _read(response, address, path):
                     file.write(chunk)

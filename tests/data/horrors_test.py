@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import debug
 from dinov2_jax.data import batch_builder
-from dinov2_jax.data.sources import registry
+from dinov2_jax.data.sources import base, registry
 
 GOOD_PHOTOGRAPHS = 40
 LONG = "long" * 50  # 200 characters
@@ -196,8 +196,10 @@ def reported(workdir):
     return dict(lines)
 
 
-class Spy:
+class Spy(base.Source):
     """A source that remembers what it delivered."""
+
+    fingerprint = "spy"
 
     def __init__(self, source):
         self._source, self.delivered = source, set()
@@ -213,6 +215,9 @@ class Spy:
         image.pixels()  # or it raises
         self.delivered.add(self._source.relative_path(index))
         return image
+
+    def _where(self):
+        return "behind a spy"
 
 
 def delivered_in_one_pass(path):

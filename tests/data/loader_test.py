@@ -16,16 +16,15 @@ from configs import default
 from dinov2_jax import errors
 from dinov2_jax.data import batch_builder, batch_spec, loader, masking
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import registry
+from dinov2_jax.data.sources import base, folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-class Flat:
+class Flat(base.Source):
     """`length` images of one gray each, the index; those in `bad` are unreadable."""
 
-    labels = None
-    label_names: list[str] = []
+    fingerprint = "flat"
 
     def __init__(self, length, bad=()):
         self.length, self.bad = length, bad
@@ -40,6 +39,9 @@ class Flat:
 
     def name(self, index):
         return f"image {index}"
+
+    def _where(self):
+        return "in memory"
 
 
 class Noise(Flat):
@@ -229,7 +231,7 @@ def test_folder_of_horrors(tmp_path):
     (tmp_path / "bad_empty.jpg").touch()
     (tmp_path / "bad_text.jpg").write_text("not an image at all")
     good.resize((200, 200)).save(tmp_path / "bad_large.bmp")
-    source = registry.FolderSource(tmp_path, image_decoder.Decoder(10_000))
+    source = folder.FolderSource(tmp_path, image_decoder.Decoder(10_000))
     builder = batch_builder.make_batch_builder(small_config(), source)
     batches = [builder(step) for step in range(-(-len(source) // 8))]
     reported = {str(bad["name"]) for batch in batches for bad in batch["bad_images"]}

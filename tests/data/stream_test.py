@@ -169,7 +169,7 @@ def hashes(batches, names):
 
 def names_of(data, kind, start=0, stop=STEPS):
     builder = made(data, kind)
-    length = registry.places(builder.source)
+    length = builder.source.pass_length
     return [
         builder.source.name(builder.image_index(*divmod(place, length)))
         for place in range(start * BATCH, stop * BATCH)
@@ -259,7 +259,7 @@ def test_every_image_once_a_pass_by_its_pixels(data):
 
 def test_every_image_of_a_mixture_in_a_pass(data):
     builder = made(data, "mixture")
-    length = registry.places(builder.source)
+    length = builder.source.pass_length
     assert length == 2 * 16  # half of them from the larger source, each image once
     batches = [builder(step) for step in range(length // BATCH)]
     seen = []

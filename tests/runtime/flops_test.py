@@ -73,7 +73,7 @@ def test_equals_the_table(name):
         config.model.update(ffn_layer="mlp", **model)
         config.train.group_size = 64
     teacher, student, step, heads, attention = row
-    got = flops.step_flops(config)
+    got = flops.step_flops(flops.make_workload(config))
     # Half a unit of the table's last digit, or 1 %.
     assert got.teacher / 1e12 == pytest.approx(teacher, abs=5e-4, rel=0.01)
     assert got.student_forward / 1e12 == pytest.approx(student, abs=5e-4, rel=0.01)
@@ -111,7 +111,7 @@ def test_backbones_multiply_so_much(model):
 
     crops = [batch["global_crops"], batch["local_crops"]]
     key = jax.eval_shape(lambda: jax.random.key(0))
-    expected = flops.step_flops(config)
+    expected = flops.step_flops(flops.make_workload(config))
     student = products_of(run, params, crops, [batch["masks"], None], key) / 4
     teacher = products_of(run, params, crops[:1], [None], None) / 4
     # The resampling of position embeddings, once a step, is what comes on top.
@@ -131,7 +131,7 @@ def test_the_loss_multiplies_so_much(separate_head, prototypes, most):
     params = jax.eval_shape(arch.student.init, jax.random.key(0))
     batch = abstract_batch(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    expected = flops.step_flops(config)
+    expected = flops.step_flops(flops.make_workload(config))
 
     def teacher(params, batch):
         return arch.teacher.targets(params, {}, batch, 0.07)
@@ -154,18 +154,17 @@ def test_the_loss_multiplies_so_much(separate_head, prototypes, most):
 
 def test_parts_of_the_whole():
     config = small()
-    got = flops.step_flops(config)
+    got = flops.step_flops(flops.make_workload(config))
     assert got.heads < got.per_image and got.attention_core < got.per_image
     config.model.drop_path_rate = 0.0
-    assert flops.step_flops(config).per_image > 1.3 * got.per_image
+    assert flops.step_flops(flops.make_workload(config)).per_image > 1.3 * got.per_image
     config.model.update(remat="full")  # computes more, but nothing more that is useful
-    assert flops.step_flops(config).per_image == pytest.approx(
-        flops.step_flops(small(drop_path_rate=0.0)).per_image
+    assert flops.step_flops(flops.make_workload(config)).per_image == pytest.approx(
+        flops.step_flops(flops.make_workload(small(drop_path_rate=0.0))).per_image
     )
     config.crops.local_crops_number = 0
-    assert flops.step_flops(config).student_forward == pytest.approx(
-        flops.step_flops(config).teacher
-    )
+    got = flops.step_flops(flops.make_workload(config))
+    assert got.student_forward == pytest.approx(got.teacher)
 
 
 @pytest.mark.parametrize(
@@ -199,14 +198,16 @@ def test_peaks_by_device_kind(kind, peak):
 def test_the_rate_at_the_peak_gives_the_published_mfu():
     # 325 images/s of ViT-L/14 on one H200 are 45 %: 1.370 TFLOP an image.
     config = vitl.get_config()
-    one = flops.peak_rate(config, "NVIDIA H200", 1)
+    per_image = flops.step_flops(flops.make_workload(config)).per_image
+    one = flops.peak_rate(per_image, "NVIDIA H200", 1)
     assert 325 / one == pytest.approx(325 * 1.370e12 / 989e12, rel=1e-3)
     assert 325 / one == pytest.approx(0.45, abs=1e-3)
     # The same step in the same time on eight devices with eight times the images.
     config.train.batch_size *= 8
-    assert 8 * 325 / flops.peak_rate(config, "NVIDIA H200", 8) == 325 / one
+    per_image = flops.step_flops(flops.make_workload(config)).per_image
+    assert 8 * 325 / flops.peak_rate(per_image, "NVIDIA H200", 8) == 325 / one
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA RTX A6000", "TPU v9"])
 def test_no_rate_at_an_unknown_peak(kind):
-    assert flops.peak_rate(vitl.get_config(), kind, 8) is None
+    assert flops.peak_rate(1.4e12, kind, 8) is None

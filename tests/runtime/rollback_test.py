@@ -65,9 +65,20 @@ def test_guard_counts_what_is_not_sane():
 
 def test_uniform_loss_is_where_training_begins(uninterrupted):
     first = processes.rows(uninterrupted[0])[0]
-    assert rollback.uniform_loss(debug.get_config()) == pytest.approx(
-        first["loss/total"], rel=0.1
-    )
+    guard = rollback.make_loss_guard(debug.get_config())
+    assert guard.uniform == pytest.approx(first["loss/total"], rel=0.1)
+
+
+def test_uniform_loss_of_separate_heads():
+    """Counted by hand: the cross-entropy of K equal probabilities is ln K."""
+    config = debug.get_config()
+    config.dino.update(loss_weight=0.5, head_n_prototypes=100)
+    config.ibot.update(loss_weight=2.0, head_n_prototypes=10, separate_head=True)
+    guard = rollback.make_loss_guard(config)
+    assert guard.uniform == pytest.approx(0.5 * np.log(100) + 2 * np.log(10))
+    config.ibot.separate_head = False
+    guard = rollback.make_loss_guard(config)
+    assert guard.uniform == pytest.approx(2.5 * np.log(100))
 
 
 def test_further_back_where_the_newest_does_not_help(tmp_path):

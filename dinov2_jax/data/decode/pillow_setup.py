@@ -12,6 +12,7 @@ from PIL import (
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
+    PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
@@ -24,6 +25,7 @@ FORMATS = (
     TiffImagePlugin.TiffImageFile.format,
     BmpImagePlugin.BmpImageFile.format,
     GifImagePlugin.GifImageFile.format,
+    PpmImagePlugin.PpmImageFile.format,
 )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
+    base,
     index_cache,
     manifest,
     messages,
@@ -30,7 +31,7 @@ from dinov2_jax.data.sources import (
 MAGIC = b"dinov2\x00\x01"
 SHARDS = "shards.json"  # in a folder that `shard` writes
 _LENGTH = struct.Struct("<I")
-_VERSION = "1"
+_VERSION = "2"
 _STARTS = (  # (offset, first bytes there) of image files
     *((0, start) for start in (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")),
     *((0, start) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
@@ -80,7 +81,7 @@ def module():
     return array_record_module
 
 
-class ArrayRecordSource:
+class ArrayRecordSource(base.Source):
     """The images in ArrayRecord files, ordered by file and then by record.
 
     Args:
@@ -98,6 +99,7 @@ class ArrayRecordSource:
             path, shard_files.ARRAY_RECORD, what="ArrayRecord files", field=field
         )
         self._said, self._decoder = os.path.expanduser(path), decoder
+        self._left_out = shard_files.left_out(path, shard_files.ARRAY_RECORD)
         self._index = _find_records(os.path.abspath(self._said), shards)
         self._load()
         if not len(self):
@@ -113,7 +115,8 @@ class ArrayRecordSource:
         self._readers: dict[int, object] = {}
 
     def __getstate__(self):
-        return {k: self.__dict__[k] for k in ("_said", "_decoder", "_index")}
+        kept = ("_said", "_decoder", "_left_out", "_index")
+        return {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -212,12 +215,13 @@ class ArrayRecordSource:
         """The names of the labels; reads all records."""
         return self._labels[1]
 
-    def describe(self) -> str:
-        """Return one line: how many images, where, the first names."""
+    def left_out(self) -> dict[str, int]:
+        """Return how many other files with images are beside, by extension."""
+        return self._left_out
+
+    def _where(self) -> str:
         count = messages.counted(len(self._shards), "ArrayRecord file")
-        first = [self.name(i) for i in range(min(3, len(self)))]
-        where = f"in {count} of {self._said}"
-        return messages.described(len(self), where, skipped={}, first=first)
+        return f"in {count} of {self._said}"
 
 
 def _check_finished(folder: str) -> None:
@@ -267,11 +271,14 @@ def _find_records(said: str, shards: list[str]) -> index_cache.Index:
         counts.append(count)
     arrays = index_cache.text_arrays("shards", paths)
     arrays["ends"] = np.cumsum(np.array(counts, np.int64))
-    state_array = np.array(state, np.int64).ravel()
-    fingerprint = index_cache.fingerprint(arrays | {"state": state_array})
+    names = shard_files.names(shards)
+    # Names below their common folder: moved files are the same files.
+    identity = index_cache.text_arrays("names", [os.fsencode(name) for name in names])
+    identity |= {"ends": arrays["ends"], "state": np.array(state, np.int64).ravel()}
+    fingerprint = index_cache.fingerprint(identity)
     header = {
         "fingerprint": fingerprint,
-        "shard_names": shard_files.names(shards),
+        "shard_names": names,
         "state": state,
     }
     return index_cache.write(key, fingerprint, header, arrays)

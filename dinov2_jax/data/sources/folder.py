@@ -8,8 +8,9 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
+    base,
+    extensions,
     folder_index,
-    folder_walk,
     globbing,
     index_cache,
     messages,
@@ -17,7 +18,7 @@ from dinov2_jax.data.sources import (
 )
 
 
-class FilesSource:
+class FilesSource(base.Source):
     """Image files listed in an index; pickled as the path of the index.
 
     Args:
@@ -95,19 +96,8 @@ class FilesSource:
         """Return the path below the root, with \\xff for bytes that are not UTF-8."""
         return self._paths[index].decode("utf-8", "backslashreplace")
 
-    def skipped(self) -> dict[str, int]:
-        """Return how many files or folders were skipped, by reason."""
-        return {}
-
     def _where(self) -> str:
         return f"from {self.path}"
-
-    def describe(self) -> str:
-        """Return one line: how many images, what was skipped, the first names."""
-        first = [self.name(i) for i in range(min(3, len(self)))]
-        return messages.described(
-            len(self), self._where(), skipped=self.skipped(), first=first
-        )
 
 
 class FolderSource(FilesSource):
@@ -151,8 +141,7 @@ class FolderSource(FilesSource):
             tfds_files.refuse(said, field)
             raise errors.UserError(
                 f"no images below {field} = {said}{self._why()}; looked for "
-                f"{' '.join(folder_walk.EXTENSIONS)} (for arrays, name "
-                f"'{said}/**/*.npy'): {fix}"
+                f"{' '.join(extensions.IMAGES)}{self._advice()}: {fix}"
             )
 
     def _why(self) -> str:
@@ -161,8 +150,17 @@ class FolderSource(FilesSource):
             return f" (could not list {self.unreadable_folders[0]})"
         skipped = self._index.header["skipped"]
         if skipped:
-            return f" ({skipped[0][1]!r}: {skipped[0][2]})"
+            name, reason = self.unusable_files()[0]
+            return f" ({name!r}: {reason})"
         return ""
+
+    def _advice(self) -> str:
+        """Return what to do about the files that were left out, or ""."""
+        return "".join(f"; {line}" for line in self.warnings())
+
+    def left_out(self) -> dict[str, int]:
+        """Return how many files are not read by their extension."""
+        return folder_index.left_out(self._index)
 
     @property
     def unreadable_folders(self) -> list[str]:
@@ -220,7 +218,7 @@ class GlobSource(FolderSource):
         if not len(self):
             looked = ""
             if not rule.names_extensions:
-                looked = f"; looked for {' '.join(folder_walk.EXTENSIONS)}"
+                looked = f"; looked for {' '.join(extensions.IMAGES)}{self._advice()}"
             raise errors.UserError(
                 f"no images match {field} = {pattern}{self._why()}{looked}: correct "
                 "the pattern (** stands for any folders, * for part of a name) and "

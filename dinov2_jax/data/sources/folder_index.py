@@ -8,15 +8,14 @@ to `_SPOT_CHECKS` files, because overwriting a file in place does not change its
 import concurrent.futures
 import itertools
 import os
-import sys
 from collections.abc import Iterable
 
 import numpy as np
-import tqdm
 
-from dinov2_jax.data.sources import folder_walk, globbing, index_cache
+from dinov2_jax import progress_bar
+from dinov2_jax.data.sources import extensions, folder_walk, globbing, index_cache
 
-_VERSION = "1"  # version of the index's content
+_VERSION = "2"  # version of the index's content
 _SPOT_CHECKS = 10_000
 _SKIPPED_NAMES = 10_000  # kept with their reasons; all are counted
 
@@ -39,18 +38,13 @@ def find_images(root: str, rule: globbing.Rule | None = None, pattern: str = "")
     """
     with os.scandir(root):  # raises
         pass
-    key = index_cache.key("images", _VERSION, root, pattern)
+    key = index_cache.key("images", _VERSION, root, pattern, *extensions.IMAGES)
     old = index_cache.newest(key)
     if old is not None and (
         old.header["skipped_count"] > _SKIPPED_NAMES or not _looks_the_same(root, old)
     ):
         old = None
-    with tqdm.tqdm(
-        desc=f"indexing {root}",
-        unit=" images",
-        delay=2,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
+    with progress_bar.Bar(None, what=f"indexing {root}", delay=2.0) as bar:
         known = _Known(old) if old is not None else None
         folders = folder_walk.walk(root, rule, known, bar)
     if old is not None and _unchanged(folders, old):
@@ -130,10 +124,15 @@ def _unchanged(folders: list[folder_walk.Folder], old: index_cache.Index) -> boo
     for number, name, reason in old.header["skipped"]:
         if number in skipped:
             skipped[number].append((os.fsencode(name), reason))
+    left_out = {number: {} for number in fresh}
+    for number, kind, count in _known_left_out(old):
+        if number in left_out:
+            left_out[number][kind] = count
     return all(
         folders[number].path == paths[number]
         and folders[number].images == rows.images(number, len(paths[number]))
         and sorted(folders[number].skipped) == sorted(skipped[number])
+        and folders[number].left_out == left_out[number]
         for number in fresh
     )
 
@@ -191,6 +190,14 @@ def _write(key: str, folders: list[folder_walk.Folder], old) -> index_cache.Inde
         plural = name if name == "how" else f"{name}s"
         values = [getattr(folder, name) for folder in folders]
         arrays[f"folder_{plural}"] = np.array(values, dtype)
+    left_out = _left_out(folders, old)
+    kinds = sorted({kind for _, kind, _ in left_out})
+    for name, column in dict(
+        folders=[number for number, _, _ in left_out],
+        kinds=[kinds.index(kind) for _, kind, _ in left_out],
+        counts=[count for _, _, count in left_out],
+    ).items():
+        arrays[f"left_out_{name}"] = np.array(column, np.int64)
     skipped = _skipped(folders, old)
     unreadable = [f.path for f in folders if f.how == folder_walk.UNREADABLE]
     header = {
@@ -201,6 +208,7 @@ def _write(key: str, folders: list[folder_walk.Folder], old) -> index_cache.Inde
         "skipped": skipped[:_SKIPPED_NAMES],
         "skipped_count": len(skipped),
         "reasons": {},
+        "left_out_kinds": kinds,
     }
     for _, _, reason in skipped:
         header["reasons"][reason] = header["reasons"].get(reason, 0) + 1
@@ -217,6 +225,33 @@ def _skipped(folders: list[folder_walk.Folder], old) -> list[tuple[int, str, str
     for number, folder in enumerate(folders):
         found += [(number, os.fsdecode(name), why) for name, why in folder.skipped]
     return sorted(found)
+
+
+def _known_left_out(old: index_cache.Index) -> Iterable[tuple[int, str, int]]:
+    """Return (folder, extension, number of files) of what an old index left out."""
+    names = old.header["left_out_kinds"]
+    columns = (old[f"left_out_{n}"].tolist() for n in ("folders", "kinds", "counts"))
+    return [(folder, names[kind], count) for folder, kind, count in zip(*columns)]
+
+
+def _left_out(folders: list[folder_walk.Folder], old) -> list[tuple[int, str, int]]:
+    """Return (folder, extension, number of files) of what is not read, sorted."""
+    found = []
+    numbers = {f.old: number for number, f in enumerate(folders) if f.old >= 0}
+    for number, kind, count in _known_left_out(old) if old is not None else ():
+        if number in numbers:
+            found.append((numbers[number], kind, count))
+    for number, folder in enumerate(folders):
+        found += [(number, kind, count) for kind, count in folder.left_out.items()]
+    return sorted(found)
+
+
+def left_out(index: index_cache.Index) -> dict[str, int]:
+    """Return how many files of an index are not read, by extension."""
+    total: dict[str, int] = {}
+    for _, kind, count in _known_left_out(index):
+        total[kind] = total.get(kind, 0) + count
+    return total
 
 
 def first_level_labels(

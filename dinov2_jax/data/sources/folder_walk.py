@@ -2,7 +2,8 @@
 
 Links are followed. A folder that was visited before (a link to a parent) is skipped.
 What cannot be used is recorded with a reason and never opened: broken links, pipes,
-sockets, devices, folders without permission.
+sockets, devices, folders without permission, and what runs of this program wrote. Files
+that are not read by their extension are counted.
 """
 
 import concurrent.futures
@@ -13,18 +14,23 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from dinov2_jax.data.sources import globbing
+from dinov2_jax.data.sources import extensions, globbing
 
-EXTENSIONS = (
-    ".bmp .gif .jfif .jpe .jpeg .jpg .png .tif .tiff .webp"  # in upper or lower case
-).split()
-_EXTENSIONS = frozenset(extension.encode() for extension in EXTENSIONS)
+_EXTENSIONS = frozenset(extension.encode() for extension in extensions.IMAGES)
 THREADS = 8  # more than cores: network file systems are slow to answer
 # A folder that changed less than this before it was listed may change again without
 # its time changing, as some file systems count in steps of two seconds.
 _SETTLED_SECONDS = 3.0
 
 LISTED, UNSETTLED, UNREADABLE, SEEN = range(4)
+
+_LOCK, _CONFIG, _CHECKPOINTS = b"run.lock", b"config.json", b"checkpoints"
+# What a run writes into its folder, as far as images may be below.
+_OUTPUTS = (
+    *(_CHECKPOINTS, b"damaged_checkpoints", b"preflight", b"profile"),
+    *(b"tensorboard", b"pca.png"),
+)
+_OUTPUT = "output of a run"
 
 
 @dataclasses.dataclass
@@ -41,6 +47,8 @@ class Folder:
     images: list[tuple[bytes, int, int]] = dataclasses.field(default_factory=list)
     folders: list[bytes] = dataclasses.field(default_factory=list)
     skipped: list[tuple[bytes, str]] = dataclasses.field(default_factory=list)
+    # How many files are not read, by extension.
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Known(Protocol):
@@ -125,17 +133,30 @@ def _in_chunks(pool, function, folders: list[Folder]) -> Iterator[Any]:
         yield from results
 
 
+def _is_output(names: set[bytes]) -> bool:
+    """Return whether a folder with these names is the workdir of a run."""
+    return _LOCK in names or {_CONFIG, _CHECKPOINTS} <= names
+
+
 def _list(prefix: bytes, folder: Folder, rule, takes_extensions: bool) -> None:
     """Read a folder's names, and the sizes and times of the images among them."""
     try:
         started = time.time_ns()
         with os.scandir(prefix + folder.path) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
-        unsettled = False
+        unsettled, outputs = False, ()
+        if _is_output({entry.name for entry in entries}):
+            if folder.path:
+                folder.skipped.append((b"", _OUTPUT))
+                entries = []
+            outputs = _OUTPUTS
         for entry in entries:
             name = entry.name
             hidden = name.startswith(b".")
             if hidden and rule is None:
+                continue
+            if name in outputs:
+                folder.skipped.append((name, _OUTPUT))
                 continue
             try:
                 if entry.is_dir():
@@ -144,6 +165,9 @@ def _list(prefix: bytes, folder: Folder, rule, takes_extensions: bool) -> None:
                 if takes_extensions:
                     extension = os.path.splitext(name)[1].lower()
                     if extension not in _EXTENSIONS:
+                        if rule is None or rule.takes(folder.state, name):
+                            kind = extensions.of(name)
+                            folder.left_out[kind] = folder.left_out.get(kind, 0) + 1
                         continue
                 if rule is not None and not rule.takes(folder.state, name):
                     continue
@@ -162,7 +186,7 @@ def _list(prefix: bytes, folder: Folder, rule, takes_extensions: bool) -> None:
             folder.images.append((name, status.st_size, status.st_mtime_ns))
     except OSError:
         folder.how = UNREADABLE
-        folder.images, folder.folders = [], []
+        folder.images, folder.folders, folder.left_out = [], [], {}
         return
     if unsettled or started - folder.mtime < _SETTLED_SECONDS * 1e9:
         folder.how = UNSETTLED

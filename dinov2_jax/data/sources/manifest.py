@@ -1,8 +1,9 @@
 """Images listed in a file: a text file, a table, or Parquet.
 
-* `.txt`: one path per line; empty lines and lines that begin with `#` are skipped.
-* `.csv`, `.tsv`: a header line; the column `path`, `file`, `image` or `filename`, and
-  optionally `label`; separated by commas, semicolons or tabs.
+* `.txt`: one path per line, or a path and a label as in ImageNet's lists; empty lines
+  and lines that begin with `#` are skipped.
+* `.csv`, `.tsv`: a header line; the column `path`, `file`, `image`, `filename` or the
+  like, and optionally `label`; separated by commas, semicolons or tabs.
 * `.parquet`: the same columns.
 
 Relative paths are relative to the manifest's folder. Images keep its order. Blanks and
@@ -18,16 +19,30 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import folder, folder_walk, index_cache, messages
+from dinov2_jax.data.sources import (
+    extensions,
+    folder,
+    folder_walk,
+    index_cache,
+    messages,
+)
 
 EXTENSIONS = (".txt", ".csv", ".tsv", ".parquet")
-_PATH_COLUMNS = ("path", "file", "image", "filename")
+_PATH_COLUMNS = (
+    *("path", "file", "image", "filename", "filepath", "file_name", "file_path"),
+    *("image_path", "img_path", "image_file", "img"),
+)
 _LABEL_COLUMN = "label"
-_VERSION = "2"
+_VERSION = "3"
 _LOOKED_AT = 100  # first paths, of which at least one must exist
 _STATUSES = 10_000  # files whose sizes and times are part of the fingerprint
 _BOM = b"\xef\xbb\xbf"
 _AROUND = b' \t"'
+
+
+def is_manifest(path: str) -> bool:
+    """Return whether a file's name is that of a manifest."""
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
 class ManifestSource(folder.FilesSource):
@@ -72,6 +87,15 @@ class ManifestSource(folder.FilesSource):
             )
         count = min(len(self), _LOOKED_AT)
         root = os.fsencode(self.path)
+        if extensions.is_slide(self.name(0)):
+            raise errors.UserError(
+                f"{what} lists {self.name(0)[:200]!r}: {extensions.TILE_SLIDES}"
+            )
+        if all(os.path.isdir(os.path.join(root, self._paths[i])) for i in range(count)):
+            raise errors.UserError(
+                f"{what} lists folders, such as {self.name(0)[:200]!r}: list their "
+                "files (find FOLDER -name '*.jpg'), or name the folders in data.mixture"
+            )
         if not any(_exists(root, self._paths[i]) for i in range(count)):
             raise errors.UserError(
                 f"{what} lists files that do not exist, such as {self.name(0)[:200]!r} "
@@ -146,7 +170,7 @@ def _read(manifest: str, said: str) -> tuple[list[bytes], list[str | None]]:
         paths, labels = _table(manifest, said)
     elif extension == ".txt":
         _check_encoding(manifest, said)
-        paths = _lines(manifest)
+        paths, labels = _split_labels(manifest, _lines(manifest))
     else:
         raise errors.UserError(
             f"{said} is not a manifest that is known: its name has to end with "
@@ -178,6 +202,21 @@ def _lines(manifest: str) -> list[bytes]:
     if len(lines) == 1:  # or lines end with CR, as on old Macs
         lines = lines[0].split(b"\r")
     return [x for x in lines if x.strip() and not x.lstrip().startswith(b"#")]
+
+
+def _split_labels(
+    manifest: str, lines: list[bytes]
+) -> tuple[list[bytes], list[str | None]]:
+    """Split lines into paths and labels if they hold both, as files that exist tell."""
+    root = os.fsencode(os.path.dirname(manifest))
+    if any(_exists(root, _bare(root, line)) for line in lines[:_LOOKED_AT]):
+        return lines, []
+    pairs = [line.strip().rsplit(None, 1) for line in lines]
+    if not all(len(pair) == 2 for pair in pairs) or not any(
+        _exists(root, _bare(root, path)) for path, _ in pairs[:_LOOKED_AT]
+    ):
+        return lines, []
+    return [path for path, _ in pairs], [os.fsdecode(label) for _, label in pairs]
 
 
 def _bare(root: bytes, path: bytes) -> bytes:

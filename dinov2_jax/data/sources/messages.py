@@ -50,14 +50,16 @@ def described(
     where: str,
     *,
     skipped: Mapping[str, int],
+    left_out: str,
     first: Sequence[str],
 ) -> str:
-    """Return one line: how many images, where, what was skipped, the first names.
+    """Return one line: how many images, where, what is missing, the first names.
 
     Args:
       number: Number of images.
       where: Where they are, such as "in 3 folders".
       skipped: Number of skipped files for each reason.
+      left_out: Numbers of files that are not read, such as "3 .txt"; "" for none.
       first: Names of the first images.
     """
     text = f"{counted(number, 'image')} {where}".rstrip()
@@ -65,6 +67,8 @@ def described(
     if total:
         reasons = ", ".join(f"{count:,} x {why}" for why, count in skipped.items())
         text += f" ({total:,} skipped: {reasons})"
+    if left_out:
+        text += f" (left out: {left_out})"
     if first:
         text += f", first {', '.join(first)}"
     # A name may contain anything, such as a newline or a terminal escape.

@@ -7,6 +7,7 @@ often, and some once more. Those differ from pass to pass, in a fixed cyclic ord
 that over many passes all images of a source are shown equally often.
 """
 
+import collections
 import hashlib
 import math
 from collections.abc import Sequence
@@ -15,13 +16,15 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import messages
+from dinov2_jax.data.sources import base, messages
 
 _MOST_TIMES = 10_000  # most times that an image is shown in a pass
 
 
-class MixtureSource:
+class MixtureSource(base.Source):
     """Images of several sources, numbered one source after the other.
+
+    It has no labels, because those of different sources do not mean the same.
 
     Args:
       sources: The sources; none is empty.
@@ -33,11 +36,15 @@ class MixtureSource:
         source would be shown over 10,000 times before all of another are shown once.
 
     Attributes:
-      pass_length: Number of places of a pass, T.
       places: Number of places of each source.
     """
 
-    def __init__(self, sources: Sequence, weights: Sequence[float], names: list[str]):
+    def __init__(
+        self,
+        sources: Sequence[base.Source],
+        weights: Sequence[float],
+        names: list[str],
+    ):
         if not sources or len(sources) != len(weights):
             raise ValueError("a mixture has sources, and a weight for each")
         for name, weight in zip(names, weights):
@@ -51,22 +58,18 @@ class MixtureSource:
         _check_balance(lengths, weights, names)
         self._starts = np.cumsum([0, *lengths]).tolist()
         self.places = _places(lengths, weights)
-        self.pass_length = sum(self.places)
         self._place_starts = np.cumsum([0, *self.places]).tolist()
 
     def __len__(self) -> int:
         return self._starts[-1]
 
+    @property
+    def pass_length(self) -> int:
+        """Number of places of a pass, T."""
+        return self._place_starts[-1]
+
     def resolve(self, pass_number: int, place: int) -> int:
-        """Return the image that a place of a pass shows.
-
-        Args:
-          pass_number: Number of the pass, from 0.
-          place: Place in the pass, in [0, `pass_length`).
-
-        Returns:
-          Index of the image, in [0, length).
-        """
+        """Return the image that a place of a pass shows."""
         which = int(np.searchsorted(self._place_starts, place, side="right")) - 1
         length = len(self._sources[which])
         local = int(place) - self._place_starts[which]
@@ -104,14 +107,20 @@ class MixtureSource:
         which, local = self._find(index)
         return f"{self._names[which]}: {self._sources[which].name(local)}"
 
-    @property
-    def labels(self) -> None:
-        """None: labels of different sources do not mean the same."""
+    def skipped(self) -> dict[str, int]:
+        """Return how many files or folders of all sources were skipped, by reason."""
+        total: collections.Counter[str] = collections.Counter()
+        for source in self._sources:
+            total.update(source.skipped())
+        return dict(total)
 
-    @property
-    def label_names(self) -> list[str]:
-        """Empty, as there are no labels."""
-        return []
+    def skipped_names(self) -> list[tuple[str, str]]:
+        """Return (source and name, reason) of what was skipped."""
+        return [
+            (f"{where}: {name}", reason)
+            for source, where in zip(self._sources, self._names)
+            for name, reason in source.skipped_names()
+        ]
 
     @property
     def fingerprint(self) -> str:
@@ -121,16 +130,19 @@ class MixtureSource:
             digest.update(source.fingerprint.encode())
         return digest.hexdigest()[:32]
 
-    def describe(self) -> str:
-        """Return one line: the images, then the sources with their shares of a pass."""
+    def _where(self) -> str:
         parts = [
             f"{places / self.pass_length:.1%} {source.describe()}"
             for source, places in zip(self._sources, self.places)
         ]
         return (
-            f"{messages.counted(len(self), 'image')} in {len(parts)} sources, "
-            f"{self.pass_length:,} places a pass: {'; '.join(parts)}"
+            f"in {len(parts)} sources, {self.pass_length:,} places a pass: "
+            f"{'; '.join(parts)}"
         )
+
+    def describe(self) -> str:
+        """Return one line: the images, then the sources with their shares of a pass."""
+        return f"{messages.counted(len(self), 'image')} {self._where()}"
 
 
 def _check_balance(

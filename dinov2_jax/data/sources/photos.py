@@ -23,6 +23,7 @@ shows the held-out part of the left one).
 import functools
 import importlib.util
 import pathlib
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,7 +31,7 @@ from PIL import Image
 from dinov2_jax import errors
 from dinov2_jax.augment import crop_boxes, on_host, policies, resize
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import index_cache, messages
+from dinov2_jax.data.sources import base, index_cache, messages
 
 TILE = 64  # px
 WINDOW = 128  # px
@@ -153,20 +154,20 @@ def luma(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
-class PhotosSource:
+class PhotosSource(base.Source):
     """One split of the embedded photographs; see the module's docstring.
 
     Attributes:
-      labels: int32 [length], the photograph of each item.
-      label_names: The photographs' names.
+      split: One of `SPLITS`.
       channels: 3 for RGB, or 1 for its luma.
     """
+
+    _shown_names = 0  # they are places in photographs
 
     def __init__(self, split: str = "train", *, channels: int = 3):
         if split not in SPLITS:
             raise ValueError(f"split = {split!r} is not one of {SPLITS}")
         self.split, self.channels = split, channels
-        self.label_names = photograph_names()
         self._renderings = RENDERINGS if split in ("val", "test") else 1
         rows = [
             (label, *box)
@@ -175,10 +176,19 @@ class PhotosSource:
             for _ in range(self._renderings)
         ]
         self._rows = np.array(rows, np.int32)
-        self.labels = self._rows[:, 0].copy()
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [length], the photograph of each item."""
+        return self._rows[:, 0].copy()
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the photographs."""
+        return photograph_names()
 
     @property
     def fingerprint(self) -> str:
@@ -186,11 +196,9 @@ class PhotosSource:
         gray = ("gray",) if self.channels == 1 else ()
         return index_cache.key("photos", self.split, str(len(self)), *gray)
 
-    def describe(self) -> str:
-        """Return one line: how many images, of what."""
+    def _where(self) -> str:
         count = messages.counted(len(self.label_names), "embedded photograph")
-        where = f"of {count}, split {self.split}"
-        return messages.described(len(self), where, skipped={}, first=())
+        return f"of {count}, split {self.split}"
 
     def open(self, index: int) -> image_decoder.OpenedImage:
         """Open uint8 [h, w, C]: [64, 64, C], or [128, 64..128, C] for "train"."""
@@ -216,3 +224,9 @@ class PhotosSource:
         """Return the name of an item in messages."""
         label, left, top, _, _ = self._rows[index]
         return f"{self.label_names[label]} at ({left}, {top})"
+
+
+def make_source(config: Any, decoder: image_decoder.Decoder) -> PhotosSource:
+    """Return the split for pretraining; nothing needs to be decoded."""
+    del decoder
+    return PhotosSource("train", channels=config.model.in_chans)

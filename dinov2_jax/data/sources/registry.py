@@ -1,21 +1,19 @@
-"""Sources of images: their protocol, and the source that a path or a config names.
+"""The table of all kinds of sources, and the source that a path or a config names."""
 
-Sources are cheap to pickle, because each loader worker gets a copy.
-"""
-
+import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
     array_record,
+    base,
+    extensions,
     folder,
-    folder_walk,
     globbing,
+    huggingface,
     manifest,
     messages,
     mixture,
@@ -25,88 +23,86 @@ from dinov2_jax.data.sources import (
     webdataset,
 )
 
-EXTENSIONS = folder_walk.EXTENSIONS
-FolderSource = folder.FolderSource
-TfdsSource = tfds.TfdsSource
+
+def _never(path: str) -> bool:
+    del path
+    return False
 
 
-class Source(Protocol):
-    """Images by index, the same at every call.
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of source: how it is opened and how it is recognised.
 
-    A source may also have `pass_length` and `resolve`; see `places` and `at_place`.
+    Attributes:
+      open: Function (path, decoder, field=) -> source; None if no path is enough.
+      make: Function (config, decoder) -> source, where `open` is None.
+      is_path: Whether a file, or a pattern of files, is read this way.
+      is_folder: Whether a folder is read this way, whatever else is in it.
+      is_member: Whether a folder with this file is read this way.
     """
 
-    @property
-    def labels(self) -> np.ndarray | None:
-        """int32 [length], or None if there are none."""
-
-    @property
-    def label_names(self) -> list[str]:
-        """The names of the labels; empty if there are none."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex string that differs if the images differ."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-
-    def open(self, index: int) -> image_decoder.OpenedImage:
-        """Read an image's file and header; raises `BadImage`."""
-
-    def name(self, index: int) -> str:
-        """Return the name of an image in messages."""
-
-    def describe(self) -> str:
-        """Return one line: how many images, where, and what was skipped."""
+    open: Callable[..., base.Source] | None = None
+    make: Callable[[Any, image_decoder.Decoder], base.Source] | None = None
+    is_path: Callable[[str], bool] = _never
+    is_folder: Callable[[str], bool] = _never
+    is_member: Callable[[str], bool] = _never
 
 
-def places(source: Any) -> int:
-    """Return how many images a pass shows: by default, each image once."""
-    return getattr(source, "pass_length", None) or len(source)
-
-
-def at_place(source: Any, pass_number: int, place: int) -> int:
-    """Return the image at a place in [0, `places`) of a pass."""
-    resolve = getattr(source, "resolve", None)
-    return resolve(pass_number, place) if resolve else place
-
-
-_BY_PATH: dict[str, Callable[..., Source]] = {
-    "folder": folder.FolderSource,
-    "manifest": manifest.ManifestSource,
-    "glob": folder.GlobSource,
-    "array_record": array_record.ArrayRecordSource,
-    "webdataset": webdataset.TarSource,
+# The first kind whose `is_path` holds is taken.
+KINDS = {
+    "folder": Kind(folder.FolderSource, is_member=extensions.is_image),
+    "array_record": Kind(
+        array_record.ArrayRecordSource,
+        is_path=shard_files.is_array_record,
+        is_member=shard_files.is_array_record,
+    ),
+    "webdataset": Kind(
+        webdataset.TarSource,
+        is_path=lambda path: (
+            shard_files.is_tar(path) or shard_files.is_compressed_tar(path)
+        ),
+        is_member=shard_files.is_tar,
+    ),
+    "huggingface": Kind(
+        huggingface.HuggingFaceSource,
+        is_path=huggingface.is_table,
+        is_folder=huggingface.is_folder,
+        is_member=huggingface.is_member,
+    ),
+    "glob": Kind(folder.GlobSource, is_path=lambda path: not os.path.exists(path)),
+    "manifest": Kind(manifest.ManifestSource, is_path=manifest.is_manifest),
+    "tfds": Kind(make=tfds.make_source),
+    "photos": Kind(make=photos.make_source),
 }
-KINDS = ("auto", *_BY_PATH, "tfds", "photos")
+CHOICES = ("auto", *KINDS)  # of `data.source`
+_WITH_PATH = [name for name, kind in KINDS.items() if kind.open]
 
 
-def make_source(config: Any) -> Source:
+def make_source(config: Any) -> base.Source:
     """Return the source for pretraining that `config.data` names.
 
     Raises:
       UserError: No images are set, or none are found there.
     """
     data, decoder = config.data, image_decoder.make_decoder(config)
-    if data.source not in KINDS:
+    if data.source not in CHOICES:
         raise errors.UserError(
-            f"data.source = {data.source!r} is unknown: use {', '.join(KINDS)}"
+            f"data.source = {data.source!r} is unknown: use {', '.join(CHOICES)}"
         )
     if data.mixture:
         return _mixture(config, decoder)
-    if data.source == "photos":
-        return photos.PhotosSource("train", channels=config.model.in_chans)
-    if data.source == "tfds" or (data.source == "auto" and data.tfds_name):
-        return tfds.TfdsSource(
-            data.tfds_name, data.tfds_split, data_dir=data.path, decoder=decoder
-        )
+    name = data.source
+    if name == "auto" and data.tfds_name:
+        name = "tfds"
+    make = KINDS[name].make if name in KINDS else None
+    if make:
+        return make(config, decoder)
     if not data.path:
         raise errors.UserError(f"no training images are set: {messages.SET_DATA}")
-    return open_path(data.path, decoder, kind=data.source)
+    return open_path(data.path, decoder, kind=name)
 
 
-def _mixture(config: Any, decoder: image_decoder.Decoder) -> Source:
+def _mixture(config: Any, decoder: image_decoder.Decoder) -> base.Source:
     data = config.data
     if data.path or data.tfds_name or data.source != "auto":
         raise errors.UserError(
@@ -140,11 +136,12 @@ def _mixture_entry(entry: Any) -> tuple[str, float, str]:
         )
     path, weight = entry[:2]
     kind = entry[2] if len(entry) == 3 else "auto"
-    if kind not in ("auto", *_BY_PATH):
+    if kind not in ("auto", *_WITH_PATH):
         raise errors.UserError(
-            f"data.mixture has the kind {kind!r} of {path}: use {', '.join(_BY_PATH)}; "
-            "pack a data set of tensorflow-datasets first (python -m dinov2_jax.data "
-            "shard DATA_DIR DST --tfds-name=NAME) and name DST"
+            f"data.mixture has the kind {kind!r} of {path}: use "
+            f"{', '.join(_WITH_PATH)}; pack a data set of tensorflow-datasets first "
+            "(python -m dinov2_jax.data shard DATA_DIR DST --tfds-name=NAME) and name "
+            "DST"
         )
     return path, weight, kind
 
@@ -155,13 +152,13 @@ def open_path(
     *,
     kind: str = "auto",
     field: str = "data.path",
-) -> Source:
+) -> base.Source:
     """Return the source at a path.
 
     Args:
       path: A file, a folder or a pattern.
       decoder: Decoder of the images.
-      kind: How to read it, one of `KINDS` that have a path; auto detects it.
+      kind: How to read it, one of `KINDS` with `open`; auto detects it.
       field: The configuration field to name in messages.
 
     Raises:
@@ -169,11 +166,14 @@ def open_path(
     """
     if kind == "auto":
         kind = sniff(path, field=field)
-    return _BY_PATH[kind](path, decoder, field=field)
+    open_kind = KINDS[kind].open
+    if open_kind is None:
+        raise ValueError(f"a source of the kind {kind} is not opened by a path")
+    return open_kind(path, decoder, field=field)
 
 
 def sniff(path: str, *, field: str = "data.path") -> str:
-    """Detect what is at a path: folder, manifest, glob, array_record or webdataset.
+    """Detect what is at a path: the name of a kind with `open`.
 
     Raises:
       UserError: There is nothing, or something unknown or ambiguous.
@@ -187,16 +187,12 @@ def sniff(path: str, *, field: str = "data.path") -> str:
     if not exists and not globbing.is_pattern(said):
         what = "is a broken link" if os.path.islink(said) else "does not exist"
         raise errors.UserError(f"{field} = {said} {what}: {messages.set_path(field)}")
-    if shard_files.ARRAY_RECORD.search(said):
-        return "array_record"
-    if shard_files.TAR.search(said) or shard_files.COMPRESSED_TAR.search(said):
-        return "webdataset"
-    if not exists:
-        return "glob"
-    extension = os.path.splitext(said)[1].lower()
-    if extension in manifest.EXTENSIONS:
-        return "manifest"
-    if extension in EXTENSIONS:
+    for name, kind in KINDS.items():
+        if kind.is_path(said):
+            return name
+    if extensions.is_slide(said):
+        raise errors.UserError(f"{field} = {said} is one: {extensions.TILE_SLIDES}")
+    if extensions.is_image(said):
         raise errors.UserError(
             f"{field} = {said} is one image: name its folder, a pattern, or a list "
             "of images (.txt)"
@@ -208,9 +204,14 @@ def sniff(path: str, *, field: str = "data.path") -> str:
         )
     raise errors.UserError(
         f"{field} = {said} is not a folder and of no kind that is known: name a folder "
-        f"of images, a list ({' '.join(manifest.EXTENSIONS)}), a pattern, .tar or "
-        ".array_record files"
+        f"of images, a list ({' '.join(manifest.EXTENSIONS)}), a pattern, .tar, "
+        f".array_record, .parquet or .arrow files{_fix(said)}"
     )
+
+
+def _fix(path: str) -> str:
+    fix = extensions.fix(extensions.of(os.fsencode(path)))
+    return f"; {fix}" if fix else ""
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -222,6 +223,9 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def _sniff_folder(said: str, field: str) -> str:
     """Detect the kind of a folder from the names in its first level."""
+    for name, kind in KINDS.items():
+        if kind.is_folder(said):
+            return name
     found = set()
     try:
         with os.scandir(said) as entries:
@@ -230,12 +234,12 @@ def _sniff_folder(said: str, field: str) -> str:
                     continue
                 if _is_folder(entry):
                     found.add("folder")
-                elif shard_files.ARRAY_RECORD.search(entry.name):
-                    found.add("array_record")
-                elif shard_files.TAR.search(entry.name):
-                    found.add("webdataset")
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                    found.add("folder")
+                    continue
+                found.update(
+                    name
+                    for name, kind in KINDS.items()
+                    if name not in found and kind.is_member(entry.path)
+                )
     except OSError as error:
         raise errors.UserError(
             f"cannot list {field} = {said} ({error.strerror}): change its permissions "

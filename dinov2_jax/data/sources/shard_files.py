@@ -5,12 +5,27 @@ import os
 import re
 
 from dinov2_jax import errors
-from dinov2_jax.data.sources import globbing
+from dinov2_jax.data.sources import extensions, globbing
 
 TAR = re.compile(r"\.tar$", re.IGNORECASE)
 COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 # Also as tensorflow-datasets names them: x.array_record-00000-of-00010.
 ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
+
+
+def is_array_record(path: str) -> bool:
+    """Return whether a file's name is that of an ArrayRecord file."""
+    return bool(ARRAY_RECORD.search(path))
+
+
+def is_tar(path: str) -> bool:
+    """Return whether a file's name is that of an uncompressed tar file."""
+    return bool(TAR.search(path))
+
+
+def is_compressed_tar(path: str) -> bool:
+    """Return whether a file's name is that of a compressed tar file."""
+    return bool(COMPRESSED_TAR.search(path))
 
 
 def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[str]:
@@ -64,6 +79,24 @@ def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[s
                 "leave it out"
             )
     return found
+
+
+def left_out(path: str, ending: re.Pattern[str]) -> dict[str, int]:
+    """Return how many other files with images or shards a folder holds, by extension.
+
+    Args:
+      path: The path that was given; only folders hold others.
+      ending: Ending of the shards' names.
+    """
+    total: dict[str, int] = {}
+    for _, _, names in os.walk(os.path.expanduser(path), followlinks=False):
+        for name in names:
+            if ending.search(name) or name.startswith("."):
+                continue
+            kind = extensions.of(os.fsencode(name))
+            if extensions.is_image(name) or extensions.fix(kind):
+                total[kind] = total.get(kind, 0) + 1
+    return total
 
 
 def names(paths: list[str]) -> list[str]:

@@ -7,9 +7,9 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from dinov2_jax.data.sources import folder_walk
+from dinov2_jax.data.sources import extensions
 
-_EXTENSIONS = frozenset(extension.encode() for extension in folder_walk.EXTENSIONS)
+_EXTENSIONS = frozenset(extension.encode() for extension in extensions.IMAGES)
 _LABEL_EXTENSIONS = (b"cls", b"json")
 _LABEL_FIELDS = ("label", "cls", "class")  # of a .json beside an image
 _MOST_LABEL_BYTES = 1 << 20
@@ -24,6 +24,7 @@ class Members:
       offsets: Offsets of their contents in bytes.
       sizes: Sizes of their contents in bytes.
       labels: Labels from the `.cls` or `.json` beside them; None if there is none.
+      left_out: Numbers of members that are neither images nor labels, by extension.
       problem: Why the file, or its end, cannot be read; "" if all was read.
     """
 
@@ -31,6 +32,7 @@ class Members:
     offsets: list[int] = dataclasses.field(default_factory=list)
     sizes: list[int] = dataclasses.field(default_factory=list)
     labels: list[str | None] = dataclasses.field(default_factory=list)
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     problem: str = ""
 
 
@@ -56,6 +58,9 @@ def read(path: str) -> Members:
                     label = _label(content, extension)
                     if label is not None:
                         labels[key] = label
+                else:
+                    kind = extensions.of(name)
+                    found.left_out[kind] = found.left_out.get(kind, 0) + 1
     except (tarfile.TarError, OSError, ValueError) as error:
         found.problem = " ".join(str(error).split()) or type(error).__name__
     found.labels = [labels.get(key) for key in keys]

@@ -2,19 +2,22 @@
 
 import json
 import os
+from typing import Any
 
 import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import index_cache, messages, tfds_files
+from dinov2_jax.data.sources import base, index_cache, tfds_files
 
 
-class TfdsSource:
+class TfdsSource(base.Source):
     """A split of a prepared tensorflow-datasets data set in array_record files.
 
     Needs no TensorFlow: tfds reads the records, the images are decoded here.
     """
+
+    _shown_names = 0  # they are numbers
 
     def __init__(
         self, name: str, split: str, *, data_dir: str, decoder: image_decoder.Decoder
@@ -110,8 +113,14 @@ class TfdsSource:
         name, split, _ = self._args
         return f"{name}/{split} record {index}"
 
-    def describe(self) -> str:
-        """Return one line: how many images, of what."""
+    def _where(self) -> str:
         name, split, data_dir = self._args
-        where = f"in split {split} of {name}" + (f" in {data_dir}" if data_dir else "")
-        return messages.described(len(self), where, skipped={}, first=())
+        return f"in split {split} of {name}" + (f" in {data_dir}" if data_dir else "")
+
+
+def make_source(config: Any, decoder: image_decoder.Decoder) -> TfdsSource:
+    """Return the data set that `config.data` names."""
+    data = config.data
+    return TfdsSource(
+        data.tfds_name, data.tfds_split, data_dir=data.path, decoder=decoder
+    )

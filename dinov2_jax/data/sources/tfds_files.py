@@ -30,12 +30,21 @@ def refuse(said: str, field: str) -> None:
         folder = os.path.dirname(folder)
     for depth in range(_DEPTH + 1):
         pattern = os.path.join(glob.escape(folder), *["*"] * depth, _NOTE)
-        for path in itertools.islice(glob.iglob(pattern), 1):
+        for path in itertools.islice(filter(_is_note, glob.iglob(pattern)), 1):
             name, data_dir = _name(path)
             raise errors.UserError(
                 f"{field} = {said} holds {name} of tensorflow-datasets: "
                 + _how(name, data_dir, field)
             )
+
+
+def _is_note(path: str) -> bool:
+    """Return whether tensorflow-datasets wrote a file, not Hugging Face's datasets."""
+    try:
+        with open(path) as file:
+            return "features" not in json.load(file)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _name(note: str) -> tuple[str, str]:

@@ -5,16 +5,15 @@ The members are indexed once (shard, offset, size); reading one is a `pread`.
 
 import concurrent.futures
 import os
-import sys
 import threading
 
 import numpy as np
-import tqdm
 
-from dinov2_jax import errors
+from dinov2_jax import errors, progress_bar
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import (
-    folder_walk,
+    base,
+    extensions,
     index_cache,
     manifest,
     messages,
@@ -22,12 +21,12 @@ from dinov2_jax.data.sources import (
     tar_index,
 )
 
-_VERSION = "1"
+_VERSION = "2"
 _THREADS = 8  # network file systems are slow to answer
 _MOST_OPEN = 256  # files; beyond that, every read opens its shard
 
 
-class TarSource:
+class TarSource(base.Source):
     """All images inside tar files, ordered by file and then by member.
 
     The label of an image is the content of the `.cls` beside it, or the field `label`,
@@ -42,7 +41,7 @@ class TarSource:
     def __init__(
         self, path: str, decoder: image_decoder.Decoder, *, field: str = "data.path"
     ):
-        if shard_files.COMPRESSED_TAR.search(path):
+        if shard_files.is_compressed_tar(path):
             raise errors.UserError(_compressed(path))
         shards = shard_files.find(path, shard_files.TAR, what=".tar files", field=field)
         for shard in shards:
@@ -53,9 +52,10 @@ class TarSource:
                     f"cannot read {shard} of {field} = {path} ({error.strerror}): "
                     "change its permissions or leave it out"
                 ) from error
-            if shard_files.COMPRESSED_TAR.search(shard) or compressed:
+            if shard_files.is_compressed_tar(shard) or compressed:
                 raise errors.UserError(_compressed(shard))
         self._said, self._decoder = os.path.expanduser(path), decoder
+        self._left_out = shard_files.left_out(path, shard_files.TAR)
         self._index = _find_members(os.path.abspath(self._said), shards)
         self._load()
         if not len(self):
@@ -64,7 +64,9 @@ class TarSource:
             raise errors.UserError(
                 f"no images inside {messages.counted(len(shards), 'tar file')} of "
                 f"{field} = {self._said}{why}; looked for members called "
-                f"{' '.join(folder_walk.EXTENSIONS)}: choose other shards"
+                f"{' '.join(extensions.IMAGES)}"
+                f"{''.join(f'; {line}' for line in self.warnings())}: choose other "
+                "shards"
             )
 
     def _load(self) -> None:
@@ -74,7 +76,8 @@ class TarSource:
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        return {k: self.__dict__[k] for k in ("_said", "_decoder", "_index")}
+        kept = ("_said", "_decoder", "_left_out", "_index")
+        return {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -138,19 +141,18 @@ class TarSource:
         shard = self._index.header["shard_names"][int(self._index["shard"][index])]
         return f"{shard}/{self._names[index].decode('utf-8', 'replace')}"
 
-    def describe(self) -> str:
-        """Return one line: how many images, unread shards, the first names."""
-        header = self._index.header
-        first = [self.name(i) for i in range(min(3, len(self)))]
-        damaged = len(header["problems"])
+    def left_out(self) -> dict[str, int]:
+        """Return how many members and other files are not read, by extension."""
+        return extensions.merged([self._left_out, *self._index.header["left_out"]])
+
+    def _where(self) -> str:
+        problems = self._index.header["problems"]
         where = f"in {messages.counted(len(self._shards), 'tar file')} of {self._said}"
-        if damaged:
-            shard, reason = header["problems"][0]
-            where += (
-                f" ({messages.counted(damaged, 'file')} not read to the end, such as "
-                f"{shard}: {reason})"
-            )
-        return messages.described(len(self), where, skipped={}, first=first)
+        if problems:
+            shard, reason = problems[0]
+            count = messages.counted(len(problems), "file")
+            where += f" ({count} not read to the end, such as {shard}: {reason})"
+        return where
 
 
 def _pread_all(descriptor: int, size: int, offset: int) -> bytes:
@@ -204,14 +206,18 @@ def _find_members(said: str, shards: list[str]) -> index_cache.Index:
     labels, names = manifest.numbered_labels(joined["labels"])
     if labels is not None:
         arrays["labels"] = labels
-    said_of_it = arrays | {"state": np.array(state, np.int64).ravel()}
     short = shard_files.names(shards)
+    # Names below their common folder: moved files are the same files.
+    identity = {k: v for k, v in arrays.items() if not k.startswith("shards")}
+    identity |= index_cache.text_arrays("shorts", [os.fsencode(n) for n in short])
+    identity["state"] = np.array(state, np.int64).ravel()
     header = {
-        "fingerprint": index_cache.fingerprint(said_of_it),
+        "fingerprint": index_cache.fingerprint(identity),
         "label_names": names,
         "shard_names": short,
         "some_labels": any(label is not None for label in joined["labels"]),
         "state": state,
+        "left_out": [one.left_out for one in ordered],
         "problems": [[n, m.problem] for n, m in zip(short, ordered) if m.problem],
     }
     return index_cache.write(key, header["fingerprint"], header, arrays)
@@ -227,8 +233,12 @@ def _reused(old, state):
     ends = np.cumsum(np.bincount(old["shard"], minlength=len(old.header["state"])))
     shards = index_cache.Texts(old, "shards").all()
     names, start = old.header["label_names"], 0
-    for shard, was, short, end in zip(
-        shards, old.header["state"], old.header["shard_names"], ends.tolist()
+    for shard, was, short, left_out, end in zip(
+        shards,
+        old.header["state"],
+        old.header["shard_names"],
+        old.header["left_out"],
+        ends.tolist(),
     ):
         rows = slice(start, end)
         start = end
@@ -244,17 +254,14 @@ def _reused(old, state):
                 old["offsets"][rows].tolist(),
                 old["sizes"][rows].tolist(),
                 labels,
+                left_out,
             ),
         )
 
 
 def _read_all(shards: list[str]) -> list[tar_index.Members]:
-    with tqdm.tqdm(
-        total=len(shards),
-        desc="indexing tar files",
-        unit=" files",
-        delay=2,
-        disable=not sys.stderr.isatty(),
+    with progress_bar.Bar(
+        len(shards), what="indexing tar files", unit="files", delay=2.0
     ) as bar:
         found = []
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:

@@ -11,15 +11,13 @@ import json
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 from typing import Any
 
 import numpy as np
-import tqdm
 from PIL import Image
 
-from dinov2_jax import errors, files
+from dinov2_jax import errors, files, progress_bar
 from dinov2_jax.data.sources import photos
 from dinov2_jax.data.tools import program_flags, throughput
 
@@ -80,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
             path = made
             make_jpegs(pathlib.Path(made), args.images)
         source = program_flags.open_source(args, path, decoder, field="PATH")
-        print(source.describe(), flush=True)
+        print(program_flags.describe(source), flush=True)
         found = throughput.measure(
             source,
             sizes,
@@ -115,7 +113,7 @@ def make_jpegs(folder: pathlib.Path, count: int) -> None:
     """Write parts of photographs as JPEGs as large as ImageNet's, 500 px long."""
     photographs = photos.load_photographs()
     rng = np.random.default_rng(0)
-    for i in tqdm.trange(count, desc="making JPEGs", disable=not sys.stderr.isatty()):
+    for i in progress_bar.track(range(count), what="making JPEGs"):
         image = Image.fromarray(photographs[i % len(photographs)])
         width, height = (int(n * rng.uniform(0.7, 1.0)) for n in image.size)
         left = int(rng.integers(0, image.width - width + 1))

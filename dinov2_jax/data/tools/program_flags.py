@@ -8,7 +8,7 @@ import pathlib
 
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import registry, tfds
+from dinov2_jax.data.sources import base, registry, tfds
 
 _MOST_SECONDS = 86_400.0  # a day; systems refuse to wait for much longer
 
@@ -72,7 +72,7 @@ def decoding(decoder: image_decoder.Decoder) -> dict:
 
 def open_source(
     args: argparse.Namespace, path: str, decoder: image_decoder.Decoder, *, field: str
-) -> registry.Source:
+) -> base.Source:
     """Return the source at a path, or the data set of tensorflow-datasets there.
 
     Raises:
@@ -86,6 +86,13 @@ def open_source(
             decoder=decoder,
         )
     return registry.open_path(path, decoder, field=field)
+
+
+def describe(source: base.Source) -> str:
+    """Return the lines that say what a source is, and what may be wrong with it."""
+    return "\n".join(
+        [source.describe(), *(f"warning: {line}" for line in source.warnings())]
+    )
 
 
 def check_positive(args: argparse.Namespace, *names: str) -> None:

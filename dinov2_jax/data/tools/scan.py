@@ -8,16 +8,14 @@ import io
 import json
 import os
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
-import tqdm
 from PIL import Image
 
-from dinov2_jax import files
+from dinov2_jax import files, progress_bar
 from dinov2_jax.data.decode import image_decoder, multichannel
-from dinov2_jax.data.sources import messages, registry
+from dinov2_jax.data.sources import base, extensions, messages
 from dinov2_jax.data.tools import process_pool, program_flags
 
 _SHOWN = 10  # lines of a list in the table; the JSON has all
@@ -63,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     program_flags.check_json(args.json)
     decoder = program_flags.make_decoder(args)
     source = program_flags.open_source(args, args.path, decoder, field="PATH")
-    print(source.describe(), flush=True)
+    print(program_flags.describe(source), flush=True)
     report = scan(source, decoder, workers=args.workers, seconds=args.seconds)
     print(table(report))
     if args.json:
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def scan(
-    source: registry.Source,
+    source: base.Source,
     decoder: image_decoder.Decoder,
     *,
     workers: int,
@@ -101,7 +99,7 @@ def scan(
     results = process_pool.in_order(
         work, range(count), processes=workers, seconds=seconds
     )
-    with progress(count, "scanning") as bar:
+    with progress_bar.Bar(count, what="scanning") as bar:
         for index, result in results:
             bar.update()
             if isinstance(result, process_pool.Lost):
@@ -134,23 +132,13 @@ def scan(
         "duplicate_images": sum(len(group) - 1 for group in duplicates),
         "duplicates": duplicates,
         "bad_images": bad,
-        "skipped": _skipped(source),
+        "skipped": [
+            {"name": name, "reason": why} for name, why in source.skipped_names()
+        ],
+        "left_out": source.left_out(),
         "fingerprint": source.fingerprint,
     }
     return report
-
-
-def progress(total: int, what: str) -> tqdm.tqdm:
-    """Return a progress bar on standard error, if that is a terminal."""
-    return tqdm.tqdm(
-        total=total, desc=what, unit=" images", disable=not sys.stderr.isatty()
-    )
-
-
-def _skipped(source: Any) -> list[dict[str, str]]:
-    if not hasattr(source, "skipped_names"):
-        return []
-    return [{"name": name, "reason": why} for name, why in source.skipped_names()]
 
 
 def _equal(digests: np.ndarray, good: np.ndarray) -> list[np.ndarray]:
@@ -207,6 +195,7 @@ def table(report: dict[str, Any]) -> str:
         for entry in entries[:_SHOWN]:
             lines.append(f"  {_printable(entry['name'])}: {entry['reason']}")
         lines += _more(entries)
+    lines.append(f"{'left out':<12} {extensions.counts(report['left_out']) or 'none'}")
     return "\n".join(lines)
 
 
@@ -247,17 +236,17 @@ class Examine:
     """Function that examines an image of a source, given its index.
 
     Attributes:
-      source: The source, a `registry.Source`.
+      source: The source.
       decoder: Decoder that must decode images without an error.
     """
 
-    source: Any
+    source: base.Source
     decoder: image_decoder.Decoder
 
     def __call__(self, index: int) -> Examined:
         """Read and decode an image; never raises for a bad one."""
         try:
-            content = file_bytes(self.source, index)
+            content = self.source.content(index)
         except image_decoder.BadImage as error:
             return Examined(error.reason)
         found: dict[str, Any] = dict(
@@ -279,16 +268,3 @@ class Examine:
             found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
             found |= dict(mode=f"{channels} channels")
         return Examined("", **found)
-
-
-def file_bytes(source: Any, index: int) -> bytes:
-    """Return the bytes of an image's file, or of a PNG if it has no file.
-
-    Raises:
-      BadImage: It cannot be read.
-    """
-    if hasattr(source, "content"):
-        return source.content(index)
-    stream = io.BytesIO()
-    Image.fromarray(source.open(index).pixels()).save(stream, "PNG")
-    return stream.getvalue()

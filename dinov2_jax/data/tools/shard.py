@@ -13,13 +13,12 @@ import io
 import os
 import pathlib
 import re
-from typing import Any
 
 from PIL import Image
 
-from dinov2_jax import errors, files
+from dinov2_jax import errors, files, progress_bar
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import array_record, messages
+from dinov2_jax.data.sources import array_record, base, messages
 from dinov2_jax.data.tools import process_pool, program_flags, scan, shard_folder
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
             f"--channels={args.channels}: leave out --resize"
         )
     source = program_flags.open_source(args, args.source, decoder, field="SRC")
-    print(source.describe(), flush=True)
+    print(program_flags.describe(source), flush=True)
     options = {"resize": args.resize, "quality": args.quality, "shard_size": limit}
     if not args.resize:
         del options["quality"]  # not used
@@ -109,13 +108,13 @@ class Packing:
     """Function from an index to the image file to pack; runs in worker processes.
 
     Attributes:
-      source: The source, a `registry.Source`.
+      source: The source.
       decoder: Decoder that must decode images without an error.
       short_side: Short side that larger images are shrunk to, px; 0 shrinks none.
       quality: JPEG quality of the shrunk images, 1 to 100.
     """
 
-    source: Any
+    source: base.Source
     decoder: image_decoder.Decoder
     short_side: int
     quality: int
@@ -123,7 +122,7 @@ class Packing:
     def __call__(self, index: int) -> bytes | image_decoder.BadImage:
         """Return the bytes of an image file, or why there are none."""
         try:
-            content = scan.file_bytes(self.source, index)
+            content = self.source.content(index)
             pixels = self.decoder.decode(content, name=str(index))
         except image_decoder.BadImage as error:
             return error
@@ -154,16 +153,16 @@ def _write_all(packing, destination, limit, args) -> None:
     )
     with (
         contextlib.closing(results),
-        scan.progress(len(source), "packing") as bar,
+        progress_bar.Bar(len(source), what="packing", done=start) as bar,
     ):
-        bar.update(start)
         for index, result in results:
             bar.update()
             if isinstance(result, (image_decoder.BadImage, process_pool.Lost)):
                 shard.bad.append([source.name(index), result.reason])
                 continue
             label = None if labels is None else label_names[labels[index]]
-            record = array_record.pack(result, name=_name(source, index), label=label)
+            name = os.fsdecode(source.relative_path(index))
+            record = array_record.pack(result, name=name, label=label)
             used = shard.bytes + len(record) if unit == "bytes" else shard.records + 1
             if shard.records and used > most:
                 shard.close(stop=index)
@@ -179,13 +178,6 @@ def _write_all(packing, destination, limit, args) -> None:
     lines = [f"{_escaped(name)}\t{reason}\n" for name, reason in destination.bad]
     files.write_text(destination.path / _BAD, "".join(lines))
     destination.note(finished=True)
-
-
-def _name(source: Any, index: int) -> str:
-    """Return the image's name, whose bytes `os.fsencode` restores."""
-    if hasattr(source, "relative_path"):
-        return os.fsdecode(source.relative_path(index))
-    return source.name(index)
 
 
 def _escaped(name: str) -> str:

@@ -16,11 +16,10 @@ import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import tqdm
 
-from dinov2_jax import errors
+from dinov2_jax import errors, progress_bar
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import registry
+from dinov2_jax.data.sources import base
 from dinov2_jax.data.tools import program_flags
 
 _SHOWN = 10  # bad images listed by name; the JSON has all
@@ -73,7 +72,7 @@ def _deviation(counts: np.ndarray) -> float:
 
 
 def gather(
-    source: registry.Source,
+    source: base.Source,
     indices: Iterable[int],
     *,
     channels: int,
@@ -98,7 +97,7 @@ def gather(
     return Statistics(total, read, skipped)
 
 
-def _count(source: registry.Source, index: int) -> tuple[str, np.ndarray | str]:
+def _count(source: base.Source, index: int) -> tuple[str, np.ndarray | str]:
     """Return an image's name, and int64 [C, 256] or why it is bad."""
     try:
         pixels = source.open(index).pixels()
@@ -154,9 +153,11 @@ def run(args: argparse.Namespace) -> None:
             raise errors.UserError(f"--{name}={value}: give 0 or more")
     decoder = program_flags.make_decoder(args)
     source = program_flags.open_source(args, args.path, decoder, field="PATH")
+    for line in source.warnings():
+        print(f"warning: {line}", file=sys.stderr)
     indices = sample(len(source), args.max_images, args.seed)
-    bar = tqdm.tqdm(indices, unit=" images", disable=not sys.stderr.isatty())
-    found = gather(source, bar, channels=args.channels, workers=args.workers)
+    chosen = progress_bar.track(indices, what="counting")
+    found = gather(source, chosen, channels=args.channels, workers=args.workers)
     for name in list(found.skipped)[:_SHOWN]:
         print(f"skipped {name}: {found.skipped[name]}", file=sys.stderr)
     if len(found.skipped) > _SHOWN:

@@ -19,7 +19,7 @@ from dinov2_jax import errors
 from dinov2_jax.augment import crop_boxes, fast_resize, on_host, policies, resize
 from dinov2_jax.data import multi_crop, workers
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import registry
+from dinov2_jax.data.sources import base
 from dinov2_jax.data.tools import reference_pipeline
 
 PATCH = 14  # pixels
@@ -53,7 +53,7 @@ class Sizes:
 
 
 def measure(
-    source: registry.Source,
+    source: base.Source,
     sizes: Sizes,
     *,
     workers: int,

@@ -257,7 +257,7 @@ def test_a_large_file_is_read_only_after_its_header(tmp_path):
 
 def test_only_known_formats_are_opened():
     postscript = encode(Image.fromarray(rgb()), "EPS")  # would start Ghostscript
-    for content in (postscript, encode(Image.fromarray(rgb()), "PPM")):
+    for content in (postscript, encode(Image.fromarray(rgb()), "PCX")):
         with pytest.raises(image_decoder.BadImage, match="not an image.*JPEG, PNG"):
             decode(content)
 

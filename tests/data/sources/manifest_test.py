@@ -41,7 +41,7 @@ def write(path, rows, column="path", labels=True):
                 rows_of.writerow([label, row] if labels else [row])
 
 
-@pytest.mark.parametrize("column", ["path", "FILE", "image", "filename"])
+@pytest.mark.parametrize("column", ["path", "FILE", "image", "file_name"])
 @pytest.mark.parametrize("ending", [".txt", ".csv", ".tsv", ".parquet"])
 def test_every_kind(folder, ending, column):
     rows = ["../2.png", str(folder / "0.png"), "../1.png"]
@@ -131,6 +131,17 @@ def test_lists_as_programs_write_them(folder, name, content):
     assert (source.labels is None) == (b"label" not in content)
 
 
+@pytest.mark.parametrize("between", [" ", "\t"])
+def test_imagenet_lists(folder, between):
+    (folder / "a b.png").write_bytes((folder / "2.png").read_bytes())
+    rows = [("0.png", 10), ("a b.png", 2), ("1.png", 10)]
+    lines = [f"{name}{between}{label}" for name, label in rows]
+    (folder / "train.txt").write_text("\n".join(lines) + "\n")
+    source = registry.open_path(str(folder / "train.txt"), DECODER)
+    assert [source.name(i) for i in range(3)] == [name for name, _ in rows]
+    assert source.label_names == ["2", "10"] and source.labels.tolist() == [1, 0, 1]
+
+
 def test_blanks_and_quotes_of_a_name_stay(folder):
     names = [" 0.png", '"0.png"', "a;b.png", "1.png "]
     for name in names:
@@ -174,6 +185,9 @@ def test_what_it_names_is_not_trusted(folder):
         ("list.csv", b"path\ngs://b/c.jpg\n", "gs://b/c.jpg"),
         ("list.txt", b"lists/0.png\n" * 200, "first 100"),
         ("list.txt", b"no.png", "'no.png'"),
+        ("list.txt", b"no.png 1\nnot.png 2", "'no.png 1'"),
+        ("list.txt", b"lists\n.\n", "data.mixture"),
+        ("list.txt", b"a.svs\n", "vips dzsave"),
     ],
 )
 def test_bad_manifests(folder, name, content, words):

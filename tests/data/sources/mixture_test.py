@@ -12,15 +12,19 @@ from configs import debug, default
 from dinov2_jax import config as config_lib
 from dinov2_jax import errors
 from dinov2_jax.data import batch_builder
-from dinov2_jax.data.sources import mixture, registry
+from dinov2_jax.data.sources import base, mixture, registry
 
 
-class Numbers:
+class Numbers(base.Source):
     """As many images as are wanted."""
+
+    fingerprint = "numbers"
 
     def __init__(self, length):
         self._length = length
-        self.fingerprint = str(length)
+
+    def open(self, index):
+        raise NotImplementedError
 
     def __len__(self):
         return self._length
@@ -28,8 +32,8 @@ class Numbers:
     def name(self, index):
         return str(index)
 
-    def describe(self):
-        return "numbers"
+    def _where(self):
+        return "in memory"
 
 
 def make(lengths, weights):

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from configs import default
+from dinov2_jax import config as config_lib
 from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import photos, registry
+from dinov2_jax.data.sources import base, photos, registry, tfds
+from dinov2_jax.data.sources import folder as folder_lib
 
 
 def save(path, value=0, size=(4, 3)):
@@ -24,7 +26,7 @@ def save(path, value=0, size=(4, 3)):
 
 
 def folder(path):
-    return registry.FolderSource(path, image_decoder.Decoder(max_pixels=10_000))
+    return folder_lib.FolderSource(path, image_decoder.Decoder(max_pixels=10_000))
 
 
 def names(source):
@@ -147,7 +149,7 @@ def test_make_source(tmp_path):
     assert "--config.data.source=photos" in one_line(caught)
     save(tmp_path / "a.png")
     config.data.path = str(tmp_path)
-    assert isinstance(registry.make_source(config), registry.FolderSource)
+    assert isinstance(registry.make_source(config), folder_lib.FolderSource)
     config.data.source = "photos"
     assert isinstance(registry.make_source(config), photos.PhotosSource)
     config.data.source = "tfds"
@@ -212,7 +214,7 @@ def test_tfds_without_tensorflow(tfds_dir):
     assert source.labels.tolist() == [value // 30 % 2 for value in values]
     assert source.name(2) == "dots:1.0.0/train record 2"
     assert "tensorflow" not in sys.modules
-    small = registry.TfdsSource(
+    small = tfds.TfdsSource(
         "dots", "train", data_dir=tfds_dir, decoder=image_decoder.Decoder(71)
     )
     with pytest.raises(image_decoder.BadImage, match="record 0: 8x9 px"):
@@ -222,9 +224,7 @@ def test_tfds_without_tensorflow(tfds_dir):
 def test_changed_tfds_files_are_noticed(tfds_dir):
     def fingerprint():
         decoder = image_decoder.Decoder()
-        source = registry.TfdsSource(
-            "dots", "train", data_dir=tfds_dir, decoder=decoder
-        )
+        source = tfds.TfdsSource("dots", "train", data_dir=tfds_dir, decoder=decoder)
         return pickle.loads(pickle.dumps(source)).fingerprint
 
     before = fingerprint()
@@ -254,7 +254,7 @@ def test_the_programs_read_tfds(tfds_dir, capsys):
 @pytest.mark.parametrize("name, split", [("nosuchset", "train"), ("dots", "val")])
 def test_tfds_not_prepared(tfds_dir, name, split):
     with pytest.raises(errors.UserError) as caught:
-        registry.TfdsSource(
+        tfds.TfdsSource(
             name, split, data_dir=tfds_dir, decoder=image_decoder.Decoder(100)
         )
     assert name in one_line(caught) and split in one_line(caught)
@@ -291,7 +291,9 @@ def test_what_a_path_is(tmp_path):
         ("no", "does not exist"),
         ("a.jpg", "one image"),
         ("x.tfrecord-00000-of-00001", "TFRecord"),
-        ("x.npy", "x.npy"),
+        ("x.npy", "'/data/**/*.npy'"),
+        ("a.SVS", "vips dzsave"),
+        ("a.mp4", "ffmpeg"),
         ("both", "--config.data.source=folder or webdataset"),
         ("dangling", "is a broken link"),
     ],
@@ -305,6 +307,19 @@ def test_a_path_that_is_nothing(tmp_path, name, words):
     with pytest.raises(errors.UserError) as caught:
         registry.open_path(str(tmp_path / name), image_decoder.Decoder())
     assert words in one_line(caught) and str(tmp_path / name) in one_line(caught)
+
+
+def test_one_table_of_kinds():
+    """A config may choose every kind, and each is opened by a path or a config."""
+    config = default.get_config()
+    for name, kind in registry.KINDS.items():
+        config.data.source = name
+        config_lib.check(config)
+        assert (kind.open is None) != (kind.make is None)
+        assert kind.open is None or issubclass(kind.open, base.Source)
+    config.data.source = "foldr"
+    with pytest.raises(errors.UserError, match=", ".join(registry.KINDS)):
+        config_lib.check(config)
 
 
 def test_a_url_is_no_path():

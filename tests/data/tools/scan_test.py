@@ -13,9 +13,9 @@ from PIL import Image
 from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import photos as photos_lib
 from dinov2_jax.data.sources import registry
 from dinov2_jax.data.tools import scan
-from dinov2_jax.data.tools import scan as scan_lib
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_scan(folder, tmp_path, capsys):
 
 
 def test_any_source(tmp_path):
-    photos = registry.photos.PhotosSource("val")
+    photos = photos_lib.PhotosSource("val")
     report = scan.scan(photos, image_decoder.Decoder(), workers=0)
     assert report["good"] == len(photos) and report["formats"] == {"PNG": len(photos)}
 
@@ -140,7 +140,7 @@ def test_bad_flags(folder, capsys, flags, words):
 
 
 def test_sources_without_files_are_written_as_png():
-    photos = registry.photos.PhotosSource("bank")
-    content = scan_lib.file_bytes(photos, 3)
+    photos = photos_lib.PhotosSource("bank")
+    content = photos.content(3)
     decoded = image_decoder.Decoder().decode(content, name="")
     np.testing.assert_array_equal(decoded, photos.open(3).pixels())

@@ -15,7 +15,7 @@ from configs import default
 from dinov2_jax import config as config_lib
 from dinov2_jax.data import __main__ as data
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import registry
+from dinov2_jax.data.sources import folder as folder_lib
 from dinov2_jax.data.tools import stats
 
 
@@ -88,7 +88,7 @@ def test_the_sample_is_random_and_seeded():
 
 
 def test_a_sample_of_the_folder(folder):
-    source = registry.FolderSource(folder[0], image_decoder.Decoder())
+    source = folder_lib.FolderSource(folder[0], image_decoder.Decoder())
     found = stats.gather(source, [3, 5], channels=3, workers=1)
     assert found.images == 2 and not found.skipped
     assert found.counts.sum(1).tolist() == [12 * 27 + 14 * 25] * 3

@@ -1,0 +1,112 @@
+"""The base class of all sources of images."""
+
+import abc
+import io
+
+import numpy as np
+from PIL import Image
+
+from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import extensions, messages
+
+
+class Source(abc.ABC):
+    """Images by index, the same at every call.
+
+    A source is cheap to pickle, because each loader worker gets a copy, and opens files
+    in each process by itself.
+    """
+
+    _shown_names = 3  # names of images in `describe`
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abc.abstractmethod
+    def open(self, index: int) -> image_decoder.OpenedImage:
+        """Read an image's file and header; raises `BadImage`."""
+
+    @abc.abstractmethod
+    def name(self, index: int) -> str:
+        """Return the name of an image in messages."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hex string that differs if the images differ."""
+
+    @abc.abstractmethod
+    def _where(self) -> str:
+        """Return where the images are, such as "in 3 folders below /data"."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [length], or None if there are none."""
+        return None
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the labels; empty if there are none."""
+        return []
+
+    @property
+    def pass_length(self) -> int:
+        """Number of places of a pass; each shows one image."""
+        return len(self)
+
+    def resolve(self, pass_number: int, place: int) -> int:
+        """Return the image that a place of a pass shows.
+
+        Args:
+          pass_number: Number of the pass, from 0.
+          place: Place in the pass, in [0, `pass_length`).
+
+        Returns:
+          Index of the image, in [0, length).
+        """
+        del pass_number
+        return place
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of an image's file, or of a PNG if it has no file.
+
+        Raises:
+          BadImage: It cannot be read.
+        """
+        pixels = self.open(index).pixels()
+        stream = io.BytesIO()
+        gray = pixels.shape[2] == 1
+        Image.fromarray(pixels[..., 0] if gray else pixels).save(stream, "PNG")
+        return stream.getvalue()
+
+    def relative_path(self, index: int) -> bytes:
+        """Return the name to store an image under, as the file system's bytes."""
+        return self.name(index).encode("utf-8", "surrogateescape")
+
+    def skipped(self) -> dict[str, int]:
+        """Return how many files or folders were skipped, by reason."""
+        return {}
+
+    def skipped_names(self) -> list[tuple[str, str]]:
+        """Return (name, reason) of the files and folders that were skipped."""
+        return []
+
+    def left_out(self) -> dict[str, int]:
+        """Return how many files are not read by their extension."""
+        return {}
+
+    def warnings(self) -> list[str]:
+        """Return a line for each thing that the user may not have meant."""
+        return extensions.warnings(self.left_out(), len(self))
+
+    def describe(self) -> str:
+        """Return one line: how many images, where, what is missing, first names."""
+        shown = range(min(self._shown_names, len(self)))
+        return messages.described(
+            len(self),
+            self._where(),
+            skipped=self.skipped(),
+            left_out=extensions.counts(self.left_out()),
+            first=[self.name(i) for i in shown],
+        )
