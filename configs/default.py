@@ -92,7 +92,7 @@ def get_config() -> config_dict.ConfigDict:
     # True: the same rate in all blocks; False: linear from 0 to drop_path_rate.
     c.model.drop_path_uniform = True
     c.model.dtype = "auto"  # of matmuls; auto: float32 on CPUs, bfloat16 elsewhere
-    # Kernel: auto (the fastest) | xla | by_image (CPU) | cudnn | pallas_tpu |
+    # Kernel: auto (the fastest) | xla | by_image, by_block (CPU) | cudnn | pallas_tpu |
     # pallas_gpu
     c.model.attention = "auto"
     # What the backward pass recomputes: none | selective (norms and activations; 0.6 of
