@@ -96,7 +96,7 @@ def get_config() -> config_dict.ConfigDict:
     # Form of the blocks: plain | folded (norms and LayerScale folded into the weights:
     # the same up to rounding, and faster).
     c.model.block = "folded"
-    # Kernel: auto (the fastest) | xla | by_image (CPU) | cudnn | pallas_tpu |
+    # Kernel: auto (the fastest) | xla | by_image, by_block (CPU) | cudnn | pallas_tpu |
     # pallas_gpu
     c.model.attention = "auto"
     # What the backward pass recomputes: none | selective (norms and activations; 0.6 of

@@ -40,7 +40,7 @@ _CHOICES = {
     "crops.blur": tuple(policies.BLUR_PROBABILITIES),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": (
-        *("auto", "xla", "by_image", "cudnn"),
+        *("auto", "xla", "by_image", "by_block", "cudnn"),
         *("pallas_tpu", "pallas_gpu"),
     ),
     "model.remat": ("none", "selective", "full"),

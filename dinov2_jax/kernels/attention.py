@@ -20,11 +20,13 @@ from dinov2_jax.kernels import linear
 # Name -> the module of `kernels` whose `attention` takes one crop group; imported on
 # first use, because importing Pallas is slow.
 _MODULES = {
+    "by_block": "attention_by_block",
     "by_image": "attention_by_image",
     "cudnn": "attention_cudnn",
     "pallas_tpu": "attention_tpu",
     "pallas_gpu": "attention_gpu",
 }
+_LONG = 600  # tokens from which blocks of queries are faster on the CPU
 _ADD_BIAS = ("pallas_tpu",)
 IMPLEMENTATIONS = ("auto", "xla", *_MODULES)
 
@@ -144,9 +146,11 @@ def _module(name: str) -> ModuleType:
 
 def _fastest(qkv: jax.Array, length: int, num_heads: int) -> str:
     """Choose the implementation for "auto"."""
+    kind = sharding.device_kind().lower()
+    if "cpu" in kind and length >= _LONG:
+        return "by_block"
     if not sharding.devices_divide(len(qkv)):
         return "xla"
-    kind = sharding.device_kind().lower()
     if "cpu" in kind:
         return "by_image"
     name = "pallas_tpu" if "tpu" in kind else "cudnn"

@@ -74,6 +74,69 @@ def test_equals_a_float64_loop(implementation):
     np.testing.assert_allclose(out, slow(qkv, SEQUENCES, HEADS), atol=2e-6)
 
 
+LONG = ((2, 700), (1, 301))  # several blocks of queries, the last one not full
+
+
+def long_stream():
+    rng = np.random.default_rng(2)
+    return jnp.asarray(rng.standard_normal((2, 1701, 36)), jnp.float32)
+
+
+def test_long_crops_go_in_blocks_on_the_cpu():
+    """A float64 loop is the plain twin of the forward pass."""
+    qkv = long_stream()[:1, :700]
+    shape = dict(sequences=((1, 700),), num_heads=HEADS)
+    traced = str(jax.make_jaxpr(lambda x: attention.attention(x, **shape))(qkv))
+    assert "700,700" not in traced  # all scores of a crop are never formed
+    out = attention.attention(qkv, **shape)
+    np.testing.assert_allclose(out, slow(qkv, shape["sequences"], HEADS), atol=3e-6)
+
+
+def test_gradient_of_long_crops():
+    """Of several groups and crops, against the plain form."""
+    qkv = long_stream()
+    direction = np.random.default_rng(1).standard_normal((2, 1701, 12))
+
+    def gradient(implementation):
+        def product(x):
+            out = attention.attention(
+                x, sequences=LONG, num_heads=HEADS, implementation=implementation
+            )
+            return jnp.sum(out * direction), out
+
+        return jax.jit(jax.grad(product, has_aux=True))(qkv)
+
+    for found, plain in zip(gradient("by_block"), gradient("xla")):
+        np.testing.assert_allclose(found, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "by_image", "by_block"])
+def test_gradient_inside_shard_map(implementation):
+    """The types of values that vary over a mesh are right."""
+    shape = dict(sequences=LONG, num_heads=HEADS, implementation=implementation)
+
+    def gradient(qkv):
+        return jax.grad(lambda x: jnp.sum(attention.attention(x, **shape)))(qkv)
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    batch = jax.sharding.PartitionSpec("data")
+    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=batch, out_specs=batch)
+    assert jax.eval_shape(mapped, long_stream()).shape == (2, 1701, 36)
+
+
+def test_memory_is_linear_in_the_length():
+    """Of forward and backward pass, as the compiler plans it."""
+
+    def planned(length):
+        shape = dict(sequences=((1, length),), num_heads=HEADS)
+        function = jax.grad(lambda x: jnp.sum(attention.attention(x, **shape) ** 2))
+        x = jax.ShapeDtypeStruct((1, length, 36), jnp.float32)
+        compiled = jax.jit(function).lower(x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert planned(16384) < 2.5 * planned(8192)
+
+
 def test_gradient_equals_block_diagonal_attention():
     qkv = jnp.asarray(packed())
     direction = np.random.default_rng(1).standard_normal((2, TOKENS, 12))
@@ -89,7 +152,7 @@ def test_gradient_equals_block_diagonal_attention():
     np.testing.assert_allclose(ours, dense, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "by_image"])
+@pytest.mark.parametrize("implementation", ["xla", "by_image", "by_block"])
 def test_the_bias_of_the_projection(implementation):
     shape = dict(sequences=SEQUENCES, num_heads=HEADS, implementation=implementation)
     qkv = jnp.asarray(packed())
