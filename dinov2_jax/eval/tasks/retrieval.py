@@ -141,9 +141,9 @@ def _folders(args, backbone, prepare):
     same = sources[0].fingerprint == sources[1].fingerprint
     aps, first, rows, relevant = [], [], [], []
     shown = set(np.linspace(0, len(labels) - 1, _SHOWN).astype(int).tolist())
+    units, query_units = retrieval.unit(database.rows), retrieval.unit(queries.rows)
     for query in range(len(labels)):
-        cosines = retrieval.similarities(database.rows, queries.rows[query : query + 1])
-        (ranking,) = retrieval.rankings(cosines)
+        (ranking,) = retrieval.rankings(query_units[query : query + 1] @ units.T)
         junk = [query] if same else []
         positives = np.setdiff1d(np.flatnonzero(database.labels == labels[query]), junk)
         places = retrieval.positions(ranking, positives, junk)

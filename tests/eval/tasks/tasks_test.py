@@ -94,7 +94,15 @@ def test_logreg_equals_scikit_learn(evaluate, features):
     assert len(result["tables"][0]["rows"]) == 2
 
 
-LINEAR = ("--blocks", "1", "2", "--steps=40", "--train-batch-size=32", "--every=20")
+LINEAR = (
+    "--blocks",
+    "1",
+    "2",
+    "--grid=paper",
+    "--steps=40",
+    "--train-batch-size=32",
+    "--every=20",
+)
 
 
 def test_linear_learns_and_says_what_it_selected_on(evaluate, files):
