@@ -100,6 +100,7 @@ class _PlainUnpickler(pickle.Unpickler):
         ("_frombuffer", "numpy._core.numeric"),
         ("scalar", "numpy.core.multiarray"),
         ("scalar", "numpy._core.multiarray"),
+        ("encode", "_codecs"),  # how some versions write an array's bytes
         ("ndarray", "numpy"),
         ("dtype", "numpy"),
     }
