@@ -3,9 +3,10 @@
     python tests/reference/replay.py FILE.npz ...
 
 Prints one line per quantity with its error and its tolerance and exits 1 if any is
-exceeded. A file is a training run or a backbone's forward pass; sizes, heads, crops
-and schedules come from the config inside it. Only the reference's names and layouts
-are translated here: model, losses, optimizer and step are those of `main`.
+exceeded. A file is a training run, a backbone's forward pass or an evaluation, which
+its name tells: `knn_a.npz` is of the kind `knn`. Sizes, heads, crops and schedules come
+from the config inside it. Only the reference's names and layouts are translated here:
+model, losses, optimizer, step and metrics are the project's own.
 """
 
 import functools
@@ -22,6 +23,8 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+import evaluation_global  # noqa: E402
 
 from configs import default  # noqa: E402
 from dinov2_jax import (  # noqa: E402
@@ -379,11 +382,41 @@ def _flat(patches: jax.Array) -> jax.Array:
     return patches.reshape(patches.shape[0], -1, patches.shape[-1])
 
 
-def replay(path: str | pathlib.Path) -> Iterator[Check]:
-    """All checks of one file."""
-    arrays = np.load(path)
-    training = "param_groups_json" in arrays.files
-    yield from (replay_training if training else replay_forward)(arrays)
+EVALUATIONS = (evaluation_global,)  # their `KINDS` replay evaluation recordings
+
+
+def evaluation_replays(path: pathlib.Path) -> list[Any]:
+    """The replays of an evaluation recording, by its name.
+
+    Raises:
+      ValueError: The name is of no kind that is known.
+    """
+    kinds = {kind for family in EVALUATIONS for kind in family.KINDS}
+    name = path.stem
+    while name and name not in kinds:
+        name = name.rpartition("_")[0]
+    if not name:
+        raise ValueError(f"{path} is of no known kind: {', '.join(sorted(kinds))}")
+    return [f.KINDS[name] for f in EVALUATIONS if name in f.KINDS]
+
+
+def replay(path: str | pathlib.Path) -> Iterator[tuple[str, float, float, bool]]:
+    """Every quantity of one file, its error, the allowed one, and whether it passed."""
+    with np.load(path, allow_pickle=False) as file:
+        names = file.files
+        if "config_json" in names:
+            training = "param_groups_json" in names
+            replay_model = replay_training if training else replay_forward
+            for quantity, error, kind in replay_model(file):
+                allowed = TOLERANCES[kind]
+                yield quantity, error, allowed, error <= allowed
+            return
+        arrays = {name: file[name] for name in names}
+    replays = evaluation_replays(pathlib.Path(path))
+    config = json.loads(str(arrays.pop("config")))
+    with jax.default_matmul_precision("highest"):
+        for replay_evaluation in replays:
+            yield from replay_evaluation(arrays, config)
 
 
 def main(paths: list[str]) -> int:
@@ -391,11 +424,9 @@ def main(paths: list[str]) -> int:
     failures = 0
     for path in paths:
         print(f"{path}\n{'':2}{'quantity':70} {'error':>9} {'allowed':>9}")
-        for quantity, error, kind in replay(path):
-            allowed = TOLERANCES[kind]
-            failed = not error <= allowed
-            failures += failed
-            verdict = "FAILED" if failed else "ok"
+        for quantity, error, allowed, passed in replay(path):
+            failures += not passed
+            verdict = "ok" if passed else "FAILED"
             print(f"  {quantity:70} {error:9.1e} {allowed:9.1e} {verdict}")
     print(f"{failures} failed" if failures else "all within tolerance")
     return 1 if failures else 0
