@@ -143,6 +143,25 @@ def check_backbone(head: Head, width: int, depth: int) -> None:
         )
 
 
+def class_names(head: Head, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the names of a head's classes; numbers where nobody names them.
+
+    Args:
+      head: The head.
+      names: Names that replace those of the head's file.
+
+    Raises:
+      UserError: There are more or fewer names than classes.
+    """
+    count = head.spec.num_classes
+    if names and len(names) != count:
+        raise errors.UserError(
+            f"--class-names has {len(names)} lines and the head {head.name} {count} "
+            "classes: write a name on each line, in the order of the labels"
+        )
+    return tuple(names) or head.class_names or tuple(map(str, range(count)))
+
+
 def _tensors(tree: Any, path: pathlib.Path) -> dict[str, lazy_tensor.LazyTensor]:
     """Return the tensors of a head by name, without prefixes."""
     if isinstance(tree, Mapping) and isinstance(tree.get("state_dict"), Mapping):

@@ -125,6 +125,7 @@ def overlapping_boxes(
     apart = np.abs(starts[0] - starts[1])
     shift = np.maximum(apart - 0.75 * sides.min(), 0.0)
     starts[1] -= np.sign(starts[1] - starts[0]) * shift
+    starts[1] = np.clip(starts[1], 0.0, 1.0 - sides[1])
     height, width = size
     first, second = (
         (top * height, left * width, side * height, side * width)

@@ -65,10 +65,10 @@ class Pairs:
             found.update(line.encode("utf-8", "surrogateescape"))
         return found.hexdigest()[:16]
 
-    def first(self, count: int) -> "Pairs":
-        """Return the first `count` pairs alone."""
+    def part(self, chosen: slice) -> "Pairs":
+        """Return some of the pairs alone."""
         return dataclasses.replace(
-            self, images=self.images[:count], targets=self.targets[:count]
+            self, images=self.images[chosen], targets=self.targets[chosen]
         )
 
 

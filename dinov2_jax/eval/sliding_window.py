@@ -10,8 +10,10 @@ Shapes: B images, H x W pixels, a x b windows, h x w patches a window, K classes
 """
 
 import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax.eval import resize
@@ -29,11 +31,11 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [max(min(i * stride + window, length) - window, 0) for i in range(count)]
 
 
-def cut(images: np.ndarray, window: int, stride: int) -> np.ndarray:
+def cut(images: Any, window: int, stride: int) -> Any:
     """Cut all windows out of images.
 
     Args:
-      images: Images, [B, H, W, C].
+      images: Images, [B, H, W, C], of NumPy or jax.
       window: Side of a window, px.
       stride: Distance of windows, px.
 
@@ -42,11 +44,12 @@ def cut(images: np.ndarray, window: int, stride: int) -> np.ndarray:
     """
     tops, lefts = (window_starts(n, window, stride) for n in images.shape[1:3])
     height, width = (min(window, n) for n in images.shape[1:3])
+    xp = np if isinstance(images, np.ndarray) else jnp
     rows = [
-        np.stack([images[:, y : y + height, x : x + width] for x in lefts], axis=1)
+        xp.stack([images[:, y : y + height, x : x + width] for x in lefts], axis=1)
         for y in tops
     ]
-    return np.stack(rows, axis=1)
+    return xp.stack(rows, axis=1)
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ of a file, whose sizes, heads and seeds it follows, and yields
 (quantity, error, tolerance, passed). Only names and layouts are translated here.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -139,7 +140,7 @@ def depth_linear(arrays: Arrays, cfg: Any) -> Iterator[Check]:
     as_run = as_run_gradient_loss(upsampled, truth)
     yield relative("loss_grad_as_run", as_run, arrays["loss_grad_as_run"], 1e-5)
     for suffix, warm_up in (("", False), ("_warmup", True)):
-        value, grads = jax.value_and_grad(loss)(params, warm_up)
+        value, grads = jax.jit(jax.value_and_grad(loss))(params, warm_up)
         yield relative(
             f"loss_depth{suffix}", value, arrays[f"loss_depth{suffix}"], 1e-5
         )
@@ -151,6 +152,7 @@ def depth_linear(arrays: Arrays, cfg: Any) -> Iterator[Check]:
             yield close(key, mine, arrays[key], atol=1e-5, rtol=1e-3)
 
 
+@jax.jit
 def as_run_gradient_loss(pred: jax.Array, truth: jax.Array) -> jax.Array:
     """The gradient loss as the reference calls it: along the batch and the channels.
 
@@ -201,28 +203,30 @@ def losses(arrays: Arrays, cfg: Any) -> Iterator[Check]:
         return depth_losses.scale_invariant_loss(p, truth, **settings)
 
     for name, warm_up in (("sigloss", False), ("sigloss_warmup", True)):
-        value, grad = jax.value_and_grad(sig)(pred, warm_up=warm_up)
+        value, grad = jax.jit(jax.value_and_grad(sig))(pred, warm_up=warm_up)
         yield relative(name, value, arrays[name], 1e-5)
         yield relative(f"grad_{name}", grad[:, None], arrays[f"grad_{name}"], 1e-5)
     limit = float(arrays["sigloss_maxdepth_limit"])
-    value = sig(pred, max_depth=limit)
+    value = jax.jit(lambda p: sig(p, max_depth=limit))(pred)
     yield relative("sigloss_maxdepth", value, arrays["sigloss_maxdepth"], 1e-5)
 
     weight = depth_losses.GRADIENT_WEIGHT
-    as_run = lambda p: as_run_gradient_loss(p[..., None], truth)  # noqa: E731
-    value, grad = jax.value_and_grad(as_run)(pred)
+    value, grad = jax.jit(
+        jax.value_and_grad(lambda p: as_run_gradient_loss(p[..., None], truth))
+    )(pred)
     yield relative("loss_grad_4d", value, arrays["loss_grad_4d"], 1e-5)
     recorded = arrays["grad_loss_grad_4d"]
     yield relative("grad_loss_grad_4d", grad[:, None], recorded, 1e-5)
     value = as_run_gradient_loss(pred[:2, ..., None], truth[:2])
     recorded = arrays["loss_grad_4d_first_two"]
     yield relative("loss_grad_4d_first_two", value, recorded, 1e-5)
+    spatial = jax.jit(depth_losses.gradient_loss)
     single = [
-        weight * depth_losses.gradient_loss(pred[i : i + 1], truth[i : i + 1])
-        for i in range(len(pred))
+        weight * spatial(pred[i : i + 1], truth[i : i + 1]) for i in range(len(pred))
     ]
     yield relative("loss_grad_2d", single, arrays["loss_grad_2d"], 1e-5)
-    value = depth_losses.depth_loss(pred, truth, gradient="spatial") - sig(pred)
+    total = jax.jit(lambda p: depth_losses.depth_loss(p, truth, gradient="spatial"))
+    value = total(pred) - jax.jit(sig)(pred)
     yield relative("loss_grad_spatial", value, arrays["loss_grad_spatial"], 1e-5)
 
 
@@ -281,13 +285,14 @@ def segmentation(arrays: Arrays, cfg: Any) -> Iterator[Check]:
     yield close("features", features, joined, **tolerance)
     recorded = arrays["eval_concat"]
     yield close("eval_concat", channels_first(joined), recorded, **tolerance)
-    logits = segmentation_head.logits(params, features)
+    logits = jax.jit(segmentation_head.logits)(params, features)
     recorded = arrays["eval_head_logits"]
     yield close("eval_head_logits", channels_first(logits), recorded, **tolerance)
     whole = resize.bilinear(logits, size)
     recorded = arrays["eval_encode_decode"]
     yield close("eval_encode_decode", channels_first(whole), recorded, **tolerance)
 
+    @functools.partial(jax.jit, static_argnums=1)
     def slide(images, new_size):
         windows = sliding_window.cut(images, cfg["crop"], cfg["stride"])
         flat = windows.reshape(-1, *windows.shape[3:])
@@ -337,9 +342,8 @@ def segmentation_step(arrays, params, features) -> Iterator[Check]:
         return value, (logits, statistics)
 
     trainable = segmentation_head.trainable(params)
-    (value, (logits, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(
-        trainable, "all"
-    )
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    (value, (logits, statistics)), grads = step(trainable, "all")
     recorded = arrays["train_head_logits"]
     yield close("train_head_logits", channels_first(logits), recorded, **tolerance)
     yield close("train_loss", value, arrays["train_loss"], **tolerance)

@@ -35,7 +35,7 @@ def test_equals_the_reference(kind, least):
     [
         ("seg_miou", "area_pred", {"area_pred"}),
         ("schedules", "depth_beta1", {"depth_beta1"}),
-        ("depth_losses", "loss_grad_spatial", {"loss_grad_spatial"}),
+        ("pca_matching", "match_cost", {"match_cost"}),
     ],
 )
 def test_a_wrong_number_is_reported(kind, key, reported):
