@@ -7,47 +7,100 @@ first k of them summed per class.
 Shapes: N training images, M test images, D feature width, C classes.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-_MAX_SIMILARITIES = 2**26  # in memory at a time, 256 MiB; sets the chunk size
+from dinov2_jax.eval import accuracy, nearest
 
-
-def _normalised(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, np.float32)
-    norm = np.linalg.norm(features, axis=-1, keepdims=True)
-    return features / np.maximum(norm, 1e-12)
+REFERENCE_KS = (10, 20, 100, 200)
+REFERENCE_TEMPERATURE = 0.07
 
 
-@jax.jit(static_argnames=("ks", "num_classes"))
-def _predictions(train, train_labels, test, *, ks, temperature, num_classes):
-    """Predict classes from normalised features for each k, [len(ks), M]."""
-    # Full float32: lower precision would reorder nearly equal neighbours.
-    similarity = jnp.matmul(test, train.T, precision=jax.lax.Precision.HIGHEST)
-    similarity, neighbours = jax.lax.top_k(similarity, max(ks))  # [M, max(ks)]
-    weights = jax.nn.softmax(similarity / temperature, axis=-1)
-    classes = train_labels[neighbours]
-    rows = jnp.arange(len(test))[:, None]
-    votes = jnp.zeros((len(test), num_classes))
-    return jnp.stack(
-        [votes.at[rows, classes[:, :k]].add(weights[:, :k]).argmax(-1) for k in ks]
-    )
+@functools.partial(jax.jit, static_argnames=("ks", "num_classes"))
+def votes(
+    similarities: jax.Array,
+    labels: jax.Array,
+    *,
+    ks: tuple[int, ...],
+    temperature: float,
+    num_classes: int,
+) -> jax.Array:
+    """Sum the neighbours' weights of each class.
+
+    Args:
+      similarities: Cosine similarities of the neighbours, highest first, [M, max(ks)].
+      labels: Their labels, int [M, max(ks)].
+      ks: Numbers of neighbours that vote.
+      temperature: Temperature of the softmax over the similarities.
+      num_classes: Number of classes C.
+
+    Returns:
+      [len(ks), M, C]; it sums to 1 over the classes for the largest k alone.
+    """
+    weights = jax.nn.softmax(similarities / temperature, axis=-1)
+    rows = jnp.arange(len(weights))[:, None]
+    nothing = jnp.zeros((len(weights), num_classes))
+    return jnp.stack([nothing.at[rows, labels[:, :k]].add(weights[:, :k]) for k in ks])
 
 
-def knn_top1(
+def classify(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    *,
+    ks: Sequence[int] = REFERENCE_KS,
+    temperature: float = REFERENCE_TEMPERATURE,
+    num_classes: int,
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[slice, jax.Array]]:
+    """Classify blocks of test images.
+
+    Args:
+      train_features: Training features, [N, D], of any scale.
+      train_labels: Training labels, int [N] in [0, num_classes).
+      test_features: Test features, [M, D].
+      ks: Numbers of neighbours that vote; a k above N is taken as N.
+      temperature: Temperature of the softmax over cosine similarities.
+      num_classes: Number of classes C.
+      mesh: Devices that share the training features; None takes this process's.
+
+    Yields:
+      The place of a block among the test images, and its votes, [len(ks), block, C].
+    """
+    labels = np.asarray(train_labels)
+    bank = nearest.Bank(train_features, mesh)
+    ks = tuple(min(k, len(bank)) for k in ks)
+    for place, similarities, neighbours in bank.search(test_features, max(ks)):
+        yield (
+            place,
+            votes(
+                similarities,
+                labels[neighbours],
+                ks=ks,
+                temperature=temperature,
+                num_classes=num_classes,
+            ),
+        )
+
+
+def knn_accuracy(
     train_features: np.ndarray,
     train_labels: np.ndarray,
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    ks: Sequence[int] = (10, 20),
-    temperature: float = 0.07,
+    ks: Sequence[int] = REFERENCE_KS,
+    temperature: float = REFERENCE_TEMPERATURE,
     num_classes: int,
-) -> dict[int, float]:
-    """Compute the top-1 accuracy of the weighted k-NN classifier.
+    tops: Sequence[int] = (1, 5),
+    mesh: Mesh | None = None,
+) -> dict[tuple[int, int], float]:
+    """Compute accuracies of the weighted k-NN classifier.
 
     Args:
       train_features: Training features, [N, D], of any scale.
@@ -57,9 +110,11 @@ def knn_top1(
       ks: Numbers of neighbours that vote; a k above N is taken as N.
       temperature: Temperature of the softmax over cosine similarities.
       num_classes: Number of classes C.
+      tops: Numbers of classes among which the label has to be.
+      mesh: Devices that share the training features; None takes this process's.
 
     Returns:
-      {k: accuracy in [0, 1]}, averaged over the test images.
+      {(k, top): accuracy in [0, 1]}, averaged over the test images.
 
     Raises:
       ValueError: Empty sets, mismatched lengths, or labels outside the classes.
@@ -79,23 +134,46 @@ def knn_top1(
                 f"{name} labels span {labels.min()}..{labels.max()}, outside "
                 f"num_classes={num_classes}"
             )
-    train = jnp.asarray(_normalised(train_features))
-    test = _normalised(test_features)
-    clipped = tuple(min(k, len(train)) for k in ks)
-    correct = np.zeros(len(ks), np.int64)
-    chunk = max(_MAX_SIMILARITIES // len(train), 1)
-    for start in range(0, len(test), chunk):
-        predictions = _predictions(
-            train,
-            jnp.asarray(train_labels),
-            test[start : start + chunk],
-            ks=clipped,
-            temperature=temperature,
-            num_classes=num_classes,
-        )
-        hits = np.asarray(predictions) == test_labels[start : start + chunk]
-        correct += hits.sum(axis=1)
-    return {k: int(hits) / len(test) for k, hits in zip(ks, correct)}
+    correct = dict.fromkeys([(k, top) for k in ks for top in tops], 0)
+    blocks = classify(
+        train_features,
+        train_labels,
+        test_features,
+        ks=ks,
+        temperature=temperature,
+        num_classes=num_classes,
+        mesh=mesh,
+    )
+    for place, block in blocks:
+        for k, scores in zip(ks, block):
+            for top in tops:
+                best = accuracy.predictions(scores, k=top)
+                correct[k, top] += int(accuracy.hits(best, test_labels[place]).sum())
+    return {key: count / len(test_labels) for key, count in correct.items()}
+
+
+def knn_top1(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    ks: Sequence[int] = (10, 20),
+    temperature: float = REFERENCE_TEMPERATURE,
+    num_classes: int,
+) -> dict[int, float]:
+    """Compute top-1 accuracies, {k: accuracy}, with the arguments of `knn_accuracy`."""
+    accuracies = knn_accuracy(
+        train_features,
+        train_labels,
+        test_features,
+        test_labels,
+        ks=ks,
+        temperature=temperature,
+        num_classes=num_classes,
+        tops=(1,),
+    )
+    return {k: accuracies[k, 1] for k in ks}
 
 
 def pixel_features(images: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ FAULTS = (
     Fault(
         "knn-without-temperature",
         "dinov2_jax/eval/knn.py",
-        "jax.nn.softmax(similarity / temperature, axis=-1)",
-        "jax.nn.softmax(similarity, axis=-1)",
+        "jax.nn.softmax(similarities / temperature, axis=-1)",
+        "jax.nn.softmax(similarities, axis=-1)",
         ("eval/knn_test.py",),
     ),
     Fault(

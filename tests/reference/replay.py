@@ -3,9 +3,10 @@
     python tests/reference/replay.py FILE.npz ...
 
 Prints one line per quantity with its error and its tolerance and exits 1 if any is
-exceeded. A file is a training run or a backbone's forward pass; sizes, heads, crops
-and schedules come from the config inside it. Only the reference's names and layouts
-are translated here: model, losses, optimizer and step are those of `main`.
+exceeded. A file is a training run, a backbone's forward pass or an evaluation, which
+its name tells: `knn_a.npz` is of the kind `knn`. Sizes, heads, crops and schedules come
+from the config inside it. Only the reference's names and layouts are translated here:
+model, losses, optimizer, step and metrics are the project's own.
 """
 
 import functools
@@ -22,6 +23,8 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+import evaluation_global  # noqa: E402
 
 from configs import default  # noqa: E402
 from dinov2_jax import (  # noqa: E402
@@ -378,11 +381,35 @@ def _flat(patches: jax.Array) -> jax.Array:
     return patches.reshape(patches.shape[0], -1, patches.shape[-1])
 
 
-def replay(path: str | pathlib.Path) -> Iterator[Check]:
-    """All checks of one file."""
+EVALUATIONS = (evaluation_global,)
+
+
+def evaluation_replays(path: pathlib.Path) -> list[Any]:
+    """The replays of an evaluation recording, by its name.
+
+    Raises:
+      ValueError: The name is of no kind that is known.
+    """
+    kinds = {kind for family in EVALUATIONS for kind in family.REPLAYS}
+    name = path.stem
+    while name and name not in kinds:
+        name = name.rpartition("_")[0]
+    if not name:
+        raise ValueError(f"{path} is of no known kind: {', '.join(sorted(kinds))}")
+    return [f.REPLAYS[name] for f in EVALUATIONS if name in f.REPLAYS]
+
+
+def replay(path: str | pathlib.Path) -> Iterator[tuple[str, float, float]]:
+    """Every quantity of one file, its error and the error that is allowed."""
     arrays = np.load(path)
-    training = "param_groups_json" in arrays.files
-    yield from (replay_training if training else replay_forward)(arrays)
+    if "config_json" in arrays.files:
+        training = "param_groups_json" in arrays.files
+        replay_model = replay_training if training else replay_forward
+        for quantity, error, kind in replay_model(arrays):
+            yield quantity, error, TOLERANCES[kind]
+    else:
+        for replay_evaluation in evaluation_replays(pathlib.Path(path)):
+            yield from replay_evaluation(arrays)
 
 
 def main(paths: list[str]) -> int:
@@ -390,8 +417,7 @@ def main(paths: list[str]) -> int:
     failures = 0
     for path in paths:
         print(f"{path}\n{'':2}{'quantity':70} {'error':>9} {'allowed':>9}")
-        for quantity, error, kind in replay(path):
-            allowed = TOLERANCES[kind]
+        for quantity, error, allowed in replay(path):
             failed = not error <= allowed
             failures += failed
             verdict = "FAILED" if failed else "ok"
