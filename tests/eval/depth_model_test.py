@@ -1,0 +1,87 @@
+import dense_pairs
+import jax
+import numpy as np
+import pytest
+
+from dinov2_jax import errors
+from dinov2_jax.eval import (
+    depth_augment,
+    depth_data,
+    depth_metrics,
+    depth_model,
+    dpt_head,
+    head_files,
+    head_names,
+)
+
+SETTINGS = {
+    "depth_range": (0.001, 10.0),
+    "augmentation": depth_augment.Augmentation(crop=(32, 32)),
+    "steps": 60,
+    "batch_size": 4,
+    "lr": 0.01,
+    "warmup_steps": 5,
+    "warm_up_loss": False,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = dense_pairs.write(tmp_path_factory.mktemp("data"), {"train": 8, "test": 3})
+    return {s: depth_data.depth_pairs(root, split=s) for s in ("train", "test")}
+
+
+def test_a_trained_head_is_better_than_the_mean_depth(data):
+    head, losses = depth_model.train(
+        dense_pairs.model(), data["train"], kind="lin4", gradient="spatial", **SETTINGS
+    )
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    estimator = depth_model.DepthEstimator(dense_pairs.model(), head)
+    protocol = depth_metrics.PROTOCOLS["pairs"]
+    rows = depth_model.evaluate(estimator, data["test"], protocol)
+    means = depth_metrics.mean_metrics([row.metrics for row in rows])
+    constant = []
+    for i in range(len(data["test"])):
+        truth = data["test"].sample(i)[1]
+        mean = np.full(truth.shape, np.exp(np.log(truth[truth > 0]).mean()), np.float32)
+        constant.append(depth_metrics.image_metrics(mean, truth, protocol))
+    assert means["rmse"] < 0.8 * depth_metrics.mean_metrics(constant)["rmse"]
+
+
+def test_mirroring_makes_maps_symmetric(data):
+    params = dpt_head.init(0, 16)
+    spec = head_names.Spec("dpt", 16, 4, depth_range=(0.001, 10.0))
+    head = head_files.Head(spec, params)
+    estimator = depth_model.DepthEstimator(dense_pairs.model(), head, flip=True)
+    image = data["test"].sample(0)[0]
+    depth = estimator(image)
+    assert depth.shape == (40, 48) and depth.min() >= 0.001
+    np.testing.assert_allclose(
+        estimator(image[:, ::-1])[:, ::-1], depth, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_crop_larger_than_the_images_is_named(data):
+    settings = SETTINGS | {"augmentation": depth_augment.AUGMENTATIONS["pairs"]}
+    with pytest.raises(errors.UserError, match="40x48 px, smaller than the crop"):
+        depth_model.train(dense_pairs.model(), data["train"], kind="lin1", **settings)
+
+
+def test_augmentation_keeps_image_and_depth_together():
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(1, 9, (60, 80)).astype(np.float32)
+    image = np.repeat((depth * 25).astype(np.uint8)[..., None], 3, axis=2)
+    augment = depth_augment.Augmentation(crop=(20, 30), degrees=0.0)
+    for _ in range(20):
+        out, truth = augment(image, depth, rng, lambda x: x)
+        assert out.shape == (20, 30, 3) and truth.shape == (20, 30)
+        assert np.corrcoef(out.mean(-1).ravel(), truth.ravel())[0, 1] > 0.99
+
+
+def test_devices_see_one_batch(data):
+    """The batch may be split over devices: every device count divides into it."""
+    from dinov2_jax.eval import dense_training
+
+    assert dense_training._mesh(1).size == 1
+    assert 12 % dense_training._mesh(12).size == 0
+    assert dense_training._mesh(len(jax.devices())).size == len(jax.devices())
