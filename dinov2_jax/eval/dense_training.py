@@ -20,6 +20,7 @@ import optax
 import tqdm
 
 from dinov2_jax import errors, files
+from dinov2_jax.eval import batch_placement
 
 Sample = tuple[np.ndarray, np.ndarray]
 # Head's parameters, features, targets, step -> loss, new statistics of the head.
@@ -184,9 +185,7 @@ def fit(
     Raises:
       UserError: The loss is not finite, or `save` is of another run.
     """
-    mesh = _mesh(recipe.batch_size)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    mesh = batch_placement.make_mesh(recipe.batch_size)
     tx = make_optimizer(recipe)
     params = dict(params)
     state = {
@@ -198,8 +197,8 @@ def fit(
     if save is not None and save.exists():
         state, start = _resume(save, state, fingerprint)
     # A copy: the step takes its state over.
-    state = jax.device_put(state, everywhere, may_alias=False)
-    backbone = jax.device_put(backbone, everywhere)
+    state = batch_placement.replicate(state, mesh)
+    backbone = batch_placement.replicate(backbone, mesh)
     step_fn = make_train_step(features, loss, tx)
     losses: list[Any] = []
     bar = tqdm.tqdm(
@@ -213,7 +212,7 @@ def fit(
                 "beta1": np.float32(recipe.beta1(step)),
                 "step": np.int32(step),
             }
-            batch = jax.device_put((images, targets), split)
+            batch = batch_placement.split((images, targets), mesh)
             state, value = step_fn(state, backbone, *batch, scalars)
             losses.append(value)
             if len(losses) > 1:  # the step before is done: the device stays busy
@@ -237,14 +236,6 @@ def _finite(losses: list[Any], i: int, start: int) -> float:
             exit_code=errors.NON_FINITE,
         )
     return losses[i]
-
-
-def _mesh(batch_size: int) -> jax.sharding.Mesh:
-    """Return as many devices as divide the batch."""
-    devices = jax.devices()
-    while batch_size % len(devices):
-        devices = devices[:-1]
-    return jax.sharding.Mesh(np.array(devices), ("batch",))
 
 
 def _save(path: pathlib.Path, state: Any, step: int, fingerprint: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from dinov2_jax import pretrained
 from dinov2_jax.eval import (
+    batch_placement,
     dense_features,
     dense_schedules,
     dense_training,
@@ -81,7 +82,10 @@ class DepthEstimator:
         head_files.check_backbone(head, model.module.embed_dim, model.module.depth)
         self._normalize, self._flip = model.preprocessing.normalize, flip
         self._portrait = sun_resize == "portrait"
-        self._weights, spec = (model.params, head.params), head.spec
+        self._mesh, spec = batch_placement.make_mesh(), head.spec
+        self._weights = batch_placement.replicate(
+            (model.params, head.params), self._mesh
+        )
         compute = features(model.module, spec.layers)
 
         @functools.partial(jax.jit, static_argnames="size")
@@ -103,6 +107,7 @@ class DepthEstimator:
         x = self._normalize(image)[None]
         if self._flip:
             x = np.concatenate([x, x[:, :, ::-1]])
+        x = batch_placement.split(x, self._mesh)
         maps = np.asarray(self._maps(self._weights, x, size=size))
         return (maps[0] + maps[1, :, ::-1]) / 2 if self._flip else maps[0]
 

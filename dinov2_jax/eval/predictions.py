@@ -16,7 +16,7 @@ from dinov2_jax.eval import (
     dense_pictures,
     depth_model,
     head_files,
-    segmentation_model,
+    segmentation_inference,
 )
 
 _MAX_16 = 2**16 - 1
@@ -65,7 +65,7 @@ def make_predictor(
         return _classifier(model, head, names, top)
     if head.spec.kind != "segmentation":
         return _depth_estimator(depth_model.DepthEstimator(model, head, flip=flip))
-    settings = segmentation_model.Inference(
+    settings = segmentation_inference.Inference(
         short=short,
         long=None,
         window=short,
@@ -73,7 +73,7 @@ def make_predictor(
         ratios=ratios,
         flip=flip,
     )
-    segmenter = segmentation_model.Segmenter(model, head, settings)
+    segmenter = segmentation_inference.Segmenter(model, head, settings)
     return _segmenter(segmenter, names, top)
 
 

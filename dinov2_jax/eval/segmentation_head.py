@@ -8,12 +8,13 @@ Shapes: B images, h x w patches, D width of all features together, K classes.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax.eval import resize
+from dinov2_jax.eval import dense_features, resize
 
 IGNORE = 255  # label of pixels that do not count
 DENOMINATORS = ("all", "valid")
@@ -48,6 +49,24 @@ def joined(maps: Sequence[jax.Array]) -> jax.Array:
     """Concatenate patch features of several blocks, resized to the first one's grid."""
     grid = maps[0].shape[1:3]
     return jnp.concatenate([resize.bilinear(x, grid) for x in maps], axis=-1)
+
+
+def backbone_features(module: Any, layers: int) -> Any:
+    """Return the function from parameters and images to the head's features.
+
+    Args:
+      module: The backbone.
+      layers: Number of last blocks whose patch features are joined.
+    """
+    blocks = dense_features.last_blocks(module.depth, layers)
+
+    def compute(params, images):
+        taps = dense_features.dense_features(
+            module, params, images, blocks=blocks, norm=True
+        )
+        return joined([patches for patches, _ in taps])
+
+    return compute
 
 
 def logits(params: Mapping[str, jax.Array], features: jax.Array) -> jax.Array:

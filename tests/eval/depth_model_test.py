@@ -1,5 +1,4 @@
 import dense_pairs
-import jax
 import numpy as np
 import pytest
 
@@ -76,12 +75,3 @@ def test_augmentation_keeps_image_and_depth_together():
         out, truth = augment(image, depth, rng, lambda x: x)
         assert out.shape == (20, 30, 3) and truth.shape == (20, 30)
         assert np.corrcoef(out.mean(-1).ravel(), truth.ravel())[0, 1] > 0.99
-
-
-def test_devices_see_one_batch(data):
-    """The batch may be split over devices: every device count divides into it."""
-    from dinov2_jax.eval import dense_training
-
-    assert dense_training._mesh(1).size == 1
-    assert 12 % dense_training._mesh(12).size == 0
-    assert dense_training._mesh(len(jax.devices())).size == len(jax.devices())

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
       UserError: The data or the head do not fit.
     """
     from dinov2_jax.eval import head_files, mean_iou, segmentation_data
-    from dinov2_jax.eval import segmentation_model as dense
+    from dinov2_jax.eval import segmentation_inference as dense
 
     model = dense_flags.model_of(backbone)
     ms = args.ms or (args.head or "").removesuffix(".pth").endswith(("_ms", "_ms_head"))
@@ -178,7 +178,7 @@ def _train(args, backbone, model, short, window, ratios):
     import dataclasses
 
     from dinov2_jax.eval import segmentation_augment, segmentation_data
-    from dinov2_jax.eval import segmentation_model as dense
+    from dinov2_jax.eval import segmentation_training as dense
 
     opened = _open(args, args.train_split, segmentation_data)
     num_classes = args.num_classes or opened.num_classes
@@ -224,7 +224,7 @@ def _evaluated(segmenter, val, num_classes, path, key):
     import numpy as np
 
     from dinov2_jax.eval import mean_iou, partial_rows
-    from dinov2_jax.eval import segmentation_model as dense
+    from dinov2_jax.eval import segmentation_inference as dense
 
     def rows(start):
         for areas in dense.evaluate(

@@ -13,7 +13,8 @@ from dinov2_jax.eval import (
     segmentation_augment,
     segmentation_data,
     segmentation_head,
-    segmentation_model,
+    segmentation_inference,
+    segmentation_training,
 )
 
 SETTINGS = {
@@ -25,7 +26,7 @@ SETTINGS = {
     "warmup_steps": 4,
     "augmentation": segmentation_augment.Augmentation(32, 32, None, (0.9, 1.2)),
 }
-INFERENCE = segmentation_model.Inference(32, None, 32, 20, batch_size=3)
+INFERENCE = segmentation_inference.Inference(32, None, 32, 20, batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +40,15 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data):
-    return segmentation_model.train(dense_pairs.model(), data["train"], **SETTINGS)
+    return segmentation_training.train(dense_pairs.model(), data["train"], **SETTINGS)
 
 
 def test_a_trained_head_finds_the_boxes(data, trained):
     head, losses = trained
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
-    segmenter = segmentation_model.Segmenter(dense_pairs.model(), head, INFERENCE)
+    segmenter = segmentation_inference.Segmenter(dense_pairs.model(), head, INFERENCE)
     total = mean_iou.no_areas(2)
-    for areas in segmentation_model.evaluate(segmenter, data["val"], num_classes=2):
+    for areas in segmentation_inference.evaluate(segmenter, data["val"], num_classes=2):
         total += areas
     assert mean_iou.scores(total)["mIoU"] > 0.6
 
@@ -70,15 +71,15 @@ def test_a_killed_training_resumes_to_the_same_head(data, trained, tmp_path):
     train = data["train"]
     dying = Dying(train.images, train.targets, train.read_target)
     with pytest.raises(Killed):
-        segmentation_model.train(dense_pairs.model(), dying, **SETTINGS, **save)
-    head, losses = segmentation_model.train(
+        segmentation_training.train(dense_pairs.model(), dying, **SETTINGS, **save)
+    head, losses = segmentation_training.train(
         dense_pairs.model(), train, **SETTINGS, **save
     )
     assert 10 <= len(losses) <= 30
     for name, value in trained[0].params.items():
         np.testing.assert_allclose(head.params[name], value, atol=1e-6)
     with pytest.raises(errors.UserError, match="is of another run"):
-        segmentation_model.train(
+        segmentation_training.train(
             dense_pairs.model(), train, **SETTINGS, **save, fingerprint="other"
         )
 
@@ -90,10 +91,10 @@ def test_views_equal_windows_one_by_one():
     params = segmentation_head.init(0, 16, 3)
     params["conv_seg.weight"] *= 100
     head = head_files.Head(head_names.Spec("segmentation", 16, 1, 3), params)
-    settings = segmentation_model.Inference(
+    settings = segmentation_inference.Inference(
         32, None, 32, 20, ratios=(1.0, 1.5), flip=True, batch_size=4
     )
-    found = segmentation_model.Segmenter(model, head, settings)(image)
+    found = segmentation_inference.Segmenter(model, head, settings)(image)
     from dinov2_jax.eval import resize, sliding_window
 
     total = np.zeros((40, 48, 3))
@@ -127,6 +128,6 @@ def test_views_equal_windows_one_by_one():
 
 def test_labels_outside_the_classes_name_the_file(data):
     with pytest.raises(errors.UserError, match=r"masks/\d.png hold the value 1"):
-        segmentation_model.train(
+        segmentation_training.train(
             dense_pairs.model(), data["train"], **SETTINGS | {"num_classes": 1}
         )
