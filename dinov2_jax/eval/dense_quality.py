@@ -1,5 +1,6 @@
 """Matching accuracy and early warnings of a backbone on photographs, without labels."""
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -68,13 +69,6 @@ def measure(
             f"--size={fitting}"
         )
 
-    @jax.jit
-    def compute(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        (taps,) = dense_features.dense_features(
-            model.module, params, images, blocks=(model.module.depth - 1,), norm=True
-        )
-        return taps
-
     hits, count, warnings = 0.0, 0, []
     for index, path in enumerate(paths):
         image = pairs.read_image(path)
@@ -85,7 +79,7 @@ def measure(
             boxes += [tuple(map(round, box)) for box in drawn]
         cut = [_cut(image, box, size) for box in boxes]
         batch = model.preprocessing.normalize(np.stack(cut))
-        patches, cls = map(np.asarray, compute(model.params, batch))
+        patches, cls = map(np.asarray, _last(model.module, model.params, batch))
         for i in range(0, len(boxes), 2):
             share, here = matching.matching_accuracy(
                 patches[i], patches[i + 1], boxes[i : i + 2], within=within
@@ -105,6 +99,35 @@ def measure(
         "cls_patch_cosine": float(with_cls),
         "patch_cosine": float(between),
     }
+
+
+def patch_features(
+    model: pretrained.Model, image: np.ndarray, *, short: int
+) -> np.ndarray:
+    """Compute the patch features of an image after the last block.
+
+    Args:
+      model: The backbone.
+      image: uint8 [H, W, 3].
+      short: Short side to which it is resized, px, rounded to whole patches.
+
+    Returns:
+      float32 [h, w, D].
+    """
+    patch = model.module.patch_size
+    wanted = resize.rescaled_size(image.shape[:2], short=short)
+    height, width = (max(round(side / patch), 1) * patch for side in wanted)
+    pixels = resize.resize_image(image, (height, width))
+    batch = model.preprocessing.normalize(pixels)[None]
+    return np.asarray(_last(model.module, model.params, batch)[0])[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _last(module: Any, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    (taps,) = dense_features.dense_features(
+        module, params, images, blocks=(module.depth - 1,), norm=True
+    )
+    return taps
 
 
 def _cut(image: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:

@@ -98,6 +98,14 @@ def test_matching_runs_on_a_folder(model, data, tmp_path, capsys):
     assert -1 <= found["matching/patch_cosine"] <= 1
 
 
+def test_clusters_of_a_folder(model, data, tmp_path, capsys):
+    flags = ("--images", data / "test/images", "--clusters=2", "--short=56")
+    evaluate(capsys, "cluster", model, tmp_path, *flags)
+    for i in range(2):
+        found = np.asarray(Image.open(tmp_path / f"{i}.png"))
+        assert found.shape == (40, 48) and set(np.unique(found)) <= {0, 1}
+
+
 @pytest.mark.parametrize(
     "task, flags, message",
     [
