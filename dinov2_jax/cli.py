@@ -19,6 +19,8 @@ _PROGRAMS = {
     "preflight": ("main", ["--preflight"], "try what a run will need, and end"),
     "embed": ("embed", [], "write the features of every image in a folder"),
     "visualize": ("visualize", [], "draw what a model sees in photographs"),
+    "evaluate": ("eval", [], "measure what frozen features are worth"),
+    "search": ("eval.search", [], "find the images of a folder that look like yours"),
     "convert": ("convert", [], "write weights for other frameworks, verified"),
     "data": ("data", [], "scan, measure and pack data sets"),
     "status": ("status", [], "say how a run is doing"),

@@ -15,10 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax.eval import accuracy, nearest
-
-REFERENCE_KS = (10, 20, 100, 200)
-REFERENCE_TEMPERATURE = 0.07
+from dinov2_jax.eval import accuracy, nearest, reference_settings
 
 
 @functools.partial(jax.jit, static_argnames=("ks", "num_classes"))
@@ -53,8 +50,8 @@ def classify(
     train_labels: np.ndarray,
     test_features: np.ndarray,
     *,
-    ks: Sequence[int] = REFERENCE_KS,
-    temperature: float = REFERENCE_TEMPERATURE,
+    ks: Sequence[int] = reference_settings.KNN_KS,
+    temperature: float = reference_settings.KNN_TEMPERATURE,
     num_classes: int,
     mesh: Mesh | None = None,
 ) -> Iterator[tuple[slice, jax.Array]]:
@@ -94,8 +91,8 @@ def knn_accuracy(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    ks: Sequence[int] = REFERENCE_KS,
-    temperature: float = REFERENCE_TEMPERATURE,
+    ks: Sequence[int] = reference_settings.KNN_KS,
+    temperature: float = reference_settings.KNN_TEMPERATURE,
     num_classes: int,
     tops: Sequence[int] = (1, 5),
     mesh: Mesh | None = None,
@@ -134,6 +131,7 @@ def knn_accuracy(
                 f"{name} labels span {labels.min()}..{labels.max()}, outside "
                 f"num_classes={num_classes}"
             )
+    ks = tuple(dict.fromkeys(ks))
     correct = dict.fromkeys([(k, top) for k in ks for top in tops], 0)
     blocks = classify(
         train_features,
@@ -159,7 +157,7 @@ def knn_top1(
     test_labels: np.ndarray,
     *,
     ks: Sequence[int] = (10, 20),
-    temperature: float = REFERENCE_TEMPERATURE,
+    temperature: float = reference_settings.KNN_TEMPERATURE,
     num_classes: int,
 ) -> dict[int, float]:
     """Compute top-1 accuracies, {k: accuracy}, with the arguments of `knn_accuracy`."""

@@ -19,19 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import schedules
+from dinov2_jax.eval import reference_settings
 
-# The code's learning rates are for a batch of 256 and scale with it; the paper lists
-# (B.3) those that were used.
-GRIDS = {
-    "code": (
-        *(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3),
-        *(2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1),
-    ),
-    "paper": (
-        *(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3),
-        *(1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 3e-1, 5e-1),
-    ),
-}
 MOMENTUM = 0.9
 _INITIAL_DEVIATION = 0.01
 
@@ -61,17 +50,17 @@ def learning_rates(grid: str, batch_size: int) -> tuple[float, ...]:
     """Return the grid's learning rates at the first step.
 
     Args:
-      grid: Name of the grid, one of `GRIDS`.
+      grid: Name of the grid, a key of `reference_settings.PROBE_GRIDS`.
       batch_size: Images in a step, over all devices.
     """
     scale = batch_size / 256 if grid == "code" else 1.0
-    return tuple(lr * scale for lr in GRIDS[grid])
+    return tuple(lr * scale for lr in reference_settings.PROBE_GRIDS[grid])
 
 
 def heads(
     rates: Sequence[float],
     *,
-    blocks: Sequence[int] = (1, 4),
+    blocks: Sequence[int] = reference_settings.PROBE_BLOCKS,
     average_pool: Sequence[bool] = (False, True),
 ) -> list[Head]:
     """Return all classifiers, in the reference's order.
@@ -129,7 +118,7 @@ class Probe:
     rates: tuple[float, ...]
     num_classes: int
     total_steps: int
-    blocks: tuple[int, ...] = (1, 4)
+    blocks: tuple[int, ...] = reference_settings.PROBE_BLOCKS
     average_pool: tuple[bool, ...] = (False, True)
 
     @property

@@ -24,13 +24,15 @@ MET_KS = (1, 2, 3, 5, 7, 10, 15, 20, 50)
 MET_TEMPERATURES = (0.01, 0.1, 1, 5, 10, 15, 20, 25, 30, 50, 100, 500)
 
 
+def unit(features: np.ndarray) -> np.ndarray:
+    """Return features [N, D] divided by their lengths, float64; zeros stay zeros."""
+    features = np.asarray(features, np.float64)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
 def similarities(database: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Compute cosines, float64 [M, N], of features [N, D] and [M, D] of any length."""
-    database, queries = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        for x in (np.asarray(database, np.float64), np.asarray(queries, np.float64))
-    )
-    return queries @ database.T
+    return unit(queries) @ unit(database).T
 
 
 def rankings(cosines: np.ndarray) -> np.ndarray:

@@ -111,10 +111,10 @@ def open_data(
 
 def count_classes(data: pairs.Pairs) -> int:
     """Return the largest label of all masks plus one; reads them all."""
-    largest = -1
+    largest = 0
     for path in data.targets:
         labels = data.read_target(path)
-        largest = max(largest, int(labels[labels != IGNORE].max(initial=-1)))
+        largest = max(largest, int(labels[labels != IGNORE].max(initial=0)))
     if largest < 1:
         raise errors.UserError(
             f"the masks of {data.targets[0].parent} hold no class but 0 and "

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn import neighbors
+from sklearn import metrics, neighbors
 
 from dinov2_jax.eval import knn
 
@@ -63,11 +63,22 @@ def test_equals_scikit_learn(k):
     assert accuracy[k] == peer.score(test, test_labels)
 
 
-def test_chunks_do_not_change_the_result(monkeypatch):
-    data = _data(seed=2)
-    whole = knn.knn_top1(*data, num_classes=7)
-    monkeypatch.setattr(knn, "_MAX_SIMILARITIES", 300 * 10)
-    assert knn.knn_top1(*data, num_classes=7) == whole
+def test_other_tops_equal_scikit_learn():
+    train, train_labels, test, test_labels = _data(seed=4)
+    peer = neighbors.KNeighborsClassifier(
+        50,
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1.0 - distance) / 0.07),
+    ).fit(train, train_labels)
+    scores = peer.predict_proba(test)
+    accuracy = knn.knn_accuracy(
+        train, train_labels, test, test_labels, ks=(50,), num_classes=7, tops=(1, 2)
+    )
+    for top in (1, 2):
+        expected = metrics.top_k_accuracy_score(test_labels, scores, k=top)
+        assert accuracy[50, top] == pytest.approx(expected)
+    assert accuracy[50, 1] < accuracy[50, 2] < 1.0
 
 
 def test_k_above_the_training_set():

@@ -1,17 +1,18 @@
 """How quantities of evaluation recordings are compared."""
 
-import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-# quantity, its largest error, the error that is allowed
-Check = tuple[str, float, float]
+# quantity, its largest error, the error that is allowed, whether it is allowed
+Check = tuple[str, float, float, bool]
+Arrays = Mapping[str, np.ndarray]
 
 
-def config(arrays: Any) -> dict[str, Any]:
-    """The settings inside a recording."""
-    return json.loads(str(arrays["config"]))
+def at_most(quantity: str, error: Any, allowed: float) -> Check:
+    """Compares an error with the one that is allowed; NaN is not."""
+    return quantity, float(error), allowed, bool(error <= allowed)
 
 
 def close(
@@ -26,21 +27,21 @@ def close(
     value, recorded = (np.asarray(x, np.float64) for x in (value, recorded))
     unit = atol or rtol
     if value.shape != recorded.shape or np.any(np.isnan(value) != np.isnan(recorded)):
-        return quantity, float("inf"), unit
+        return at_most(quantity, np.inf, unit)
     real = ~np.isnan(recorded)
     difference = np.abs(value - recorded)[real]
     allowed = (atol + rtol * np.abs(recorded))[real]
     if not unit or not difference.size:
-        return quantity, float(difference.max(initial=0.0)), unit
+        return at_most(quantity, difference.max(initial=0.0), unit)
     # Where nothing is allowed, any difference is infinitely wrong.
     allowed = np.where(allowed > 0, allowed, np.where(difference > 0, 0.0, 1.0))
     with np.errstate(divide="ignore"):
-        return quantity, float((difference / allowed).max() * unit), unit
+        return at_most(quantity, (difference / allowed).max() * unit, unit)
 
 
 def same(quantity: str, value: Any, recorded: Any) -> Check:
     """Counts the elements that differ."""
     value, recorded = np.asarray(value), np.asarray(recorded)
-    if value.shape != recorded.shape:
-        return f"{quantity} (elements that differ)", float("inf"), 0.0
-    return f"{quantity} (elements that differ)", float((value != recorded).sum()), 0.0
+    fits = value.shape == recorded.shape
+    differing = (value != recorded).sum() if fits else np.inf
+    return at_most(f"{quantity} (elements that differ)", differing, 0.0)

@@ -24,7 +24,7 @@ from dinov2_jax.eval import (
 from dinov2_jax.visualize import pca
 
 
-def fake_features(arrays: Any, cfg: Any, images: jax.Array) -> jax.Array:
+def fake_features(arrays: checks.Arrays, cfg: Any, images: jax.Array) -> jax.Array:
     """The recording's stand-in for the backbone, [B, H, W, 3] -> [B, h, w, D]."""
     side = cfg["patch"]
     padded = pretrained.fit_to_patches(images, side, "pad")
@@ -42,9 +42,8 @@ def fake_features(arrays: Any, cfg: Any, images: jax.Array) -> jax.Array:
     return segmentation_head.joined(maps)
 
 
-def segmentation(arrays: Any) -> Iterator[checks.Check]:
+def segmentation(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     """A linear segmentation head: inference of every kind, and a training step."""
-    cfg = checks.config(arrays)
     tolerance = {"atol": 1e-5, "rtol": 1e-4}
     params = layouts.under(arrays, "w/")
     images = layouts.channels_last(arrays["img"])
@@ -153,9 +152,8 @@ def segmentation_step(arrays, params, features) -> Iterator[checks.Check]:
         yield close(f"adamw_after/{name}", mine, recorded, atol=1e-5, rtol=0.0)
 
 
-def miou(arrays: Any) -> Iterator[checks.Check]:
+def miou(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     """Areas and scores of segmentation maps."""
-    cfg = checks.config(arrays)
     total = mean_iou.no_areas(cfg["num_classes"])
     for i in layouts.numbered(arrays, r"pred_(\d+)"):
         labels = arrays[f"label_{i}"]
@@ -174,7 +172,7 @@ def miou(arrays: Any) -> Iterator[checks.Check]:
         yield close(key, value, arrays[key], atol=1e-12, rtol=0.0)
 
 
-def resize_pad(arrays: Any) -> Iterator[checks.Check]:
+def resize_pad(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     """Padding to whole patches, and bilinear resizes."""
     for i in layouts.numbered(arrays, r"pad_(\d+)"):
         recorded = arrays[f"pad_{i}"]
@@ -199,9 +197,8 @@ def resize_pad(arrays: Any) -> Iterator[checks.Check]:
             )
 
 
-def schedules(arrays: Any) -> Iterator[checks.Check]:
+def schedules(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     """Learning rates and the first beta of segmentation and depth heads."""
-    cfg = checks.config(arrays)
     warm_up = {
         name: {
             "base_lr": cfg[name]["base_lr"],
@@ -226,7 +223,7 @@ def schedules(arrays: Any) -> Iterator[checks.Check]:
     yield close("depth_beta1", found, arrays["depth_beta1"], atol=0.0, rtol=1e-9)
 
 
-def pca_matching(arrays: Any) -> Iterator[checks.Check]:
+def pca_matching(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     """Two principal component analyses, and one-to-one matches of patches."""
     features, shape = arrays["features"], arrays["mask"].shape
     count = len(arrays["variances1"])
@@ -260,7 +257,7 @@ def pca_matching(arrays: Any) -> Iterator[checks.Check]:
     yield close("match_cost", cost, arrays["match_cost"], atol=1e-6, rtol=0.0)
 
 
-REPLAYS = {
+KINDS = {
     "seg_linear": segmentation,
     "seg_ms": segmentation,
     "seg_miou": miou,

@@ -20,7 +20,7 @@ from dinov2_jax.eval import (
 )
 
 
-def taps_of(arrays: Any) -> list[tuple[jax.Array, jax.Array]]:
+def taps_of(arrays: checks.Arrays) -> list[tuple[jax.Array, jax.Array]]:
     return [
         (
             layouts.channels_last(arrays[f"in/patch_{i}"]),
@@ -30,9 +30,8 @@ def taps_of(arrays: Any) -> list[tuple[jax.Array, jax.Array]]:
     ]
 
 
-def depth_linear(arrays: Any) -> Iterator[checks.Check]:
+def depth_linear(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     """Linear depth heads: forward pass, losses and their gradients."""
-    cfg = checks.config(arrays)
     forward = {"atol": 1e-5, "rtol": 1e-4}
     params, taps = layouts.under(arrays, "w/"), taps_of(arrays)
     depth_range = (cfg["lo"], cfg["hi"])
@@ -95,9 +94,8 @@ def as_run_gradient_loss(pred: jax.Array, truth: jax.Array) -> jax.Array:
     return depth_losses.GRADIENT_WEIGHT * value
 
 
-def depth_dpt(arrays: Any) -> Iterator[checks.Check]:
+def depth_dpt(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     """The DPT head, map by map."""
-    cfg = checks.config(arrays)
     tolerance = {"atol": 1e-4, "rtol": 1e-4}
     params, taps = layouts.under(arrays, "w/"), taps_of(arrays)
     depth_range = (cfg["lo"], cfg["hi"])
@@ -127,7 +125,7 @@ def depth_dpt(arrays: Any) -> Iterator[checks.Check]:
     yield layouts.relative("loss_grad_as_run", as_run, arrays["loss_grad_as_run"], 1e-4)
 
 
-def losses(arrays: Any) -> Iterator[checks.Check]:
+def losses(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     """Depth losses and their gradients with respect to the prediction."""
     pred, truth = (jnp.asarray(arrays[key][:, 0]) for key in ("pred", "gt"))
 
@@ -166,9 +164,8 @@ def losses(arrays: Any) -> Iterator[checks.Check]:
     )
 
 
-def metrics(arrays: Any) -> Iterator[checks.Check]:
+def metrics(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     """Depth metrics on depth maps as they are on disk."""
-    cfg = checks.config(arrays)
     order = [depth_metrics.ORDER.index(name) for name in cfg["order"]]
     for data in ("nyu", "kitti", "sun"):
         protocol, rows, counts = depth_metrics.PROTOCOLS[data], [], []
@@ -191,7 +188,7 @@ def metrics(arrays: Any) -> Iterator[checks.Check]:
         yield close(f"{data}/mean", mean, recorded, atol=1e-7, rtol=2e-4)
 
 
-REPLAYS = {
+KINDS = {
     "depth_lin1": depth_linear,
     "depth_lin4": depth_linear,
     "depth_dpt": depth_dpt,

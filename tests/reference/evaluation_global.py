@@ -17,10 +17,12 @@ from dinov2_jax.eval import (
     splits,
 )
 
+Checks = Iterator[checks.Check]
 
-def _entries(arrays: Any, prefix: str) -> list[str]:
+
+def _entries(arrays: checks.Arrays, prefix: str) -> list[str]:
     """The different first parts of the names below a prefix, in order."""
-    names = [key[len(prefix) :] for key in arrays.files if key.startswith(prefix)]
+    names = [key[len(prefix) :] for key in arrays if key.startswith(prefix)]
     return list(dict.fromkeys(name.split("/")[0] for name in names))
 
 
@@ -36,9 +38,8 @@ def _votes(train, labels, test, ks, config):
     return np.concatenate([np.asarray(scores) for _, scores in blocks], axis=1)
 
 
-def replay_knn(arrays: Any) -> Iterator[checks.Check]:
+def replay_knn(arrays: checks.Arrays, config: Any) -> Checks:
     """Votes and accuracies of all k, and of few images a class."""
-    config = checks.config(arrays)
     train, labels, test, test_labels = (
         arrays[f"{part}_{what}"]
         for part in ("train", "test")
@@ -68,9 +69,9 @@ def replay_knn(arrays: Any) -> Iterator[checks.Check]:
             yield checks.close(f"few/{name}", scores, arrays[f"few/{name}"], atol=1e-5)
 
 
-def _tokens(arrays: Any, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+def _tokens(arrays: checks.Arrays, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     """(class tokens [B, n, D], mean patch token [B, D]) below a prefix."""
-    count = sum(key.startswith(f"{prefix}cls_") for key in arrays.files)
+    count = sum(key.startswith(f"{prefix}cls_") for key in arrays)
     cls = np.stack([arrays[f"{prefix}cls_{i}"] for i in range(count)], axis=1)
     return cls, arrays[f"{prefix}patch_{count - 1}"].mean(axis=1)
 
@@ -80,7 +81,7 @@ def _input_of(name: str) -> tuple[int, bool]:
     return int(blocks), bool(int(pooled))
 
 
-def replay_linear_features(arrays: Any) -> Iterator[checks.Check]:
+def replay_linear_features(arrays: checks.Arrays, config: Any) -> Checks:
     """Inputs of the classifiers, and scores of given weights."""
     cls, patch_mean = _tokens(arrays, "in/")
     for name in _entries(arrays, "feature/"):
@@ -97,9 +98,8 @@ def replay_linear_features(arrays: Any) -> Iterator[checks.Check]:
         )
 
 
-def replay_linear_probe_sgd(arrays: Any) -> Iterator[checks.Check]:
+def replay_linear_probe_sgd(arrays: checks.Arrays, config: Any) -> Checks:
     """Losses, learning rates and weights of all classifiers at every step."""
-    config = checks.config(arrays)
     batch_size = config["batch_size_argument"] * config["world_size"]
     rates = tuple(arrays["base_lrs"] * batch_size / 256)
     names = [str(name) for name in arrays["names"]]
@@ -120,8 +120,8 @@ def replay_linear_probe_sgd(arrays: Any) -> Iterator[checks.Check]:
             head.lr
         )
 
-    # Of the others the losses are recorded, and at the first step they depend on the
-    # initial weights: they begin as the kept ones of the same input do.
+    # The initial weights of the others are not recorded, so neither losses nor weights
+    # of theirs can be compared.
     kept = [str(name) for name in arrays["kept"]]
     state = probe.init(jax.random.key(0), config["D"])
     kernels = [np.zeros(k.shape, np.float32) for k in state.kernels]
@@ -160,16 +160,16 @@ def replay_linear_probe_sgd(arrays: Any) -> Iterator[checks.Check]:
                 yield checks.close(key, ours, arrays[key], atol=1e-5, rtol=1e-4)
 
 
-def replay_schedules(arrays: Any) -> Iterator[checks.Check]:
+def replay_schedules(arrays: checks.Arrays, config: Any) -> Checks:
     """The learning rates of the linear probe."""
-    config = checks.config(arrays)["probe"]
+    config = config["probe"]
     probe = linear_probe.Probe(tuple(config["base_lrs"]), 1, config["T"])
     factors = [probe.lr_factor(int(step)) for step in arrays["probe_iter"]]
     ours = np.outer(factors, config["base_lrs"])
     yield checks.close("probe_lr", ours, arrays["probe_lr"], rtol=1e-12)
 
 
-def replay_logreg(arrays: Any) -> Iterator[checks.Check]:
+def replay_logreg(arrays: checks.Arrays, config: Any) -> Checks:
     """The grid, the split, and the optimum at several values of C."""
     yield checks.close(
         "C_grid", logistic_regression.REFERENCE_CS, arrays["C_grid"], rtol=1e-12
@@ -180,11 +180,11 @@ def replay_logreg(arrays: Any) -> Iterator[checks.Check]:
     problem = logistic_regression.Problem(arrays["X"], arrays["y"])
     cs = list(arrays["C_grid"])
     for index, solution in enumerate(problem.path(cs)):
-        if f"C{index}/probs" not in arrays.files:
+        if f"C{index}/probs" not in arrays:
             continue
         objective = arrays[f"C{index}/objective"]
         above = max(solution.objective - objective, 0.0) / objective
-        yield f"C{index}/objective (relative, above)", float(above), 1e-8
+        yield checks.at_most(f"C{index}/objective (relative, above)", above, 1e-8)
         yield checks.close(
             f"C{index}/probs",
             solution.probabilities(arrays["Xt"]),
@@ -197,7 +197,7 @@ def replay_logreg(arrays: Any) -> Iterator[checks.Check]:
         yield checks.close(f"C{index}/acc", ours, arrays[f"C{index}/acc"], atol=1e-12)
 
 
-def replay_accuracy(arrays: Any) -> Iterator[checks.Check]:
+def replay_accuracy(arrays: checks.Arrays, config: Any) -> Checks:
     """Micro, macro and by class; several labels; mapped classes."""
     scores, labels = arrays["preds"], arrays["targets"]
     count = scores.shape[1]
@@ -217,9 +217,8 @@ def replay_accuracy(arrays: Any) -> Iterator[checks.Check]:
             yield checks.close(key, value, arrays[key], atol=1e-6)
 
 
-def replay_revisited(arrays: Any) -> Iterator[checks.Check]:
+def replay_revisited(arrays: checks.Arrays, config: Any) -> Checks:
     """Rankings, and average precisions and precisions of the three setups."""
-    config = checks.config(arrays)
     cosines = retrieval.similarities(arrays["db"], arrays["query"])
     yield checks.close("sim", cosines.T, arrays["sim"], atol=1e-6)
     ranking = retrieval.rankings(arrays["sim"].T)
@@ -240,7 +239,7 @@ def replay_revisited(arrays: Any) -> Iterator[checks.Check]:
             yield checks.close(key, value, arrays[key], atol=1e-9)
 
 
-def replay_amstertime_met(arrays: Any) -> Iterator[checks.Check]:
+def replay_amstertime_met(arrays: checks.Arrays, config: Any) -> Checks:
     """Ranks of the only relevant image; classes, confidences and GAP of the Met."""
     cosines = retrieval.similarities(arrays["at_db"], arrays["at_query"])
     ranks = retrieval.ranks_of_partners(cosines, np.arange(len(cosines)))
@@ -275,7 +274,7 @@ def replay_amstertime_met(arrays: Any) -> Iterator[checks.Check]:
             yield checks.close(key, value, arrays[key], atol=1e-9)
 
 
-def replay_imagenet_c(arrays: Any) -> Iterator[checks.Check]:
+def replay_imagenet_c(arrays: checks.Arrays, config: Any) -> Checks:
     """AlexNet's errors, errors relative to them, and both means."""
     names = [str(name).lower() for name in arrays["names"]]
     ours = [accuracy.ALEXNET_ERRORS[name] for name in names]
@@ -291,7 +290,7 @@ def replay_imagenet_c(arrays: Any) -> Iterator[checks.Check]:
         yield checks.close(key, ours, arrays[key], atol=1e-12)
 
 
-REPLAYS = {
+KINDS = {
     "knn": replay_knn,
     "linear_features": replay_linear_features,
     "linear_probe_sgd": replay_linear_probe_sgd,

@@ -383,6 +383,7 @@ def _flat(patches: jax.Array) -> jax.Array:
     return patches.reshape(patches.shape[0], -1, patches.shape[-1])
 
 
+# Their `KINDS` replay evaluation recordings.
 EVALUATIONS = (evaluation_global, evaluation_dense, evaluation_depth)
 
 
@@ -392,26 +393,32 @@ def evaluation_replays(path: pathlib.Path) -> list[Any]:
     Raises:
       ValueError: The name is of no kind that is known.
     """
-    kinds = {kind for family in EVALUATIONS for kind in family.REPLAYS}
+    kinds = {kind for family in EVALUATIONS for kind in family.KINDS}
     name = path.stem
     while name and name not in kinds:
         name = name.rpartition("_")[0]
     if not name:
         raise ValueError(f"{path} is of no known kind: {', '.join(sorted(kinds))}")
-    return [f.REPLAYS[name] for f in EVALUATIONS if name in f.REPLAYS]
+    return [f.KINDS[name] for f in EVALUATIONS if name in f.KINDS]
 
 
-def replay(path: str | pathlib.Path) -> Iterator[tuple[str, float, float]]:
-    """Every quantity of one file, its error and the error that is allowed."""
-    arrays = np.load(path)
-    if "config_json" in arrays.files:
-        training = "param_groups_json" in arrays.files
-        replay_model = replay_training if training else replay_forward
-        for quantity, error, kind in replay_model(arrays):
-            yield quantity, error, TOLERANCES[kind]
-    else:
-        for replay_evaluation in evaluation_replays(pathlib.Path(path)):
-            yield from replay_evaluation(arrays)
+def replay(path: str | pathlib.Path) -> Iterator[tuple[str, float, float, bool]]:
+    """Every quantity of one file, its error, the allowed one, and whether it passed."""
+    with np.load(path, allow_pickle=False) as file:
+        names = file.files
+        if "config_json" in names:
+            training = "param_groups_json" in names
+            replay_model = replay_training if training else replay_forward
+            for quantity, error, kind in replay_model(file):
+                allowed = TOLERANCES[kind]
+                yield quantity, error, allowed, error <= allowed
+            return
+        arrays = {name: file[name] for name in names}
+    replays = evaluation_replays(pathlib.Path(path))
+    config = json.loads(str(arrays.pop("config")))
+    with jax.default_matmul_precision("highest"):
+        for replay_evaluation in replays:
+            yield from replay_evaluation(arrays, config)
 
 
 def main(paths: list[str]) -> int:
@@ -419,10 +426,9 @@ def main(paths: list[str]) -> int:
     failures = 0
     for path in paths:
         print(f"{path}\n{'':2}{'quantity':70} {'error':>9} {'allowed':>9}")
-        for quantity, error, allowed in replay(path):
-            failed = not error <= allowed
-            failures += failed
-            verdict = "FAILED" if failed else "ok"
+        for quantity, error, allowed, passed in replay(path):
+            failures += not passed
+            verdict = "ok" if passed else "FAILED"
             print(f"  {quantity:70} {error:9.1e} {allowed:9.1e} {verdict}")
     print(f"{failures} failed" if failures else "all within tolerance")
     return 1 if failures else 0

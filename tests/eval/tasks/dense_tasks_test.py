@@ -30,7 +30,8 @@ def data(tmp_path_factory):
 
 
 def evaluate(capsys, task, model, out, *flags):
-    code = program.main([task, f"--model={model}", f"--out={out}", *map(str, flags)])
+    common = (f"--model={model}", "--num-heads=2", f"--out={out}")
+    code = program.main([task, *common, *map(str, flags)])
     assert code == 0, capsys.readouterr().err
     return json.loads((out / "results.json").read_text())
 
@@ -81,7 +82,7 @@ def test_predictions_of_classes(model, data, tmp_path, capsys):
     evaluate(capsys, "predict", model, tmp_path / "p", *flags, f"--class-names={names}")
     found = json.loads((tmp_path / "p/predictions.json").read_text())
     assert len(found) == 2
-    backbone = dinov2_jax.load(model)
+    backbone = dinov2_jax.load(model, num_heads=2)
     out = backbone(backbone.preprocess(data / "test/images/0.png"))
     x = np.concatenate([out.cls[0], out.patches[0].mean((0, 1))])
     logits = weights["weight"] @ x
@@ -116,7 +117,7 @@ def test_clusters_of_a_folder(model, data, tmp_path, capsys):
 )
 def test_bad_input_is_one_line(model, data, tmp_path, capsys, task, flags, message):
     path = data / "train/images" if task == "matching" else data
-    argv = [task, f"--model={model}", f"--data={path}", f"--out={tmp_path}", *flags]
-    assert program.main(argv) == 2
+    common = (f"--model={model}", "--num-heads=2", f"--out={tmp_path}")
+    assert program.main([task, *common, f"--data={path}", *flags]) == 2
     printed = capsys.readouterr().err.strip().splitlines()[-1]
     assert printed.startswith("error: ") and message in printed

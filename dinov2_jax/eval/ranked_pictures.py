@@ -1,0 +1,65 @@
+"""A picture of queries beside the images that were ranked first."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dinov2_jax.data.decode import image_decoder
+
+_SIDE = 112  # px of an image
+_FRAME = 4
+_COLORS = {True: (40, 160, 60), False: (200, 50, 40), None: (90, 90, 90)}
+
+
+def sheet(
+    queries: Any,
+    database: Any,
+    chosen: Sequence[int],
+    ranking: Sequence[Sequence[int]],
+    relevant: Sequence[Sequence[bool]],
+) -> bytes:
+    """Draw a row for each query: the query, then images from the most similar on.
+
+    Frames are gray for queries, green for relevant images and red for others.
+
+    Args:
+      queries: Source of the queries.
+      database: Source of the ranked images.
+      chosen: Indices of the queries to show.
+      ranking: Indices of the images of each row.
+      relevant: Whether each of them is relevant.
+
+    Returns:
+      A PNG file.
+    """
+    step = _SIDE + 2 * _FRAME
+    columns = 1 + max(map(len, ranking))
+    picture = Image.new("RGB", (columns * step, len(chosen) * step), "white")
+    draw = ImageDraw.Draw(picture)
+    for row, (query, images, right) in enumerate(zip(chosen, ranking, relevant)):
+        cells = [(queries, query, None)]
+        cells += [(database, i, bool(good)) for i, good in zip(images, right)]
+        for column, (source, index, good) in enumerate(cells):
+            left, top = column * step, row * step
+            color = _COLORS[good]
+            draw.rectangle((left, top, left + step - 1, top + step - 1), fill=color)
+            corner = (left + _FRAME, top + _FRAME)
+            picture.paste(_thumbnail(source, int(index)), corner)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _thumbnail(source: Any, index: int) -> Image.Image:
+    """Return the central square of an image; gray if it cannot be read."""
+    try:
+        image = Image.fromarray(np.ascontiguousarray(source.open(index).pixels()))
+    except image_decoder.BadImage:
+        return Image.new("RGB", (_SIDE, _SIDE), "gray")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)

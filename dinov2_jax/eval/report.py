@@ -1,0 +1,156 @@
+"""Results of an evaluation as text, as results.json and as a page, report.html."""
+
+import base64
+import dataclasses
+import html
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from dinov2_jax import errors, files
+from dinov2_jax.eval import protocol_card
+
+_STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; max-width: 70em; margin: 2em auto; }
+table { border-collapse: collapse; margin: 1em 0; }
+td, th { border-bottom: 1px solid #ccc; padding: .2em .8em; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+figure { margin: 1em 0; } img { max-width: 100%; } p.note { color: #a40; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of the report.
+
+    Attributes:
+      title: What it shows.
+      columns: Names of the columns.
+      rows: Rows of numbers and texts.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture of the report.
+
+    Attributes:
+      caption: What it shows.
+      png: The bytes of a PNG file.
+    """
+
+    caption: str
+    png: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+      card: Its protocol.
+      numbers: {name: value}; accuracies in [0, 1].
+      notes: What a reader of the numbers has to know, such as what was selected on the
+        test data.
+      tables: Further tables.
+      pictures: Pictures.
+    """
+
+    card: protocol_card.Card
+    numbers: dict[str, float]
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def text(result: Result) -> str:
+    """Return the card, the numbers and the notes as lines of a terminal."""
+    width = max(map(len, result.numbers), default=0)
+    numbers = [f"{name:{width}}  {value:.4f}" for name, value in result.numbers.items()]
+    notes = [f"note: {note}" for note in result.notes]
+    return "\n".join([*result.card.lines(), "", *numbers, *notes])
+
+
+def write(result: Result, folder: pathlib.Path) -> None:
+    """Write results.json and report.html.
+
+    Args:
+      result: What to write.
+      folder: Folder of both files; made if it is missing.
+
+    Raises:
+      UserError: A file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / "results.json", _json(result))
+        files.write_text(folder / "report.html", _page(result))
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write the results into {folder} ({error.strerror or error}): "
+            "choose another --out"
+        ) from error
+
+
+def _json(result: Result) -> str:
+    card = result.card
+    fields = {
+        "task": card.task,
+        "protocol": card.protocol,
+        "changed": card.changed,
+        "card": card.fields,
+        # NaN is not JSON.
+        "numbers": {
+            k: v if math.isfinite(v) else None for k, v in result.numbers.items()
+        },
+        "notes": list(result.notes),
+        "tables": [dataclasses.asdict(table) for table in result.tables],
+    }
+    return json.dumps(fields, indent=1, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Convert what JSON does not know, such as NumPy's numbers."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _page(result: Result) -> str:
+    card = result.card
+    title = f"dinov2_jax: {card.task}"
+    rows = {"protocol": card.protocol_line()} | card.fields
+    parts = [
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>",
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
+        *(f"<p class='note'>{html.escape(note)}</p>" for note in result.notes),
+        _html_table(Table("Results", ("number", "value"), [*result.numbers.items()])),
+        *map(_html_table, result.tables),
+    ]
+    for picture in result.pictures:
+        data = base64.b64encode(picture.png).decode()
+        caption = html.escape(picture.caption)
+        parts.append(
+            f"<figure><img alt='{caption}' src='data:image/png;base64,{data}'>"
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    parts.append(_html_table(Table("Protocol", ("setting", "value"), [*rows.items()])))
+    return "\n".join([*parts, "</html>"]) + "\n"
+
+
+def _html_table(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
+    rows = "\n".join(
+        "<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in table.rows
+    )
+    return f"<h2>{html.escape(table.title)}</h2><table><tr>{head}</tr>\n{rows}</table>"
+
+
+def _html_cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"<td class='number'>{value:.4f}</td>"
+    return f"<td>{html.escape(str(value))}</td>"

@@ -1,0 +1,61 @@
+"""Flags that name the images of a task and their transform."""
+
+import argparse
+import os
+
+from dinov2_jax import cli
+
+path = os.path.expanduser  # the shell does not expand --train-path=~/train
+
+
+def add_labelled(parser: argparse.ArgumentParser) -> None:
+    """Add --train-path, --val-path and --max-images.
+
+    Args:
+      parser: The task's parser.
+    """
+    parser.add_argument(
+        "--train-path",
+        required=True,
+        type=path,
+        metavar="PATH",
+        help="labelled images to learn from: a folder with a sub-folder a class, or "
+        "whatever the trainer reads",
+    )
+    parser.add_argument(
+        "--val-path",
+        required=True,
+        type=path,
+        metavar="PATH",
+        help="labelled images of the same classes to test on",
+    )
+    parser.add_argument(
+        "--max-images",
+        type=cli.positive,
+        default=0,
+        help="of each set, evenly spaced; default: all",
+    )
+
+
+def add_transform(
+    parser: argparse.ArgumentParser, *, resize: int = 256, size: int = 224
+) -> None:
+    """Add --resize and --size.
+
+    Args:
+      parser: The task's parser.
+      resize: The reference's short side before the crop, px.
+      size: The reference's side of the crop, px.
+    """
+    parser.add_argument(
+        "--resize",
+        type=cli.positive,
+        default=resize,
+        help="short side before the crop, px (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size",
+        type=cli.positive,
+        default=size,
+        help="side of the central crop, px (default: %(default)s)",
+    )

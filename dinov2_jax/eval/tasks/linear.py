@@ -1,0 +1,316 @@
+"""Linear probes; mirrors the reference's `eval/linear.py`."""
+
+import argparse
+from typing import Any
+
+from dinov2_jax import cli
+from dinov2_jax.eval import reference_settings
+from dinov2_jax.eval.tasks import data_flags
+
+REFERENCE = {
+    "resize": 256,
+    "size": 224,
+    "train batch": reference_settings.PROBE_BATCH,
+    "steps": reference_settings.PROBE_STEPS,
+    "grid": "code",
+    "blocks": reference_settings.PROBE_BLOCKS,
+    "augmentation": "crops",
+    "select on": "test",
+}
+PAPER = {"train batch": reference_settings.PAPER_PROBE_BATCH, "grid": "paper"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the task.
+
+    Args:
+      parser: The task's parser.
+    """
+    data_flags.add_labelled(parser)
+    data_flags.add_transform(parser)
+    add = parser.add_argument
+    add(
+        "--grid",
+        choices=tuple(reference_settings.PROBE_GRIDS),
+        default="code",
+        help="13 learning rates: of the code, times batch / 256, or of the paper",
+    )
+    add(
+        "--train-batch-size",
+        type=cli.positive,
+        default=REFERENCE["train batch"],
+        help="images in a step, over all devices (default: %(default)s; the published "
+        "numbers used 1024)",
+    )
+    add(
+        "--steps",
+        type=cli.positive,
+        default=REFERENCE["steps"],
+        help="(default: %(default)s)",
+    )
+    add(
+        "--every",
+        type=cli.positive,
+        default=1250,
+        help="steps between saves and measurements (default: %(default)s)",
+    )
+    add(
+        "--blocks",
+        type=cli.positive,
+        nargs="+",
+        default=REFERENCE["blocks"],
+        help="numbers of last blocks whose class tokens are used (default: 1 4)",
+    )
+    add(
+        "--augmentation",
+        choices=("crops", "none"),
+        default="crops",
+        help="random-resized crops and flips, or central crops, whose features are "
+        "extracted once",
+    )
+    add(
+        "--select-on",
+        choices=("test", "train"),
+        default="test",
+        help="where the best of the classifiers is chosen: on --val-path itself, as "
+        "the reference does, or on a held-out tenth of --train-path",
+    )
+    add("--seed", type=int, default=0, help="of weights, order and crops (default: 0)")
+    add(
+        "--test-path",
+        type=data_flags.path,
+        nargs="*",
+        default=(),
+        metavar="PATH",
+        help="further test sets, such as ImageNet-A, -R, -V2 and Sketch; their classes "
+        "may be some of the training set's",
+    )
+    add(
+        "--real",
+        type=data_flags.path,
+        metavar="FILE",
+        help="real.json of ImageNet-ReaL, for --val-path",
+    )
+    add(
+        "--imagenet-c",
+        type=data_flags.path,
+        metavar="PATH",
+        help="ImageNet-C, a folder for each corruption",
+    )
+
+
+def run(args: argparse.Namespace, backbone: Any) -> Any:
+    """Train all classifiers, choose one and return a `report.Result`.
+
+    Args:
+      args: The parsed flags.
+      backbone: The model, a `features.Backbone`.
+
+    Raises:
+      UserError: The images, the model and the flags do not fit.
+    """
+    import numpy as np
+
+    from dinov2_jax import errors, files
+    from dinov2_jax.eval import (
+        chosen_probe,
+        feature_cache,
+        labelled,
+        linear_probe,
+        probe_evaluation,
+        protocol_card,
+        report,
+        test_sets,
+    )
+
+    prepare = backbone.prepare(args.resize, args.size)
+    depth = backbone.model.module.depth
+    if max(args.blocks) > depth:
+        raise errors.UserError(
+            f"--blocks has {max(args.blocks)} and the model {depth} blocks: use "
+            f"--blocks {' '.join(map(str, sorted({1, depth})))}"
+        )
+    sources = labelled.open_train_and_val(args)
+    classes = list(sources[0].label_names)
+    train_source, select_source = _parts(args, *sources)
+    real = test_sets.read_real(args.real, len(sources[1])) if args.real else None
+
+    def extract(source):
+        kind = f"last{max(args.blocks)}"
+        return feature_cache.extract(backbone, source, kind=kind, prepare=prepare)
+
+    settings = {
+        "resize": args.resize,
+        "size": args.size,
+        "train batch": args.train_batch_size,
+        "steps": args.steps,
+        "grid": args.grid,
+        "blocks": tuple(args.blocks),
+        "augmentation": args.augmentation,
+        "select on": args.select_on,
+    }
+    probe = linear_probe.Probe(
+        linear_probe.learning_rates(args.grid, args.train_batch_size),
+        len(classes),
+        args.steps,
+        tuple(args.blocks),
+    )
+    select, history = extract(select_source), []
+
+    def measure(done, state):
+        values = probe_evaluation.accuracies(probe, state, select)
+        best = linear_probe.best(values)
+        history.append((done, float(values[best]), probe.heads[best].name))
+        print(f"step {done:,}: best top-1 {values[best]:.4f}, {history[-1][2]}")
+
+    state = _train(
+        args, backbone, prepare, probe, settings, train_source, extract, measure
+    )
+    values = probe_evaluation.accuracies(probe, state, select)
+    chosen = chosen_probe.choose(probe, state, linear_probe.best(values))
+    with files.open_new(args.out / "best_head.npz") as file:
+        np.savez(file, **chosen.arrays(), classes=classes)
+    numbers, tables = _numbers(args, chosen, classes, sources[1], real, extract)
+    tables += [
+        report.Table(
+            f"All classifiers, top-1 on {args.select_on}",
+            ("class tokens", "mean patch", "learning rate", "top-1"),
+            [
+                (h.blocks, h.average_pool, f"{h.lr:g}", float(value))
+                for h, value in zip(probe.heads, values)
+            ],
+        ),
+        report.Table("Course", ("step", "best top-1", "classifier"), history),
+    ]
+    notes = []
+    if args.select_on == "test":
+        notes.append(
+            f"the best of {len(values)} classifiers was selected on the test data: "
+            "linear/top1 is their maximum there, as published numbers are; "
+            "--select-on=train avoids it"
+        )
+    card = protocol_card.make_card(
+        "linear",
+        backbone,
+        settings,
+        reference=REFERENCE,
+        paper=PAPER,
+        prepare=prepare,
+        fields={
+            "classifiers": f"{len(values)}, learning rates {probe.rates[0]:g} to "
+            f"{probe.rates[-1]:g}, SGD momentum {linear_probe.MOMENTUM}, cosine to 0",
+            "selected": chosen.head.name,
+            "selected on": f"{len(select)} images of "
+            + (args.val_path if args.select_on == "test" else "train, held out"),
+            "train": f"{len(train_source)} images of {args.train_path}",
+            "test": f"{len(sources[1])} images of {args.val_path}",
+            "seed": args.seed,
+        },
+    )
+    return report.Result(card, numbers, notes, tables)
+
+
+def _parts(args, train_source, val_source):
+    """Return the images to train on and those on which a classifier is chosen."""
+    import numpy as np
+
+    from dinov2_jax import errors
+    from dinov2_jax.eval import labelled, splits
+
+    if args.select_on == "test":
+        return train_source, val_source
+    if len(train_source) < 10:
+        raise errors.UserError(
+            f"a tenth of {len(train_source)} training images is none: use "
+            "--select-on=test"
+        )
+    inner, outer = splits.hold_out(len(train_source), seed=args.seed)
+    return tuple(
+        labelled.Subset(train_source, np.sort(part)) for part in (inner, outer)
+    )
+
+
+def _train(args, backbone, prepare, probe, settings, source, extract, measure):
+    """Train the probe on crops of images, or on the features of central crops."""
+    import numpy as np
+
+    from dinov2_jax.eval import probe_training, train_crops
+
+    identity = {
+        "seed": args.seed,
+        "weights": backbone.digest,
+        "dtype": backbone.dtype,
+        "images": source.fingerprint,
+    }
+    trainer = probe_training.Trainer(
+        probe,
+        backbone,
+        prepare,
+        args.train_batch_size,
+        args.seed,
+        args.out / "probe_state.npz",
+        settings | identity,
+    )
+    features = extract(source) if args.augmentation == "none" else None
+    count = len(source if features is None else features)
+    order = train_crops.TrainOrder(count, args.train_batch_size, args.seed)
+
+    def batches_of_features(start):
+        for step in range(start, args.steps):
+            chosen = np.array([index for _, index in order(step)])
+            yield np.asarray(features.rows[chosen]), features.labels[chosen]
+
+    def batches_of_crops(start):
+        return train_crops.batches(
+            source,
+            order,
+            size=args.size,
+            seed=args.seed,
+            start=start,
+            stop=args.steps,
+            workers=backbone.workers,
+        )
+
+    batches = batches_of_crops if features is None else batches_of_features
+    return trainer.train(batches, every=args.every, after=measure)
+
+
+def _numbers(args, chosen, classes, val_source, real, extract):
+    """Measure the chosen classifier on all test sets; return numbers and tables."""
+    import numpy as np
+
+    from dinov2_jax.eval import accuracy, labelled, report, test_sets
+
+    def score(source):
+        found = extract(source)
+        return chosen.scores(np.asarray(found.rows)), found.labels, found.indices
+
+    scores, labels, indices = score(val_source)
+    numbers, tables = {}, []
+    for name, value in test_sets.accuracies(scores, labels, None).items():
+        numbers[f"linear/{name}"] = value
+    if real is not None:
+        predicted = accuracy.predictions(scores, k=1)
+        numbers["linear/real_top1"] = accuracy.micro(predicted, real[indices])
+    for path in args.test_path:
+        source = labelled.open_labelled(path, "--test-path")
+        mapping = labelled.class_mapping(classes, source.label_names, path)
+        found = test_sets.accuracies(*score(source)[:2], mapping)
+        set_name = path.rstrip("/").rpartition("/")[2]
+        numbers |= {f"linear/{set_name}/{name}": x for name, x in found.items()}
+    if args.imagenet_c:
+        found = test_sets.imagenet_c(args.imagenet_c, classes, score)
+        for name in ("mce15", "mce19"):
+            if name in found:
+                numbers[f"linear/imagenet_c/{name}"] = found[name]
+        tables.append(
+            report.Table(
+                "ImageNet-C: top-1 by severity, and error relative to AlexNet",
+                ("corruption", 1, 2, 3, 4, 5, "relative error"),
+                [
+                    (name, *top1, found["errors"][name])
+                    for name, top1 in found["top1"].items()
+                ],
+            )
+        )
+    return numbers, tables
