@@ -78,9 +78,9 @@ def load_head(
         wanted = head_names.guess(shapes, width)
     if wanted is None:
         raise errors.UserError(
-            f"{path} fits no kind of head ({_listed(shapes)}): pass a classification, "
-            "segmentation or depth head, and the width of its backbone if that is not "
-            "a released one"
+            f"{path} fits no head of one width alone ({_listed(shapes)}): pass a "
+            "classification, segmentation or depth head, and the width of its backbone"
+            + (f", which is not {width}" if width else "")
         )
     _check_shapes(shapes, head_names.shapes(wanted), path)
     if wanted.kind in ("depth", "dpt"):

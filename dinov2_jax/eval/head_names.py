@@ -132,9 +132,8 @@ def guess(found: Mapping[str, tuple[int, ...]], width: int | None) -> Spec | Non
 
     Args:
       found: Shapes by name, without the prefix of files.
-      width: Width of the backbone; None tries those of the released ones.
+      width: Width of the backbone, tried first; then those of the released ones.
     """
-    widths = (width,) if width else tuple(WIDTHS.values())
     if "conv_depth.head.0.weight" in found:
         (own,) = found.get("reassemble_blocks.readout_projects.0.0.bias", (0,))
         return Spec("dpt", own, 4) if own else None
@@ -148,12 +147,13 @@ def guess(found: Mapping[str, tuple[int, ...]], width: int | None) -> Spec | Non
         rows, columns = found[key][:2]
         fitting = [
             (own, layers)
-            for own in widths
+            for own in (width, *WIDTHS.values())
             for factor, layers in factors.items()
-            if columns == factor * own
+            if own and columns == factor * own
         ]
-        if len(fitting) == 1:
-            classes = 0 if kind == "depth" else rows
-            return Spec(kind, *fitting[0], num_classes=classes)
-        return None
+        # Of several widths, only that of the backbone can be the right one.
+        if not fitting or (len(fitting) > 1 and fitting[0][0] != width):
+            return None
+        classes = 0 if kind == "depth" else rows
+        return Spec(kind, *fitting[0], num_classes=classes)
     return None

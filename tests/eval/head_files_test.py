@@ -170,3 +170,15 @@ def test_a_head_of_another_width_names_both(tmp_path):
     head_files.check_backbone(head, 384, 12)
     with pytest.raises(errors.UserError, match=r"384 wide \(vits14\).*768 wide"):
         head_files.check_backbone(head, 768, 12)
+
+
+def test_widths_are_guessed_only_where_one_fits(tmp_path):
+    shape = (7, 1536, 1, 1)  # of four blocks of ViT-S, or one of ViT-g
+    found = {"conv_seg.weight": shape, "conv_seg.bias": (7,)}
+    assert head_names.guess(found, None) is None
+    assert head_names.guess(found, 768) is None
+    for width, layers in ((384, 4), (1536, 1)):
+        spec = head_names.guess(found, width)
+        assert spec == head_names.Spec("segmentation", width, layers, num_classes=7)
+    only = {"conv_depth.weight": (256, 2048, 1, 1)}
+    assert head_names.guess(only, 384) == head_names.Spec("depth", 1024, 1)

@@ -89,7 +89,10 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     from dinov2_jax.eval import segmentation_inference as dense
 
     model = dense_flags.model_of(backbone)
-    ms = args.ms or (args.head or "").removesuffix(".pth").endswith(("_ms", "_ms_head"))
+    head = None
+    if args.head:
+        head = head_files.load_head(args.head, width=model.module.embed_dim)
+    ms = args.ms or (head is not None and head.spec.layers > 1)
     short, stride, ratios, views = _PROTOCOLS["ms" if ms else "linear"]
     short = args.short or short
     window = args.window or short
@@ -105,11 +108,10 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     opened = _open(args, args.val_split, segmentation_data)
     val = opened.pairs.part(slice(args.max_images))
     out = dense_flags.outputs(args.out)
-    tables, losses = [], []
+    losses = []
     trained: dict[str, Any] = {}
     with dense_flags.precision(backbone):
-        if args.head:
-            head = head_files.load_head(args.head, width=model.module.embed_dim)
+        if head:
             num_classes = _checked_head(head, opened.num_classes or args.num_classes)
         else:
             head, losses, trained = _train(args, backbone, model, short, window, ratios)
