@@ -1,9 +1,14 @@
-import jax
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from dinov2_jax.eval import dense_schedules, dense_training
+from dinov2_jax.eval import dense_schedules, dense_training, segmentation_head
 
 
 def test_steps_equal_torch_with_changing_rate_and_beta():
@@ -69,30 +74,52 @@ def test_batches_do_not_depend_on_threads_or_the_start():
     assert list(indices[:7]) != list(indices[7:14])
 
 
-def test_one_device_and_all_of_them_train_the_same_head(monkeypatch):
-    """Batch statistics and the loss are those of the whole batch."""
-    recipe = dense_training.Recipe(steps=3, batch_size=8, lr=lambda step: 0.05)
+def results():
+    """Losses and weights of a segmentation head, trained on a divided batch."""
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((8, 2, 2, 3)).astype(np.float32)
+    images = rng.standard_normal((8, 3, 4, 6)).astype(np.float32)
+    labels = rng.integers(0, 3, (8, 12, 16))
+    params = segmentation_head.init(0, 6, 3)
 
-    def loss(params, statistics, x, targets, step):
-        mean = x.mean(axis=(0, 1, 2))
-        value = jnp.square((x - mean) @ params["w"] - targets).mean()
-        return value, {"mean": mean}
+    def loss(trained, statistics, x, targets, step):
+        logits, changed = segmentation_head.train_logits(trained | statistics, x)
+        return segmentation_head.cross_entropy(logits, targets), changed
 
-    def train(devices):
-        monkeypatch.setattr(jax, "devices", lambda: devices)
-        params, losses = dense_training.fit(
-            {"w": jnp.ones((3,))},
-            {"mean": jnp.zeros(3)},
-            loss,
-            lambda backbone, x: x * backbone,
-            jnp.float32(2.0),
-            lambda index, rng: (images[index], images[index, ..., 0]),
-            8,
-            recipe,
-        )
-        return [*losses, *np.asarray(params["w"]), *np.asarray(params["mean"])]
+    recipe = dense_training.Recipe(steps=3, batch_size=8, lr=lambda step: 0.05)
+    params, losses = dense_training.fit(
+        segmentation_head.trainable(params),
+        {name: params[name] for name in segmentation_head.STATISTICS},
+        loss,
+        lambda backbone, x: x * backbone,
+        jnp.float32(2.0),
+        lambda index, rng: (images[index], labels[index]),
+        8,
+        recipe,
+    )
+    return losses + [float(x) for name in sorted(params) for x in params[name].ravel()]
 
-    everything = jax.devices()
-    np.testing.assert_allclose(train(everything[:1]), train(everything), rtol=1e-5)
+
+PROGRAM = """
+import json, sys
+sys.path[:0] = ["tests/eval", "."]
+import jax, dense_training_test
+assert len(jax.devices()) == 8
+print(json.dumps(dense_training_test.results()))
+"""
+
+
+def test_eight_devices_train_the_head_of_one():
+    eight = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ
+        | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        },
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert eight.returncode == 0, eight.stderr
+    found = json.loads(eight.stdout.splitlines()[-1])
+    np.testing.assert_allclose(found, results(), rtol=1e-5, atol=1e-6)

@@ -63,19 +63,20 @@ def depth_linear(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
 
     def loss(p, warm_up):
         depth = depth_head.depth(p, taps, depth_range=depth_range)
-        depth = resize.bilinear(depth, size)[..., 0]
-        value = depth_losses.scale_invariant_loss(depth, truth, warm_up=warm_up)
-        return weights["sig"] * value
+        depth = resize.bilinear(depth, size)
+        value = depth_losses.scale_invariant_loss(depth[..., 0], truth, warm_up=warm_up)
+        value, as_run = weights["sig"] * value, as_run_gradient_loss(depth, truth)
+        return value + as_run, (value, as_run)
 
-    as_run = as_run_gradient_loss(upsampled, truth)
-    yield layouts.relative("loss_grad_as_run", as_run, arrays["loss_grad_as_run"], 1e-5)
+    loss_and_grads = jax.jit(jax.value_and_grad(loss, has_aux=True))
     for suffix, warm_up in (("", False), ("_warmup", True)):
-        value, grads = jax.jit(jax.value_and_grad(loss))(params, warm_up)
-        yield layouts.relative(
-            f"loss_depth{suffix}", value, arrays[f"loss_depth{suffix}"], 1e-5
-        )
-        total = arrays[f"loss_total{suffix}"]
-        yield layouts.relative(f"loss_total{suffix}", value + as_run, total, 1e-5)
+        (total, (value, as_run)), grads = loss_and_grads(params, warm_up)
+        for key, mine in {
+            f"loss_depth{suffix}": value,
+            f"loss_total{suffix}": total,
+            "loss_grad_as_run": as_run,
+        }.items():
+            yield layouts.relative(key, mine, arrays[key], 1e-5)
         for name in ("weight", "bias"):
             key = f"grad{suffix}_{name}"
             mine = grads[f"conv_depth.{name}"]
