@@ -18,6 +18,7 @@ REFERENCE = {
     "gradient loss": "none",
 }
 _PICTURES = 8
+_SELECTED = "the test images: the released heads are those with their best abs_rel"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -263,9 +264,9 @@ def _result(
         "data": data_format,
         "test": f"{len(test)} images of {args.data}",
         "transform": "native size, zeros around it to whole patches",
-        "selected on": "nothing: the last step is evaluated"
-        if trained
-        else "released heads: the best abs_rel on the test images",
+        "selected on": _SELECTED
+        if head.spec.dataset
+        else "nothing: the last step is evaluated",
     }
     if trained:
         used |= {
@@ -285,7 +286,7 @@ def _result(
         "depth", backbone, used, reference=reference, fields=fields
     )
     numbers = {f"depth/{name}": value for name, value in means.items()}
-    notes = []
+    notes = [f"selected on {_SELECTED}"] if head.spec.dataset else []
     if len(test) < len(every):
         notes.append(f"only {len(test)} of {len(every)} images were evaluated")
     if head.spec.depth_range[1] == 80.0 and data_format != "kitti":
