@@ -17,6 +17,11 @@ TASKS = {
     "linear": "linear classifiers at many learning rates",
     "logreg": "logistic regression",
     "retrieval": "instance retrieval by cosine similarity",
+    "segmentation": "semantic segmentation by a linear head on patches",
+    "depth": "monocular depth by heads on patches",
+    "matching": "matching of patches, without labels",
+    "cluster": "objects without labels, by k-means over patches",
+    "predict": "maps or classes of any images by a trained head",
 }
 
 _DESCRIPTION = """

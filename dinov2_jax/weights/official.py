@@ -57,7 +57,15 @@ def find(name: str) -> pathlib.Path:
             f"there is no file or folder {name} in {os.getcwd()}, and no released "
             f"backbone of that name: {hint}the names are {', '.join(NAMES)}"
         )
-    address = url(name)
+    return cached(url(name))
+
+
+def cached(address: str) -> pathlib.Path:
+    """Return the local file of an official address; download it if missing.
+
+    Raises:
+      UserError: The download failed; the message says where to put the file.
+    """
     cache = files.cache_folder()
     torch_home = os.environ.get("TORCH_HOME") or pathlib.Path.home() / ".cache/torch"
     for folder in (cache, pathlib.Path(torch_home) / "hub/checkpoints"):

@@ -45,6 +45,7 @@ _LITERALS = frozenset(
     "SHORT_BINBYTES BINBYTES8 BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT".split()
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_NUMPY_DTYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -93,6 +94,9 @@ _GLOBALS: Mapping[str, Any] = MappingProxyType(
             "torch Size",
             "torch device",
             "_codecs encode",  # how protocol 2 writes bytes
+            "numpy dtype",
+            "numpy.core.multiarray scalar",  # numbers of training logs
+            "numpy._core.multiarray scalar",  # the same since NumPy 2
             *(f"torch {name}" for name in STORAGES),
         )
     }
@@ -182,8 +186,12 @@ class _Machine:
             items = self._pop_items(name == "APPENDS", 1)
             self._top(list).extend(items)
         elif name == "BUILD":
-            stack.pop()  # `_metadata` of a state_dict: versions of modules
-            self._top(dict)
+            state = stack.pop()
+            if isinstance(stack[-1], np.dtype):
+                if not (isinstance(state, tuple) and state[1:2] in (("<",), ("|",))):
+                    raise Refused("data.pkl holds NumPy numbers of another byte order")
+            else:
+                self._top(dict)  # `_metadata` of a state_dict: versions of modules
         elif name == "MEMOIZE":
             self._memo[len(self._memo)] = stack[-1]
         elif name not in ("PROTO", "FRAME", "STOP"):
@@ -228,6 +236,11 @@ class _Machine:
                 return name
             case "device", (str() as name, int() as index) if len(name) < 100:
                 return f"{name}:{index % 2**32}"
+            case "dtype", (str() as name, *_) if name in _NUMPY_DTYPES:
+                return np.dtype(name)
+            case "scalar", (np.dtype() as dtype, bytes() as data):
+                if len(data) == dtype.itemsize:
+                    return np.frombuffer(data, dtype)[0].item()
             case "encode", (str() as text, "latin1"):
                 if text not in self._encoded:
                     self._encoded[text] = text.encode("latin1")

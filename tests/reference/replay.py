@@ -24,6 +24,8 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import evaluation_dense  # noqa: E402
+import evaluation_depth  # noqa: E402
 import evaluation_global  # noqa: E402
 
 from configs import default  # noqa: E402
@@ -382,7 +384,8 @@ def _flat(patches: jax.Array) -> jax.Array:
     return patches.reshape(patches.shape[0], -1, patches.shape[-1])
 
 
-EVALUATIONS = (evaluation_global,)  # their `KINDS` replay evaluation recordings
+# Their `KINDS` replay evaluation recordings.
+EVALUATIONS = (evaluation_global, evaluation_dense, evaluation_depth)
 
 
 def evaluation_replays(path: pathlib.Path) -> list[Any]:

@@ -1,0 +1,126 @@
+"""Flags and settings that the tasks with a result for every pixel share."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dinov2_jax import cli
+from dinov2_jax.eval.tasks import data_flags
+
+
+def add_head(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add --head.
+
+    Args:
+      parser: The task's parser.
+      example: End of the name of a released head.
+    """
+    parser.add_argument(
+        "--head",
+        type=data_flags.path,
+        metavar="HEAD",
+        help=f"a released head such as dinov2_vits14_{example}, or a file; default: "
+        "train one on --data",
+    )
+
+
+def add_training(
+    parser: argparse.ArgumentParser, *, steps: int, batch_size: int, lr: float
+) -> None:
+    """Add the flags of the training of a head.
+
+    Args:
+      parser: The task's parser.
+      steps: Default number of steps.
+      batch_size: Default number of images of a step.
+      lr: Default learning rate.
+    """
+    add = parser.add_argument_group("training of the head").add_argument
+    add("--steps", type=cli.positive, default=steps, help="default: %(default)s")
+    add(
+        "--train-batch-size",
+        type=cli.positive,
+        default=batch_size,
+        help="images of a step, over all devices (default: %(default)s)",
+    )
+    add("--lr", type=float, default=lr, help="default: %(default)s")
+    add(
+        "--warmup-steps",
+        type=int,
+        help="steps until the whole rate; default: the reference's share of --steps",
+    )
+    add("--seed", type=int, default=0, help="of weights, order and augmentation")
+    add("--save-every", type=cli.positive, default=500, help="steps (default: 500)")
+
+
+def model_of(backbone: Any) -> Any:
+    """Return the `pretrained.Model` of a backbone, in the dtype of its matmuls."""
+    import jax.numpy as jnp
+
+    model = backbone.model
+    module = model.module.clone(dtype=jnp.dtype(backbone.dtype))
+    return dataclasses.replace(model, module=module)
+
+
+def precision(backbone: Any) -> Any:
+    """Return the context in which matrix products have a backbone's precision."""
+    import jax
+
+    exact = backbone.dtype == "float32"
+    return jax.default_matmul_precision("highest" if exact else "default")
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a hash of values that JSON knows."""
+    text = json.dumps(parts, default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(params: Mapping[str, Any]) -> str:
+    """Return a hash of the parameters of a head."""
+    import numpy as np
+
+    found = hashlib.sha256()
+    for name in sorted(params):
+        found.update(name.encode())
+        found.update(np.asarray(params[name]).tobytes())
+    return found.hexdigest()[:16]
+
+
+def outputs(folder: pathlib.Path) -> pathlib.Path:
+    """Make the folder of the outputs and return it.
+
+    Raises:
+      UserError: It cannot be made.
+    """
+    from dinov2_jax import errors
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot make {folder} ({error.strerror or error}): choose another --out"
+        ) from error
+    return folder
+
+
+def losses_table(losses: Sequence[float], rows: int = 20) -> Any:
+    """Return a table of the mean loss over equal parts of a training.
+
+    Args:
+      losses: The loss of every step.
+      rows: Largest number of rows.
+    """
+    import numpy as np
+
+    from dinov2_jax.eval import report
+
+    parts = np.array_split(np.arange(len(losses)), min(rows, len(losses)))
+    shown = [
+        (f"{p[0]} to {p[-1]}", float(np.mean([losses[i] for i in p]))) for p in parts
+    ]
+    return report.Table("Training loss", ("steps", "mean loss"), shown)

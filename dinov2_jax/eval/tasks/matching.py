@@ -1,0 +1,71 @@
+"""Quality of patch features without labels, on any folder of images."""
+
+import argparse
+from typing import Any
+
+from dinov2_jax import cli
+from dinov2_jax.eval.tasks import data_flags
+
+_PROTOCOL = {"size": 224, "crops": 4, "within": 1.0, "seed": 0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the task.
+
+    Args:
+      parser: The task's parser.
+    """
+    add = parser.add_argument
+    add(
+        "--data",
+        required=True,
+        type=data_flags.path,
+        metavar="DIR",
+        help="folder of images; photographs of many places are best",
+    )
+    add("--size", type=cli.positive, default=224, help="side of a crop, px (224)")
+    add("--crops", type=cli.positive, default=4, help="pairs of an image (4)")
+    add("--within", type=float, default=1.0, help="patches that count as found (1)")
+    add("--max-images", type=cli.positive, default=100, help="default: 100")
+    add("--seed", type=int, default=0, help="of the crops")
+
+
+def run(args: argparse.Namespace, backbone: Any) -> Any:
+    """Match crops of images and return a `report.Result`.
+
+    Args:
+      args: The parsed flags.
+      backbone: The model, a `features.Backbone`.
+
+    Raises:
+      UserError: There are no images, or the size does not fit the patches.
+    """
+    from dinov2_jax.eval import dense_quality, protocol_card, report
+    from dinov2_jax.eval.tasks import dense_flags
+
+    model = dense_flags.model_of(backbone)
+    paths = dense_quality.image_paths(args.data, most=args.max_images)
+    with dense_flags.precision(backbone):
+        found = dense_quality.measure(
+            model,
+            paths,
+            size=args.size,
+            crops=args.crops,
+            within=args.within,
+            seed=args.seed,
+        )
+    settings = {name: getattr(args, name) for name in _PROTOCOL}
+    card = protocol_card.make_card(
+        "matching",
+        backbone,
+        settings,
+        reference=_PROTOCOL,
+        fields={"data": f"{len(paths)} images of {args.data}"},
+    )
+    notes = [
+        "no public code has this metric: compare only with numbers of this program",
+        "in a long training, falling accuracy and rising cosines warn that dense "
+        "features decay",
+    ]
+    numbers = {f"matching/{name}": value for name, value in found.items()}
+    return report.Result(card, numbers, notes)

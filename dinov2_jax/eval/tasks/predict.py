@@ -1,0 +1,132 @@
+"""Predictions of a head for any images, as PNG and JSON files.
+
+Segmentation writes NAME.png, a palette image whose values are the classes. Depth writes
+NAME.png, 16 bits, in millimetres (centimetres beyond 65 m). Classification writes the
+best classes alone. NAME.json beside it has the classes with their shares, or the depths
+in metres; predictions.json has all of them.
+"""
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+from dinov2_jax import cli
+from dinov2_jax.eval.tasks import data_flags, dense_flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the task.
+
+    Args:
+      parser: The task's parser.
+    """
+    add = parser.add_argument
+    add("--images", required=True, nargs="+", type=data_flags.path, metavar="IMAGE")
+    add(
+        "--head",
+        required=True,
+        type=data_flags.path,
+        help="a released head such as dinov2_vits14_nyu_dpt, or the file of one",
+    )
+    add(
+        "--class-names",
+        type=data_flags.path,
+        metavar="FILE",
+        help="text file with a name on each line; default: those in the head's file",
+    )
+    add("--top", type=cli.positive, default=5, help="classes of an image to write (5)")
+    add("--short", type=cli.positive, help="short side for segmentation, px (512)")
+    add("--views", type=float, nargs="+", default=[1.0], help="scales to average (1)")
+    add(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="mirror too",
+    )
+    add("--max-depth", type=float, help="metres; default: as the head was trained")
+    add(
+        "--nyu-range",
+        choices=("10", "80"),
+        default="10",
+        help="metres of released linear heads of NYUd; 80 is a mistake of the "
+        "reference's hub",
+    )
+    add("--max-images", type=cli.positive, default=1000, help="of each folder (1000)")
+
+
+def run(args: argparse.Namespace, backbone: Any) -> Any:
+    """Write the predictions and return a `report.Result`.
+
+    Args:
+      args: The parsed flags.
+      backbone: The model, a `features.Backbone`.
+
+    Raises:
+      UserError: An image or the head cannot be read or does not fit.
+    """
+    from dinov2_jax import files
+    from dinov2_jax.eval import (
+        dense_quality,
+        head_files,
+        pairs,
+        predictions,
+        protocol_card,
+        report,
+    )
+
+    model = dense_flags.model_of(backbone)
+    head = head_files.load_head(
+        args.head,
+        width=model.module.embed_dim,
+        depth_range=(1e-3, args.max_depth) if args.max_depth else None,
+        hub_range=args.nyu_range == "80",
+    )
+    head_files.check_backbone(head, model.module.embed_dim, model.module.depth)
+    given = pathlib.Path(args.class_names) if args.class_names else None
+    names = head_files.class_names(head, pairs.read_lines(given) if given else ())
+    paths = [
+        path
+        for given in args.images
+        for path in dense_quality.image_paths(given, most=args.max_images)
+    ]
+    out = dense_flags.outputs(args.out)
+    found, pictures = [], []
+    with dense_flags.precision(backbone):
+        predictor = predictions.make_predictor(
+            model,
+            head,
+            names,
+            top=args.top,
+            short=args.short or 512,
+            ratios=tuple(args.views),
+            flip=args.flip,
+        )
+        for name, path in predictions.unique_names(paths):
+            prediction = predictor(pairs.read_image(path))
+            entry = {"image": str(path)} | prediction.summary
+            text = json.dumps(entry, indent=1) + "\n"
+            with files.open_new(out / f"{name}.json") as file:
+                file.write(text.encode())
+            if prediction.map is not None:
+                with files.open_new(out / f"{name}.png") as file:
+                    prediction.map.save(file, format="PNG")
+            found.append(entry)
+            if len(pictures) < 20:
+                pictures.append(report.Picture(path.name, prediction.picture))
+    with files.open_new(out / "predictions.json") as file:
+        file.write((json.dumps(found, indent=1) + "\n").encode())
+    card = protocol_card.make_card(
+        "predict",
+        backbone,
+        {},
+        reference={},
+        fields={"head": f"{head.name} ({head.spec.kind})", "images": len(paths)},
+    )
+    table = report.Table(
+        "Predictions",
+        ("image", "prediction"),
+        [(entry["image"], predictions.one_line(entry)) for entry in found],
+    )
+    numbers = {"predict/images": float(len(found))}
+    return report.Result(card, numbers, (), [table], pictures)
