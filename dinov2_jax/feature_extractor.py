@@ -18,6 +18,7 @@ from dinov2_jax import sharding
 from dinov2_jax.models import network, vision_transformer
 
 KINDS = ("cls", "patch_mean", "cls+patch_mean", "patches")
+_LAST = "last"  # beside `KINDS`, "last1", "last2" ...: see `features`
 
 
 def features_shape(
@@ -27,17 +28,24 @@ def features_shape(
 
     Args:
       module: The backbone.
-      kind: Kind of features, one of `KINDS`.
+      kind: Kind of features, as in `features`.
       size: Side S of the images, px.
 
     Returns:
-      (D,), (2 * D,) for "cls+patch_mean", (h, w, D) for "patches".
+      (D,), (2 * D,) for "cls+patch_mean", (h, w, D) for "patches", (n + 1, D) for
+      "last<n>".
     """
     side = size // module.config.patch_size
     width = module.config.embed_dim
+    if kind.startswith(_LAST):
+        return _num_blocks(kind) + 1, width
     return {"cls+patch_mean": (2 * width,), "patches": (side, side, width)}.get(
         kind, (width,)
     )
+
+
+def _num_blocks(kind: str) -> int:
+    return int(kind.removeprefix(_LAST))
 
 
 def features(
@@ -53,12 +61,17 @@ def features(
       params: Parameters of the backbone.
       images: Normalised images, float32 [B, S, S, C].
       kind: "cls", the class token; "patch_mean", the mean of the patch tokens;
-        "cls+patch_mean", both concatenated; or "patches", the patch tokens.
+        "cls+patch_mean", both concatenated; "patches", the patch tokens; or "last<n>",
+        the class tokens of the last n blocks, the oldest first, and the mean of the
+        last one's patch tokens.
 
     Returns:
       float32 [B, ...]; see `features_shape`.
     """
     apply = functools.partial(module.apply, {"params": params}, images)
+    if kind.startswith(_LAST):
+        cls, mean = last_blocks(module, params, images, blocks=_num_blocks(kind))
+        return jnp.concatenate([cls, mean[:, None]], axis=1)
     if kind == "cls":
         return apply(method="class_tokens").astype(jnp.float32)
     out = apply()
@@ -71,12 +84,39 @@ def features(
     return jnp.concatenate([out.cls.astype(jnp.float32), mean], axis=-1)
 
 
+def last_blocks(
+    module: vision_transformer.VisionTransformer,
+    params: Any,
+    images: jax.Array,
+    *,
+    blocks: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Compute class tokens of the last blocks and the mean patch token of the last.
+
+    All go through the backbone's last LayerNorm.
+
+    Args:
+      module: The backbone.
+      params: Parameters of the backbone.
+      images: Normalised images, float32 [B, S, S, C].
+      blocks: Number of last blocks n.
+
+    Returns:
+      float32 [B, n, D], the oldest block first, and [B, D].
+    """
+    layers = tuple(range(-blocks, -1))
+    out = module.apply({"params": params}, images, layers=layers)
+    cls = jnp.stack([out.layers[i].cls for i in layers] + [out.cls], axis=1)
+    mean = out.patches.astype(jnp.float32).mean(axis=(1, 2))
+    return cls.astype(jnp.float32), mean
+
+
 class FeatureExtractor:
     """Feature extractor on all devices, compiled once for each shape of images.
 
     Args:
       module: The backbone.
-      kind: Kind of features, one of `KINDS`.
+      kind: Kind of features, as in `features`.
       mean: Mean of each channel of the images, with values in [0, 1].
       std: Standard deviation of each channel.
       mesh: Mesh over whose devices the images are divided.

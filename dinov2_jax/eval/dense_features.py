@@ -51,8 +51,8 @@ def dense_features(
     Returns:
       Patch features [B, h, w, D] and class tokens [B, D], float32, for each block.
     """
-    padded = pretrained.fit_to_patches(images, module.patch_size, "pad")
-    grid = [side // module.patch_size for side in padded.shape[1:3]]
+    padded = pretrained.fit_to_patches(images, module.config.patch_size, "pad")
+    grid = [side // module.config.patch_size for side in padded.shape[1:3]]
     found = module.apply({"params": params}, padded, layers=tuple(blocks)).layers
     taps = []
     for block in blocks:
@@ -60,7 +60,7 @@ def dense_features(
         patches, cls = features.patches, features.cls
         if not norm:
             tokens = features.prenorm
-            patches = tokens[:, 1 + module.num_register_tokens :]
+            patches = tokens[:, 1 + module.config.num_register_tokens :]
             patches = patches.reshape(len(tokens), *grid, -1)
             cls = tokens[:, 0]
         taps.append((patches.astype(jnp.float32), cls.astype(jnp.float32)))

@@ -61,7 +61,7 @@ def measure(
     Raises:
       UserError: `size` is not a multiple of the patch size.
     """
-    patch = model.module.patch_size
+    patch = model.module.config.patch_size
     if size % patch:
         fitting = max(round(size / patch), 1) * patch
         raise errors.UserError(
@@ -114,7 +114,7 @@ def patch_features(
     Returns:
       float32 [h, w, D].
     """
-    patch = model.module.patch_size
+    patch = model.module.config.patch_size
     wanted = resize.rescaled_size(image.shape[:2], short=short)
     height, width = (max(round(side / patch), 1) * patch for side in wanted)
     pixels = resize.resize_image(image, (height, width))
@@ -125,7 +125,7 @@ def patch_features(
 @functools.partial(jax.jit, static_argnums=0)
 def _last(module: Any, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     (taps,) = dense_features.dense_features(
-        module, params, images, blocks=(module.depth - 1,), norm=True
+        module, params, images, blocks=(module.config.depth - 1,), norm=True
     )
     return taps
 

@@ -37,7 +37,7 @@ _PORTRAIT = (640, 480)  # height and width, px, as the reference's config resize
 
 def features(module: Any, layers: int) -> Any:
     """Return the function from backbone and images to the head's features."""
-    depth = module.depth
+    depth = module.config.depth
     blocks = dense_features.four_blocks(depth) if layers == 4 else (depth - 1,)
 
     def compute(params, images):
@@ -79,7 +79,9 @@ class DepthEstimator:
         flip: bool = True,
         sun_resize: str = "keep",
     ):
-        head_files.check_backbone(head, model.module.embed_dim, model.module.depth)
+        head_files.check_backbone(
+            head, model.module.config.embed_dim, model.module.config.depth
+        )
         self._normalize, self._flip = model.preprocessing.normalize, flip
         self._portrait = sun_resize == "portrait"
         self._mesh, spec = batch_placement.make_mesh(), head.spec
@@ -155,7 +157,7 @@ def train(
     Raises:
       UserError: An image is smaller than the crop, or the loss is not finite.
     """
-    width, layers = model.module.embed_dim, 1 if kind == "lin1" else 4
+    width, layers = model.module.config.embed_dim, 1 if kind == "lin1" else 4
     if kind == "dpt":
         spec = head_names.Spec("dpt", width, layers, depth_range=depth_range)
         params = dpt_head.init(seed, width)

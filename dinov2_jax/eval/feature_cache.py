@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax import errors, files
+from dinov2_jax import errors, feature_extractor, files
 from dinov2_jax.data import preprocessing
 from dinov2_jax.embed import __main__ as embed
-from dinov2_jax.embed import extraction, output, resumable_output
+from dinov2_jax.embed import output, resumable_output
 from dinov2_jax.eval import features as features_lib
 
 
@@ -53,7 +53,7 @@ def extract(
     Args:
       backbone: The model, and the folder of the cache.
       source: Images, a `registry.Source`.
-      kind: Kind of features, see `features.Backbone.extractor`.
+      kind: Kind of features, as in `feature_extractor.features`.
       prepare: Transform of the images.
 
     Raises:
@@ -64,7 +64,7 @@ def extract(
             {
                 "images": f"{len(source)} images, fingerprint {source.fingerprint}",
                 "weights": f"sha256 {backbone.digest}",
-                "model": extraction.describe(backbone.model.module),
+                "model": backbone.model.module.config.to_dict(),
                 "features": kind,
                 "preprocessing": dataclasses.asdict(prepare),
                 "dtype": backbone.dtype,
@@ -96,7 +96,9 @@ def _compute(backbone, source, kind, prepare, settings, out: pathlib.Path) -> No
     with resumable_output.Unfinished(
         out,
         settings,
-        row_shape=features_lib.row_shape(backbone, kind),
+        row_shape=feature_extractor.features_shape(
+            backbone.model.module, kind, prepare.crop_size
+        ),
         dtype="float32",
         count=len(source),
         overwrite=True,  # the name is a digest of the settings

@@ -79,7 +79,7 @@ def make_predictor(
 
 def _classifier(model, head, names, top):
     module, layers = model.module, head.spec.layers
-    blocks = dense_features.last_blocks(module.depth, layers)
+    blocks = dense_features.last_blocks(module.config.depth, layers)
 
     @jax.jit
     def probabilities(weights, images):

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import errors, files, sharding
+from dinov2_jax import errors, feature_extractor, files, progress_bar, sharding
 from dinov2_jax.data import preprocessing
-from dinov2_jax.embed import progress as progress_lib
 from dinov2_jax.eval import features as features_lib
 from dinov2_jax.eval import linear_probe
+from dinov2_jax.models import network
 
 Batches = Callable[[int], Generator[tuple[np.ndarray, np.ndarray], None, None]]
 
@@ -71,7 +71,7 @@ class Trainer:
         everywhere = sharding.replicated(mesh)
         state = jax.device_put(state, everywhere)
         params = jax.device_put(self.backbone.model.params, everywhere)
-        progress = progress_lib.Progress(total * count, start * count)
+        progress = progress_bar.Bar(total * count, what="training", done=start * count)
         with (
             contextlib.closing(progress),
             contextlib.closing(batches(start)) as iterator,
@@ -82,7 +82,7 @@ class Trainer:
                 factor = np.float32(self.probe.lr_factor(step))
                 state, losses = self._step(params, state, *batch, factor)
                 done = step + 1
-                progress.update(done * count)
+                progress.update_to(done * count)
                 if done % every == 0 or done == total:
                     self._check(losses, done)
                     self._save(done, state)
@@ -98,12 +98,11 @@ class Trainer:
         def step(params, state, x, labels, lr_factor):
             if x.dtype == jnp.uint8:
                 with jax.default_matmul_precision(precision):
-                    cls, patch_mean = features_lib.last_blocks(
+                    cls, patch_mean = feature_extractor.last_blocks(
                         module,
                         params,
-                        x,
+                        network.normalize(x, self.prepare.mean, self.prepare.std),
                         blocks=max(self.probe.blocks),
-                        prepare=self.prepare,
                     )
             else:
                 cls, patch_mean = x[:, :-1], x[:, -1]
@@ -122,7 +121,7 @@ class Trainer:
 
     def _restore(self) -> tuple[int, linear_probe.ProbeState]:
         """Return the number of steps done and the state after them."""
-        width = self.backbone.model.module.embed_dim
+        width = self.backbone.model.module.config.embed_dim
         state = self.probe.init(jax.random.key(self.seed), width)
         if not self.path.exists():
             return 0, state

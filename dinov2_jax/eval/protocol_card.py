@@ -74,9 +74,9 @@ def make_card(
     about = {
         "weights": backbone.source,
         "digest": f"sha256 {backbone.digest[:16]}",
-        "backbone": f"{module.embed_dim} wide, {module.depth} blocks, "
-        f"{module.num_heads} heads, patch {module.patch_size}, "
-        f"{module.num_register_tokens} registers, matmuls in {backbone.dtype}",
+        "backbone": f"{module.config.embed_dim} wide, {module.config.depth} blocks, "
+        f"{module.config.num_heads} heads, patch {module.config.patch_size}, "
+        f"{module.config.num_register_tokens} registers, matmuls in {backbone.dtype}",
     }
     if prepare:
         about["transform"] = (

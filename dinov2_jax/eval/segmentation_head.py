@@ -58,7 +58,7 @@ def backbone_features(module: Any, layers: int) -> Any:
       module: The backbone.
       layers: Number of last blocks whose patch features are joined.
     """
-    blocks = dense_features.last_blocks(module.depth, layers)
+    blocks = dense_features.last_blocks(module.config.depth, layers)
 
     def compute(params, images):
         taps = dense_features.dense_features(

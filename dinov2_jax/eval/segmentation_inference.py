@@ -67,7 +67,9 @@ class Segmenter:
         self, model: pretrained.Model, head: head_files.Head, settings: Inference
     ):
         self._settings, self._normalize = settings, model.preprocessing.normalize
-        head_files.check_backbone(head, model.module.embed_dim, model.module.depth)
+        head_files.check_backbone(
+            head, model.module.config.embed_dim, model.module.config.depth
+        )
         compute = segmentation_head.backbone_features(model.module, head.spec.layers)
         self._mesh = batch_placement.make_mesh()
         self._weights = batch_placement.replicate(

@@ -60,7 +60,7 @@ def train(
     Raises:
       UserError: A label is outside the classes, or the loss is not finite.
     """
-    width = model.module.embed_dim
+    width = model.module.config.embed_dim
     params = segmentation_head.init(seed, width * layers, num_classes)
     trainable = segmentation_head.trainable(params)
     statistics = {name: params[name] for name in segmentation_head.STATISTICS}

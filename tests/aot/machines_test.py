@@ -70,10 +70,7 @@ def test_bad_names(text, name):
 
 
 def test_no_jax_before_the_environment_is_set():
-    code = (
-        "import sys, dinov2_jax.aot.__main__\n"
-        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
-    )
+    code = "import sys, dinov2_jax.aot.__main__\nassert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

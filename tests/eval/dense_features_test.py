@@ -1,17 +1,21 @@
 import jax
 import numpy as np
 import pytest
+import vits
 
 from dinov2_jax.eval import dense_features
-from dinov2_jax.models import vision_transformer
 
 
 @pytest.fixture(scope="module")
 def backbone():
-    module = vision_transformer.VisionTransformer(
-        embed_dim=16, depth=3, num_heads=2, patch_size=4, num_register_tokens=2
+    module = vits.make(
+        embed_dim=16,
+        depth=3,
+        num_heads=2,
+        patch_size=4,
+        image_size=16,
+        num_register_tokens=2,
     )
-    module = module.clone(image_size=16)
     images = np.random.default_rng(0).standard_normal((2, 16, 20, 3), np.float32)
     return module, module.init(jax.random.key(0), images)["params"], images
 

@@ -227,7 +227,7 @@ def test_equals_the_model_without_a_mesh(which):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
     }
     done = subprocess.run(
         [sys.executable, __file__, which],

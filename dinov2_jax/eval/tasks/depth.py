@@ -128,7 +128,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         if args.head:
             head = head_files.load_head(
                 args.head,
-                width=model.module.embed_dim,
+                width=model.module.config.embed_dim,
                 depth_range=(1e-3, args.max_depth) if args.max_depth else None,
                 hub_range=args.nyu_range == "80",
             )

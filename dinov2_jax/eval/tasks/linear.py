@@ -124,7 +124,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     )
 
     prepare = backbone.prepare(args.resize, args.size)
-    depth = backbone.model.module.depth
+    depth = backbone.model.module.config.depth
     if max(args.blocks) > depth:
         raise errors.UserError(
             f"--blocks has {max(args.blocks)} and the model {depth} blocks: use "

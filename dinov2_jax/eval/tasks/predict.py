@@ -78,11 +78,13 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     model = dense_flags.model_of(backbone)
     head = head_files.load_head(
         args.head,
-        width=model.module.embed_dim,
+        width=model.module.config.embed_dim,
         depth_range=(1e-3, args.max_depth) if args.max_depth else None,
         hub_range=args.nyu_range == "80",
     )
-    head_files.check_backbone(head, model.module.embed_dim, model.module.depth)
+    head_files.check_backbone(
+        head, model.module.config.embed_dim, model.module.config.depth
+    )
     given = pathlib.Path(args.class_names) if args.class_names else None
     names = head_files.class_names(head, pairs.read_lines(given) if given else ())
     paths = [

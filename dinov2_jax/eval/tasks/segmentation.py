@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     model = dense_flags.model_of(backbone)
     head = None
     if args.head:
-        head = head_files.load_head(args.head, width=model.module.embed_dim)
+        head = head_files.load_head(args.head, width=model.module.config.embed_dim)
     ms = args.ms or (head is not None and head.spec.layers > 1)
     short, stride, ratios, views = _PROTOCOLS["ms" if ms else "linear"]
     short = args.short or short
