@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
-from dinov2_jax import errors, files
+from dinov2_jax import errors, files, progress_bar
 from dinov2_jax.eval import batch_placement
 
 Sample = tuple[np.ndarray, np.ndarray]
@@ -201,8 +200,8 @@ def fit(
     backbone = batch_placement.replicate(backbone, mesh)
     step_fn = make_train_step(features, loss, tx)
     losses: list[Any] = []
-    bar = tqdm.tqdm(
-        total=recipe.steps, initial=start, unit="step", desc="head", disable=None
+    bar = progress_bar.Bar(
+        recipe.steps, what="training the head", unit="steps", done=start
     )
     source = batches(sample, length, recipe, start=start, workers=workers)
     with bar:
@@ -216,8 +215,7 @@ def fit(
             state, value = step_fn(state, backbone, *batch, scalars)
             losses.append(value)
             if len(losses) > 1:  # the step before is done: the device stays busy
-                shown = _finite(losses, len(losses) - 2, start)
-                bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
+                _finite(losses, len(losses) - 2, start)
             bar.update()
             done = step + 1
             if save is not None and (done % save_every == 0 or done == recipe.steps):

@@ -4,9 +4,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator
 
-import tqdm
-
-from dinov2_jax import errors
+from dinov2_jax import errors, progress_bar
 
 
 def collect(
@@ -32,8 +30,7 @@ def collect(
         with open(path, "w") as file:  # without a line that was cut short
             lines = [{"fingerprint": fingerprint}, *found]
             file.writelines(json.dumps(line) + "\n" for line in lines)
-            bar = tqdm.tqdm(total=total, initial=len(found), unit="image", disable=None)
-            with bar:
+            with progress_bar.Bar(total, what="evaluating", done=len(found)) as bar:
                 for row in rows(len(found)):
                     found.append(row)
                     file.write(json.dumps(row) + "\n")
