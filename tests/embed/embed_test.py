@@ -462,7 +462,7 @@ def test_bad_commands_are_one_line(photos, weights, tmp_path, capfd, flags):
     [
         ("nowhere", "nowhere does not exist"),
         ("file.txt", "file.txt is not a folder"),
-        ("empty", "no images below .*empty; looked for .bmp"),
+        ("empty", "no images below .*empty; looked for .avif"),
     ],
 )
 def test_data_that_is_none(weights, tmp_path, capfd, monkeypatch, data, wanted):
