@@ -16,7 +16,7 @@ import tqdm
 from PIL import Image
 
 from dinov2_jax import files
-from dinov2_jax.data.decode import image_decoder, multichannel
+from dinov2_jax.data.decode import image_decoder, npy_file
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.data.tools import process_pool, program_flags
 
@@ -275,7 +275,7 @@ class Examine:
             return Examined(error.reason, **found)
         if "format" not in found:  # a format that only the decoder reads
             height, width, channels = pixels.shape
-            npy = content.startswith(multichannel.NPY_MAGIC)
+            npy = content.startswith(npy_file.MAGIC)
             found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
             found |= dict(mode=f"{channels} channels")
         return Examined("", **found)
