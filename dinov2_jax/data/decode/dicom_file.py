@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dinov2_jax.data.decode import pixel_formats
+from dinov2_jax.data.decode import npy_file, pixel_formats
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 
@@ -21,7 +21,7 @@ def open_dicom(
     channels: int,
     value_range: tuple[float, float] | None,
     check_size: Callable[[int, int], None],
-) -> tuple[int, int, Callable[[], np.ndarray]]:
+) -> npy_file.Opened:
     """Read the header of a DICOM file with one frame.
 
     Args:
@@ -32,7 +32,8 @@ def open_dicom(
       check_size: Raises `Unusable` if a width and height are too large.
 
     Returns:
-      The width, the height, and a function that reads uint8 [H, W, C].
+      The width, the height, a function that reads uint8 [H, W, C], and whether it
+      scales to that.
 
     Raises:
       Unusable: pydicom is missing, or such a file is not supported.
@@ -58,7 +59,7 @@ def open_dicom(
         pixels = _pixels(dataset, value_range)
         return pixel_formats.gray_or_rgb(np.ascontiguousarray(pixels), channels)
 
-    return width, height, read
+    return width, height, read, header.BitsAllocated > 8
 
 
 def _check(header: Any, channels: int) -> None:

@@ -228,14 +228,14 @@ class Decoder:
             )
 
     def _from_arrays(self, open_file, file, **more) -> OpenedImage:
-        width, height, read = open_file(
+        width, height, read, scaled = open_file(
             file,
             channels=self.channels,
             value_range=self.value_range,
             check_size=self._check_size,
             **more,
         )
-        return OpenedImage(width, height, lambda reduce: read(), scaled=True)
+        return OpenedImage(width, height, lambda reduce: read(), scaled)
 
     def _from_pillow(
         self, image: Image.Image, file: BinaryIO | None = None

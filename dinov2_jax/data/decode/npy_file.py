@@ -8,8 +8,8 @@ import numpy as np
 from dinov2_jax.data.decode import pixel_formats
 
 MAGIC = b"\x93NUMPY"
-# Width, height, and a function that reads uint8 [H, W, C].
-Opened = tuple[int, int, Callable[[], np.ndarray]]
+# Width, height, a function that reads uint8 [H, W, C], and whether it scales to that.
+Opened = tuple[int, int, Callable[[], np.ndarray], bool]
 
 
 def open_npy(
@@ -58,7 +58,7 @@ def open_npy(
             pixels = np.moveaxis(pixels, 0, -1)
         return np.ascontiguousarray(pixels).reshape(height, width, channels)
 
-    return width, height, read
+    return width, height, read, kind.itemsize > 1
 
 
 def _channels_come_first(shape: tuple[int, ...], channels: int) -> bool:

@@ -9,10 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dinov2_jax.data.decode import pixel_formats, tiff_header, tiff_layout
+from dinov2_jax.data.decode import npy_file, pixel_formats, tiff_header, tiff_layout
 
-# Width, height, and a function that reads uint8 [H, W, C].
-Opened = tuple[int, int, Callable[[], np.ndarray]]
 _PREMULTIPLIED, _ALPHA = 1, 2  # ExtraSamples
 
 
@@ -23,7 +21,7 @@ def open_tiff(
     channels: int,
     value_range: tuple[float, float] | None,
     check_size: Callable[[int, int], None],
-) -> Opened:
+) -> npy_file.Opened:
     """Read the header of a TIFF.
 
     Args:
@@ -67,7 +65,7 @@ def open_tiff(
         pixels = convert(np.concatenate([np.atleast_3d(a) for a in arrays], axis=2))
         return pixel_formats.turn(np.ascontiguousarray(pixels), orientation)
 
-    return width, height, read
+    return width, height, read, layout.bits > 8
 
 
 def pages_are_channels(layout: tiff_layout.Layout, channels: int) -> bool:

@@ -16,7 +16,7 @@ import tqdm
 from PIL import Image
 
 from dinov2_jax import files
-from dinov2_jax.data.decode import image_decoder, npy_file
+from dinov2_jax.data.decode import image_decoder, npy_file, value_use
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.data.tools import process_pool, program_flags
 
@@ -96,7 +96,7 @@ def scan(
     good = np.zeros(count, bool)
     formats: collections.Counter = collections.Counter()
     modes: collections.Counter = collections.Counter()
-    bad = []
+    bad, uses = [], []
     work = Examine(source, decoder)
     results = process_pool.in_order(
         work, range(count), processes=workers, seconds=seconds
@@ -113,6 +113,7 @@ def scan(
                 formats[result.format] += 1
                 modes[result.mode] += 1
             good[index] = not result.reason
+            uses += [] if result.reason else [result.use]
             if result.reason:
                 bad.append({"name": source.name(index), "reason": result.reason})
     width, height = sizes[good, 0], sizes[good, 1]
@@ -134,6 +135,7 @@ def scan(
         "duplicate_images": sum(len(group) - 1 for group in duplicates),
         "duplicates": duplicates,
         "bad_images": bad,
+        "value_range": value_use.describe(uses, decoder.value_range),
         "skipped": _skipped(source),
         "fingerprint": source.fingerprint,
     }
@@ -207,6 +209,7 @@ def table(report: dict[str, Any]) -> str:
         for entry in entries[:_SHOWN]:
             lines.append(f"  {_printable(entry['name'])}: {entry['reason']}")
         lines += _more(entries)
+    lines += [f"value range  {line}" for line in report["value_range"]]
     return "\n".join(lines)
 
 
@@ -231,6 +234,7 @@ class Examined:
       height: Height in px; 0 if unknown.
       size: Size of the file in bytes.
       digest: First 16 bytes of the file's SHA-256; b"" if it could not be read.
+      use: How it uses the range of its values.
     """
 
     reason: str
@@ -240,6 +244,7 @@ class Examined:
     height: int = 0
     size: int = 0
     digest: bytes = b""
+    use: value_use.RangeUse = value_use.RangeUse()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +275,8 @@ class Examine:
         except Exception:  # Pillow raises almost anything; the decoder reports it below
             pass
         try:
-            pixels = self.decoder.decode(content, name="")
+            opened = self.decoder.open(content, name="")
+            pixels = opened.pixels()
         except image_decoder.BadImage as error:
             return Examined(error.reason, **found)
         if "format" not in found:  # a format that only the decoder reads
@@ -278,7 +284,8 @@ class Examine:
             npy = content.startswith(npy_file.MAGIC)
             found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
             found |= dict(mode=f"{channels} channels")
-        return Examined("", **found)
+        use = value_use.examine(opened, pixels, self.decoder.value_range)
+        return Examined("", **found, use=use)
 
 
 def file_bytes(source: Any, index: int) -> bytes:

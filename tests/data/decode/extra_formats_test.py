@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dinov2_jax.data.decode import extra_formats, file_kinds, image_decoder
 
@@ -79,25 +79,16 @@ def test_avif():
 def test_heic_is_turned_once(orientation):
     import pillow_heif
 
-    heif = pillow_heif.from_pillow(Image.fromarray(UPRIGHT))
-    stream = io.BytesIO()
-    heif.save(stream, quality=100, chroma=444)
-    close(stream.getvalue(), UPRIGHT)
-    # The writer states the orientation of EXIF in the boxes irot and imir.
-    stream = io.BytesIO()
-    stored = Image.fromarray(UPRIGHT)
-    stored.info["exif"] = exif(orientation).tobytes()
-    pillow_heif.from_pillow(stored).save(
-        *(stream,),
-        quality=100,
-        chroma=444,
-        exif=exif(orientation).tobytes(),
-    )
+    pillow_heif.register_heif_opener()  # to write
+    lossless = dict(quality=100, chroma=444)
+    close(encode(UPRIGHT, "HEIF", **lossless), UPRIGHT)
+    # The writer turns EXIF into the boxes irot and imir, and keeps it as well.
+    marked = encode(UPRIGHT, "HEIF", exif=exif(orientation).tobytes(), **lossless)
     turned = Image.fromarray(UPRIGHT)
     turned.getexif()[0x0112] = orientation
-    from PIL import ImageOps
-
-    close(stream.getvalue(), np.asarray(ImageOps.exif_transpose(turned)))
+    close(marked, np.asarray(ImageOps.exif_transpose(turned)))
+    with pytest.raises(image_decoder.BadImage, match="px is more than max_pixels"):
+        image_decoder.Decoder(max_pixels=99).open(marked, name="x")
 
 
 @needs_jxl
