@@ -14,6 +14,7 @@ from dinov2_jax import config as config_lib
 from dinov2_jax import errors, sharding, trainer
 from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
 from dinov2_jax.data import batch_builder, loader
+from dinov2_jax.data.decode import value_use
 from dinov2_jax.data.sources import base, messages, registry
 from dinov2_jax.eval import evaluator
 from dinov2_jax.runtime import (
@@ -85,6 +86,16 @@ def train(
             run.close(error)
 
 
+def _doubts(config: Any) -> list[str]:
+    """Return what in a config makes a loss meaningless, though it trains."""
+    return [
+        f"{head}.head_n_prototypes = 1: every prediction is certain, so its loss is 0 "
+        f"and teaches nothing; raise --config.{head}.head_n_prototypes"
+        for head in ("dino", "ibot")
+        if config[head].head_n_prototypes == 1 and config[head].loss_weight
+    ]
+
+
 class Run:
     """One process's part of a run, from its start or its newest checkpoint."""
 
@@ -138,7 +149,11 @@ class Run:
         if self.start_step and moved:
             lines.append(f"{'; '.join(moved)}: the same images in another place")
         lines += [f"warning: {line}" for line in source.warnings()]
-        for line in [*lines, changed] if changed else lines:
+        lines += [changed] if changed else []
+        lines += _doubts(config)
+        if leads:
+            lines += value_use.check(source, config.data.value_range)
+        for line in lines:
             self.log.message(line)
 
     def _banner(self) -> str:

@@ -2,18 +2,18 @@
 
 import jax
 import numpy as np
+import vits
 from PIL import Image
 
 from dinov2_jax import pretrained
 from dinov2_jax.data import preprocessing
-from dinov2_jax.models import vision_transformer
 
 PATCH = 4
 
 
 def model():
     """A backbone 16 wide whose patch features see colours."""
-    module = vision_transformer.VisionTransformer(
+    module = vits.make(
         embed_dim=16, depth=4, num_heads=2, patch_size=PATCH, image_size=32
     )
     params = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]

@@ -206,6 +206,6 @@ def noise(output: str) -> list[str]:
         r"devices  |images  |batch  |steps  |lr  |parameters  |compiled the step in|"
         r"resumed from step|initialised from |nothing to do|step \d+|wrote |"
         r"done; look at|  /|error: |"
-        r"unreadable image |\d+ of \d+ images are unreadable"
+        r"unreadable image |(so far )?\d+ of \d+ images are unreadable"
     )
     return [line for line in output.splitlines() if not expected.match(line)]

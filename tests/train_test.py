@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from tensorboard.backend.event_processing import event_file_loader
 
 from configs import debug
+from dinov2_jax import train
 
 KEYS = """
     step loss/total loss/dino_local loss/dino_global loss/koleo loss/ibot lr
@@ -284,3 +285,13 @@ def test_only_bad_images(uninterrupted, in_process, tmp_path):
     assert finished.code == 2, finished.output
     assert ".jpg (not an image" in finished.error
     assert not processes.noise(finished.output)
+
+
+def test_a_single_prototype_is_doubted():
+    config = debug.get_config()
+    assert not train._doubts(config)
+    config.dino.head_n_prototypes = 1
+    (said,) = train._doubts(config)
+    assert said.startswith("dino.head_n_prototypes = 1: ") and "raise --config." in said
+    config.dino.loss_weight = 0.0
+    assert not train._doubts(config)

@@ -40,6 +40,7 @@ from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import base
 
 BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U1024"), ("reason", "U120")])
+_LARGE = 2**24  # pixels; the size of larger images is recorded with their name
 MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
 
 # Every use of randomness has its own stream.
@@ -158,6 +159,9 @@ class BatchBuilder:
             self._note(self.source.name(index))
             try:
                 image = self.source.open(index)
+                if image.width * image.height > _LARGE:
+                    size = f"{image.width}x{image.height} px"
+                    self._note(f"{self.source.name(index)} ({size})")
                 return self.multi_crop(image, self._rng(_CROPS, pass_number, drawn_for))
             except image_decoder.BadImage as error:
                 bad.append((index, error.name[-1024:], error.reason[:120]))

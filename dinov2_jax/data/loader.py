@@ -6,6 +6,7 @@ image raises an exception, the error names the image.
 
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import queue
@@ -23,6 +24,8 @@ from dinov2_jax.data import batch_builder, batch_spec, shared_batches
 from dinov2_jax.data import workers as workers_lib
 
 _LOOK_EVERY = 1.0  # seconds between checks of the workers while waiting
+_SLOW = 10.0  # seconds at one image, after which it is named
+_MAX_SLOW = 10  # images that are named
 
 
 def make_loader(
@@ -89,6 +92,7 @@ class Loader:
         workers = min(workers, num_steps)
         prefetch = max(prefetch, 1)
         self._timeout = timeout
+        self._slow: set[str] = set()
         folder = shared_batches.Folder()
         self._activity = workers_lib.Activity(folder.path)
         builder = dataclasses.replace(builder, activity=self._activity)
@@ -168,9 +172,10 @@ class Loader:
     def _look(self, waited: float) -> None:
         """Raise UserError if a worker died or the timeout has passed."""
         self._look_for_dead()
+        pids = [worker.pid for worker in self._workers] or [os.getpid()]
+        at = [self._activity.of(pid) for pid in pids]
+        self._name_slow(at)
         if self._timeout and waited > self._timeout:
-            pids = [worker.pid for worker in self._workers] or [os.getpid()]
-            at = [self._activity.of(pid) for pid in pids]
             at = [f"{name} for {seconds:.0f} s" for name, seconds in at if name]
             self._abandon()
             raise errors.UserError(
@@ -180,6 +185,20 @@ class Loader:
                 "command again",
                 exit_code=errors.TRY_AGAIN,
             )
+
+    def _name_slow(self, at: list[tuple[str, float]]) -> None:
+        """Log each image that a worker is at for long, the first few only."""
+        for name, seconds in at:
+            new = name and name not in self._slow and len(self._slow) < _MAX_SLOW
+            if new and seconds > _SLOW:
+                self._slow.add(name)
+                logging.warning(
+                    "training waits for %s, for %.0f s: make large images smaller "
+                    "(python -m dinov2_jax.data shard PATH DST --resize 512) or leave "
+                    "them out (--config.data.max_pixels)",
+                    name,
+                    seconds,
+                )
 
     def _look_for_dead(self) -> None:
         for number, worker in enumerate(self._workers):

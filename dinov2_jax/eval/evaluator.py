@@ -200,6 +200,22 @@ def _some(source: base.Source) -> list[np.ndarray]:
     return found
 
 
+def _doubts(bank: base.Source, queries: base.Source) -> Iterator[str]:
+    """Yield what makes the accuracy between two labelled sources meaningless."""
+    if bank.fingerprint == queries.fingerprint:
+        yield (
+            "evaluation.train_path and evaluation.val_path are the same images: each "
+            "is its own nearest neighbour, so k-NN is near 100 % whatever the model; "
+            "set --config.evaluation.val_path to other images"
+        )
+    if len(bank.label_names) == 1:
+        yield (
+            f"evaluation.train_path has one class ({bank.label_names[0]}): k-NN is "
+            "100 % whatever the model; set --config.evaluation.train_path to a folder "
+            "with a sub-folder for each class"
+        )
+
+
 def make_evaluator(
     config: Any, meta_arch: ssl_meta_arch.SSLMetaArch, mesh: Mesh
 ) -> Evaluator | None:
@@ -232,6 +248,8 @@ def make_evaluator(
                 f"the sub-folders of {c.train_path} and {c.val_path} differ "
                 f"({', '.join(sorted(differing)[:5])}): both need the same classes"
             )
+        for doubt in _doubts(bank, queries):
+            logging.warning("%s", doubt)
         if channels in (1, 3):
             pictures = _some(queries)
     elif config.data.source == "photos":

@@ -52,7 +52,7 @@ def extract(
 
     Args:
       backbone: The model, and the folder of the cache.
-      source: Images, a `registry.Source`.
+      source: Images, a `base.Source`.
       kind: Kind of features, as in `feature_extractor.features`.
       prepare: Transform of the images.
 

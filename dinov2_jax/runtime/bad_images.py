@@ -17,6 +17,7 @@ from dinov2_jax import errors
 from dinov2_jax.runtime import append_file, distributed
 
 _LOOK_EVERY = 10.0  # minimum seconds between reads of the other processes' files
+_FIRST_COUNT = 4  # bad images, after which their number is logged at each doubling
 
 
 def paths(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -61,6 +62,7 @@ class BadImages:
         self._sizes: dict[pathlib.Path, int] = {}
         self._log: append_file.RecordFile | None = None
         self._look()
+        self._next_count = max(_FIRST_COUNT, 2 * len(self._seen))
         self._looked = -math.inf  # the first new image reads the files again
 
     @property
@@ -71,6 +73,8 @@ class BadImages:
 
     def add(self, bad: Iterable[Any]) -> None:
         """Log the new ones among a batch's `bad_images`.
+
+        The first one is named, and their number each time that it doubles.
 
         Raises:
           UserError: More than the allowed share of the source is unreadable.
@@ -97,6 +101,9 @@ class BadImages:
                 f"{self.summary()}, more than data.max_bad_share = {self._max_share}: "
                 "repair or remove them, or raise --config.data.max_bad_share"
             )
+        if len(self._seen) >= self._next_count:
+            self._next_count = 2 * len(self._seen)
+            logging.warning("%sso far %s", self._label, self.summary())
 
     def _look(self) -> None:
         """Read the files of all processes that have changed since the last time."""

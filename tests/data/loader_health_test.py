@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dinov2_jax import errors
-from dinov2_jax.data import loader
+from dinov2_jax.data import batch_builder, loader
 from dinov2_jax.data import workers as workers_lib
 from tests.data.loader_test import Noise, small_config
 
@@ -53,6 +53,20 @@ def first_error(source, **settings):
         with pytest.raises(Exception) as caught:
             list(batches)
     return caught.value
+
+
+def test_an_image_that_takes_long_is_named(monkeypatch, caplog):
+    monkeypatch.setattr(loader, "_SLOW", 0.0)
+    monkeypatch.setattr(loader, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(batch_builder, "_LARGE", 1000)  # pixels
+    caplog.set_level("WARNING")
+    source = Trap(40, 17, lambda: time.sleep(0.3))
+    config = small_config(data__workers=0)
+    with loader.make_loader(config, source, start_step=0, num_steps=20) as batches:
+        list(batches)
+    said = [r.getMessage() for r in caplog.records if "training waits" in r.message]
+    assert any("training waits for image 17, for" in text for text in said)
+    assert len(said) == len({text.split(",")[0] for text in said})
 
 
 @pytest.mark.parametrize(
@@ -103,7 +117,7 @@ sys.path.insert(0, {root!r})
 from absl import app
 from tests.data import loader_health_test as test
 from dinov2_jax import errors
-from dinov2_jax.data import loader
+from dinov2_jax.data import batch_builder, loader
 
 def main(argv):
     config = test.small_config(data__workers=int(argv[1]), data__timeout=3.0)

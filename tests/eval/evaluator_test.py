@@ -93,3 +93,17 @@ def test_preparation_channel_by_channel(channels):
         gray = np.repeat(image[..., c : c + 1], 3, axis=2)
         expected = preprocessing.resize_and_crop(Image.fromarray(gray), 20, 16)
         np.testing.assert_array_equal(found[..., c], expected[..., 0])
+
+
+def test_labels_that_tell_nothing_are_doubted(tmp_path, caplog):
+    write(tmp_path / "images", 3)
+    make(tmp_path / "images", 3)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "evaluation.train_path and evaluation.val_path are the same images" in said
+    assert "set --config.evaluation.val_path" in said
+    caplog.clear()
+    for path in (tmp_path / "images" / "1").iterdir():
+        path.unlink()
+    (tmp_path / "images" / "1").rmdir()
+    make(tmp_path / "images", 3)
+    assert "one class (0): k-NN is 100 %" in caplog.records[-1].getMessage()

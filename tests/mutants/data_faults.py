@@ -143,7 +143,7 @@ FAULTS = (
     Fault(
         "exif-ignored",
         "dinov2_jax/data/decode/image_decoder.py",
-        "pixel_formats.orientation(image) if self.exif_orientation else 1",
+        "exif.orientation(image, file) if self.exif_orientation else 1",
         "1",
         ("data/decode/pixel_formats_test.py::test_images_are_turned_upright",),
     ),

@@ -85,3 +85,19 @@ def test_a_line_that_is_being_written_is_left_for_later(tmp_path, always_look):
         assert account.count == 2
     account.add(bad("b.jpg"))
     assert bad_images.names(tmp_path) == {"a.jpg", "b.jpg"}
+
+
+def test_their_number_is_logged_as_it_grows(tmp_path, caplog):
+    account = make(tmp_path, 0, share=1.0, total=71)
+    for i in range(18):
+        account.add(bad(f"{i}.jpg"))
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "unreadable image 0.jpg: empty file"
+    assert [text.split(" images")[0] for text in said[1:]] == [
+        "so far 4 of 71",
+        "so far 8 of 71",
+        "so far 16 of 71",
+    ]
+    caplog.clear()
+    make(tmp_path, 0, share=1.0, total=71).add(bad("18.jpg"))  # a restart
+    assert not caplog.records

@@ -2,16 +2,16 @@
 
 The reference opens files with PIL and calls `convert("RGB")`. So does this file, with
 these differences: 16-bit gray is scaled (PIL clips it to white), alpha is composited
-over white (PIL drops it), images are turned upright by their EXIF orientation, and what
-cannot be decoded faithfully is refused. The first frame of an animation is used.
-docs/images.md has a table of all kinds.
+over white (PIL drops it), images are turned upright by their EXIF orientation, some
+TIFFs, DICOM, HEIC and JPEG XL are read by other libraries, and what cannot be decoded
+faithfully is refused. The first frame of an animation is used. docs/images.md has a
+table of all kinds.
 """
 
 import contextlib
 import dataclasses
 import io
 import os
-import stat
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -19,16 +19,22 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax.data.decode import (
-    multichannel,
+    dicom_file,
+    exif,
+    extra_formats,
+    file_kinds,
+    npy_file,
     pillow_setup,
     pixel_formats,
+    regular_file,
+    tiff_file,
     tiff_header,
+    tiff_layout,
 )
 
 PILLOWS_LIMIT = 178_956_970  # pixels
 _SCALABLE = ("JPEG", "MPO")  # MPO: phones' JPEGs with further images inside
 _METADATA = 2**26  # bytes besides the pixels: previews, profiles, further frames
-_LARGE_FILE = 2**22  # bytes; the header of larger files is checked first
 
 
 class BadImage(Exception):
@@ -51,11 +57,13 @@ class OpenedImage:
       width: Width of the decoded image in pixels.
       height: Height of the decoded image in pixels.
       read: Function reduce -> uint8 [H, W, C]; see `pixels`.
+      scaled: Whether the stored values are scaled to 8 bits, as 16-bit ones are.
     """
 
     width: int
     height: int
     read: Callable[[int], np.ndarray]
+    scaled: bool = False
 
     def pixels(self, reduce: int = 1) -> np.ndarray:
         """Decode the image.
@@ -116,17 +124,18 @@ class Decoder:
                 content = self._read_file(content)
             if not content:
                 raise pixel_formats.Unusable("empty file")
-            width, height, read_parsed = self._parse(io.BytesIO(content))
-        unread = [read_parsed]  # the first `read` uses the header parsed here
+            parsed = self._parse(io.BytesIO(content))
+        unread = [parsed.read]  # the first `read` uses the header parsed here
 
         def read(reduce: int) -> np.ndarray:
             with _reasons(name):
                 if unread:
                     return unread.pop()(reduce)
-                return self._parse(io.BytesIO(content))[2](reduce)
+                return self._parse(io.BytesIO(content)).read(reduce)
 
-        del read_parsed  # or its pixels would live as long as this image
-        return OpenedImage(width, height, read)
+        opened = dataclasses.replace(parsed, read=read)
+        del parsed  # or its pixels would live as long as this image
+        return opened
 
     def decode(
         self, path_or_bytes: str | os.PathLike | bytes, *, name: str
@@ -137,7 +146,7 @@ class Decoder:
     def from_pillow(self, image: Image.Image, *, name: str) -> np.ndarray:
         """Convert an image opened by Pillow to uint8 [H, W, C]; raises `BadImage`."""
         with _reasons(name):
-            return self._from_pillow(image)[2](1)
+            return self._from_pillow(image).read(1)
 
     def _read_file(self, path: str | os.PathLike) -> bytes:
         # The size of max_pixels uncompressed: up to four channels of 16-bit integers,
@@ -146,34 +155,71 @@ class Decoder:
         limit = _METADATA + self.max_pixels * bytes_per_pixel
         # Check the header of a large file first: if it is no image or has too many
         # pixels, the rest is not worth reading.
-        return _read_file(path, max_bytes=limit, look=self._parse)
+        return regular_file.read(path, max_bytes=limit, look=self._check_header)
 
-    def _parse(self, file: BinaryIO):
-        """Return the width, the height, and a function from `reduce` to the pixels."""
-        magic = file.read(8)
-        file.seek(0)
-        if magic.startswith(multichannel.NPY_MAGIC):
-            opened = self._from_arrays(multichannel.open_npy, file)
-        elif not magic.startswith(tiff_header.MAGIC):
-            opened = self._from_pillow(Image.open(file, formats=pillow_setup.FORMATS))
+    def _check_header(self, file: BinaryIO) -> None:
+        kind = file_kinds.name_kind(file.read(file_kinds.HEAD))
+        if kind and kind[0] == file_kinds.JPEG_XL:  # opening would decode it
+            self._check_size(*extra_formats.jpeg_xl_size(file))
         else:
-            # Whole tiles are allocated, however small the image.
-            self._check_size(*tiff_header.largest_tile(file))
-            file.seek(0)
-            try:
-                image = Image.open(file, formats=pillow_setup.FORMATS)
-            except Image.UnidentifiedImageError:
-                image = None  # such as 13 bands or floating-point colour
-            if image is not None and self._pillow_keeps_all(image):
-                opened = self._from_pillow(image)
-            else:
-                file.seek(0)
-                opened = self._from_arrays(multichannel.open_tiff, file)
-        width, height, _ = opened
-        if width < 1 or height < 1:
-            raise pixel_formats.Unusable(f"{width}x{height} px is empty")
-        self._check_size(width, height)
+            self._parse(file)
+
+    def _parse(self, file: BinaryIO) -> OpenedImage:
+        """Read the header of a file."""
+        file.seek(0)
+        head = file.read(file_kinds.HEAD)
+        file.seek(0)
+        if head.startswith(npy_file.MAGIC):
+            opened = self._from_arrays(npy_file.open_npy, file)
+        elif head.startswith(tiff_header.MAGIC):
+            opened = self._from_tiff(file)
+        else:
+            opened = self._from_kind(file_kinds.name_kind(head), file)
+        if opened.width < 1 or opened.height < 1:
+            raise pixel_formats.Unusable(f"{opened.width}x{opened.height} px is empty")
+        self._check_size(opened.width, opened.height)
         return opened
+
+    def _from_tiff(self, file: BinaryIO) -> OpenedImage:
+        # Whole tiles are allocated, however small the image.
+        self._check_size(*tiff_header.largest_tile(file))
+        layout = tiff_layout.read(file)
+        in_pages = tiff_file.pages_are_channels(layout, self.channels)
+        ambiguous = self.channels == 3 and layout.samples == 1 and layout.has_pages
+        ambiguous &= layout.channels is None
+        suits = layout.suits_pillow(
+            as_stored=self.channels not in (1, 3),
+            value_range=self.value_range is not None,
+        )
+        if ambiguous and not in_pages:
+            file.seek(0)
+            tiff_file.check_pages(file)
+        if suits and not in_pages:
+            file.seek(0)
+            # It may not know it: 13 bands, floating-point colour.
+            with contextlib.suppress(Image.UnidentifiedImageError):
+                image = Image.open(file, formats=("TIFF",))
+                if self.channels in (1, 3) or len(image.getbands()) == self.channels:
+                    return self._from_pillow(image, file)
+        file.seek(0)
+        return self._from_arrays(tiff_file.open_tiff, file, layout=layout)
+
+    def _from_kind(self, kind: tuple[str, str] | None, file: BinaryIO) -> OpenedImage:
+        name, advice = kind or ("", "")
+        if name == file_kinds.DICOM:
+            return self._from_arrays(dicom_file.open_dicom, file)
+        if name in extra_formats.OPENERS:
+            image = extra_formats.open_image(name, file, check_size=self._check_size)
+            return self._from_pillow(image, file)
+        try:
+            image = Image.open(file, formats=pillow_setup.FORMATS)
+        except Image.UnidentifiedImageError as error:
+            known = ", ".join(pillow_setup.FORMATS)
+            reason = f"is {name}{advice}"
+            if not name:
+                reason = f"not an image ({known}, AVIF or .npy)"
+            raise pixel_formats.Unusable(reason) from error
+        return self._from_pillow(image, file)
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self.max_pixels:
@@ -181,28 +227,25 @@ class Decoder:
                 f"{width}x{height} px is more than max_pixels = {self.max_pixels}"
             )
 
-    def _from_arrays(self, open_file, file):
-        width, height, read = open_file(
+    def _from_arrays(self, open_file, file, **more) -> OpenedImage:
+        width, height, read, scaled = open_file(
             file,
             channels=self.channels,
             value_range=self.value_range,
             check_size=self._check_size,
+            **more,
         )
-        return width, height, lambda reduce: read()
+        return OpenedImage(width, height, lambda reduce: read(), scaled)
 
-    def _pillow_keeps_all(self, image: Image.Image) -> bool:
-        if self.channels in (1, 3):
-            return self.value_range is None or not pixel_formats.loses_bits(image)
-        bands = len(image.getbands())
-        return bands == self.channels and not pixel_formats.loses_bits(image)
-
-    def _from_pillow(self, image: Image.Image):
+    def _from_pillow(
+        self, image: Image.Image, file: BinaryIO | None = None
+    ) -> OpenedImage:
         if self.value_range is not None and pixel_formats.loses_bits(image):
             raise pixel_formats.Unusable(
                 f"data.value_range needs 16-bit colour, of which Pillow reads 8 bits "
                 f"from {image.format}: use TIFF or .npy"
             )
-        orientation = pixel_formats.orientation(image) if self.exif_orientation else 1
+        orientation = exif.orientation(image, file) if self.exif_orientation else 1
         width, height = image.size
         if pixel_formats.swaps_sides(orientation):
             width, height = height, width
@@ -217,7 +260,8 @@ class Decoder:
             )
             return pixel_formats.turn(pixels, orientation)
 
-        return width, height, read
+        scaled = pixel_formats.is_deep(image) or pixel_formats.loses_bits(image)
+        return OpenedImage(width, height, read, scaled)
 
 
 def make_decoder(config: Any) -> Decoder:
@@ -238,9 +282,6 @@ def _reasons(name: str):
         yield
     except pixel_formats.Unusable as error:
         raise BadImage(name, str(error)) from error
-    except Image.UnidentifiedImageError as error:
-        kinds = ", ".join(pillow_setup.FORMATS)
-        raise BadImage(name, f"not an image ({kinds} or .npy)") from error
     except Image.DecompressionBombError as error:
         raise BadImage(name, "more pixels than Pillow's limit") from error
     except MemoryError as error:
@@ -255,45 +296,3 @@ def _reasons(name: str):
 def _damage(error: Exception) -> str:
     reason = " ".join(str(error).split())[:100] or type(error).__name__
     return f"cannot be decoded ({reason})"
-
-
-def _read_file(
-    path: str | os.PathLike, *, max_bytes: int, look: Callable[[BinaryIO], Any]
-) -> bytes:
-    """Read a file without the risk of hanging or filling the memory.
-
-    Args:
-      path: Path of the file.
-      max_bytes: Larger files are refused.
-      look: Called with a large opened file; raises if it is not worth reading.
-
-    Raises:
-      Unusable: It is a FIFO, a folder or the like, or too large.
-      OSError: From the file system.
-    """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise pixel_formats.Unusable(f"is {_file_kind(status.st_mode)}, not a file")
-    if status.st_size > max_bytes:
-        raise pixel_formats.Unusable(
-            f"a file of {status.st_size} bytes is more than images of max_pixels need"
-        )
-    with open(path, "rb", opener=_open_without_waiting) as file:
-        if status.st_size > _LARGE_FILE:
-            look(file)
-            file.seek(0)
-        return file.read(status.st_size)
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    # If a FIFO has replaced the file since, open() would wait for its writer.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _file_kind(mode: int) -> str:
-    kinds = {
-        "a folder": stat.S_ISDIR,
-        "a FIFO": stat.S_ISFIFO,
-        "a socket": stat.S_ISSOCK,
-    }
-    return next((kind for kind, is_it in kinds.items() if is_it(mode)), "a device")

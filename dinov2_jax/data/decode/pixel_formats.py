@@ -4,12 +4,8 @@ Colour profiles (ICC) are deliberately ignored, as in the reference: nearly all
 photographs are sRGB, and training does not gain from the conversion.
 """
 
-import io
-
 import numpy as np
-from PIL import Image, ImageFile
-
-from dinov2_jax.data.decode import tiff_header
+from PIL import Image
 
 
 class Unusable(ValueError):
@@ -26,22 +22,6 @@ _TURNS = {
     7: (True, (0, 1)),
     8: (True, (0,)),
 }
-
-
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened image; 1 if there is none.
-
-    Reads the header only. Pillow itself turns TIFFs upright, where it is a tag.
-    """
-    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    if not exif.startswith(tiff_header.MAGIC):
-        return 1
-    try:
-        tag = tiff_header.ORIENTATION
-        found = tiff_header.integers(io.BytesIO(exif), (tag,))[tag]
-    except ValueError:  # damaged EXIF; the pixels may be fine
-        return 1
-    return found[0] if found else 1
 
 
 def swaps_sides(orientation: int) -> bool:
@@ -71,12 +51,14 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return items.view(kind).reshape(*items.shape, channels)
 
 
-def loses_bits(image: ImageFile.ImageFile) -> bool:
+def loses_bits(image: Image.Image) -> bool:
     """Return whether Pillow reads only 8 of the 16 bits of a channel."""
-    return any(";16" in str(tile.args) for tile in image.tile) and not _is_deep(image)
+    tiles = getattr(image, "tile", ())  # only images from files have any
+    return any(";16" in str(tile.args) for tile in tiles) and not is_deep(image)
 
 
-def _is_deep(image: Image.Image) -> bool:
+def is_deep(image: Image.Image) -> bool:
+    """Return whether Pillow holds more than 8 bits of a channel."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
@@ -110,9 +92,11 @@ def to_array(
                 f"{len(image.getbands())} channels ({mode}), expected {channels}"
             )
         return np.asarray(image)
-    if _is_deep(image):
+    if is_deep(image):
         gray = to_uint8(np.asarray(image), value_range)[:, :, None]
-        return gray if channels == 1 else np.repeat(gray, 3, axis=2)
+        return gray_or_rgb(gray, channels)
+    if mode == "La":
+        image, mode = image.convert("LA"), "LA"
     if mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -124,6 +108,34 @@ def to_array(
         return np.asarray(image)[:, :, None]
     # convert() would copy an RGB image, and np.array() would copy once more.
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def gray_or_rgb(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Return uint8 [H, W, 1] or [H, W, 3] as luma or RGB, [H, W, C] for C = 1 or 3."""
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+
+
+def over_white(
+    pixels: np.ndarray, alpha: np.ndarray, premultiplied: bool
+) -> np.ndarray:
+    """Lay pixels over white.
+
+    Args:
+      pixels: uint8 [H, W, C].
+      alpha: Opacity of each pixel, uint8 [H, W].
+      premultiplied: Whether the pixels are multiplied by it already.
+
+    Returns:
+      uint8 [H, W, C].
+    """
+    opacity = alpha[:, :, None] / np.float32(255)
+    stored = pixels if premultiplied else pixels * opacity
+    x = stored + 255 * (1 - opacity)
+    return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
 
 
 def to_uint8(values: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax import files, progress_bar
-from dinov2_jax.data.decode import image_decoder, multichannel
+from dinov2_jax.data.decode import image_decoder, npy_file, value_use
 from dinov2_jax.data.sources import base, extensions, messages
 from dinov2_jax.data.tools import process_pool, program_flags
 
@@ -94,7 +94,7 @@ def scan(
     good = np.zeros(count, bool)
     formats: collections.Counter = collections.Counter()
     modes: collections.Counter = collections.Counter()
-    bad = []
+    bad, uses = [], []
     work = Examine(source, decoder)
     results = process_pool.in_order(
         work, range(count), processes=workers, seconds=seconds
@@ -111,6 +111,7 @@ def scan(
                 formats[result.format] += 1
                 modes[result.mode] += 1
             good[index] = not result.reason
+            uses += [] if result.reason else [result.use]
             if result.reason:
                 bad.append({"name": source.name(index), "reason": result.reason})
     width, height = sizes[good, 0], sizes[good, 1]
@@ -132,6 +133,7 @@ def scan(
         "duplicate_images": sum(len(group) - 1 for group in duplicates),
         "duplicates": duplicates,
         "bad_images": bad,
+        "value_range": value_use.describe(uses, decoder.value_range),
         "skipped": [
             {"name": name, "reason": why} for name, why in source.skipped_names()
         ],
@@ -196,6 +198,7 @@ def table(report: dict[str, Any]) -> str:
             lines.append(f"  {_printable(entry['name'])}: {entry['reason']}")
         lines += _more(entries)
     lines.append(f"{'left out':<12} {extensions.counts(report['left_out']) or 'none'}")
+    lines += [f"value range  {line}" for line in report["value_range"]]
     return "\n".join(lines)
 
 
@@ -220,6 +223,7 @@ class Examined:
       height: Height in px; 0 if unknown.
       size: Size of the file in bytes.
       digest: First 16 bytes of the file's SHA-256; b"" if it could not be read.
+      use: How it uses the range of its values.
     """
 
     reason: str
@@ -229,6 +233,7 @@ class Examined:
     height: int = 0
     size: int = 0
     digest: bytes = b""
+    use: value_use.RangeUse = value_use.RangeUse()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,12 +264,14 @@ class Examine:
         except Exception:  # Pillow raises almost anything; the decoder reports it below
             pass
         try:
-            pixels = self.decoder.decode(content, name="")
+            opened = self.decoder.open(content, name="")
+            pixels = opened.pixels()
         except image_decoder.BadImage as error:
             return Examined(error.reason, **found)
         if "format" not in found:  # a format that only the decoder reads
             height, width, channels = pixels.shape
-            npy = content.startswith(multichannel.NPY_MAGIC)
+            npy = content.startswith(npy_file.MAGIC)
             found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
             found |= dict(mode=f"{channels} channels")
-        return Examined("", **found)
+        use = value_use.examine(opened, pixels, self.decoder.value_range)
+        return Examined("", **found, use=use)

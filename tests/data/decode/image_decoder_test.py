@@ -257,9 +257,10 @@ def test_a_large_file_is_read_only_after_its_header(tmp_path):
 
 def test_only_known_formats_are_opened():
     postscript = encode(Image.fromarray(rgb()), "EPS")  # would start Ghostscript
-    for content in (postscript, encode(Image.fromarray(rgb()), "PCX")):
-        with pytest.raises(image_decoder.BadImage, match="not an image.*JPEG, PNG"):
-            decode(content)
+    with pytest.raises(image_decoder.BadImage, match="is a PostScript file, which is"):
+        decode(postscript)
+    with pytest.raises(image_decoder.BadImage, match="not an image.*JPEG, PNG"):
+        decode(encode(Image.fromarray(rgb()), "PCX"))
 
 
 def test_a_huge_canvas_is_refused_without_its_memory(tmp_path):

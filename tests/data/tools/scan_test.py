@@ -92,12 +92,12 @@ def test_many_channels(tmp_path, capsys):
 class Killer(image_decoder.Decoder):
     """Stands for a decoder with a fault that a file triggers."""
 
-    def decode(self, content, *, name):
+    def open(self, content, *, name):
         if content.startswith(b"kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         if content.startswith(b"hang"):
             time.sleep(1000)
-        return super().decode(content, name=name)
+        return super().open(content, name=name)
 
 
 def test_hostile_files_do_not_stop_the_scan(folder):

@@ -1,0 +1,52 @@
+"""Reading of a file without the risk of hanging or filling the memory."""
+
+import os
+import stat
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from dinov2_jax.data.decode import pixel_formats
+
+_LARGE = 2**22  # bytes; the header of larger files is checked first
+
+
+def read(
+    path: str | os.PathLike, *, max_bytes: int, look: Callable[[BinaryIO], Any]
+) -> bytes:
+    """Read a file without the risk of hanging or filling the memory.
+
+    Args:
+      path: Path of the file.
+      max_bytes: Larger files are refused.
+      look: Called with a large opened file; raises if it is not worth reading.
+
+    Raises:
+      Unusable: It is a FIFO, a folder or the like, or too large.
+      OSError: From the file system.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise pixel_formats.Unusable(f"is {_file_kind(status.st_mode)}, not a file")
+    if status.st_size > max_bytes:
+        raise pixel_formats.Unusable(
+            f"a file of {status.st_size} bytes is more than images of max_pixels need"
+        )
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if status.st_size > _LARGE:
+            look(file)
+            file.seek(0)
+        return file.read(status.st_size)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # If a FIFO has replaced the file since, open() would wait for its writer.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _file_kind(mode: int) -> str:
+    kinds = {
+        "a folder": stat.S_ISDIR,
+        "a FIFO": stat.S_ISFIFO,
+        "a socket": stat.S_ISSOCK,
+    }
+    return next((kind for kind, is_it in kinds.items() if is_it(mode)), "a device")

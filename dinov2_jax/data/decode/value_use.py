@@ -1,0 +1,98 @@
+"""Images whose values are scaled to 8 bits so that hardly any remain.
+
+Cameras and satellites store 10, 12 or 14 bits in 16-bit files. Scaled by the range of
+the type, such images are nearly black. Scaled by a `data.value_range` that their values
+lie outside of, they are a plain black or white.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.data.decode import image_decoder
+
+_DARK = 64  # the highest value of 14 bits in 16, scaled to 8
+_CLIPPED = 0.99  # share of the values at one end
+_SAMPLE = 8  # images that a run looks at when it starts
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeUse:
+    """How badly an image uses the 256 values of its pixels.
+
+    Attributes:
+      dark: Its highest value, if the image is nearly black only by its scaling; else 0.
+      clipped: Whether nearly all values lie outside of the given range, at one end.
+    """
+
+    dark: int = 0
+    clipped: bool = False
+
+
+def examine(
+    opened: image_decoder.OpenedImage, pixels: np.ndarray, value_range: Any
+) -> RangeUse:
+    """Return how an image uses the range of its values.
+
+    Args:
+      opened: The image.
+      pixels: Its pixels, uint8 [H, W, C].
+      value_range: The decoder's range; None or empty for that of the type.
+    """
+    if not opened.scaled or not pixels.size:
+        return RangeUse()
+    if value_range:
+        ends = [float(np.mean(pixels == end)) for end in (0, 255)]
+        return RangeUse(clipped=max(ends) > _CLIPPED)
+    highest = int(pixels.max())
+    return RangeUse(dark=highest if highest <= _DARK else 0)
+
+
+def describe(uses: Sequence[RangeUse], value_range: Any) -> list[str]:
+    """Return a warning for each kind of bad use among images.
+
+    Args:
+      uses: What `examine` returned for each image.
+      value_range: The decoder's range, or None.
+    """
+    lines = []
+    dark = [use.dark for use in uses if use.dark]
+    if dark:
+        # The scaled value is rounded: half a level less is surely reached.
+        bits = math.ceil(math.log2((max(dark) - 0.5) / 255) + 16)
+        lines.append(
+            f"{len(dark)} of {len(uses)} images are nearly black: of 16 bits they use "
+            f"the lower {bits}; set --config.data.value_range='(0,{2**bits - 1})'"
+        )
+    clipped = sum(use.clipped for use in uses)
+    if clipped:
+        low, high = value_range
+        lines.append(
+            f"{clipped} of {len(uses)} images lie outside data.value_range = "
+            f"({low:g}, {high:g}): nearly all of their values become 0 or 255; set "
+            "--config.data.value_range to the range of the values"
+        )
+    return lines
+
+
+def check(source: Any, value_range: Any) -> list[str]:
+    """Return warnings about a few evenly spaced images of a source.
+
+    Only images that are scaled to 8 bits are decoded.
+
+    Args:
+      source: A `data.sources.base.Source`.
+      value_range: The decoder's range; None or empty for that of the type.
+    """
+    uses = []
+    for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLE).astype(int)):
+        try:
+            opened = source.open(int(index))
+            pixels = opened.pixels() if opened.scaled else np.zeros(0, np.uint8)
+            uses.append(examine(opened, pixels, value_range))
+        except image_decoder.BadImage:  # replaced and named when it is trained on
+            continue
+    return describe(uses, value_range)
