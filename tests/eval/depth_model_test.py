@@ -30,6 +30,7 @@ def data(tmp_path_factory):
     return {s: depth_data.depth_pairs(root, split=s) for s in ("train", "test")}
 
 
+@pytest.mark.slow  # the task is tested with fewer steps
 def test_a_trained_head_sees_that_boxes_are_nearer(data):
     head, losses = depth_model.train(
         dense_pairs.model(), data["train"], kind="lin4", **SETTINGS

@@ -103,17 +103,23 @@ def depth_dpt(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     wanted = dpt_head.shapes(taps[0][0].shape[-1], cfg["channels"])
     shapes = {name: value.shape for name, value in params.items()}
     yield same("names and shapes", shapes == wanted, True)
-    maps = dpt_head.reassemble(params, taps)
-    fused = dpt_head.fuse(params, maps)
-    found = {
-        **{f"mid/reassemble_{i}": x for i, x in enumerate(maps)},
-        **{f"mid/fusion_{i}": x for i, x in enumerate(fused)},
-        "mid/project": dpt_head.project(params, fused[-1]),
-        "mid/head_raw": dpt_head.raw_depth(params, fused[-1]),
-        "pred": dpt_head.depth(params, taps, depth_range=depth_range),
-    }
     size = arrays["gt"].shape[2:]
-    found["final"] = depth_head.at_size(found["pred"], size, depth_range=depth_range)
+
+    @jax.jit  # one program compiles faster than each operation by itself
+    def compute(params, taps):
+        maps = dpt_head.reassemble(params, taps)
+        fused = dpt_head.fuse(params, maps)
+        pred = dpt_head.depth(params, taps, depth_range=depth_range)
+        return {
+            **{f"mid/reassemble_{i}": x for i, x in enumerate(maps)},
+            **{f"mid/fusion_{i}": x for i, x in enumerate(fused)},
+            "mid/project": dpt_head.project(params, fused[-1]),
+            "mid/head_raw": dpt_head.raw_depth(params, fused[-1]),
+            "pred": pred,
+            "final": depth_head.at_size(pred, size, depth_range=depth_range),
+        }
+
+    found = compute(params, taps)
     for key, value in found.items():
         yield close(key, layouts.channels_first(value), arrays[key], **tolerance)
     positive = (found["mid/head_raw"] > 0).mean()
