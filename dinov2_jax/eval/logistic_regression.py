@@ -6,7 +6,7 @@ of the training set. SciPy's L-BFGS runs on the host, loss and gradient on the d
 
 At large C the problem is so badly conditioned that plain L-BFGS stops far from the
 optimum. So the weights are expressed in the principal axes of the features, each scaled
-by an estimate of the curvature there: it converges in tens of iterations.
+by its curvature at the start, and the scales are renewed on the way.
 
 Shapes: N images, D width, K classes.
 """
@@ -30,10 +30,11 @@ def _reference_grid() -> tuple[float, ...]:
 
 
 REFERENCE_CS = _reference_grid()
-_ITERATIONS = 1000
+_STAGES = (30, 100, 1000)  # iterations between renewals of the scales
 _LINE_SEARCH = 50
-_TOLERANCE = 1e-12  # of the gradient, per image and in units of the scaled weights
-_PAIRS = 20  # of L-BFGS's memory
+_PAIRS = 10  # of L-BFGS's memory
+# Converged if this many iterations lower the objective by less than this share of it.
+_PATIENCE, _DECREASE = 10, 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +73,22 @@ def _loss(flat, features, labels, scale, penalty):
     """Return the mean loss with its penalty, and the gradient, of scaled weights."""
 
     def loss(flat):
-        weights, biases = flat[:-1], flat[-1]  # [D, K], [K]
-        weights = weights * scale[:, None]
+        scaled = flat * scale
+        weights, biases = scaled[:-1], scaled[-1]  # [D, K], [K]
         scores = features @ weights + biases
         picked = jnp.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
         entropy = (jax.nn.logsumexp(scores, axis=1) - picked).mean()
         return entropy + 0.5 * penalty * (weights**2).sum()
 
     return jax.value_and_grad(loss)(flat)
+
+
+@jax.jit
+def _curvature(flat, features):
+    """Return the diagonal of the mean loss's second derivative, [D + 1, K]."""
+    probabilities = jax.nn.softmax(features @ flat[:-1] + flat[-1], axis=1)
+    shares = probabilities * (1.0 - probabilities) / len(features)  # [N, K]
+    return jnp.concatenate([(features**2).T @ shares, shares.sum(axis=0)[None]])
 
 
 class Problem:
@@ -102,8 +111,7 @@ class Problem:
             raise ValueError(f"all labels are {self.classes[0]}: two classes at least")
         self._mean = features.mean(axis=0)
         centred = features - self._mean  # absorbed by the biases, which are free
-        variances, self._axes = scipy.linalg.eigh(centred.T @ centred / len(features))
-        self._variances = np.maximum(variances, 0.0)
+        _, self._axes = scipy.linalg.eigh(centred.T @ centred / len(features))
         self._count = len(features)
         with jax.enable_x64(True):
             self._features = jnp.asarray(centred @ self._axes)
@@ -116,20 +124,51 @@ class Problem:
           c: Weight C of the losses beside the penalty.
           start: Solution of another C from which to start; None starts from 0.
         """
-        num_classes, width = len(self.classes), len(self._mean)
         penalty = 1.0 / (c * self._count)
-        curvature = self._variances / num_classes + penalty
-        scale = 1.0 / np.sqrt(curvature)
-        initial = np.zeros((width + 1, num_classes))
+        flat = np.zeros((len(self._mean) + 1, len(self.classes)))
         if start is not None:
-            initial[:-1] = (start.weights @ self._axes).T / scale[:, None]
-            initial[-1] = start.biases + start.weights @ self._mean
+            flat[:-1] = (start.weights @ self._axes).T
+            flat[-1] = start.biases + start.weights @ self._mean
+        iterations = 0
+        for limit in _STAGES:
+            flat, value, done, converged = self._descend(flat, penalty, limit)
+            iterations += done
+            if converged:
+                break
+        weights = (self._axes @ flat[:-1]).T
+        return Solution(
+            weights=weights,
+            biases=flat[-1] - weights @ self._mean,
+            classes=self.classes,
+            objective=value * c * self._count,
+            iterations=iterations,
+        )
+
+    def _descend(self, flat, penalty, limit):
+        """Run L-BFGS from weights and biases [D + 1, K], scaled by the curvature there.
+
+        Returns:
+          Weights and biases, the objective per image and C, the number of iterations,
+          and whether they converged.
+        """
+        shape, values = flat.shape, []
+
+        def stop_if_converged(intermediate_result):
+            values.append(intermediate_result.fun)
+            if len(values) > _PATIENCE:
+                if values[-1 - _PATIENCE] - values[-1] <= _DECREASE * values[-1]:
+                    raise StopIteration
+
         with jax.enable_x64(True):
+            curvature = np.array(_curvature(flat, self._features))
+            curvature[:-1] += penalty
+            # A class that is certain everywhere has no curvature left in its bias.
+            scale = 1.0 / np.sqrt(np.maximum(curvature, 1e-9 * curvature.max()))
             scale_on_device = jnp.asarray(scale)
 
-            def value_and_gradient(flat):
+            def value_and_gradient(scaled):
                 value, gradient = _loss(
-                    flat.reshape(initial.shape),
+                    scaled.reshape(shape),
                     self._features,
                     self._labels,
                     scale_on_device,
@@ -139,27 +178,21 @@ class Problem:
 
             found = scipy.optimize.minimize(
                 value_and_gradient,
-                initial.ravel(),
+                (flat / scale).ravel(),
                 jac=True,
                 method="L-BFGS-B",
+                callback=stop_if_converged,
                 options={
-                    "maxiter": _ITERATIONS,
-                    "maxfun": 2 * _ITERATIONS,
+                    "maxiter": limit,
+                    "maxfun": 2 * limit + 10 * _LINE_SEARCH,
                     "maxls": _LINE_SEARCH,
                     "maxcor": _PAIRS,
                     "ftol": 0.0,
-                    "gtol": _TOLERANCE,
+                    "gtol": 0.0,
                 },
             )
-        flat = found.x.reshape(initial.shape)
-        weights = (self._axes @ (flat[:-1] * scale[:, None])).T
-        return Solution(
-            weights=weights,
-            biases=flat[-1] - weights @ self._mean,
-            classes=self.classes,
-            objective=float(found.fun) * c * self._count,
-            iterations=int(found.nit),
-        )
+        converged = found.nit < limit
+        return found.x.reshape(shape) * scale, float(found.fun), found.nit, converged
 
     def path(self, cs: Iterable[float]) -> Iterator[Solution]:
         """Solve for ascending values of C, each from the solution before."""

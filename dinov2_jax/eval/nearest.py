@@ -18,7 +18,7 @@ from dinov2_jax import sharding
 
 _MAX_SIMILARITIES = 2**26  # on a device at a time, 256 MiB; sets the block of queries
 _MAX_QUERIES = 1024
-_BLOCK = 64  # columns of which only the maximum is looked at first
+_BLOCK = 32  # columns of which only the maximum is looked at first
 
 
 def normalised(features: np.ndarray) -> np.ndarray:
