@@ -144,6 +144,8 @@ def _converter(
     packed = 1 < layout.bits < 8 or (layout.bits == 1 and layout.samples > 1)
     if packed or layout.photometric == tiff_layout.PALETTE:
         raise _unsupported(layout)
+    if layout.deep_jpeg_2000:
+        raise _unsupported(layout, " in JPEG 2000")
     if channels in (1, 3) and pages == 1:
         if deep_colour or (gray and layout.colours == 1):
             return _colour_converter(layout, channels, scale)

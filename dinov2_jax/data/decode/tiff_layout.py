@@ -38,6 +38,7 @@ _TAGS = (
 )
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _NO_COMPRESSION, _WEBP = 1, 50001
+_JPEG_2000 = (33003, 33004, 33005, 34712)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,12 @@ class Layout:
     def colours(self) -> int:
         """Samples of a pixel without alpha and other extra samples."""
         return self.samples - len(self.extra)
+
+    @property
+    def deep_jpeg_2000(self) -> bool:
+        """Whether it is JPEG 2000 whose bytes tifffile swaps or whose bits are lost."""
+        deep = self.bits > 16 or (self.bits > 8 and self.big_endian)
+        return deep and self.compression in _JPEG_2000
 
     def describe(self) -> str:
         """Return the kind of pixels in words."""

@@ -190,6 +190,18 @@ def test_other_colours_are_refused_by_name():
         assert "is not supported" in reason(content)
 
 
+@pytest.mark.parametrize("order, bits", [(">", 16), ("<", 32)])
+def test_jpeg_2000_that_tifffile_reads_wrongly(order, bits):
+    content = hand_made(
+        bytes(96), bits=bits, photometric=0, order=order, more={259: 34712}
+    )
+    assert "min-is-white TIFF in JPEG 2000 is not supported" in reason(content)
+    content = hand_made(
+        bytes(96), bits=bits, photometric=1, order=order, more={259: 34712}
+    )
+    assert "gray TIFF in JPEG 2000 is not supported" in reason(content)
+
+
 def test_samples_that_differ_are_refused():
     content = bytearray(tiff(values("uint8", 8, 8, 3), photometric="rgb"))
     at = content.index(struct.pack("<HHH", 8, 8, 8))
