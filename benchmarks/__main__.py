@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run the parts one after the other."""
     flags = parse()
-    cli.exit_on_sigterm()  # so that worker processes end with this one
+    cli.exit_on_signals()  # so that worker processes end with this one
     end = time.monotonic() + 60 * flags.minutes if flags.minutes else None
     device = {"platform": "cpu", "kind": "cpu"}
     if any(PARTS[part][1] for part in flags.parts):

@@ -10,15 +10,18 @@ import difflib
 import errno
 import logging
 import os
+import pathlib
 import runpy
 import select
 import signal
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from dinov2_jax import errors
+from dinov2_jax import console, errors, files
 
 # Name: module, arguments inserted before the user's, and a one-line description.
 _PROGRAMS = {
@@ -37,6 +40,7 @@ _PROGRAMS = {
 # Failures of a disk, which are no fault of the command line.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _NOISY = ("jax", "orbax", "absl", "grain", "tensorstore", "httpx")  # loggers
+_CLEANUP_SECONDS = 10.0  # from a signal to the end of the process, come what may
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _NEVER = -1  # converted to the largest size_t
 
@@ -81,16 +85,21 @@ def start(
     """Run a program as this process, and exit with its code.
 
     Sets up logging, and ends quietly if the reader of standard output has ended, as in
-    `dinov2-jax status runs/a | head -1`.
+    `dinov2-jax status runs/a | head -1`. Messages that cannot be written to standard
+    error are dropped. A second Ctrl-C ends the process at once, whatever it is at.
 
     Args:
       program: The program's `main`; it returns an exit code or raises SystemExit.
       log_level: Least severe level of messages that are shown.
     """
+    console.guard()
     log_to_stderr(log_level)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+    code: Any = errors.DONE
     try:
         try:
-            code: Any = program()
+            code = program()
         except SystemExit as leaving:
             code = leaving.code
         if sys.stdout is not None:
@@ -99,8 +108,25 @@ def start(
         if not _reader_has_ended():
             raise
         code = errors.CLOSED_OUTPUT
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:
+        if error.filename != console.OUTPUT:
+            raise
+        print(_describe(error, ""), file=sys.stderr)
+        code = errors.TRY_AGAIN
+        _drop_output()
     sys.exit(code)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    """Answer Ctrl-C; the next one ends the process at once."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(errors.INTERRUPTED))
+    raise KeyboardInterrupt
+
+
+def _drop_output() -> None:
+    """Drop what standard output still holds, which Python would write at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_has_ended() -> bool:
@@ -138,25 +164,56 @@ def exit_code(
         of_disk = error.errno in _DISK_ERRORS
         if crash_on_file_errors and not of_disk:
             raise
-        text = error.strerror or str(error)
-        if error.filename is not None or of_disk:
-            text = f"{os.fsdecode(error.filename or 'a file')}: {text}"
-        if of_disk:
-            text = f"{text}; when that is put right, give the same command again"
-        print(f"error: {process()}{text}", file=sys.stderr)
+        print(_describe(error, process()), file=sys.stderr)
+        if error.filename == console.OUTPUT:
+            _drop_output()  # what was not written will not be
         return errors.TRY_AGAIN if of_disk else errors.BAD_INPUT
     except KeyboardInterrupt:
         print(f"interrupted{interrupted and ': '}{interrupted}", file=sys.stderr)
         return errors.INTERRUPTED
 
 
-def exit_on_sigterm() -> None:
-    """Let SIGTERM raise SystemExit, so that temporary files are removed.
+def _describe(error: OSError, process: str) -> str:
+    """Return the line for a file error: the file, the reason and what to do."""
+    text = error.strerror or str(error)
+    of_disk = error.errno in _DISK_ERRORS
+    if error.filename is not None or of_disk:
+        text = f"{os.fsdecode(error.filename or _writer(error))}: {text}"
+    if of_disk:
+        text = f"{text}; when that is put right, give the same command again"
+    return f"error: {process}{text}"
+
+
+def _writer(error: OSError) -> str:
+    """Return who met an error that names no file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" of {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return f"a file{where}"
+
+
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGHUP raise SystemExit, so that temporary files are removed.
+
+    Further ones are ignored, and the process ends ten seconds later at the latest.
 
     For programs that are soon back in Python: one that compiles for minutes, or waits
     for other processes, would not end before that.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(errors.TERMINATED))
+    codes = {signal.SIGTERM: errors.TERMINATED, signal.SIGHUP: errors.HANGUP}
+    # Under nohup SIGHUP is ignored, and stays so.
+    codes = {n: c for n, c in codes.items() if signal.getsignal(n) == signal.SIG_DFL}
+
+    def leave(number: int, _: Any) -> NoReturn:
+        for each in codes:
+            signal.signal(each, signal.SIG_IGN)
+        code = codes[signal.Signals(number)]
+        last = threading.Timer(_CLEANUP_SECONDS, os._exit, [code])
+        last.daemon = True
+        last.start()
+        sys.exit(code)
+
+    for number in codes:
+        signal.signal(number, leave)
 
 
 def log_to_stderr(level: int) -> None:
@@ -186,6 +243,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def path(text: str) -> pathlib.Path:
+    """Parse a local path, for use as the type of a flag; ~ is the home folder."""
+    try:
+        return files.local_path(text, name="the path")
+    except errors.UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def keep_freed_memory() -> None:

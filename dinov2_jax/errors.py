@@ -7,6 +7,7 @@ BAD_INPUT = 2  # config, data or weights: do not retry
 NON_FINITE = 3  # stopped on non-finite values: do not retry
 REQUEUE = 42  # stopped on request, to be started again
 TRY_AGAIN = 75  # a machine failed, not the input; EX_TEMPFAIL in sysexits.h
+HANGUP = 129  # its terminal was closed, as shells number SIGHUP
 INTERRUPTED = 130  # by Ctrl-C, as shells number it
 HUNG = 134  # no progress for too long; the exit code of a process that aborts
 CLOSED_OUTPUT = 141  # the reader of its output has ended, as shells number SIGPIPE

@@ -6,12 +6,37 @@ import io
 import logging
 import os
 import pathlib
+import re
 import socket
 import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from dinov2_jax import errors
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # `Path` drops the second /
+
+
+def local_path(path: str | os.PathLike, *, name: str) -> pathlib.Path:
+    """Return a path that a user named, with ~ replaced by the home folder.
+
+    Args:
+      path: The path, as it was given.
+      name: Name of the flag or argument, for the error.
+
+    Raises:
+      UserError: The path is empty, or it is a URL.
+    """
+    text = os.path.expanduser(os.fspath(path))
+    if not text:
+        raise errors.UserError(f"{name} is empty: name a file or folder")
+    if _URL.match(text):
+        raise errors.UserError(
+            f"{name} = {path} is not on a local file system: name a local path and "
+            "copy it there afterwards (gcloud storage cp -r, aws s3 sync), or mount "
+            "the bucket (gcsfuse, mount-s3) and name a folder in it"
+        )
+    return pathlib.Path(text)
 
 
 @contextlib.contextmanager
@@ -32,6 +57,9 @@ def whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # writes name no file
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -73,9 +101,13 @@ def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
     Raises:
       OSError: The file cannot be written or renamed.
     """
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def lock(
@@ -145,6 +177,9 @@ def cache_folder() -> pathlib.Path:
 
     Raises:
       RuntimeError: The user has no home folder.
+      UserError: $DINOV2_JAX_CACHE is a URL.
     """
     chosen = os.environ.get("DINOV2_JAX_CACHE")
-    return pathlib.Path(chosen) if chosen else pathlib.Path.home() / ".cache/dinov2_jax"
+    if chosen:
+        return local_path(chosen, name="DINOV2_JAX_CACHE")
+    return pathlib.Path.home() / ".cache/dinov2_jax"

@@ -51,11 +51,12 @@ def preflight(
     Raises:
       UserError: The config is invalid, or the processes do not find each other.
     """
+    workdir = files.local_path(workdir, name="workdir")
     config_lib.check(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     if not distributed.joined():  # a single process can stop at once
-        cli.exit_on_sigterm()
-    flight = _Preflight(config, pathlib.Path(workdir))
+        cli.exit_on_signals()
+    flight = _Preflight(config, workdir)
     try:
         good = _try_all(flight)
     finally:

@@ -9,6 +9,8 @@ from typing import TextIO, TypeVar
 
 import tqdm
 
+from dinov2_jax import console
+
 _Item = TypeVar("_Item")
 _LINE_SECONDS = 10.0  # between lines if there is no terminal
 
@@ -44,7 +46,9 @@ class Bar:
         self._total, self._what, self._unit, self._scaled = total, what, unit, scaled
         self._first = self._done = done
         self._start = self._shown = time.monotonic()
-        self._stream = (stream or sys.stderr) if enabled else io.StringIO()
+        self._stream = console.messages(
+            (stream or sys.stderr) if enabled else io.StringIO()
+        )
         self._bar = None
         if self._stream.isatty():
             # tqdm's own detection shows nothing if the terminal reports a size of 0.
@@ -61,6 +65,11 @@ class Bar:
                 delay=delay,
                 bar_format=bar_format,
             )
+
+    @property
+    def failure(self) -> str:
+        """Why a line could not be written, "" if all were; the bar never fails."""
+        return self._stream.failure
 
     def __enter__(self) -> "Bar":
         return self

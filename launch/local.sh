@@ -141,7 +141,7 @@ if [[ $DRY_RUN ]]; then
 fi
 
 pids=() stopping=
-trap 'pass_on TERM' TERM
+trap 'pass_on TERM' TERM HUP # HUP: the terminal was closed
 trap 'pass_on INT' INT
 trap kill_all EXIT
 

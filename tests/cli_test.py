@@ -3,6 +3,8 @@
 import errno
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 
@@ -36,8 +38,8 @@ def os_error(number, filename=None):
         (
             os_error(errno.EIO),
             75,
-            "error: process 3: a file: Input/output error; when that is put right, "
-            "give the same command again",
+            "error: process 3: a file of THIS, line N: Input/output error; when that is "
+            "put right, give the same command again",
         ),
         (
             os_error(errno.ENOENT, b"f"),
@@ -56,7 +58,8 @@ def test_foreseen_errors_are_one_line(capsys, error, code, line):
         run, interrupted="nothing is lost", process=lambda: "process 3: "
     )
     assert found == code
-    assert capsys.readouterr() == ("", f"{line}\n")
+    said = re.sub(rf"{__file__}, line \d+", "THIS, line N", capsys.readouterr().err)
+    assert said == f"{line}\n"
 
 
 @pytest.mark.parametrize("error", [ValueError(), BrokenPipeError(), SystemExit(4)])
@@ -115,7 +118,7 @@ def main():
         print("half an answer")
         signal.raise_signal(signal.SIGTERM)
 
-cli.exit_on_sigterm()
+cli.exit_on_signals()
 cli.start(main)
 """
 
@@ -124,6 +127,53 @@ def test_sigterm_removes_temporary_files(tmp_path):
     done = python("-c", TERMINATED, str(tmp_path), stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (143, "half an answer\n")
     assert not list(tmp_path.iterdir())
+
+
+HANGS = """
+import signal, sys, time
+from dinov2_jax import cli
+
+def main():
+    try:
+        print("ready", flush=True)
+        time.sleep(100)
+    finally:
+        print("cleaning up", flush=True)
+        time.sleep(100)
+
+cli._CLEANUP_SECONDS = 0.5
+cli.exit_on_signals()
+cli.start(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "number, code, times",
+    [(signal.SIGTERM, 143, 2), (signal.SIGHUP, 129, 1), (signal.SIGINT, 130, 2)],
+)
+def test_a_process_ends_though_its_clean_up_hangs(number, code, times):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    for line in ["ready\n", "cleaning up\n"][:times]:
+        assert process.stdout.readline() == line
+        process.send_signal(number)
+    assert process.wait(timeout=60) == code
+
+
+IGNORE = (
+    "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    "os.execv(sys.executable, [sys.executable, '-c', "
+)
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing():
+    program = (
+        "import signal\nfrom dinov2_jax import cli\ncli.exit_on_signals()\n"
+        "cli.start(lambda: signal.raise_signal(signal.SIGHUP))"
+    )
+    done = python("-c", f"import os, signal, sys\n{IGNORE}{program!r}])")
+    assert done.returncode == 0
 
 
 HELP = """

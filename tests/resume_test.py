@@ -2,10 +2,14 @@
 
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import processes
 import pytest
+
+from dinov2_jax.runtime import event_log
 
 DEBUG = processes.DEBUG
 
@@ -189,6 +193,27 @@ def assert_saved_and_asked(workdir, finished):
     )
     assert processes.steps_logged(workdir) == saved >= 5  # nothing is lost
     return saved
+
+
+def test_a_terminal_that_closes(uninterrupted, trainer, tmp_path):
+    """Nothing can be written to it any more, and SIGHUP comes."""
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dinov2_jax.main", *DEBUG, f"--workdir={tmp_path}"],
+            cwd=processes.ROOT,
+            env=trainer.environment,
+            stderr=full,
+        )
+    while processes.steps_logged(tmp_path) < 5 and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 42
+    saved = processes.saved_steps(tmp_path)[-1]
+    assert processes.steps_logged(tmp_path) == saved >= 5
+    events = event_log.read(tmp_path)
+    (noted,) = [event for event in events if event["event"] == "console"]
+    assert noted["why"] == "No space left on device"
+    assert events[-1]["reason"].startswith(f"asked to end: saved step {saved}")
 
 
 def test_interrupted_from_the_keyboard(uninterrupted, in_process, tmp_path):

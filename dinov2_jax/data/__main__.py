@@ -32,5 +32,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     pillow_setup.configure()
-    cli.exit_on_sigterm()
+    cli.exit_on_signals()
     cli.start(main)

@@ -130,7 +130,10 @@ class Loader:
         # Also runs when the loader is garbage-collected or the interpreter exits. The
         # iterator is in a list, so that emptying it releases the iterator.
         self._open = [iterator]
-        self._close = weakref.finalize(self, _close, self._open, self._asked, folder)
+        self._workers: list[multiprocessing.Process] = []
+        self._close = weakref.finalize(
+            self, _close, self._open, self._asked, folder, self._workers
+        )
         started = set()
         with workers_lib.environment():
             others = set(multiprocessing.active_children())
@@ -139,7 +142,7 @@ class Loader:
             while len(started) < workers and time.monotonic() < deadline:
                 time.sleep(0.01)
                 started |= set(multiprocessing.active_children()) - others
-        self._workers = sorted(started, key=lambda worker: worker.pid)
+                self._workers[:] = sorted(started, key=lambda worker: worker.pid)
         # This thread waits for grain, which may never return.
         threading.Thread(
             target=_answer, args=(iterator, self._asked, self._answers), daemon=True
@@ -243,9 +246,18 @@ def _answer(iterator, asked, answers) -> None:
 
 
 def _close(
-    iterators: list, asked: queue.SimpleQueue, folder: shared_batches.Folder
+    iterators: list,
+    asked: queue.SimpleQueue,
+    folder: shared_batches.Folder,
+    workers: list[multiprocessing.Process],
 ) -> None:
     asked.put(False)
-    while iterators:
-        iterators.pop().close()
-    folder.remove()
+    try:
+        while iterators:
+            iterators.pop().close()
+    finally:
+        # They have ended, unless a second Ctrl-C came. They ignore what Python sends
+        # them at exit, and it would then wait for them forever.
+        for worker in workers:
+            worker.kill()
+        folder.remove()

@@ -50,9 +50,8 @@ def initialise(index: int, count: int) -> None:
     del index, count
     # The trainer handles signals to the whole process group: it saves first, which
     # takes a few more batches, and then closes the loader.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     logging.getLogger("absl").setLevel(logging.ERROR)
     pillow_setup.configure()
     # PR_SET_PDEATHSIG would fire when the thread that started this process ends, and

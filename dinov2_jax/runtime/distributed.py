@@ -1,5 +1,6 @@
 """Start and end of a process that is one of several in a run."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -111,6 +112,9 @@ def initialize(cluster: Cluster | None = None, *, heartbeat_timeout: int = 30) -
         ) from error
     if not joined():
         signal.signal(signal.SIGTERM, _ask_to_end)
+    # The terminal of the run was closed. Under nohup the signal stays ignored.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)
 
@@ -125,8 +129,8 @@ def preempted(step: int) -> bool:
     """Return whether to save and exit after a step, the same in every process.
 
     True after SIGTERM, which is also how Cloud TPU hosts, GKE pods and SLURM tasks are
-    told that they are being preempted. In a cluster, jax handles the signal and makes
-    the processes agree on a step.
+    told that they are being preempted, and after SIGHUP, when a terminal is closed. In
+    a cluster, jax handles SIGTERM and makes the processes agree on a step.
 
     Args:
       step: Number of finished steps; call this after each.
@@ -155,11 +159,13 @@ def leave(code: int) -> NoReturn:
     """
     if joined() and code not in _TOGETHER:
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, AttributeError):  # closed, or None
+                stream.flush()
         os._exit(code)
-    if code == errors.REQUEUE:  # a second SIGTERM would change the exit code
+    if code == errors.REQUEUE:  # a second signal would change the exit code
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(code)
 
 

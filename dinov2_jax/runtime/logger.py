@@ -64,7 +64,7 @@ class RunLog:
         self.rates = rates
         self._uniform_loss, self._data_wait = uniform_loss, data_wait
         self.compilations = monitors.CompilationMonitor()
-        self._started = False
+        self._started = self._console_failed = False
 
     def _make_writer(self, step: int) -> metric_writer.MetricsWriter:
         return metric_writer.MetricsWriter(
@@ -108,6 +108,7 @@ class RunLog:
         if time.monotonic() - self._told > _PROGRESS_EVERY:
             self._told = time.monotonic()
             self.events.add("progress", step=step, seconds=self._seconds())
+        self._note_console()
         if step % self._every and step != self._total_steps:
             return
         row = dict(values) | scalars | self.rates.take()
@@ -125,6 +126,12 @@ class RunLog:
         ):
             if warning:
                 self.message(warning)
+
+    def _note_console(self) -> None:
+        """Log once that messages to the console are lost."""
+        if self._progress.failure and not self._console_failed:
+            self._console_failed = True
+            self.events.add("console", step=self._step, why=self._progress.failure)
 
     def _skipped(self, step, values, scalars) -> None:
         terms = ", ".join(rollback.not_finite(values))
@@ -180,6 +187,7 @@ class RunLog:
         if isinstance(error, errors.UserError):
             code, reason = error.exit_code, str(error)
         if self._started:
+            self._note_console()
             self.events.add(
                 "end",
                 step=self._step,

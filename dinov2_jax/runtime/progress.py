@@ -47,6 +47,11 @@ class Progress:
         self.message = self._bar.message
         self.close = self._bar.close
 
+    @property
+    def failure(self) -> str:
+        """Why a line could not be written, "" if all were."""
+        return self._bar.failure
+
     def update(
         self,
         step: int,

@@ -191,7 +191,9 @@ class _Worker:
 
 
 def _serve(work, connection, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    # The parent handles the signals to the whole group, and ends its processes.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     pillow_setup.configure()
 
     def leave_with_parent():

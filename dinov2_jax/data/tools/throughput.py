@@ -5,12 +5,13 @@ reference's transforms if torch is installed, and the loader up to the trainer.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -210,18 +211,31 @@ def _do(name: str, first: int) -> int:
     return _work(name, first)
 
 
-def workers_pool(source, sizes: Sizes, count: int, channels: int = 3):
-    """Start processes like the loader's: one thread each, without an accelerator."""
-    with workers.environment():
-        pool = concurrent.futures.ProcessPoolExecutor(
-            count,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(source, sizes, channels),
-        )
-        for future in [pool.submit(os.getpid) for _ in range(count)]:
-            future.result()
-    return pool
+@contextlib.contextmanager
+def workers_pool(
+    source, sizes: Sizes, count: int, channels: int = 3
+) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """Run processes like the loader's: one thread each, without an accelerator.
+
+    They are killed at the end: they ignore signals, and whoever waits for one to finish
+    its work could wait forever.
+    """
+    others = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(source, sizes, channels),
+    )
+    try:
+        with workers.environment():
+            for future in [pool.submit(os.getpid) for _ in range(count)]:
+                future.result()
+        yield pool
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        pool.shutdown(cancel_futures=True)
 
 
 def _turn(pool, name: str, count: int, tasks: int) -> float:

@@ -3,8 +3,11 @@
 import importlib.util
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,13 +20,15 @@ from dinov2_jax.data import multi_crop
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
 from dinov2_jax.data.tools import reference_pipeline, throughput
+from tests.faults import runs
+
+SMALL = ["--global-size=56", "--local-size=28", "--num-local=2"]
 
 
 def test_the_program(tmp_path):
     out = tmp_path / "bench.json"
-    sizes = ["--global-size=56", "--local-size=28", "--num-local=2"]
     result = subprocess.run(
-        [sys.executable, "-m", "dinov2_jax.data", "bench", "--images=12", *sizes]
+        [sys.executable, "-m", "dinov2_jax.data", "bench", "--images=12", *SMALL]
         + ["--workers=1", "--rounds=2", "--seconds=0.1", f"--json={out}"],
         capture_output=True,
         text=True,
@@ -42,6 +47,31 @@ def test_the_program(tmp_path):
         assert abs(ratio - medians[name] / medians["reference"]) < 1e-6
     assert all(value > 0 for value in found["stages"].values())
     assert "12 images" in result.stdout and "bottleneck: " in result.stdout
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_to_the_whole_group_end_it(number, code):
+    """Its processes ignore them."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dinov2_jax.data", "bench", "--images=2", *SMALL]
+        + ["--workers=1", "--seconds=100"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while "2 images" not in process.stdout.readline():
+        assert process.poll() is None
+    while not runs.children(process.pid):
+        assert process.poll() is None
+    time.sleep(1.0)
+    for _ in range(3):
+        os.killpg(process.pid, number)
+        time.sleep(0.1)
+    # Its processes have its output open: it ends when all have.
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (code, -number), error  # -2: as Python shut down
+    assert "leaked" not in error
 
 
 def test_many_channels(tmp_path, capsys):
