@@ -31,7 +31,7 @@ def restored(workdir):
 def test_an_empty_folder_named_like_a_newer_step(workdir):
     (workdir / "checkpoints/7").mkdir()
     (line,), step, values = restored(workdir)
-    assert "checkpoints/7 is damaged (was not finished): moved to " in line
+    assert "checkpoints/7 is damaged (is unfinished): moved to " in line
     assert step == 3 and values == [0, 1, 2, 3, 4, 5]
     assert not (workdir / "checkpoints/7").exists()
 
@@ -54,6 +54,6 @@ def test_only_an_empty_folder(workdir):
     folder = workdir / "checkpoints/3"
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    with pytest.raises(errors.UserError, match="3: was not finished.*to begin anew"):
+    with pytest.raises(errors.UserError, match="3: is unfinished.*to start over"):
         checkpointer.Checkpointer(workdir).set_aside_damaged()
     assert folder.is_dir()
