@@ -96,7 +96,7 @@ def _describe(init: Any, side: int, new_side: int) -> str:
     resampled = f" -> {new_side}x{new_side}" if new_side != side else ""
     facts = [f"position embeddings {side}x{side}{resampled}", f"heads {init.heads}"]
     if init.heads_only_steps:
-        facts.append(f"{init.heads_only_steps} steps heads only")
+        facts.append(f"heads only for {init.heads_only_steps} steps")
     return f"initialised from {init.source}{which}: {', '.join(facts)}"
 
 
@@ -115,19 +115,19 @@ def _check_backbone(found, wanted, custom: bool, source: str) -> None:
         )
     except errors.UserError as error:
         raise errors.UserError(f"{error}\n  set {flags}") from error
-    untold = [
+    differing_settings = [
         name
         for name in model_config.NOT_IN_TENSORS
         if getattr(found, name) != getattr(wanted, name)
     ]
-    if untold:
+    if differing_settings:
         differing = ", ".join(
             f"{name} {getattr(found, name)}, not {getattr(wanted, name)}"
-            for name in untold
+            for name in differing_settings
         )
         raise errors.UserError(
-            f"{source} has the config's tensors, but its model has {differing}: "
-            f"set {flags}"
+            f"{source} has the config's tensors but other settings ({differing}): set "
+            f"{flags}"
         )
 
 
@@ -166,14 +166,17 @@ def _check_heads(
     if wanted - found:
         fix = ""
         if "dino_head" in found:
-            fix = "one head serves both losses: set --config.ibot.separate_head=False, "
+            fix = (
+                "it has one head for both losses: set "
+                "--config.ibot.separate_head=False, "
+            )
         raise errors.UserError(
-            f"{source} holds no {', no '.join(sorted(wanted - found))}; {fix}{fresh}"
+            f"{source} has no {', no '.join(sorted(wanted - found))}; {fix}{fresh}"
         )
     if found - wanted and config.ibot.loss_weight:
         raise errors.UserError(
-            f"{source} holds an ibot_head of its own: set "
-            f"--config.ibot.separate_head=True, {fresh}"
+            f"{source} has a separate ibot_head: set --config.ibot.separate_head=True, "
+            f"{fresh}"
         )
     rows, flags = [], []
     for head in sorted(wanted):
@@ -193,7 +196,7 @@ def _check_heads(
         ]
     if rows:
         raise errors.UserError(
-            f"the heads of {source} do not fit the config: set {' '.join(flags)}, "
+            f"the heads of {source} do not match the config: set {' '.join(flags)}, "
             f"{fresh}\n" + "\n".join(rows)
         )
 
