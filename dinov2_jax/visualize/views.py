@@ -59,7 +59,7 @@ def size_in_patches(
     return columns * patch_size, rows * patch_size
 
 
-def look(
+def make_view(
     model: pretrained.Model,
     photograph: np.ndarray,
     name: str,
@@ -85,13 +85,13 @@ def look(
     config = model.module.config
     if config.in_chans != 3:
         raise errors.UserError(
-            f"the model takes {config.in_chans} channels: pictures are drawn only for "
-            "models of 3 channels (RGB)"
+            f"the model takes {config.in_chans} channels: only RGB models, with 3 "
+            "channels, can be drawn"
         )
     if size < config.patch_size:
         raise errors.UserError(
-            f"--size={size} is below one patch of this model, {config.patch_size} px: "
-            "518 is usual"
+            f"--size={size} is smaller than one patch of this model, "
+            f"{config.patch_size} px: try 518"
         )
     if not -config.depth <= block < config.depth:
         raise errors.UserError(

@@ -128,7 +128,7 @@ LARGE = [((9, 12), np.s_[1:8, 1:11]), ((12, 7), np.s_[1:10, 1:6])]  # more than 
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("planted", [PLANTED, LARGE])
-def test_foreground_is_the_planted_thing(planted, sign):
+def test_foreground_is_the_planted_object(planted, sign):
     grids, things = zip(*(_two_clusters(*p, seed=i) for i, p in enumerate(planted)))
     grids = [sign * grid for grid in grids]
     for mask, thing in zip(pca.foreground(grids), things, strict=True):
