@@ -81,7 +81,7 @@ POLICIES = {
     ),
 }
 _CHANNELS = {"rgb": 3, "gray": 1, "histology": 3}
-_NONSENSE = {
+_MEANINGLESS = {
     "gray": (tuple(_NO_COLOR), "one channel has no colour"),
     "multispectral": (
         (*_NO_COLOR, "solarize_probability"),
@@ -117,16 +117,16 @@ def problems(flat: dict[str, Any]) -> Iterator[str]:
             f"crops.policy = {policy!r} is for images of {wanted} channels, "
             f"model.in_chans = {channels}: set --config.crops.policy={fits[0]}"
         )
-    names, reason = _NONSENSE.get(policy, ((), ""))
+    names, reason = _MEANINGLESS.get(policy, ((), ""))
     for name in FIELDS:
         value = flat[f"crops.{name}"]
         if value is None:
             continue
         if name in names and value:
             yield (
-                f"crops.{name} = {value} makes no sense for crops.policy = "
-                f"{policy!r}, {reason}: leave it out"
+                f"crops.{name} = {value} has no meaning for crops.policy = {policy!r}, "
+                f"{reason}: leave it out"
             )
-        most = 0.5 if name == "hue" else 1.0
-        if not 0 <= value <= most:
-            yield f"crops.{name} = {value}: must lie between 0 and {most:g}"
+        maximum = 0.5 if name == "hue" else 1.0
+        if not 0 <= value <= maximum:
+            yield f"crops.{name} = {value}: must be between 0 and {maximum:g}"
