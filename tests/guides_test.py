@@ -24,7 +24,7 @@ def test_citation_names_the_version():
 
 
 @pytest.mark.parametrize("path", ["CONTRIBUTING.md", "AGENTS.md"])
-def test_what_the_guides_name_exists(path):
+def test_names_in_the_guides_exist(path):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     text = (ROOT / path).read_text()
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M)) <= set(targets)
