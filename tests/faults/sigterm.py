@@ -40,7 +40,7 @@ def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) ->
                 break
             assert process.returncode == 42, output
             step = runs.saved(workdir)[-1]
-            assert f"asked to end: saved step {step}; " in output
+            assert f"stopped on request: saved step {step}; " in output
             assert processes.steps_logged(workdir) == step  # nothing is lost
             terminated += 1
             say(terminated)
