@@ -161,7 +161,7 @@ class _Preflight:
     def clocks(self) -> str:
         """Compare the clocks of the hosts, which time checkpoints and events."""
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("look at the clock")
+            multihost_utils.sync_global_devices("all are ready to read the clock")
         texts = _gather_texts(f"{time.time():.3f} {socket.gethostname()}")
         times = [float(text.split()[0]) for text in texts]
         late, early = min(times), max(times)

@@ -113,7 +113,7 @@ def _convert(args: argparse.Namespace) -> None:
         if lost:
             report["warning"] = _warning(lost, weights.module, checked)
         report_lib.path_of(written).write_text(json.dumps(report, indent=2) + "\n")
-        destination.take(pathlib.Path(folder))
+        destination.replace_from(pathlib.Path(folder))
     _print_result(args.destination, report)
 
 

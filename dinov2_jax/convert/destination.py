@@ -82,7 +82,7 @@ class Destination:
             return True
         return origin in goal.parents and not report.path_of(self.path).is_file()
 
-    def take(self, folder: pathlib.Path) -> None:
+    def replace_from(self, folder: pathlib.Path) -> None:
         """Move everything written to `folder` here, replacing what was there.
 
         Old files are moved away first, and a file arrives after its companions, so that

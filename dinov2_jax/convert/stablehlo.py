@@ -270,7 +270,7 @@ def _describe(module, image_size, prepare) -> str:
     pixels = ""
     if config.in_chans == 3:
         mean, std = list(prepare.mean), list(prepare.std)
-        pixels = f" RGB in 0..1 less {mean}, divided by\n  {std}."
+        pixels = f" RGB in 0..1 minus {mean}, divided by\n  {std}."
     return _README.format(
         program=PROGRAM,
         weights=WEIGHTS,

@@ -233,8 +233,9 @@ class _Machine:
                     self._encoded[text] = text.encode("latin1")
                 return self._encoded[text]
         raise Refused(
-            f"data.pkl calls {getattr(function, 'name', 'what is not a function')} "
-            "with unknown arguments; refused, nothing was executed"
+            "data.pkl calls "
+            f"{getattr(function, 'name', 'an object that is not a function')} with "
+            "unknown arguments; refused, nothing was executed"
         )
 
 

@@ -55,14 +55,14 @@ def run(tmp_path):
     return run
 
 
-def test_the_absent_are_absent(run):
+def test_absent_packages_cannot_be_imported(run):
     for name in ABSENT:
         with pytest.raises(AssertionError, match="not installed here"):
             run("-c", f"import {name}")
 
 
 @pytest.mark.slow  # torch.compile
-def test_the_plan_of_a_gpu_runs_with_what_a_gpu_has(run, tmp_path):
+def test_gpu_plan_needs_only_packages_of_a_gpu_machine(run, tmp_path):
     pytest.importorskip("torch")
     flags = ["--tiny", "--plan=gpu", "--samples=1", f"--results={tmp_path}"]
     parts = ["attention", "step", "--only", "vitg14"]

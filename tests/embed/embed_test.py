@@ -286,7 +286,7 @@ def test_existing_output_needs_overwrite(photos, weights, tmp_path, capfd):
     assert out.read_bytes() == was
 
 
-def test_an_unfinished_run_of_other_settings_is_refused(
+def test_unfinished_run_with_different_settings_is_refused(
     photos, weights, tmp_path, monkeypatch, capfd
 ):
     out = tmp_path / "f.npy"

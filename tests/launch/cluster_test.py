@@ -313,7 +313,7 @@ def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
     assert_same_losses(workdir, alone)
 
 
-def test_a_process_that_fails_alone_does_not_wait(start):
+def test_single_failed_process_does_not_wait(start):
     """jax would have it wait five minutes for the other, which waits for it."""
     devices = {i: [f"--config.mesh.devices={2 + i}"] for i in range(2)}
     with start(2, more=devices) as cluster:

@@ -137,7 +137,7 @@ def test_foreground_is_the_planted_object(planted, sign):
         np.testing.assert_array_equal(mask, ~thing)
 
 
-def test_second_pca_is_of_the_foreground_alone():
+def test_second_pca_uses_only_the_foreground():
     grids, things = zip(*(_two_clusters(*p, seed=i) for i, p in enumerate(PLANTED)))
     colors = pca.joint_colors(grids, things)
     inside = np.concatenate([g[t] for g, t in zip(grids, things)])

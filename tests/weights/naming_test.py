@@ -109,7 +109,7 @@ def test_timm_with_registers_folds_the_class_position():
     np.testing.assert_array_equal(back["pos_embed"][:, 1:], weights["pos_embed"][:, 1:])
 
 
-def test_unknown_names_stay_to_be_reported():
+def test_unknown_names_are_kept():
     weights = random_weights.tensors(random_weights.small_shapes("vits14"))
     converted = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
     converted["classifier.weight"] = converted.pop("layernorm.weight")

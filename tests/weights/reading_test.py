@@ -401,7 +401,7 @@ def test_wrong_values_in_an_export_and_in_a_run(tmp_path, uninterrupted):
             reading.read(run)
 
 
-def test_a_report_of_wrong_values_is_refused_and_of_other_bytes_ignored(tmp_path):
+def test_report_with_wrong_values_is_refused_and_of_other_bytes_ignored(tmp_path):
     path = save(tmp_path / "a.pth", weights())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     good = {
