@@ -1,4 +1,4 @@
-"""A run that is killed and started again goes on as if nothing had happened."""
+"""A killed and restarted run equals an uninterrupted one."""
 
 import random
 import signal
@@ -179,7 +179,7 @@ def test_sigterm_saves_and_asks_for_a_restart(uninterrupted, in_process, tmp_pat
 
 
 def assert_saved_for_a_restart(workdir, finished):
-    """It saved its last step, which is returned, and left with the code for that."""
+    """Checks that a run saved its last step and exited with 42; returns the step."""
     assert finished.code == 42, finished.output
     saved = processes.saved_steps(workdir)[-1]
     assert finished.output.splitlines()[-1] == (

@@ -110,11 +110,11 @@ def make_policy(config: Any) -> Policy:
 def problems(flat: dict[str, Any]) -> Iterator[str]:
     """Yield the problems of a config's policy, given its flattened fields."""
     policy, channels = flat["crops.policy"], flat["model.in_chans"]
-    wanted = _CHANNELS.get(policy)
-    if wanted and channels != wanted:
+    expected = _CHANNELS.get(policy)
+    if expected and channels != expected:
         fits = [name for name in POLICIES if _CHANNELS.get(name, channels) == channels]
         yield (
-            f"crops.policy = {policy!r} is for images of {wanted} channels, "
+            f"crops.policy = {policy!r} is for images of {expected} channels, "
             f"model.in_chans = {channels}: set --config.crops.policy={fits[0]}"
         )
     names, reason = _MEANINGLESS.get(policy, ((), ""))

@@ -276,7 +276,7 @@ class Checkpointer:
             )
 
 
-def _differences(saved: Any, wanted: Any) -> list[str]:
+def _differences(saved: Any, expected: Any) -> list[str]:
     """List the arrays whose shape or dtype differs between two trees."""
 
     def arrays(tree):
@@ -287,11 +287,11 @@ def _differences(saved: Any, wanted: Any) -> list[str]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
 
-    before, now = arrays(saved), arrays(wanted)
+    saved, expected = arrays(saved), arrays(expected)
     return [
-        f"{name}: {before.get(name, 'none')} -> {now.get(name, 'none')}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        f"{name}: {saved.get(name, 'none')} -> {expected.get(name, 'none')}"
+        for name in sorted(saved.keys() | expected.keys())
+        if saved.get(name) != expected.get(name)
     ]
 
 

@@ -70,14 +70,14 @@ def same_tensors(path: pathlib.Path, weights: reading.Weights, heads: bool) -> b
 
 
 def relative_errors(
-    found: dict[str, np.ndarray], expected: dict[str, np.ndarray]
+    actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 ) -> dict[str, float]:
     """Return |found - expected| / |expected| (L2) of the worst image, by output."""
     worst = {}
     for name, array in expected.items():
         if not array.size:
             continue
-        difference = np.abs(found[name].astype(np.float64) - array)
+        difference = np.abs(actual[name].astype(np.float64) - array)
         axes = tuple(range(1, array.ndim))
         scale = np.sqrt(np.sum(array.astype(np.float64) ** 2, axis=axes))
         error = np.sqrt(np.sum(difference**2, axis=axes)) / np.maximum(scale, 1e-30)
@@ -282,8 +282,8 @@ def run(
 
 
 def _compare(run_model: Run, images, weights) -> dict[str, Any]:
-    found, expected = run_model(images), expected_features(weights, images)
+    actual, expected = run_model(images), expected_features(weights, images)
     return {
         "images": list(images.shape),
-        "relative_error": relative_errors(found, expected),
+        "relative_error": relative_errors(actual, expected),
     }

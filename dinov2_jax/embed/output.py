@@ -65,10 +65,10 @@ def check(out: pathlib.Path) -> None:
 def is_complete(out: pathlib.Path, settings: Mapping[str, Any]) -> bool:
     """Return whether the file exists and was computed with these settings."""
     try:
-        found = json.loads(description_of(out).read_bytes())
+        description = json.loads(description_of(out).read_bytes())
         return (
-            found["settings"] == json.loads(json.dumps(settings))
-            and found["bytes"] == out.stat().st_size
+            description["settings"] == json.loads(json.dumps(settings))
+            and description["bytes"] == out.stat().st_size
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False

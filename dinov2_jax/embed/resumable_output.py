@@ -100,13 +100,13 @@ class Unfinished:
 
     def _refuse_another_run(self) -> None:
         try:
-            found = json.loads((self._folder / "run.json").read_bytes())
+            saved_settings = json.loads((self._folder / "run.json").read_bytes())
         except (OSError, ValueError):
-            found = None  # killed before anything was written
-        if found == self._settings:
+            saved_settings = None  # killed before anything was written
+        if saved_settings == self._settings:
             return
-        if found is not None and not self._overwrite:
-            names = [k for k, v in self._settings.items() if found.get(k) != v]
+        if saved_settings is not None and not self._overwrite:
+            names = [k for k, v in self._settings.items() if saved_settings.get(k) != v]
             raise errors.UserError(
                 f"{self._folder} holds an unfinished run with different "
                 f"{' and '.join(names) or 'settings'}: finish it with its own flags "

@@ -99,9 +99,9 @@ def make_view(
             "for the last"
         )
     height, width = photograph.shape[:2]
-    wanted = size_in_patches(width, height, size, config.patch_size)
+    target_size = size_in_patches(width, height, size, config.patch_size)
     pixels = np.asarray(
-        Image.fromarray(photograph).resize(wanted, Image.Resampling.BICUBIC)
+        Image.fromarray(photograph).resize(target_size, Image.Resampling.BICUBIC)
     )
     features = model(
         model.preprocessing.normalize(pixels)[None],

@@ -1,4 +1,4 @@
-"""python -m benchmarks at tiny sizes, where a machine for measuring lacks packages."""
+"""python -m benchmarks at tiny sizes, without optional packages."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ ABSENT = ("grain", "tensorboard", "tensorflow_datasets")
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs Python where importing what is absent fails; returns its output."""
+    """Runs Python without the absent packages; returns its output."""
     for name in ABSENT:
         (tmp_path / "absent" / name).mkdir(parents=True)
         (tmp_path / "absent" / name / "__init__.py").write_text(

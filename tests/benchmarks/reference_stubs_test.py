@@ -1,4 +1,4 @@
-"""What stands in for xFormers, against slow definitions."""
+"""Stand-ins for xFormers against slow definitions."""
 
 import pytest
 

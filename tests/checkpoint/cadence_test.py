@@ -8,7 +8,7 @@ RARE = (*processes.DEBUG, "--config.checkpoint.every=1000")
 
 
 def test_save_is_due_after_the_interval(uninterrupted, in_process, tmp_path):
-    """Here after every step; the run learns the same."""
+    """Saving after every step does not change the losses."""
     workdir = tmp_path / "run"
     finished = in_process.run(
         *RARE,

@@ -72,7 +72,7 @@ def test_changed_config_is_refused(resumable, in_process):
 
 
 def test_changed_config_without_a_checkpoint(resumable, in_process):
-    """There is nothing to go on from, so the run begins anew."""
+    """Without a checkpoint the run starts over."""
     shutil.rmtree(resumable / "checkpoints")
     finished = in_process.run(
         *processes.DEBUG,
@@ -104,7 +104,7 @@ def remove_all_files(folder):
 
 
 def flip_a_bit(folder):
-    """In the largest file, which orbax restores without a word."""
+    """Flips a bit of the largest file, which orbax restores silently."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())

@@ -1,4 +1,4 @@
-"""Checksums of checkpoints: what orbax lets pass, found every time."""
+"""Checksums of checkpoints find damage that orbax does not."""
 
 import shutil
 

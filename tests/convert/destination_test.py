@@ -1,4 +1,4 @@
-"""What a conversion replaces, and what is there when it is interrupted."""
+"""What a conversion replaces, and the state after an interruption."""
 
 import os
 import pathlib

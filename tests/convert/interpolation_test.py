@@ -26,7 +26,7 @@ def off_grid(model, images):
 
 @pytest.mark.parametrize("target", ["torch-hub", "safetensors", "huggingface", "timm"])
 def test_interpolation_that_a_target_loses(tmp_path, target, capsys):
-    """Said on screen and in the report, and known where the report is there."""
+    """A warning on screen and in the report, which the reader uses."""
     source = conversions.own_export(tmp_path / "mine", settings=CONFIGS_OWN)
     path = tmp_path / conversions.TARGETS[target]
     assert conversions.run(source, path, "--to", target) == 0

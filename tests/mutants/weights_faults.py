@@ -13,8 +13,8 @@ FAULTS = (
     Fault(
         "checkpoint-of-another-dtype-is-cast",
         "dinov2_jax/checkpoint/checkpointer.py",
-        "if before.get(name) != now.get(name)",
-        "if (name in before) != (name in now)",
+        "if saved.get(name) != expected.get(name)",
+        "if (name in saved) != (name in expected)",
         ("checkpoint/checkpointer_test.py::test_saves_and_restores",),
     ),
     Fault(

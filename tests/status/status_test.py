@@ -1,4 +1,4 @@
-"""What `python -m dinov2_jax.status` says of real runs."""
+"""Output of `python -m dinov2_jax.status` for real runs."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""Maps by what was planted in them, and the pictures by where they are bright."""
+"""Attention maps of planted attention, and the brightness of pictures."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The sheet by what must be where; files by what is left of a failed write."""
+"""Positions on the sheet, and files after a failed write."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Components against scikit-learn's PCA; the picture by what must be where."""
+"""Components against scikit-learn's PCA, and positions in the picture."""
 
 import numpy as np
 import pytest

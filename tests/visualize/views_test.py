@@ -1,4 +1,4 @@
-"""What is taken from the model, against the whole model's output."""
+"""Views against the output of the whole model."""
 
 import dataclasses
 

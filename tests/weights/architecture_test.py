@@ -156,7 +156,7 @@ def test_a_mismatch_is_a_table_with_its_likely_cause(found, cause, row):
 
 @pytest.mark.parametrize("missing", ["gamma", "attn.qkv.bias", "mlp.fc1.bias"])
 def test_a_released_size_has_every_tensor(missing):
-    """Whatever lacks a kind of tensor everywhere is damaged, not another model."""
+    """A file without one kind of tensor is damaged, not another model."""
     recorded = random_weights.shapes("dinov2_vits14")
     damaged = {k: s for k, s in recorded.items() if not k.endswith(missing)}
     assert len(recorded) - len(damaged) >= 12

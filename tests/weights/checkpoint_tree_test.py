@@ -1,4 +1,4 @@
-"""Whose weights a training checkpoint holds, whatever wraps them."""
+"""Owners of the weights in training checkpoints, in every wrapping."""
 
 import json
 

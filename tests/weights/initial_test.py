@@ -1,4 +1,4 @@
-"""Runs that start from weights: what is taken over, what is refused, what then moves.
+"""Runs that start from weights: what is loaded, refused and then trained.
 
 Run as a program, this file is one of two processes with four devices each; a test
 starts both.
@@ -305,7 +305,7 @@ def test_a_released_size_is_named_by_its_arch():
 
 @pytest.mark.parametrize("name", official.NAMES)
 def test_adapt_takes_every_released_backbone(name):
-    """As it stands, or after what the message says to set."""
+    """As it is, or after setting what the message names."""
     c = adapt.get_config()
 
     def check():

@@ -1,4 +1,4 @@
-"""Names against the recorded key lists of every world, values there and back."""
+"""Names against recorded key lists of every library; values round-trip."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Real files of every world, and files that must be refused."""
+"""Real files of every library, and files that must be refused."""
 
 import hashlib
 import json
@@ -307,7 +307,7 @@ def test_damaged_json_files(tmp_path):
 
 
 def test_wrong_values_in_the_files_of_a_folder(tmp_path):
-    """None of them is a crash."""
+    """Wrong values give a one-line error."""
     source, folder = save(tmp_path / "a.pth", weights()), tmp_path / "hf"
     flags = ["--to", "huggingface", "--no-verify", "--num-heads=4"]
     assert convert.main([str(source), str(folder), *flags]) == 0

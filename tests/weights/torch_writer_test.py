@@ -1,4 +1,4 @@
-"""What is written, as torch and zip tools read it."""
+"""Written files as torch and zip tools read them."""
 
 import hashlib
 import os
