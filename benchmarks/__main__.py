@@ -38,28 +38,33 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each contestant")
+    parser.add_argument("--samples", type=int, default=5, help="samples of each run")
     parser.add_argument(
-        "--rounds", type=int, default=1, help="starts of each contestant"
-    )
-    parser.add_argument("--samples", type=int, default=5, help="of each start")
-    parser.add_argument(
-        "--minutes", type=float, help="for all parts; what is left out says so"
+        "--minutes", type=float, help="time for all parts; the rest is skipped"
     )
     parser.add_argument(
-        "--reference", default="", metavar="CLONE", help="of facebookresearch/dinov2"
+        "--reference",
+        default="",
+        metavar="CLONE",
+        help="clone of facebookresearch/dinov2",
     )
-    parser.add_argument("--only", nargs="+", default=[], help="workloads of step, aot")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="workloads of step and aot to run"
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="of the configs: model.remat=selective",
+        help="config fields to change: model.remat=selective",
     )
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
-    parser.add_argument("--tiny", action="store_true", help="sizes for a test")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, for a test")
     parser.add_argument(
-        "--plan", choices=("cpu", "gpu"), help="instead of the device's"
+        "--plan",
+        choices=("cpu", "gpu"),
+        help="workloads to run instead of the device's",
     )
     return parser.parse_args(arguments)
 

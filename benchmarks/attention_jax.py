@@ -28,8 +28,8 @@ def measure(implementation: str, length: int, args: argparse.Namespace) -> dict:
         )
 
     def both(qkv, grad):
-        out, pull = jax.vjp(forward, qkv)
-        return out, pull(grad)
+        out, pullback = jax.vjp(forward, qkv)
+        return out, pullback(grad)
 
     report = {}
     try:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from benchmarks import timing, workers
 from benchmarks.settings import Settings
 
-_LEAST_SECONDS = 15  # with less time left, nothing is started
+_MIN_SECONDS = 15  # with less time left, nothing is started
 
 # Reports by contestant, {"seconds": [...], "ratios": [...], ...}, with "error" if it
 # failed. Lists are joined over all rounds; the other values are from the last round.
@@ -25,24 +25,26 @@ class Contestant(NamedTuple):
     command: workers.Command
 
 
-def in_turns(args: Settings) -> bool:
+def takes_turns(args: Settings) -> bool:
     """Return whether the contestants run side by side and take turns."""
     return args.plan == args.device["platform"] == "cpu"
 
 
 def groups(contestants: Sequence[Contestant], args: Settings) -> list[list[Contestant]]:
-    """Split contestants into the groups that `hold` measures together."""
-    if in_turns(args):
+    """Split contestants into the groups that `measure_round` measures together."""
+    if takes_turns(args):
         return [list(contestants)]
     return [[contestant] for contestant in contestants]
 
 
-def hold(group: Sequence[Contestant], measured: Measured, args: Settings) -> None:
+def measure_round(
+    group: Sequence[Contestant], measured: Measured, args: Settings
+) -> None:
     """Measure a round of a group, add it to `measured`; the first is the baseline."""
     names = [contestant.name for contestant in group]
     print(f"  {', '.join(names)}", file=sys.stderr, flush=True)
     found = measure([contestant.command for contestant in group], args)
-    if in_turns(args):
+    if takes_turns(args):
         add_ratios(found)
     for name, result in zip(names, found, strict=True):
         add(measured.setdefault(name, {"seconds": []}), result)
@@ -53,7 +55,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Return the report of each command, or {"error": reason}."""
     left = args.seconds_left()
-    if left is not None and left < _LEAST_SECONDS:
+    if left is not None and left < _MIN_SECONDS:
         return [{"error": "out of time"}] * len(commands)
     if len(commands) > 1:
         found = workers.alternate(commands, args.samples, left)

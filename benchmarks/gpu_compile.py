@@ -30,7 +30,7 @@ H200 = pathlib.Path(aot.__file__).with_name("h200.txtpb")
 
 
 @contextlib.contextmanager
-def printed() -> Iterator[list[str]]:
+def capture_output() -> Iterator[list[str]]:
     """Capture what the process prints, C++ included, as the only entry of a list."""
     text = []
     sys.stdout.flush()
@@ -82,7 +82,7 @@ def compile_one(module, direction: str, length: int, device) -> None:
     function = training(attend) if direction == "training" else attend
     name = module.__name__.rpartition("_")[2]
     try:
-        with printed() as text:
+        with capture_output() as text:
             compiled = jax.jit(function).lower(qkv).compile()
     except NotImplementedError as error:
         print(length, name, direction, error)

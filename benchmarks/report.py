@@ -16,17 +16,19 @@ def by_device(part: str, args: settings.Settings) -> str:
     return f"{part}-" + re.sub(r"\W+", "-", args.device["kind"]).lower()
 
 
-def write(name: str, args: settings.Settings, rows: Sequence[Row], **more: Any) -> None:
+def write(
+    name: str, args: settings.Settings, rows: Sequence[Row], **fields: Any
+) -> None:
     """Rewrite a part's file; call it after each measurement, so that none is lost."""
     args.results.mkdir(parents=True, exist_ok=True)
-    about = environment.describe() | {
+    header = environment.describe() | {
         "device": args.device,
         "rounds": args.rounds,
         "samples": args.samples,
         "tiny": args.tiny,
         "overrides": args.overrides,
     }
-    text = json.dumps(about | more | {"rows": list(rows)}, indent=1)
+    text = json.dumps(header | fields | {"rows": list(rows)}, indent=1)
     files.write_text(args.results / f"{name}.json", text + "\n")
 
 

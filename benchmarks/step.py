@@ -76,15 +76,15 @@ def run(args: Settings) -> None:
         print(f"step has no workload among {', '.join(args.only)}", file=sys.stderr)
         return
     measured: dict[str, contest.Measured] = {name: {} for name in configs}
-    for workload, group in most_telling_first(groups) * args.rounds:
+    for workload, group in order_by_importance(groups) * args.rounds:
         print(f"  {workload.name}:", file=sys.stderr, end="")
-        contest.hold(group, measured[workload.name], args)
+        contest.measure_round(group, measured[workload.name], args)
         rows = summarize(measured, configs, args)
         report.write(report.by_device("step", args), args, rows)
     report.show(COLUMNS, rows)
 
 
-def most_telling_first(groups: list[list[Group]]) -> list[Group]:
+def order_by_importance(groups: list[list[Group]]) -> list[Group]:
     """Put the first two groups of each workload first, in case time runs out."""
     return [
         group

@@ -151,19 +151,19 @@ def check(config: Any) -> None:
 def _problems(config: Any) -> Iterator[str]:
     flat = flatten(config)
     required = {*_CHOICES, *_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_LISTS}
-    lacking = {*required, *_ARCHITECTURE} - flat.keys()
-    if lacking:
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    missing_fields = {*required, *_ARCHITECTURE} - flat.keys()
+    if missing_fields:
+        more = f" and {len(missing_fields) - 3} more" if len(missing_fields) > 3 else ""
         yield (
-            f"the config lacks {', '.join(sorted(lacking)[:3])}{more}: begin it with "
-            "`c = default.get_config()` of configs/default.py"
+            f"the config is missing {', '.join(sorted(missing_fields)[:3])}{more}: "
+            "start it with `c = default.get_config()` from configs/default.py"
         )
         return
-    before = 0
+    num_problems = 0
 
     def bad(name: str, fix: str) -> str:
-        nonlocal before
-        before += 1
+        nonlocal num_problems
+        num_problems += 1
         return f"{name} = {flat[name]!r}: {fix}"
 
     for name, choices in _CHOICES.items():
@@ -180,10 +180,10 @@ def _problems(config: Any) -> Iterator[str]:
             yield bad(name, "must not be negative")
     for name in _SHARES:
         if not 0 <= flat[name] <= 1:
-            yield bad(name, "must lie between 0 and 1")
+            yield bad(name, "must be between 0 and 1")
     for name in ("crops.global_crops_scale", "crops.local_crops_scale"):
         if not _is_range(flat[name]) or not flat[name][0] > 0:
-            yield bad(name, "must be two shares of the area, 0 < low <= high <= 1")
+            yield bad(name, "must be two fractions of the area, 0 < low <= high <= 1")
     for name in ("optim.adamw_beta1", "optim.adamw_beta2"):
         if flat[name] == 1:
             yield bad(name, "must be below 1: the bias correction divides by 1 - beta")
@@ -205,9 +205,9 @@ def _problems(config: Any) -> Iterator[str]:
             yield bad(name, "must be above 0")
     if not _is_range(flat["ibot.mask_ratio_min_max"]):
         yield bad(
-            "ibot.mask_ratio_min_max", "must be two shares, 0 <= low <= high <= 1"
+            "ibot.mask_ratio_min_max", "must be two fractions, 0 <= low <= high <= 1"
         )
-    if before:
+    if num_problems:
         return  # the checks below divide by these numbers
     yield from _combinations(flat)
 
@@ -280,8 +280,8 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
     for name in ("data.path", "data.tfds_name"):
         if flat["data.source"] == "photos" and flat[name]:
             yield (
-                f"{name} = {flat[name]!r} is not looked at where data.source = "
-                "'photos': set --config.data.source=auto"
+                f"{name} = {flat[name]!r} has no effect with data.source = 'photos': "
+                "set --config.data.source=auto"
             )
     yield from policies.problems(flat)
     yield from _channels(flat)
@@ -294,8 +294,8 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
         for name, value in _STARTS_FROM.items():
             if flat[name] != value:
                 yield (
-                    f"{name} = {flat[name]!r} says how to start from other weights: "
-                    "name them with --config.init.source=..."
+                    f"{name} = {flat[name]!r} has no effect without initial weights: "
+                    "set --config.init.source=..."
                 )
     if flat["init.heads_only_steps"] > flat["train.steps"]:
         yield (
@@ -315,8 +315,8 @@ def _channels(flat: dict[str, Any]) -> Iterator[str]:
     channels = flat["model.in_chans"]
     if channels not in (1, 3) and flat["data.source"] == "photos":
         yield (
-            f"model.in_chans = {channels}: the photos source gives 3 channels, or 1; "
-            "set --config.model.in_chans=3 or another --config.data.source"
+            f"model.in_chans = {channels}: the photos source has 3 channels or 1: set "
+            "--config.model.in_chans=3 or another --config.data.source"
         )
     for name in ("data.mean", "data.std"):
         given = len(flat[name])
@@ -333,21 +333,21 @@ def check_cluster(config: Any, num_processes: int, num_devices: int) -> None:
 
     Without this check, every host that finds no cluster would train its own model.
     """
-    there = {"processes": num_processes, "devices": num_devices}
-    wrong = [
-        f"mesh.{name} = {config.mesh[name]}, but there are {there[name]}"
-        for name in there
-        if config.mesh[name] and config.mesh[name] != there[name]
+    actual = {"processes": num_processes, "devices": num_devices}
+    mismatches = [
+        f"mesh.{name} = {config.mesh[name]}, but there are {actual[name]}"
+        for name in actual
+        if config.mesh[name] and config.mesh[name] != actual[name]
     ]
-    if not wrong:
+    if not mismatches:
         return
-    fix = "see why the others did not come (docs/launch.md), or change the field"
+    fix = "find out why the others are missing (docs/launch.md) or change the field"
     if num_processes == 1 < config.mesh.processes:
         fix = (
             "jax found no cluster here: start the run with launch/, or give "
             "--coordinator, --num_processes and --process_id"
         )
-    raise errors.UserError(f"{'; '.join(wrong)}: {fix}")
+    raise errors.UserError(f"{'; '.join(mismatches)}: {fix}")
 
 
 def check_devices(config: Any, num_devices: int) -> None:
@@ -355,25 +355,24 @@ def check_devices(config: Any, num_devices: int) -> None:
     replica, fsdp = config.mesh.replica, config.mesh.fsdp
     if replica and fsdp and replica * fsdp != num_devices:
         raise errors.UserError(
-            f"mesh.replica = {replica} times mesh.fsdp = {fsdp} are {replica * fsdp}, "
-            f"but there are {num_devices} devices: leave one of them 0, which is "
-            "whatever the other leaves"
+            f"mesh.replica = {replica} times mesh.fsdp = {fsdp} is {replica * fsdp}, "
+            f"but there are {num_devices} devices: set one of them to 0 to infer it"
         )
     for name, size in (("replica", replica), ("fsdp", fsdp)):
         if size and num_devices % size:
             raise errors.UserError(
-                f"mesh.{name} = {size} does not divide the {num_devices} devices: "
-                "use one of their divisors"
+                f"mesh.{name} = {size} does not divide the {num_devices} devices: use "
+                f"a divisor of {num_devices}"
             )
     batch, group = config.train.batch_size, config.train.group_size
     groups = batch // group
     if groups % num_devices:
-        fitting = [
+        valid_sizes = [
             size
             for size in range(2, batch + 1)
             if batch % size == 0 and batch // size % num_devices == 0
         ]
-        nearest = min(fitting, key=lambda size: abs(size - group), default=None)
+        nearest = min(valid_sizes, key=lambda size: abs(size - group), default=None)
         fix = (
             f"use --config.train.group_size={nearest}"
             if nearest

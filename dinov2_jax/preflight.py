@@ -56,14 +56,14 @@ def preflight(
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     if not distributed.joined():  # a single process can stop at once
         cli.exit_on_signals()
-    flight = _Preflight(config, workdir)
+    checks = _Preflight(config, workdir)
     try:
-        good = _try_all(flight)
+        passed = _try_all(checks)
     finally:
-        flight.remove_scratch()
+        checks.remove_scratch()
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("all have seen all results")
-    return 0 if good else errors.BAD_INPUT
+        multihost_utils.sync_global_devices("all results are received")
+    return 0 if passed else errors.BAD_INPUT
 
 
 def _try_all(flight: "_Preflight") -> bool:
@@ -79,45 +79,47 @@ def _try_all(flight: "_Preflight") -> bool:
         "step": (flight.step, ("data", "weights")),
         "saving": (flight.saving, ("step", "one folder")),
     }
-    good: dict[str, bool] = {}
+    passed: dict[str, bool] = {}
     for name, (check, needs) in checks.items():
-        missing = [need for need in needs if not good[need]]
+        missing = [need for need in needs if not passed[need]]
         if missing:
-            _say("skipped", name, f"needs {' and '.join(missing)}")
-        good[name] = not missing and _agree(name, check)
-    return all(good.values())
+            _print_result("skipped", name, f"needs {' and '.join(missing)}")
+        passed[name] = not missing and _agree(name, check)
+    return all(passed.values())
 
 
 def _agree(name: str, check: Callable[[], str]) -> bool:
     """Run a check in all processes, print the result, return whether all passed."""
     try:
-        good, text = True, check()
+        passed, text = True, check()
     except Exception as error:  # any error would have stopped the run
-        good, text = False, " ".join(str(error).split()) or type(error).__name__
-    found = [(said[0] == "+", said[1:]) for said in _everyone("-+"[good] + text)]
+        passed, text = False, " ".join(str(error).split()) or type(error).__name__
+    results = [
+        (text[0] == "+", text[1:]) for text in _gather_texts("-+"[passed] + text)
+    ]
     bad = [
         f"process {i}: {text}" if i else text
-        for i, (good, text) in enumerate(found)
-        if not good
+        for i, (passed, text) in enumerate(results)
+        if not passed
     ]
     if bad:
-        _say("WRONG", name, "; ".join(bad))
+        _print_result("WRONG", name, "; ".join(bad))
     else:
-        _say("ok", name, found[0][1])
+        _print_result("ok", name, results[0][1])
     return not bad
 
 
-def _say(result: str, name: str, text: str) -> None:
+def _print_result(result: str, name: str, text: str) -> None:
     if jax.process_index() == 0:
         print(f"{result:7}  {name:10}  {text}", flush=True)
 
 
-def _everyone(text: str) -> list[str]:
+def _gather_texts(text: str) -> list[str]:
     """Gather a text from each process, ordered by process index."""
-    said = np.zeros(_MAX_TEXT, np.uint8)
+    buffer = np.zeros(_MAX_TEXT, np.uint8)
     encoded = np.frombuffer(text.encode()[:_MAX_TEXT], np.uint8)
-    said[: len(encoded)] = encoded
-    rows = np.asarray(multihost_utils.process_allgather(said)).reshape(-1, _MAX_TEXT)
+    buffer[: len(encoded)] = encoded
+    rows = np.asarray(multihost_utils.process_allgather(buffer)).reshape(-1, _MAX_TEXT)
     return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
 
 
@@ -149,23 +151,23 @@ class _Preflight:
         )
         start = time.monotonic()
         add = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))
-        found = float(add(x))
-        if found != numbers.sum():
+        total = float(add(x))
+        if total != numbers.sum():
             raise errors.UserError(
-                f"the sum over all devices is {found:g} instead of {numbers.sum():g}: "
-                "a device or a link is broken; run the maker's diagnostics"
+                f"the sum over all devices is {total:g} instead of {numbers.sum():g}: "
+                "a device or a link is broken; run the vendor's diagnostics"
             )
-        return f"the sum over all devices is right, {time.monotonic() - start:.1f} s"
+        return f"the sum over all devices is correct, {time.monotonic() - start:.1f} s"
 
     def clocks(self) -> str:
         """Compare the clocks of the hosts, which time checkpoints and events."""
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("look at the clock")
-        said = _everyone(f"{time.time():.3f} {socket.gethostname()}")
-        times = [float(text.split()[0]) for text in said]
+            multihost_utils.sync_global_devices("all are ready to read the clock")
+        texts = _gather_texts(f"{time.time():.3f} {socket.gethostname()}")
+        times = [float(text.split()[0]) for text in texts]
         late, early = min(times), max(times)
         if early - late > _MAX_SKEW:
-            behind, ahead = (said[times.index(t)].split()[1] for t in (late, early))
+            behind, ahead = (texts[times.index(t)].split()[1] for t in (late, early))
             raise errors.UserError(
                 f"the clock of {behind} is {early - late:.0f} s behind that of "
                 f"{ahead}: start chronyd or another time service on both"
@@ -183,11 +185,11 @@ class _Preflight:
         path = self.workdir / "checkpoints"
         path = path if path.is_dir() else self.workdir
         keep = self.config.checkpoint.keep_last
-        full = disk_space.check(path, needed=needed, keep_last=keep)
-        if full:
-            raise errors.UserError(full)
+        warning = disk_space.check(path, needed=needed, keep_last=keep)
+        if warning:
+            raise errors.UserError(warning)
         room = disk_space.needed_and_free(path, needed)
-        return f"written, renamed and synchronised; of each checkpoint {room}"
+        return f"files can be written, renamed and synced; per checkpoint {room}"
 
     def _file(self, process: int) -> pathlib.Path:
         return self.scratch / f"process-{process}"
@@ -199,10 +201,10 @@ class _Preflight:
         while missing := [i for i in everyone if not self._file(i).exists()]:
             if time.monotonic() > deadline:
                 raise errors.UserError(
-                    f"{self.scratch} on {socket.gethostname()} lacks what "
-                    f"{messages.counted(len(missing), 'process', 'processes')} wrote "
-                    f"there, such as process {missing[0]}: --workdir must be one "
-                    "folder for all, on a shared file system"
+                    f"{self.scratch} on {socket.gethostname()} is missing the files of "
+                    f"{messages.counted(len(missing), 'process', 'processes')}, such "
+                    f"as process {missing[0]}: --workdir must be the same folder for "
+                    "all processes, on a shared file system"
                 )
             time.sleep(0.1)
         return f"{self.workdir} is the same folder for all"
@@ -234,7 +236,7 @@ class _Preflight:
         """Describe the unreadable images of the first batch, which were replaced."""
         if not len(bad):
             return ""
-        said = (
+        summary = (
             f"{messages.counted(len(bad), 'image')} of the first batch cannot be read, "
             f"such as {bad[0]['name']} ({bad[0]['reason']})"
         )
@@ -242,10 +244,10 @@ class _Preflight:
         allowed = self.config.data.max_bad_share
         if len(bad) > allowed * (read + len(bad)):  # each was replaced by another
             raise errors.UserError(
-                f"{said}, more than data.max_bad_share = {allowed}: see `python -m "
+                f"{summary}, more than data.max_bad_share = {allowed}: see `python -m "
                 "dinov2_jax.data scan`"
             )
-        return f"; {said}, which data.max_bad_share = {allowed} allows"
+        return f"; {summary}, which data.max_bad_share = {allowed} allows"
 
     def weights(self) -> str:
         """Read the weights that the run starts from."""
@@ -265,11 +267,11 @@ class _Preflight:
                 state, metrics = compiled(state, batch, scalars)
                 values = {name: np.asarray(x).item() for name, x in metrics.items()}
                 times.append(time.monotonic() - start)
-        wrong = [f"{k} = {v}" for k, v in values.items() if not math.isfinite(v)]
-        if wrong:
+        non_finite = [f"{k} = {v}" for k, v in values.items() if not math.isfinite(v)]
+        if non_finite:
             raise errors.UserError(
-                f"the first steps are not finite ({', '.join(wrong)}): look at the "
-                "images, --config.init.source and --config.model.dtype"
+                f"the first steps gave non-finite values ({', '.join(non_finite)}): "
+                "check the images, --config.init.source and --config.model.dtype"
             )
         self.state = state
         return (

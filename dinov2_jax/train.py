@@ -70,11 +70,11 @@ def train(
         if lock:
             stack.callback(lock.close)
         process = jax.process_index()
-        watching = watchdog.Watchdog(
+        hang_watchdog = watchdog.Watchdog(
             config.train.hang_timeout, workdir, process=process
         )
-        stack.callback(watching.close)
-        run = Run(config, workdir, source, account, watching)
+        stack.callback(hang_watchdog.close)
+        run = Run(config, workdir, source, account, hang_watchdog)
         profiler = profiler_lib.Profiler(workdir, steps=profile, process=process)
         error = None
         try:
@@ -105,18 +105,18 @@ class Run:
         workdir: pathlib.Path,
         source: base.Source,
         account: timing.TimeAccount,
-        watching: watchdog.Watchdog,
+        hang_watchdog: watchdog.Watchdog,
     ):
         self.config, self.workdir, self.source = config, workdir, source
-        self.account, self.watchdog = account, watching
+        self.account, self.watchdog = account, hang_watchdog
         self.trainer = trainer.Trainer(config)
         self.evaluator = evaluator.make_evaluator(
             config, self.trainer.meta_arch, self.trainer.mesh
         )
         self.guard = rollback.make_loss_guard(config)
         self.rollbacks = rollback.Rollbacks(workdir)
-        another = config_lib.differing(config, workdir)
-        moved = config_lib.moved(config, workdir)
+        changed_fields = config_lib.differing(config, workdir)
+        moved_paths = config_lib.moved(config, workdir)
         self.checkpoints = checkpointer.Checkpointer(
             workdir,
             keep_last=config.checkpoint.keep_last,
@@ -124,16 +124,16 @@ class Run:
         )
         lines = self._restore()
         if self.start_step < config.train.steps:
-            room = disk_space.check(
+            space_warning = disk_space.check(
                 self.checkpoints.path,
                 needed=disk_space.bytes_of(self.trainer.state),
                 keep_last=config.checkpoint.keep_last,
             )
-            lines += [room] if room else []
-        leads = jax.process_index() == 0
-        if not self.start_step and (another or moved):  # a new run
-            self.rollbacks.forget(write=leads)
-        if leads:
+            lines += [space_warning] if space_warning else []
+        is_first_process = jax.process_index() == 0
+        if not self.start_step and (changed_fields or moved_paths):  # a new run
+            self.rollbacks.forget(write=is_first_process)
+        if is_first_process:
             workdir_lib.write_config(config, workdir)
         self.log = logger.make_run_log(config, workdir, self.start_step, account)
         self.watchdog.report = lambda doing, path: self.log.events.add(
@@ -144,10 +144,10 @@ class Run:
         )
         self.log.message(self._banner())
         changed = workdir_lib.update_data_record(
-            source, workdir, resumed=self.start_step > 0, write=leads
+            source, workdir, resumed=self.start_step > 0, write=is_first_process
         )
-        if self.start_step and moved:
-            lines.append(f"{'; '.join(moved)}: the same images in another place")
+        if self.start_step and moved_paths:
+            lines.append(f"{'; '.join(moved_paths)}: same images at a new location")
         lines += [f"warning: {line}" for line in source.warnings()]
         lines += [changed] if changed else []
         lines += _doubts(config)
@@ -195,7 +195,7 @@ class Run:
         if self.start_step >= self.config.train.steps:
             logging.info(
                 "nothing to do: step %d of %d is done; raise --config.train.steps to "
-                "go on, or choose another --workdir",
+                "continue, or choose another --workdir",
                 self.start_step,
                 self.config.train.steps,
             )
@@ -255,13 +255,13 @@ class Run:
                 self._finish(*pending)
             pending = (step + 1, step_metrics)
             preempted = distributed.preempted(step + 1) and step + 1 < total
-            late = self.cadence.due(step + 1)
-            if preempted or late or self._due(step + 1):
+            save_due = self.cadence.due(step + 1)
+            if preempted or save_due or self._due(step + 1):
                 self._finish(*pending)
                 pending = None
                 if preempted:
-                    self._save_and_leave(step + 1)
-                self._evaluate_and_save(step + 1, late)
+                    self._save_and_exit(step + 1)
+                self._evaluate_and_save(step + 1, save_due)
                 self.log.rates.restart()
                 self.log.compilations.expect()
         traced = profiler.close()
@@ -333,7 +333,7 @@ class Run:
     def _evaluate_every(self) -> int:
         return self.config.evaluation.every if self.evaluator else 0
 
-    def _evaluate_and_save(self, step: int, late: bool) -> None:
+    def _evaluate_and_save(self, step: int, save_due: bool) -> None:
         last = step == self.config.train.steps
         every = self._evaluate_every()
         if self.evaluator and (last or (every and step % every == 0)):
@@ -341,7 +341,7 @@ class Run:
             if last:
                 self._picture(backbone)
         every = self.config.checkpoint.every
-        due = late or step % every == 0 or self.checkpoints.failed
+        due = save_due or step % every == 0 or self.checkpoints.failed
         # Do not save weights with a bad loss: a rollback would return to them.
         if last or (due and not self.guard.in_a_row):
             next_save = min(step - step % every + every, self.config.train.steps)
@@ -363,13 +363,13 @@ class Run:
         else:
             self.log.events.add("save", step=step)
 
-    def _save_and_leave(self, step: int) -> None:
-        saved = "the loss is not sane, so the last checkpoint stands"
+    def _save_and_exit(self, step: int) -> None:
+        saved = "the loss is unstable, so nothing new was saved"
         if not self.guard.in_a_row:
             self._save(step, next_save=None)
             saved = f"saved step {step}"
         raise errors.UserError(
-            f"asked to end: {saved}; the same command goes on",
+            f"stopped on request: {saved}; run the same command to resume",
             exit_code=errors.REQUEUE,
         )
 

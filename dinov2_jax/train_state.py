@@ -110,8 +110,8 @@ def make_state(
         return init(jax.random.key(seed), loaded)
 
 
-def _place(array: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+def _place(array: np.ndarray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
     """Place a host array on the devices, copying to each only its own shard."""
     return jax.make_array_from_callback(
-        array.shape, wanted.sharding, lambda index: array[index]
+        array.shape, abstract.sharding, lambda index: array[index]
     )

@@ -68,7 +68,7 @@ def train_step(
         grads, state.opt_state, state.params, scalars=scalars, norms=norms
     )
     params = optax.apply_updates(state.params, updates)
-    learned = {
+    updated = {
         "params": params,
         "teacher_params": ema(
             state.teacher_params, params, scalars["momentum_teacher"]
@@ -86,7 +86,7 @@ def train_step(
             name: jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old), tree, getattr(state, name)
             )
-            for name, tree in learned.items()
+            for name, tree in updated.items()
         },
     )
     metrics = {"loss/total": loss}

@@ -108,26 +108,26 @@ def message(c):
     "field, value, words", [*((field, value, "") for field, value in BAD), *FIXES]
 )
 def test_a_bad_value_is_named_with_its_fix(field, value, words):
-    said = message(changed((field, value)))
+    problem = message(changed((field, value)))
     section, name = field.split(".")
-    assert field in said or (f"{section}." in said and name in said)
-    assert words in said
+    assert field in problem or (f"{section}." in problem and name in problem)
+    assert words in problem
     others = {f for f, *_ in [*BAD, *FIXES]} - {field}
-    blamed = [f for f in others if said.startswith(f) or f"; {f}" in said]
+    blamed = [f for f in others if problem.startswith(f) or f"; {f}" in problem]
     # A size that fits no longer may be blamed on its partner.
-    assert len(blamed) <= 1, said
+    assert len(blamed) <= 1, problem
 
 
-def test_a_seed_that_jax_does_not_take():
+def test_seed_too_large_for_jax():
     assert "seed = 4294967296: must be below" in message(changed(("seed", 2**32)))
     c = changed(("seed", 2**32 - 1))
     config_lib.check(c)
     jax.random.key(c.seed)
 
 
-def test_a_config_of_something_else():
+def test_config_without_the_default_fields():
     c = ml_collections.ConfigDict({"seed": 1, "data": {"path": "x"}})
-    assert "the config lacks checkpoint.every, " in message(c)
+    assert "the config is missing checkpoint.every, " in message(c)
 
 
 def test_the_default_is_good():
@@ -160,19 +160,19 @@ def test_the_default_is_good():
         + [("data." + n, (0.5,) * 13) for n in ("mean", "std")],
     ],
 )
-def test_what_is_switched_off_need_not_fit(changes):
+def test_disabled_features_are_not_checked(changes):
     config_lib.check(changed(*changes))
 
 
 def test_all_weights_zero():
     weights = ("dino.loss_weight", "dino.koleo_loss_weight", "ibot.loss_weight")
-    said = message(changed(*((w, 0.0) for w in weights)))
-    assert "--config.dino.loss_weight=1" in said
+    problem = message(changed(*((w, 0.0) for w in weights)))
+    assert "--config.dino.loss_weight=1" in problem
 
 
 @pytest.mark.parametrize("heads, dim, depth", [(3, 32, 2), (0, 32, 2), (2, 32, 0)])
 def test_custom_sizes_must_fit(heads, dim, depth):
-    said = message(
+    problem = message(
         changed(
             ("model.arch", "custom"),
             ("model.embed_dim", dim),
@@ -180,50 +180,50 @@ def test_custom_sizes_must_fit(heads, dim, depth):
             ("model.num_heads", heads),
         )
     )
-    assert f"num_heads = {heads}" in said and f"embed_dim = {dim}" in said
+    assert f"num_heads = {heads}" in problem and f"embed_dim = {dim}" in problem
 
 
 def test_more_heads_only_steps_than_steps():
-    said = message(changed(("init.source", "x"), ("init.heads_only_steps", 125_001)))
-    assert "init.heads_only_steps = 125001 exceeds train.steps = 125000" in said
+    problem = message(changed(("init.source", "x"), ("init.heads_only_steps", 125_001)))
+    assert "init.heads_only_steps = 125001 exceeds train.steps = 125000" in problem
 
 
 def test_other_channels_need_their_mean_and_deviation():
-    said = message(changed(("model.in_chans", 4)))
+    problem = message(changed(("model.in_chans", 4)))
     for name in ("mean", "std"):
-        assert f"data.{name} has 0 values for model.in_chans = 4: set" in said
-    assert said.count("stats PATH --channels 4") == 2
+        assert f"data.{name} has 0 values for model.in_chans = 4: set" in problem
+    assert problem.count("stats PATH --channels 4") == 2
 
 
 def test_policies_fit_their_channels_and_their_operations():
-    said = message(changed(("model.in_chans", 4), ("crops.policy", "gray")))
-    assert "crops.policy = 'gray' is for images of 1 channels" in said
-    assert "set --config.crops.policy=multispectral" in said
+    problem = message(changed(("model.in_chans", 4), ("crops.policy", "gray")))
+    assert "crops.policy = 'gray' is for images of 1 channels" in problem
+    assert "set --config.crops.policy=multispectral" in problem
     one = [("model.in_chans", 1), ("data.mean", (0.5,)), ("data.std", (0.5,))]
-    said = message(changed(*one, ("crops.policy", "gray"), ("crops.hue", 0.1)))
-    assert said.startswith("crops.hue = 0.1") and "; " not in said
-    said = message(
+    problem = message(changed(*one, ("crops.policy", "gray"), ("crops.hue", 0.1)))
+    assert problem.startswith("crops.hue = 0.1") and "; " not in problem
+    problem = message(
         changed(("crops.policy", "histology"), ("crops.solarize_probability", 0.2))
     )
-    assert said.startswith("crops.solarize_probability")
+    assert problem.startswith("crops.solarize_probability")
     assert message(changed(("crops.hue", 0.7))).startswith("crops.hue = 0.7")
     config_lib.check(changed(("crops.policy", "histology"), ("crops.hue", 0.05)))
 
 
-def test_the_photographs_have_no_more_channels():
+def test_photos_source_has_at_most_three_channels():
     four = [
         ("crops.policy", "multispectral"),
         ("data.mean", (0.5,) * 4),
         ("data.std", (0.5,) * 4),
     ]
-    said = message(changed(("model.in_chans", 4), ("data.source", "photos"), *four))
-    assert said.startswith("model.in_chans = 4") and "photos" in said
+    problem = message(changed(("model.in_chans", 4), ("data.source", "photos"), *four))
+    assert problem.startswith("model.in_chans = 4") and "photos" in problem
 
 
-def test_photographs_beside_a_path():
-    said = message(changed(("data.source", "photos"), ("data.path", "/data/mine")))
-    assert said.startswith("data.path = '/data/mine'")
-    assert "--config.data.source=auto" in said
+def test_photos_source_with_a_path():
+    problem = message(changed(("data.source", "photos"), ("data.path", "/data/mine")))
+    assert problem.startswith("data.path = '/data/mine'")
+    assert "--config.data.source=auto" in problem
 
 
 def test_all_problems_at_once():
@@ -234,16 +234,16 @@ def test_all_problems_at_once():
         ("model.drop_path_rate", 7.0),
         ("crops.local_crops_scale", (0.9, 0.1)),
     ]
-    said = message(changed(*several))
+    problem = message(changed(*several))
     for field, value in several:
-        assert f"{field} = {value!r}" in said
-    assert said.count("; ") == len(several) - 1
+        assert f"{field} = {value!r}" in problem
+    assert problem.count("; ") == len(several) - 1
     several = [("crops.global_crops_size", 225), ("train.batch_size", 100)]
     several += [("model.in_chans", 4), ("optim.warmup_steps", 200_000)]
-    said = message(changed(*several))
+    problem = message(changed(*several))
     for field, value in several:
-        assert f"{field} = {value}" in said
-    assert said.count("data.mean") == 2  # what in_chans = 4 lacks, and its flag
+        assert f"{field} = {value}" in problem
+    assert problem.count("data.mean") == 2  # what in_chans = 4 lacks, and its flag
 
 
 def test_the_suggested_values_are_good():
@@ -272,15 +272,15 @@ def test_devices_divide_the_groups(batch, group, devices, good):
         return
     with pytest.raises(errors.UserError) as caught:
         config_lib.check_devices(c, devices)
-    said = str(caught.value)
-    assert f"{devices} devices" in said and f"train.group_size = {group}" in said
-    flag, _, fix = said.partition("--config.train.group_size=")
+    problem = str(caught.value)
+    assert f"{devices} devices" in problem and f"train.group_size = {group}" in problem
+    flag, _, fix = problem.partition("--config.train.group_size=")
     if fix:  # the suggestion works
         c.train.group_size = int(fix)
         config_lib.check_devices(c, devices)
         config_lib.check(c)
     else:
-        assert f"a multiple of {devices}" in said
+        assert f"a multiple of {devices}" in problem
 
 
 def test_replicas_divide_the_devices():
@@ -289,17 +289,17 @@ def test_replicas_divide_the_devices():
         config_lib.check_devices(changed(("mesh.replica", 3)), 8)
 
 
-def test_the_mesh_has_as_many_places_as_there_are_devices():
+def test_mesh_size_equals_the_device_count():
     config_lib.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 4)), 8)
     config_lib.check_devices(changed(("mesh.fsdp", 4)), 8)
     with pytest.raises(errors.UserError, match="mesh.fsdp = 3 .* 8 devices"):
         config_lib.check_devices(changed(("mesh.fsdp", 3)), 8)
-    words = "replica = 2 times mesh.fsdp = 2 are 4, but there are 8 devices: "
+    words = "replica = 2 times mesh.fsdp = 2 is 4, but there are 8 devices: "
     with pytest.raises(errors.UserError, match=words):
         config_lib.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 2)), 8)
 
 
-def test_as_many_as_expected_must_come():
+def test_cluster_size_must_match_the_config():
     config_lib.check_cluster(default.get_config(), 3, 12)
     expected = changed(("mesh.processes", 4), ("mesh.devices", 16))
     config_lib.check_cluster(expected, 4, 16)
@@ -369,12 +369,12 @@ def test_other_changes_are_refused(tmp_path, field, value, words):
     saved(default.get_config(), tmp_path)
     with pytest.raises(errors.UserError) as caught:
         config_lib.check_resume(changed((field, value)), tmp_path)
-    said = str(caught.value)
-    assert words in said and str(tmp_path) in said and "--workdir" in said
-    assert said.count("->") == 1 and "\n" not in said
+    problem = str(caught.value)
+    assert words in problem and str(tmp_path) in problem and "--workdir" in problem
+    assert problem.count("->") == 1 and "\n" not in problem
 
 
-def test_another_place_of_the_images_is_not_another_run(tmp_path):
+def test_moved_images_are_the_same_run(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "link").symlink_to("images")
     saved(changed(("data.path", str(tmp_path / "images"))), tmp_path)
@@ -384,8 +384,8 @@ def test_another_place_of_the_images_is_not_another_run(tmp_path):
         assert config_lib.moved(config, tmp_path) == []
     config = changed(("data.path", "/mnt/images"))
     config_lib.check_resume(config, tmp_path)  # the fingerprint tells
-    (said,) = config_lib.moved(config, tmp_path)
-    assert said == f"data.path: '{tmp_path}/images' -> '/mnt/images'"
+    (problem,) = config_lib.moved(config, tmp_path)
+    assert problem == f"data.path: '{tmp_path}/images' -> '/mnt/images'"
 
 
 def test_a_run_older_than_the_fields_of_init(tmp_path):
@@ -457,7 +457,7 @@ def test_flatten():
         ("folder", "manifest", False),
     ],
 )
-def test_a_kind_of_source_may_be_left_to_be_found(tmp_path, before, now, fine):
+def test_source_kind_may_change_to_auto(tmp_path, before, now, fine):
     saved(changed(("data.source", before)), tmp_path)
     path = tmp_path / "config.json"
     fields = json.loads(path.read_text())
@@ -470,5 +470,5 @@ def test_a_kind_of_source_may_be_left_to_be_found(tmp_path, before, now, fine):
         with pytest.raises(errors.UserError, match=f"'{before}' -> '{now}'"):
             config_lib.check_resume(config, tmp_path)
     config = changed(("data.mixture", (("/a", 1.0),)))
-    (said,) = config_lib.moved(config, tmp_path)
-    assert said.startswith("data.mixture: [] -> [['/a', 1.0]]")
+    (problem,) = config_lib.moved(config, tmp_path)
+    assert problem.startswith("data.mixture: [] -> [['/a', 1.0]]")

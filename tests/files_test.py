@@ -9,7 +9,7 @@ import pytest
 from dinov2_jax import errors, files
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     files.write_text(path, "old")
     with pytest.raises(KeyError):

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
-def test_ruff_before_a_commit_is_that_of_the_tests():
+def test_ruff_version_of_pre_commit_equals_that_of_the_tests():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     (rev,) = [hook["rev"] for hook in hooks if "ruff" in hook["repo"]]
     pinned = (ROOT / "requirements-test.txt").read_text()
@@ -24,7 +24,7 @@ def test_citation_names_the_version():
 
 
 @pytest.mark.parametrize("path", ["CONTRIBUTING.md", "AGENTS.md"])
-def test_what_the_guides_name_exists(path):
+def test_names_in_the_guides_exist(path):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     text = (ROOT / path).read_text()
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M)) <= set(targets)

@@ -129,7 +129,7 @@ def test_config_that_does_not_exist(in_process, workdir):
         (
             "from ml_collections import ConfigDict\n"
             "def get_config():\n    return ConfigDict({'seed': 1})\n",
-            "the config lacks checkpoint.every, ",
+            "the config is missing checkpoint.every, ",
         ),
     ],
 )

@@ -158,7 +158,7 @@ def test_five_steps_equal_torch(clip_grad, gradient_scale):
 @pytest.mark.parametrize(
     "rate, part", [("last_layer_lr", "last_layer"), ("backbone_lr", "backbone.")]
 )
-def test_what_is_frozen_stands_still_while_its_moments_grow(rate, part):
+def test_frozen_parameters_still_update_their_moments(rate, part):
     params, grads, start = random_tree(0), random_tree(1), flat(random_tree(0))
     tx = make(params)
     update = jax.jit(tx.update)
@@ -228,7 +228,7 @@ def spread(params, patch_size=1, **settings):
     return [fill(f) for f in ("lr_multiplier", "wd_multiplier", "is_last_layer")]
 
 
-def test_multipliers_of_vit_large_by_the_names_of_its_release():
+def test_multipliers_of_vit_large_by_released_names():
     # 24 blocks; names and multipliers do not depend on the width.
     model = vits.make(embed_dim=8, depth=24, num_heads=2)
     image = jnp.zeros((1, 224, 224, 3))

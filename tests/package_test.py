@@ -145,7 +145,7 @@ def test_launchers_are_copied(installed):
     assert again.returncode == 2 and "launch exists" in again.stderr
 
 
-def test_what_the_tests_run_with_is_in_the_ranges():
+def test_tested_versions_are_in_the_ranges():
     pins = {}
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         if line and not line.startswith("#"):

@@ -41,20 +41,20 @@ def test_bad_images_within_the_allowed_share(in_process, flags):
     assert finished.code == 0, finished.output
     found = results(finished)
     assert {result for result, _ in found.values()} == {"ok"} and "saving" in found
-    said = found["data"][1]
-    assert "cannot be read, such as 3.png (not an image" in said
-    assert said.endswith(", which data.max_bad_share = 0.5 allows")
+    text = found["data"][1]
+    assert "cannot be read, such as 3.png (not an image" in text
+    assert text.endswith(", which data.max_bad_share = 0.5 allows")
 
 
 def test_bad_images_beyond_the_allowed_share(in_process, flags):
     finished = in_process.run(*flags, "--config.data.max_bad_share=0.05")
     assert finished.code == 2, finished.output
-    result, said = results(finished)["data"]
-    assert result == "WRONG" and "more than data.max_bad_share = 0.05: see" in said
+    result, text = results(finished)["data"]
+    assert result == "WRONG" and "more than data.max_bad_share = 0.05: see" in text
     assert results(finished)["step"][0] == "skipped"
 
 
-def test_it_ends_when_it_is_asked_to(in_process, flags, tmp_path):
+def test_preflight_stops_on_sigterm(in_process, flags, tmp_path):
     ask = {"ok       one folder": lambda: signal.raise_signal(signal.SIGTERM)}
     finished = in_process.run(*flags, when=ask)
     assert finished.code == 128 + signal.SIGTERM, finished.output

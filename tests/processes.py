@@ -30,7 +30,7 @@ DEBUG = (
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a process left."""
+    """The result of a finished process."""
 
     code: int
     output: str
@@ -45,7 +45,7 @@ class Finished:
 
 
 def as_users() -> dict[str, str]:
-    """The environment without what `conftest` says of compilation."""
+    """The environment without the compilation settings of `conftest`."""
     ours = ("JAX_DISABLE_MOST_", "JAX_COMPILATION_CACHE_", "JAX_PERSISTENT_CACHE_")
     return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
@@ -54,8 +54,8 @@ class Trainer:
     """Runs the training program.
 
     Args:
-      environment: Of its processes.
-      more: Variables that they have as well.
+      environment: Environment of its processes.
+      more: Additional environment variables.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ, **more: str):
@@ -99,7 +99,7 @@ class Trainer:
 
 
 def pid_of(process: int, workdir: pathlib.Path) -> int | None:
-    """Of a training process of a run, by its number in the cluster."""
+    """Returns the pid of a training process, by its number in the cluster."""
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_text().split("\0")
@@ -120,7 +120,7 @@ def rows(workdir: pathlib.Path) -> list[dict]:
 def assert_close_losses(
     workdir: pathlib.Path, other: pathlib.Path, absolute: float = 0.0
 ) -> None:
-    """Of all steps of two runs of `DEBUG`, to 1e-5 of their size or as said."""
+    """Compares the losses of two runs of `DEBUG`, to 1e-5 relative by default."""
     actual, expected = rows(workdir), rows(other)
     assert [row["step"] for row in actual] == [*range(1, 21), 20]
     for row, reference in zip(actual[:20], expected[:20], strict=True):

@@ -1,4 +1,4 @@
-"""A run that is killed and started again goes on as if nothing had happened."""
+"""A killed and restarted run equals an uninterrupted one."""
 
 import random
 import signal
@@ -153,7 +153,7 @@ def test_on_eight_devices_then_on_four(uninterrupted, trainer, tmp_path):
     processes.assert_close_losses(four, eight)
 
 
-def test_asked_to_end_again_and_again(uninterrupted, trainer, in_process, tmp_path):
+def test_repeated_sigterm(uninterrupted, trainer, in_process, tmp_path):
     """Also in the save that follows."""
     expected, _ = uninterrupted
     workdir = tmp_path / "run"
@@ -165,31 +165,29 @@ def test_asked_to_end_again_and_again(uninterrupted, trainer, in_process, tmp_pa
         process.send_signal(signal.SIGTERM)
         time.sleep(0.01)
     output, _ = process.communicate(timeout=60)
-    assert_saved_and_asked(workdir, processes.Finished(process.returncode, output))
+    assert_saved_for_a_restart(workdir, processes.Finished(process.returncode, output))
     finished = in_process.run(*flags)
     assert finished.code == 0, finished.output
     assert_same_run(workdir, expected)
 
 
-def test_asked_to_end_it_saves_and_asks_to_be_started_again(
-    uninterrupted, in_process, tmp_path
-):
+def test_sigterm_saves_and_asks_for_a_restart(uninterrupted, in_process, tmp_path):
     expected, _ = uninterrupted
     workdir = tmp_path / "run"
     flags = [*DEBUG, f"--workdir={workdir}"]
     ask = {"step 5/": lambda: signal.raise_signal(signal.SIGTERM)}
-    step = assert_saved_and_asked(workdir, in_process.run(*flags, when=ask))
+    step = assert_saved_for_a_restart(workdir, in_process.run(*flags, when=ask))
     finished = in_process.run(*flags)
     assert finished.code == 0 and f"resumed from step {step}" in finished.output
     assert_same_run(workdir, expected)
 
 
-def assert_saved_and_asked(workdir, finished):
-    """It saved its last step, which is returned, and left with the code for that."""
+def assert_saved_for_a_restart(workdir, finished):
+    """Checks that a run saved its last step and exited with 42; returns the step."""
     assert finished.code == 42, finished.output
     saved = processes.saved_steps(workdir)[-1]
     assert finished.output.splitlines()[-1] == (
-        f"asked to end: saved step {saved}; the same command goes on"
+        f"stopped on request: saved step {saved}; run the same command to resume"
     )
     assert processes.steps_logged(workdir) == saved >= 5  # nothing is lost
     return saved

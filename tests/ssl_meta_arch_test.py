@@ -89,7 +89,7 @@ def test_terms_add_up(usual):
         ({"ibot": {"loss_weight": 0.0}}, {"ibot"}),
     ],
 )
-def test_a_term_is_switched_off_alone(usual, off, gone):
+def test_disabling_a_term_keeps_the_others(usual, off, gone):
     _, _, batch, (_, terms, _, _) = usual
     total, others, targets, _ = run(*make(**off), batch)
     assert set(others) == set(terms) - gone
@@ -208,7 +208,7 @@ def test_sinkhorn_knopp_spans_the_groups_but_koleo_does_not(usual):
         assert np.abs(targets[name] - apart).max() > 1e-3
 
 
-def test_koleo_takes_each_view_alone(usual):
+def test_koleo_uses_each_view_separately(usual):
     """Exchanging the images of one view leaves the term; mixing the views does not."""
     c, meta_arch, batch, (_, terms, _, _) = usual
 
@@ -224,7 +224,7 @@ def test_koleo_takes_each_view_alone(usual):
     assert abs(koleo_of([4, 1, 6, 3, 0, 5, 2, 7]) - before) > 1e-4 * abs(before)
 
 
-def test_the_teacher_sees_unmasked_global_crops_alone(usual):
+def test_teacher_sees_only_unmasked_global_crops(usual):
     c, meta_arch, batch, (_, terms, targets, _) = usual
     changed = dict(batch)
     changed["masks"] = ~batch["masks"]

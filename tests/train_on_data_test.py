@@ -44,9 +44,9 @@ def run(trainer, workdir, *flags, resumed=False, changed=False, **environment):
     )
     assert finished.code == 0, finished.output
     expected = ("the images changed since", "evaluation leaves out")
-    said = processes.noise(finished.output)
-    assert all(line.startswith(expected) for line in said), finished.output
-    assert sum(line.startswith(expected[0]) for line in said) == changed
+    printed = processes.noise(finished.output)
+    assert all(line.startswith(expected) for line in printed), finished.output
+    assert sum(line.startswith(expected[0]) for line in printed) == changed
     assert ("resumed from step 2" in finished.output) == resumed
     rows = [row for row in processes.rows(workdir) if "loss/total" in row]
     assert [row["step"] for row in rows] == list(range(1, 4 if resumed else 3))
@@ -90,8 +90,8 @@ def test_class_folders_and_a_change_on_resume(in_process, tmp_path):
     write_cifar(root)
     (root / "test/cat/0000.png").write_bytes(b"")  # evaluation does without it
     flags = ("--config.data.source=folder", f"--config.data.path={root / 'train'}")
-    said = images_line(run(in_process, workdir, *flags))
-    assert f"40 images in 2 folders below {root / 'train'}" in said
+    printed = images_line(run(in_process, workdir, *flags))
+    assert f"40 images in 2 folders below {root / 'train'}" in printed
     before = json.loads((workdir / "data.json").read_text())
     save(photograph(99), root / "train/dog/new.png")
     output = run(
@@ -125,8 +125,8 @@ def test_class_folders_and_a_change_on_resume(in_process, tmp_path):
         f"--config.data.path={root / 'train'}",
     )
     assert finished.code == 0 and "nothing to do" in finished.output
-    said = f"-> '{root / 'train'}': the same images in another place"
-    assert said in finished.output
+    printed = f"-> '{root / 'train'}': same images at a new location"
+    assert printed in finished.output
 
 
 def test_imagenet(in_process, tmp_path):
@@ -135,16 +135,16 @@ def test_imagenet(in_process, tmp_path):
         name = f"n0144{i % 4:04}/n0144{i % 4:04}_{i}.JPEG"
         save(photograph(i, (500, 375 + i)), root / "train" / name)
     flags = ("--config.data.source=auto", f"--config.data.path={root / 'train'}")
-    said = images_line(run(in_process, tmp_path / "run", *flags))
-    assert f"34 images in 4 folders below {root / 'train'}" in said
+    printed = images_line(run(in_process, tmp_path / "run", *flags))
+    assert f"34 images in 4 folders below {root / 'train'}" in printed
 
 
 def test_a_flat_folder(in_process, tmp_path):
     for i in range(33):
         save(photograph(i, (70 + i, 90)), tmp_path / "flat" / f"IMG_{i}.JPG")
     flags = ("--config.data.source=folder", f"--config.data.path={tmp_path / 'flat'}")
-    said = images_line(run(in_process, tmp_path / "run", *flags))
-    assert f"33 images in 1 folder below {tmp_path / 'flat'}" in said
+    printed = images_line(run(in_process, tmp_path / "run", *flags))
+    assert f"33 images in 1 folder below {tmp_path / 'flat'}" in printed
 
 
 PREPARE = """

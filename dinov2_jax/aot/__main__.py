@@ -29,7 +29,9 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     config_lib.check_devices(config, machine.num_devices)
     out = pathlib.Path(args.out) if args.out else None
     if out and not out.parent.is_dir():
-        raise errors.UserError(f"--out={out}: there is no folder {out.parent}")
+        raise errors.UserError(
+            f"--out={out}: there is no folder {out.parent}: create it first"
+        )
     machines.prepare(machine)
     # These import jax, which reads what `prepare` set.
     from dinov2_jax.aot import fit, report
@@ -49,10 +51,10 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     result["change"] = None
     if not program.memory.fits and not args.no_search:
         found = fit.smallest_change(
-            config, machine, functools.partial(compiled, quick=True), _say
+            config, machine, functools.partial(compiled, quick=True), _print_progress
         )
         if found is None:
-            print("\nno change that was tried makes it fit")
+            print("\nnone of the changes tried makes it fit")
         else:
             program = found.program
             if not args.quick:
@@ -71,21 +73,21 @@ def _compile(config, machine, options, quick):
     """Compile the step, with a line of progress before it."""
     from dinov2_jax.aot import step
 
-    _say(
+    _print_progress(
         f"{time.strftime('%H:%M:%S')} compiling {config.model.arch} for "
         f"{machine.name}, {'up to a minute' if quick else 'some minutes'}"
     )
     return step.compile_step(config, machine, options, quick=quick)
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="dinov2-jax aot",
-        description="Compiles the train step for a machine that need not be there.",
+        description="Compiles the train step for a machine that need not be at hand.",
         epilog="--config.SECTION.FIELD=VALUE overrides a field of the config.",
     )
     parser.add_argument("--config", required=True, help="a preset or a file")
@@ -98,19 +100,19 @@ def _parser() -> argparse.ArgumentParser:
         "--profile",
         choices=list(profiles.PROFILES),
         default="fsdp",
-        help="named options of the compiler; printed in the report",
+        help="named set of compiler options; the report prints them",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="memory and collectives alone, in a fifth of the time: the compiler "
-        "optimises nothing, so that no time is predicted",
+        help="report only memory and collectives, in a fifth of the time: compiler "
+        "optimisations are off, so no step time is predicted",
     )
     parser.add_argument("--out", help="write all numbers to this JSON file")
     parser.add_argument(
         "--no-search",
         action="store_true",
-        help="where it does not fit, do not look for a change with which it does",
+        help="if the step does not fit, do not search for a change that makes it fit",
     )
     return parser
 

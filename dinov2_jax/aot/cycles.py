@@ -91,12 +91,12 @@ def count(module: hlo.Module, *, peak_flops: float, hbm_bandwidth: float) -> Cyc
 
 def _moved_bytes(
     module: hlo.Module,
-    beside: Mapping[str, hlo.Instruction],
+    siblings: Mapping[str, hlo.Instruction],
     instruction: hlo.Instruction,
 ) -> int:
     """Return the bytes that a data movement reads and writes; 0 for anything else."""
     if instruction.opcode in _MOVES:
-        read = [beside[name].arrays for name in instruction.operands]
+        read = [siblings[name].arrays for name in instruction.operands]
         arrays = itertools.chain(instruction.arrays, *read)
         return sum(array.num_bytes for array in arrays)
     if instruction.opcode != "fusion":  # XLA wraps every gather and scatter in one

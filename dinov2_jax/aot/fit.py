@@ -38,31 +38,33 @@ class Change:
 
 def ladder(config: Any, machine: machines.Machine) -> Iterator[Change]:
     """Yield the changes in the order in which they are tried."""
-    said: list[str] = []
+    remat_flags: list[str] = []
     names = list(remat.POLICIES)
     for name in names[names.index(config.model.remat) + 1 :]:
         config = _changed(config, remat=name)
         yield Change(f"--config.model.remat={name}", config, machine)
     if config.model.remat != names[0]:
-        said.append(f"--config.model.remat={config.model.remat}")
+        remat_flags.append(f"--config.model.remat={config.model.remat}")
 
     larger, groups = machine, config.train.batch_size // config.train.group_size
     for _ in range(MAX_DOUBLINGS):
         larger = larger.doubled()
         if groups % larger.num_devices:
             break  # each device needs at least one group
-        yield Change(" ".join([f"--topology={larger.name}", *said]), config, larger)
+        yield Change(
+            " ".join([f"--topology={larger.name}", *remat_flags]), config, larger
+        )
 
     for _ in range(MAX_HALVINGS):
         batch, group = config.train.batch_size // 2, config.train.group_size
         if (batch // group) % machine.num_devices or batch % group:
             group //= 2
         changed = _changed(config, batch_size=batch, group_size=group)
-        if not _possible(changed, machine):
+        if not _is_valid(changed, machine):
             return
         config = changed
         flags = [
-            *said,
+            *remat_flags,
             f"--config.train.batch_size={batch}",
             f"--config.train.group_size={group}",
         ]
@@ -90,10 +92,9 @@ def smallest_change(
         progress(f"trying {change.description}")
         program = compile_step(change.config, change.machine)
         memory = program.memory
-        word = "fits, to spare" if memory.fits else "does not fit, lacks"
-        progress(
-            f"  {word} {abs(memory.lacking) / 1e9:.1f} GB ({program.seconds:.0f} s)"
-        )
+        size = f"{abs(memory.excess) / 1e9:.1f} GB"
+        verdict = f"fits, {size} to spare" if memory.fits else f"{size} too large"
+        progress(f"  {verdict} ({program.seconds:.0f} s)")
         if memory.fits:
             return dataclasses.replace(change, program=program)
     return None
@@ -108,7 +109,7 @@ def _changed(config: Any, *, remat: str = "", **train: int) -> Any:
     return config
 
 
-def _possible(config: Any, machine: machines.Machine) -> bool:
+def _is_valid(config: Any, machine: machines.Machine) -> bool:
     """Return whether a config is still valid on the machine."""
     if not config.train.batch_size or not config.train.group_size:
         return False

@@ -124,7 +124,7 @@ def parse(text: str) -> Machine:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text.strip().lower())
     if not match:
         raise errors.UserError(
-            f"--topology={text}: name a chip and a shape, for example {_EXAMPLES}"
+            f"--topology={text}: give a chip and a shape, for example {_EXAMPLES}"
         )
     chip = CHIPS.get(match[1])
     if chip is None:
@@ -212,7 +212,7 @@ def devices(machine: Machine) -> list[Any]:
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise errors.UserError(
-            f"--topology={machine.name}: the compiler knows no such machine "
+            f"--topology={machine.name}: the compiler does not know this machine "
             f"({reason}): use for example {_EXAMPLES}"
         ) from error
     return list(described.devices)

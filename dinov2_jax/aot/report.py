@@ -147,11 +147,11 @@ def describe(report: dict[str, Any]) -> str:
         f"on {machine['name']}: {machine['devices']} devices of "
         f"{config['images_per_device']:g} images, fsdp "
         f"{machine['devices'] // config['replica']}",
-        "compiled for this machine and never run: times below are predictions",
+        "compiled for this machine, not run: times below are predictions",
         "",
         f"compilation   {report['compile_seconds']:.0f} s "
         f"({report['compile_cpu_seconds']:.0f} s of a CPU core)"
-        + (", quick: nothing is optimised" if report["quick"] else ""),
+        + (", quick: no optimisations" if report["quick"] else ""),
         f"options       {_describe_options(report['profile'])}",
         *_describe_memory(memory),
     ]
@@ -172,7 +172,7 @@ def _describe_memory(memory: dict[str, Any]) -> list[str]:
     verdict = (
         f"fits, {_size(spare)} to spare"
         if memory["fits"]
-        else (f"DOES NOT FIT, lacks {_size(-spare)}")
+        else f"DOES NOT FIT, {_size(-spare)} too large"
     )
     lines = [
         f"memory        {verdict}: {_size(memory['needed'])} a device, "
@@ -204,15 +204,15 @@ def _describe_collectives(report: dict[str, Any]) -> list[str]:
         fsdp = report["machine"]["devices"] // report["config"]["replica"]
         lines.append(
             f"gathers by all-reduce send twice the bytes, because shards of 1/{fsdp} "
-            "are less than a tile: raise --config.mesh.replica"
+            "are smaller than a tile: raise --config.mesh.replica"
         )
-    for key, words in (
+    for key, label in (
         ("float32_weight_gathers", "weights gathered in float32"),
         ("activation_gathers", "activations gathered (1 MiB or more)"),
         ("activation_all_to_alls", "all-to-all"),
     ):
         total = sum(item["bytes"] for item in report[key])
-        lines.append(f"{words}: {_size(total) if report[key] else 'none'}")
+        lines.append(f"{label}: {_size(total) if report[key] else 'none'}")
         lines += [
             f"  {_size(item['bytes']):>10}  {_short(item['op_name'])}"
             for item in report[key][:_TOP]
@@ -222,21 +222,21 @@ def _describe_collectives(report: dict[str, Any]) -> list[str]:
 
 def _describe_prediction(prediction: dict[str, Any] | None) -> list[str]:
     if prediction is None:
-        return ["PREDICTION    none: this compiler gives no figures for its operations"]
+        return ["PREDICTION    none: this compiler gives no cost estimates"]
     hidden, exposed = prediction["hidden"], prediction["exposed"]
     lines = [
-        f"PREDICTION    {_step(hidden)} if all communication hides behind compute,",
-        f"              {_step(exposed)} if none does",
+        f"PREDICTION    {_step(hidden)} if compute hides all communication,",
+        f"              {_step(exposed)} if it hides none",
         f"  compute {prediction['compute_seconds']:.3f} s, the compiler's estimated "
         f"cycles; links at least {prediction['link_seconds']:.3f} s for "
         f"{_size(prediction['link_bytes'])}",
     ]
     if prediction["kernels"]:
         lines.append(
-            f"  of it {prediction['kernel_seconds']:.3f} s for "
-            f"{prediction['kernels']} kernels, a lower bound, and "
-            f"{prediction['moving_seconds']:.3f} s for what only moves, by its "
-            f"bytes; {prediction['without_cost']} operations give no estimate"
+            f"  including {prediction['kernel_seconds']:.3f} s for "
+            f"{prediction['kernels']} kernels (a lower bound) and "
+            f"{prediction['moving_seconds']:.3f} s of data movement; "
+            f"{prediction['without_cost']} operations have no estimate"
         )
     lines.append("  where the cycles go:")
     total = prediction["cycles"]

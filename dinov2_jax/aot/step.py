@@ -51,8 +51,8 @@ class Memory:
         return self.needed <= self.limit
 
     @property
-    def lacking(self) -> float:
-        """Missing bytes; negative if there are bytes to spare."""
+    def excess(self) -> float:
+        """Bytes above the limit; negative if there are bytes to spare."""
         return self.needed - self.limit
 
 

@@ -81,7 +81,7 @@ POLICIES = {
     ),
 }
 _CHANNELS = {"rgb": 3, "gray": 1, "histology": 3}
-_NONSENSE = {
+_MEANINGLESS = {
     "gray": (tuple(_NO_COLOR), "one channel has no colour"),
     "multispectral": (
         (*_NO_COLOR, "solarize_probability"),
@@ -110,23 +110,23 @@ def make_policy(config: Any) -> Policy:
 def problems(flat: dict[str, Any]) -> Iterator[str]:
     """Yield the problems of a config's policy, given its flattened fields."""
     policy, channels = flat["crops.policy"], flat["model.in_chans"]
-    wanted = _CHANNELS.get(policy)
-    if wanted and channels != wanted:
+    expected = _CHANNELS.get(policy)
+    if expected and channels != expected:
         fits = [name for name in POLICIES if _CHANNELS.get(name, channels) == channels]
         yield (
-            f"crops.policy = {policy!r} is for images of {wanted} channels, "
+            f"crops.policy = {policy!r} is for images of {expected} channels, "
             f"model.in_chans = {channels}: set --config.crops.policy={fits[0]}"
         )
-    names, reason = _NONSENSE.get(policy, ((), ""))
+    names, reason = _MEANINGLESS.get(policy, ((), ""))
     for name in FIELDS:
         value = flat[f"crops.{name}"]
         if value is None:
             continue
         if name in names and value:
             yield (
-                f"crops.{name} = {value} makes no sense for crops.policy = "
-                f"{policy!r}, {reason}: leave it out"
+                f"crops.{name} = {value} has no meaning for crops.policy = {policy!r}, "
+                f"{reason}: leave it out"
             )
-        most = 0.5 if name == "hue" else 1.0
-        if not 0 <= value <= most:
-            yield f"crops.{name} = {value}: must lie between 0 and {most:g}"
+        maximum = 0.5 if name == "hue" else 1.0
+        if not 0 <= value <= maximum:
+            yield f"crops.{name} = {value}: must be between 0 and {maximum:g}"

@@ -35,7 +35,7 @@ class Cadence:
             return False
         return self._agreed(time.monotonic() - self._last >= self._seconds)
 
-    def _agreed(self, mine: bool) -> bool:
+    def _agreed(self, own_answer: bool) -> bool:
         if jax.process_count() == 1:
-            return mine
-        return bool(multihost_utils.broadcast_one_to_all(np.asarray(mine)))
+            return own_answer
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(own_answer)))

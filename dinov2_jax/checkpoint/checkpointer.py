@@ -113,11 +113,11 @@ class Checkpointer:
             or jax.process_count() > 1
         ):
             raise errors.UserError(
-                f"{line}. Make room; the same command goes on from there",
+                f"{line}. Free disk space, then run the same command to resume",
                 exit_code=errors.TRY_AGAIN,
             )
         return (
-            f"{line}; training goes on, the next save is at step {next_save} "
+            f"{line}; training continues, the next save is at step {next_save} "
             f"({self._failed_in_a_row} of at most {_MAX_FAILED} failed in a row)"
         )
 
@@ -208,7 +208,7 @@ class Checkpointer:
             lines = quarantine.set_aside(self.path)
         if jax.process_count() > 1:
             # No process reads checkpoints before this is done.
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            multihost_utils.sync_global_devices("damaged checkpoints are moved")
         self._manager.reload()
         return lines
 
@@ -219,7 +219,7 @@ class Checkpointer:
                 if later > step:
                     quarantine.move_away(self.path / str(later))
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("later checkpoints are set aside")
+            multihost_utils.sync_global_devices("later checkpoints are moved")
         self._manager.reload()
 
     def restore(self, abstract_state: Any) -> Any:
@@ -254,9 +254,9 @@ class Checkpointer:
                 "another --workdir"
             ) from error
         raise errors.UserError(
-            f"the checkpoint {self.path / str(step)} is of another model "
-            f"({'; '.join(differing[:3])}; {len(differing)} arrays differ): undo what "
-            "changed in the config or choose another --workdir"
+            f"the checkpoint {self.path / str(step)} belongs to a different model "
+            f"({'; '.join(differing[:3])}; {len(differing)} arrays differ): undo the "
+            "change of the config or choose another --workdir"
         )
 
     def close(self) -> None:
@@ -276,7 +276,7 @@ class Checkpointer:
             )
 
 
-def _differences(saved: Any, wanted: Any) -> list[str]:
+def _differences(saved: Any, expected: Any) -> list[str]:
     """List the arrays whose shape or dtype differs between two trees."""
 
     def arrays(tree):
@@ -287,11 +287,11 @@ def _differences(saved: Any, wanted: Any) -> list[str]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
 
-    before, now = arrays(saved), arrays(wanted)
+    saved, expected = arrays(saved), arrays(expected)
     return [
-        f"{name}: {before.get(name, 'none')} -> {now.get(name, 'none')}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        f"{name}: {saved.get(name, 'none')} -> {expected.get(name, 'none')}"
+        for name in sorted(saved.keys() | expected.keys())
+        if saved.get(name) != expected.get(name)
     ]
 
 

@@ -52,12 +52,12 @@ def problem(folder: pathlib.Path) -> str | None:
                 return f"{name} is missing"
             size = path.stat().st_size
             if size != file["size"]:
-                return f"{name} has {size:,} bytes instead of {file['size']:,}"
+                return f"{name} has {size:,} bytes, expected {file['size']:,}"
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = pool.map(_digest, [folder / name for name in files])
             for (name, file), digest in zip(files.items(), digests):
                 if digest != file["sha256"]:
-                    return f"{name} has another content"
+                    return f"{name} does not match its checksum"
     except OSError as error:
         name = pathlib.Path(error.filename or folder).name
         return f"{name} cannot be read: {error.strerror}"

@@ -17,7 +17,7 @@ def bytes_of(state: Any) -> int:
 def needed_and_free(path: pathlib.Path, needed: int) -> str:
     """Describe the space that is needed and the space that is free."""
     free = shutil.disk_usage(path).free
-    return f"{_words(needed)} needed, {_words(free)} free at {path}"
+    return f"{_format_bytes(needed)} needed, {_format_bytes(free)} free at {path}"
 
 
 def check(path: pathlib.Path, *, needed: int, keep_last: int) -> str:
@@ -37,19 +37,19 @@ def check(path: pathlib.Path, *, needed: int, keep_last: int) -> str:
     free = shutil.disk_usage(path).free
     if free < needed:
         raise errors.UserError(
-            f"no room for one checkpoint: {needed_and_free(path, needed)}; free some "
-            "or choose another --workdir"
+            "not enough disk space for one checkpoint: "
+            f"{needed_and_free(path, needed)}; free some or choose another --workdir"
         )
-    there = sum(p.name.isdecimal() for p in path.iterdir())
-    missing = max(keep_last + 1 - there, 1)
+    existing = sum(p.name.isdecimal() for p in path.iterdir())
+    missing = max(keep_last + 1 - existing, 1)
     if free >= missing * needed:
         return ""
     return (
-        f"the disk will be full before {keep_last} checkpoints are kept: "
+        f"not enough disk space for {keep_last} checkpoints: "
         f"{needed_and_free(path, missing * needed)}; free some, or lower "
         f"--config.checkpoint.keep_last={keep_last}"
     )
 
 
-def _words(size: int) -> str:
+def _format_bytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

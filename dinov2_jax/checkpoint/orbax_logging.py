@@ -21,13 +21,13 @@ def reason(error: Exception) -> str:
 
 def hush_threads() -> None:
     """Silence what orbax's threads print about failures that are also raised."""
-    logging.getLogger("absl").addFilter(_is_not_of_orbax)
+    logging.getLogger("absl").addFilter(_is_not_from_orbax)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _unraisable
 
 
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 

@@ -31,11 +31,13 @@ def set_aside(path: pathlib.Path) -> list[str]:
             # The run was killed between the save and its seal, or an earlier version
             # wrote it. A folder that orbax has not finalized is not a checkpoint.
             if ocp.utils.is_checkpoint_finalized(folder) and any(folder.iterdir()):
-                lines.append(f"checkpoint {folder} has no checksums: it is trusted")
+                lines.append(
+                    f"checkpoint {folder} has no checksums: used without verification"
+                )
                 with contextlib.suppress(OSError):  # seal it now
                     checksums.write(folder)
                 break
-            damaged[folder] = "was not finished"
+            damaged[folder] = "is unfinished"
             continue
         problem = checksums.problem(folder)
         if problem is None:
@@ -43,20 +45,22 @@ def set_aside(path: pathlib.Path) -> list[str]:
         damaged[folder] = problem
     else:
         if damaged:
-            named = "; ".join(f"{f.name}: {why}" for f, why in damaged.items())
-            raise errors.UserError(
-                f"no checkpoint in {path} is intact ({named}): restore one from a "
-                "copy, or remove them all to begin anew"
+            listing = "; ".join(
+                f"{f.name}: {problem}" for f, problem in damaged.items()
             )
-    for folder, why in damaged.items():
+            raise errors.UserError(
+                f"no checkpoint in {path} is intact ({listing}): restore one from a "
+                "copy, or remove them all to start over"
+            )
+    for folder, problem in damaged.items():
         target = move_away(folder)
-        lines.append(f"checkpoint {folder} is damaged ({why}): moved to {target}")
+        lines.append(f"checkpoint {folder} is damaged ({problem}): moved to {target}")
     return lines
 
 
 def move_away(folder: pathlib.Path) -> pathlib.Path:
     """Move a checkpoint to WORKDIR/damaged_checkpoints and return its new path."""
-    away = folder.parent.with_name("damaged_checkpoints")
-    away.mkdir(exist_ok=True)
-    target = away / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
+    quarantine = folder.parent.with_name("damaged_checkpoints")
+    quarantine.mkdir(exist_ok=True)
+    target = quarantine / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}"
     return folder.rename(target)

@@ -14,7 +14,7 @@ from typing import Any
 from dinov2_jax import cli, errors
 from dinov2_jax.convert import formats
 
-_KEEPS_ALL = ("torch-hub", "safetensors", "huggingface", "orbax")
+_LOSSLESS = ("torch-hub", "safetensors", "huggingface", "orbax")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,40 +29,42 @@ def _parser() -> argparse.ArgumentParser:
         description="Converts DINOv2 weights, loads the result with the target's own "
         "library and compares features.",
     )
-    parser.add_argument("source", help="whatever dinov2_jax.load takes")
+    parser.add_argument("source", help="anything dinov2_jax.load accepts")
     parser.add_argument("destination", type=pathlib.Path, help="file or folder")
     parser.add_argument("--to", required=True, choices=list(formats.FORMATS))
     parser.add_argument(
         "--which",
         choices=("teacher", "student", "both"),
-        help="of a training checkpoint; default: the teacher. both: with the heads",
+        help="model to take from a training checkpoint; both includes the heads "
+        "(default: teacher)",
     )
     parser.add_argument(
         "--size",
         metavar="HxW",
-        help="image size in px: onnx and stablehlo are made for it, elsewhere the "
-        "position embeddings are resampled to it (a square); default: the model's own",
+        help="image size in px: onnx and stablehlo exports are fixed to it, other "
+        "targets resample position embeddings to it and need a square (default: "
+        "the model's size)",
     )
     parser.add_argument(
-        "--heads", action="store_true", help="take the projection heads along"
+        "--heads", action="store_true", help="include the projection heads"
     )
     parser.add_argument(
         "--num-heads",
         type=cli.positive,
-        help="of the attention, where the source does not tell (unreleased widths)",
+        help="number of attention heads, if the source does not determine it",
     )
     parser.add_argument(
         "--ignore",
         action="append",
         default=[],
         metavar="PREFIX",
-        help="leave out tensors whose names begin so; may be repeated",
+        help="skip tensors whose names start with this; may be repeated",
     )
     parser.add_argument(
-        "--no-verify", action="store_true", help="do not run what was written"
+        "--no-verify", action="store_true", help="do not verify the result"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace what is at the destination"
+        "--overwrite", action="store_true", help="replace an existing destination"
     )
     return parser
 
@@ -81,14 +83,14 @@ def _convert(args: argparse.Namespace) -> None:
         args.destination.absolute(), is_file=bool(target.suffixes), target=args.to
     )
     destination.check(args.source, overwrite=args.overwrite)
-    size = _parse_size(args.size, square=not target.bakes_size)
+    size = _parse_size(args.size, square=not target.has_fixed_size)
     owners: dict[str | None, reading.Weights] = {
         which: reading.read(
             args.source,
             which=which,
             heads=heads,
             num_heads=args.num_heads,
-            image_size=size[0] if size and not target.bakes_size else None,
+            image_size=size[0] if size and not target.has_fixed_size else None,
             ignore=args.ignore,
         )
         for which in (("student", "teacher") if both else (args.which,))
@@ -111,13 +113,13 @@ def _convert(args: argparse.Namespace) -> None:
         if lost:
             report["warning"] = _warning(lost, weights.module, checked)
         report_lib.path_of(written).write_text(json.dumps(report, indent=2) + "\n")
-        destination.take(pathlib.Path(folder))
-    _say(args.destination, report)
+        destination.replace_from(pathlib.Path(folder))
+    _print_result(args.destination, report)
 
 
 def _for_size(weights, target, size):
     """Return the weights, preprocessed for `size` if they were resampled to it."""
-    if size is None or target.bakes_size:
+    if size is None or target.has_fixed_size:
         return weights
     prepare = weights.preprocessing.with_crop(size[0])
     return dataclasses.replace(weights, preprocessing=prepare)
@@ -125,15 +127,15 @@ def _for_size(weights, target, size):
 
 def _warning(lost: str, module, checked: dict[str, Any]) -> str:
     """Return one line: what is lost, how much that is, and what to do."""
-    side, much = module.config.image_size, ""
+    side, difference = module.config.image_size, ""
     if "other_size" in checked:
         height, width = checked["other_size"]["images"][1:3]
         worst = max(checked["other_size"]["relative_error"].values())
-        much = f" (at {height}x{width} by {worst:.1e})"
+        difference = f" (by {worst:.1e} at {height}x{width})"
     return (
-        f"{lost}: features agree at {side}x{side} px and differ at other sizes{much}; "
-        "keep the report, from which dinov2_jax.load knows, and for others convert "
-        "with --size for the size that you will use"
+        f"{lost}: features agree at {side}x{side} px and differ at other "
+        f"sizes{difference}; keep the report, which dinov2_jax.load reads; for other "
+        "readers, convert with --size set to the size that you will use"
     )
 
 
@@ -147,11 +149,11 @@ def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
             f"--size={text}: write it as HxW in px, for example 518x518"
         ) from error
     if min(height, width) < 1:
-        raise errors.UserError(f"--size={text}: both sides have to be positive")
+        raise errors.UserError(f"--size={text}: both sides must be positive")
     if square and height != width:
         raise errors.UserError(
             f"--size={text}: position embeddings are stored for a square, such as "
-            f"{height}x{height}; only onnx and stablehlo are made for other sizes"
+            f"{height}x{height}; only onnx and stablehlo take other sizes"
         )
     return height, width
 
@@ -176,15 +178,15 @@ def _verify(args, written, owners, size, heads, lost) -> dict[str, Any]:
         if bad:
             worst = ", ".join(f"{name} {error:.1e}" for name, error in bad.items())
             raise errors.UserError(
-                f"what was written for {args.to} gives other features: relative error "
-                f"{worst}, more than {verify.TOLERANCE:.0e}; nothing was kept. Please "
+                f"the {args.to} export gives different features: relative error "
+                f"{worst}, above {verify.TOLERANCE:.0e}; nothing was kept. Please "
                 "report this with the source of the weights"
             )
-        if args.to in _KEEPS_ALL:
+        if args.to in _LOSSLESS:
             if not verify.same_tensors(written, weights, heads):
                 raise errors.UserError(
-                    f"what was written for {args.to} holds other values; nothing was "
-                    "kept. Please report this with the source of the weights"
+                    f"the {args.to} export holds different values; nothing was kept. "
+                    "Please report this with the source of the weights"
                 )
             checked["tensors"] = "bit-identical"
     return checked
@@ -211,7 +213,7 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _say(destination: pathlib.Path, report: dict[str, Any]) -> None:
+def _print_result(destination: pathlib.Path, report: dict[str, Any]) -> None:
     checked = report["verified"]
     if "warning" in report:
         print(f"warning: {report['warning']}", file=sys.stderr)

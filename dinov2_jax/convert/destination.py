@@ -44,41 +44,45 @@ class Destination:
         """
         path = self.path
         if not path.name or not path.parent.is_dir():
-            raise errors.UserError(f"there is no folder {path.parent}: make it first")
-        there = [p for p in self._goals()[::-1] if p.exists() or p.is_symlink()]
-        if there and not overwrite:
+            raise errors.UserError(f"there is no folder {path.parent}: create it first")
+        existing = [p for p in self._goals()[::-1] if p.exists() or p.is_symlink()]
+        if existing and not overwrite:
             raise errors.UserError(
-                f"{there[0]} exists: add --overwrite to replace it, or name another"
+                f"{existing[0]} exists: add --overwrite to replace it or choose "
+                "another destination"
             )
-        if self.is_file and any(goal.is_dir() for goal in there):
-            raise errors.UserError(f"{path} is a folder: name a file")
-        if not self.is_file and there and not path.is_dir():
-            raise errors.UserError(f"{path} is a file: name a folder")
-        ours = report.path_of(path).is_file() and not path.is_symlink()
-        if path.is_dir() and not ours and any(path.iterdir()):
+        if self.is_file and any(goal.is_dir() for goal in existing):
+            raise errors.UserError(f"{path} is a folder: pass a file name")
+        if not self.is_file and existing and not path.is_dir():
+            raise errors.UserError(f"{path} is a file: pass a folder name")
+        is_conversion = report.path_of(path).is_file() and not path.is_symlink()
+        if path.is_dir() and not is_conversion and any(path.iterdir()):
             raise errors.UserError(
-                f"{path} holds files that no conversion wrote: name another folder"
+                f"{path} contains files not written by a conversion: choose another "
+                "folder"
             )
-        for goal in there:
-            if self._is_of(goal, source):
+        for goal in existing:
+            if self._contains_source(goal, source):
                 raise errors.UserError(
-                    f"{goal} is or holds the source, which it would replace: name "
-                    "another"
+                    f"{goal} is or contains the source and would replace it: choose "
+                    "another destination"
                 )
         if not os.access(path.parent, os.W_OK):
-            raise errors.UserError(f"cannot write to the folder {path.parent}")
+            raise errors.UserError(
+                f"cannot write to the folder {path.parent}: choose another"
+            )
 
-    def _is_of(self, goal: pathlib.Path, source: str) -> bool:
+    def _contains_source(self, goal: pathlib.Path, source: str) -> bool:
         """Return whether replacing a goal would replace the source or a part of it.
 
         What a conversion wrote into a workdir is not a part of that workdir.
         """
-        goal, there = goal.resolve(), pathlib.Path(source).resolve()
-        if goal == there or goal in there.parents:
+        goal, origin = goal.resolve(), pathlib.Path(source).resolve()
+        if goal == origin or goal in origin.parents:
             return True
-        return there in goal.parents and not report.path_of(self.path).is_file()
+        return origin in goal.parents and not report.path_of(self.path).is_file()
 
-    def take(self, folder: pathlib.Path) -> None:
+    def replace_from(self, folder: pathlib.Path) -> None:
         """Move everything written to `folder` here, replacing what was there.
 
         Old files are moved away first, and a file arrives after its companions, so that

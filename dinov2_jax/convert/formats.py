@@ -13,12 +13,12 @@ class Format:
     Attributes:
       suffixes: Suffixes of the files it writes; empty for a folder.
       takes_heads: Whether it can hold projection heads.
-      bakes_size: Whether an export is for one image size only.
+      has_fixed_size: Whether an export is for one image size only.
     """
 
     suffixes: tuple[str, ...]
     takes_heads: bool = False
-    bakes_size: bool = False
+    has_fixed_size: bool = False
 
 
 FORMATS = {
@@ -26,8 +26,8 @@ FORMATS = {
     "huggingface": Format(()),
     "timm": Format((".safetensors", ".pth", ".pt")),
     "safetensors": Format((".safetensors",), takes_heads=True),
-    "onnx": Format((".onnx",), bakes_size=True),
-    "stablehlo": Format((), bakes_size=True),
+    "onnx": Format((".onnx",), has_fixed_size=True),
+    "stablehlo": Format((), has_fixed_size=True),
     "orbax": Format((), takes_heads=True),
 }
 
@@ -51,18 +51,18 @@ def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Format:
         )
     if not chosen.suffixes and path.suffix in (".pth", ".pt", ".safetensors", ".onnx"):
         raise errors.UserError(
-            f"--to {name} writes a folder, and {path} reads like a file: leave out "
-            f"{path.suffix}"
+            f"--to {name} writes a folder, but {path} looks like a file name: leave "
+            f"out {path.suffix}"
         )
     if heads and not chosen.takes_heads:
         places = ", ".join(k for k, f in FORMATS.items() if f.takes_heads)
         raise errors.UserError(
-            f"--to {name} has no place for projection heads: leave out --heads or use "
-            f"one of {places}"
+            f"--to {name} cannot hold projection heads: leave out --heads or use one "
+            f"of {places}"
         )
     if both and name == "orbax":
         raise errors.UserError(
-            "--to orbax holds one of teacher and student: convert twice, or use "
-            "torch-hub or safetensors for --which both"
+            "--to orbax holds only one model: convert twice, or use torch-hub or "
+            "safetensors for --which both"
         )
     return chosen

@@ -25,8 +25,8 @@ def import_onnx() -> Any:
         return importlib.import_module("onnx")
     except ImportError as error:
         raise errors.UserError(
-            "writing ONNX needs the onnx package, and checking what was written "
-            "onnxruntime: pip install onnx onnxruntime"
+            "writing ONNX needs the onnx package and verifying it needs onnxruntime: "
+            "pip install onnx onnxruntime"
         ) from error
 
 

@@ -58,8 +58,8 @@ def write(
     p = config.patch_size
     if min(image_size) < p or any(n % p for n in image_size):
         raise errors.UserError(
-            f"image_size {tuple(image_size)} is not in multiples of the patch size "
-            f"{p}: take {tuple(max(n // p, 1) * p for n in image_size)}"
+            f"image_size {tuple(image_size)} is not a multiple of the patch size {p}: "
+            f"use {tuple(max(n // p, 1) * p for n in image_size)}"
         )
     graph = onnx_builder.Builder(onnx)
     _build(graph, module, params, image_size)
@@ -257,7 +257,7 @@ def _describe(config, image_size) -> str:
     height, width = image_size
     pixels = ""
     if config.in_chans == 3:
-        pixels = ", RGB in 0..1 less image_mean, divided by image_std"
+        pixels = ", RGB in 0..1 minus image_mean, divided by image_std"
     registers = "registers [batch, R, D], " if config.num_register_tokens else ""
     return (
         f"DINOv2 ViT with patches of {config.patch_size} px. Input images: float32 "

@@ -112,15 +112,15 @@ def write(
     p = module.config.patch_size
     if min(image_size) < p or any(n % p for n in image_size):
         raise errors.UserError(
-            f"image_size {tuple(image_size)} is not in multiples of the patch size "
-            f"{p}: take {tuple(max(n // p, 1) * p for n in image_size)}"
+            f"image_size {tuple(image_size)} is not a multiple of the patch size {p}: "
+            f"use {tuple(max(n // p, 1) * p for n in image_size)}"
         )
     if directory.exists() and not directory.is_dir():
-        raise errors.UserError(f"{directory} is a file: name a new directory")
+        raise errors.UserError(f"{directory} is a file: choose a new directory")
     if directory.exists() and not (directory / PROGRAM).exists():
         if any(directory.iterdir()):
             raise errors.UserError(
-                f"{directory} holds other files: name a new directory"
+                f"{directory} contains other files: choose a new directory"
             )
     tensors = state_dict.state_dict_from_params(params, patch_size=p)
     program = _export(module, params, tensors, image_size)
@@ -270,7 +270,7 @@ def _describe(module, image_size, prepare) -> str:
     pixels = ""
     if config.in_chans == 3:
         mean, std = list(prepare.mean), list(prepare.std)
-        pixels = f" RGB in 0..1 less {mean}, divided by\n  {std}."
+        pixels = f" RGB in 0..1 minus {mean}, divided by\n  {std}."
     return _README.format(
         program=PROGRAM,
         weights=WEIGHTS,

@@ -178,12 +178,12 @@ def lost_interpolation(
     ours = {field: getattr(module.config, field) for field in theirs}
     if ours == theirs:
         return None
-    words = [
+    descriptions = [
         f"offset {pair['interpolate_offset']}, "
         f"{'' if pair['interpolate_antialias'] else 'not '}antialiased"
         for pair in (theirs, ours)
     ]
     return (
-        f"readers of --to {name} interpolate position embeddings otherwise ({words[0]})"
-        f" than this model ({words[1]})"
+        f"readers of --to {name} interpolate position embeddings differently "
+        f"({descriptions[0]}) than this model ({descriptions[1]})"
     )

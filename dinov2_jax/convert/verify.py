@@ -22,7 +22,7 @@ TOLERANCE = 1e-4  # relative; above it a conversion is refused
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-class _NotThere(Exception):
+class _MissingModel(Exception):
     """Error for a model that the target's packages do not have."""
 
 
@@ -70,14 +70,14 @@ def same_tensors(path: pathlib.Path, weights: reading.Weights, heads: bool) -> b
 
 
 def relative_errors(
-    found: dict[str, np.ndarray], expected: dict[str, np.ndarray]
+    actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 ) -> dict[str, float]:
     """Return |found - expected| / |expected| (L2) of the worst image, by output."""
     worst = {}
     for name, array in expected.items():
         if not array.size:
             continue
-        difference = np.abs(found[name].astype(np.float64) - array)
+        difference = np.abs(actual[name].astype(np.float64) - array)
         axes = tuple(range(1, array.ndim))
         scale = np.sqrt(np.sum(array.astype(np.float64) ** 2, axis=axes))
         error = np.sqrt(np.sum(difference**2, axis=axes)) / np.maximum(scale, 1e-30)
@@ -144,12 +144,12 @@ def _load_timm(path, weights, which, heads) -> Run:
 
     m = weights.module.config
     arch = {size: name for name, size in model_config.ARCHS.items()}.get(
-        (m.embed_dim, m.depth, m.num_heads), "vit_of_another_size"
+        (m.embed_dim, m.depth, m.num_heads), "vit_unknown"
     )
     registers = f"_reg{m.num_register_tokens}" if m.num_register_tokens else ""
     name = f"{arch.removesuffix('2')}_patch{m.patch_size}{registers}_dinov2"
     if not timm.is_model(name):
-        raise _NotThere(f"timm has no {name}")
+        raise _MissingModel(f"timm has no {name}")
     model = timm.create_model(
         name,
         img_size=m.image_size,
@@ -270,20 +270,20 @@ def run(
         if runner.any_size:
             images = photographs(*other_size(weights.module), weights)
             checked["other_size"] = _compare(run_model, images, weights)
-    except _NotThere as error:
+    except _MissingModel as error:
         return {"skipped": str(error)}
     except Exception as error:  # from the target's packages
         reason = " ".join(str(error).split())[:300]
         raise errors.UserError(
-            f"{', '.join(runner.packages)} cannot run what was written for {target} "
-            f"({reason}); nothing was kept"
+            f"{', '.join(runner.packages)} cannot run the {target} export ({reason}); "
+            "nothing was kept"
         ) from error
     return checked
 
 
 def _compare(run_model: Run, images, weights) -> dict[str, Any]:
-    found, expected = run_model(images), expected_features(weights, images)
+    actual, expected = run_model(images), expected_features(weights, images)
     return {
         "images": list(images.shape),
-        "relative_error": relative_errors(found, expected),
+        "relative_error": relative_errors(actual, expected),
     }

@@ -40,19 +40,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     home = os.path.expanduser  # the shell does not expand --model=~/weights.pth
     add("data", metavar="DATA", type=home, help="folder of images")
-    add("--model", required=True, type=home, help="file, folder or name of the weights")
+    add("--model", required=True, type=home, help="file, folder or name of weights")
     add("--out", required=True, type=home, help="*.npy or *.parquet")
     add(
         "--features",
         choices=FEATURES,
         default="cls",
-        help="class token (the default), mean of the patch tokens, both one after the "
-        "other, or all patch tokens: [images, rows, columns, D], flat in Parquet",
+        help="class token (the default), mean of the patch tokens, both concatenated, "
+        "or all patch tokens: [images, rows, columns, D], flat in Parquet",
     )
     add(
         "--batch-size",
         type=cli.positive,
-        help="images at a time, over all devices",
+        help="images per batch, over all devices",
     )
     add("--size", type=cli.positive, help="side of the central crop, px")
     add(
@@ -63,21 +63,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="of the matmuls; float32 on the CPU, bfloat16 on accelerators",
+        help="dtype of the matmuls (default: float32 on the CPU, bfloat16 on "
+        "accelerators)",
     )
     add("--out-dtype", choices=("float32", "float16"), default="float32")
     add(
         "--workers",
         type=cli.positive,
-        help="threads that decode; one a core",
+        help="decoding threads (default: one per core)",
     )
     add("--which", choices=("teacher", "student"), help="of a training checkpoint")
     add(
         "--num-heads",
         type=cli.positive,
-        help="where the weights do not tell",
+        help="number of attention heads, if the weights do not determine it",
     )
-    add("--overwrite", action="store_true", help="replace OUT, drop OUT.partial/")
+    add("--overwrite", action="store_true", help="replace OUT and discard OUT.partial/")
     args = parser.parse_args(argv)
     args.out = pathlib.Path(args.out)
     return args
@@ -108,16 +109,16 @@ def embed(args: argparse.Namespace) -> None:
     _check_flags(args)
     folder = folder_lib.Folder(args.data)
     if folder.unreadable_folders:
-        _say(
+        _print_progress(
             f"warning: {len(folder.unreadable_folders)} folders cannot be listed, such "
-            f"as {folder.unreadable_folders[0]}; their images are left out"
+            f"as {folder.unreadable_folders[0]}; their images are skipped"
         )
     unusable = folder.unusable_files()
     if unusable:
         name, reason = unusable[0]
-        _say(f"warning: {len(unusable)} left out, such as {name!r}: {reason}")
+        _print_progress(f"warning: {len(unusable)} skipped, such as {name!r}: {reason}")
     for line in folder.warnings():
-        _say(f"warning: {line}")
+        _print_progress(f"warning: {line}")
     model, prepare = _load(args)
     dtype = args.dtype or extraction.default_dtype()
     settings = {
@@ -132,7 +133,7 @@ def embed(args: argparse.Namespace) -> None:
     if not args.overwrite:
         if output.is_complete(args.out, settings):
             resumable_output.remove(args.out)
-            _say(f"{args.out} is complete: nothing to do")
+            _print_progress(f"{args.out} is complete: nothing to do")
             return
         _refuse_existing(args.out)
     row_shape = feature_extractor.features_shape(
@@ -158,15 +159,15 @@ def embed(args: argparse.Namespace) -> None:
         )
         finished = f", {rows.done:,} done before" if rows.done else ""
         config = model.module.config
-        _say(
+        _print_progress(
             f"images    {len(folder):,} below {args.data}{finished}\n"
             f"model     {args.model}: {config.embed_dim} wide, {config.depth} blocks, "
             f"patch {config.patch_size}\n"
             f"features  {args.features}, {args.out_dtype} "
-            f"{' x '.join(map(str, row_shape))}, of {prepare.crop_size} px out of a "
-            f"short side of {prepare.resize_size} px\n"
-            f"devices   {extractor.devices}, batch {extractor.batch_size}, matmuls in "
-            f"{dtype}"
+            f"{' x '.join(map(str, row_shape))}, crops of {prepare.crop_size} px from "
+            f"a short side of {prepare.resize_size} px\n"
+            f"devices   {extractor.devices}, batch {extractor.batch_size}, "
+            f"matmuls in {dtype}"
         )
         del model  # the extractor has its own copy of the weights
         compute(rows, folder, extractor, prepare, args.workers)
@@ -188,19 +189,19 @@ def embed(args: argparse.Namespace) -> None:
         )
     resumable_output.remove(args.out)
     if rows.bad:
-        _say(
+        _print_progress(
             f"{len(rows.bad):,} of {len(folder):,} images could not be read and have "
-            f"no row, such as {_first_bad(folder, rows)}; all are named in "
+            f"no row, such as {_first_bad(folder, rows)}; all are listed in "
             f"{output.description_of(args.out)}"
         )
-    _say(f"wrote {rows.rows:,} rows to {args.out}")
+    _print_progress(f"wrote {rows.rows:,} rows to {args.out}")
 
 
 def _refuse_existing(out: pathlib.Path) -> None:
     if out.exists():
         raise errors.UserError(
-            f"--out={out} exists and is not what this command would write: choose "
-            "another name, or add --overwrite"
+            f"--out={out} exists with other content: choose another name or add "
+            "--overwrite"
         )
 
 
@@ -222,7 +223,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     config = model.module.config
     if config.in_chans != 3:
         raise errors.UserError(
-            f"{args.model} takes images of {config.in_chans} channels: embed reads RGB"
+            f"{args.model} takes images with {config.in_chans} channels: embed reads "
+            "only RGB images"
         )
     return model, _preprocessing(args, config.patch_size, model.preprocessing)
 
@@ -311,7 +313,7 @@ def one_device_a_core() -> None:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(number))
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

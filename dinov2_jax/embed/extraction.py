@@ -115,9 +115,9 @@ class Extractor:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise errors.UserError(
-                f"out of memory at {self.batch_size} images a batch on "
-                f"{self.devices}: add --batch-size={max(self.batch_size // 2, 1)}; "
-                "what is done is kept"
+                f"out of memory at {self.batch_size} images a batch on {self.devices}: "
+                f"add --batch-size={max(self.batch_size // 2, 1)}; finished rows are "
+                "kept"
             ) from error
 
 

@@ -35,15 +35,15 @@ class Folder(folder_lib.FolderSource):
     def __init__(self, path: str):
         if not os.path.isdir(path):
             what = "is not a folder" if os.path.exists(path) else "does not exist"
-            raise errors.UserError(f"{path} {what}: name a folder of images")
+            raise errors.UserError(f"{path} {what}: pass a folder of images")
         try:
             super().__init__(path, image_decoder_lib.Decoder())
         except errors.UserError as error:  # its advice is for the trainer's flags
             fact = str(error).split("; looked for")[0]
             fact = fact.replace("data.path = ", "")
             raise errors.UserError(
-                f"{fact}; looked for {' '.join(extensions.IMAGES)}: name a folder "
-                "of images"
+                f"{fact}; looked for {' '.join(extensions.IMAGES)}: pass a folder of "
+                "images"
             ) from error
 
     def digest(self) -> str:

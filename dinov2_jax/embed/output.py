@@ -41,22 +41,21 @@ def check(out: pathlib.Path) -> None:
     """
     if out.suffix not in SUFFIXES:
         raise errors.UserError(
-            f"--out={out} ends in {out.suffix or 'nothing'}: the form of the file "
-            f"follows from its name, {' or '.join(SUFFIXES)}"
+            f"--out={out}: the name must end in {' or '.join(SUFFIXES)}"
         )
     if out.is_dir():
         raise errors.UserError(
-            f"--out={out} is a folder: name a file, such as "
+            f"--out={out} is a folder: pass a file name, such as "
             f"{out / f'features{out.suffix}'}"
         )
     folder = out.parent
     if not folder.is_dir():
         raise errors.UserError(
-            f"--out={out}: there is no folder {folder}, make it first"
+            f"--out={out}: there is no folder {folder}: create it first"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise errors.UserError(
-            f"--out={out}: the folder {folder.absolute()} cannot be written, choose "
+            f"--out={out}: the folder {folder.absolute()} is not writable: choose "
             "another"
         )
     if out.suffix == ".parquet":
@@ -66,10 +65,10 @@ def check(out: pathlib.Path) -> None:
 def is_complete(out: pathlib.Path, settings: Mapping[str, Any]) -> bool:
     """Return whether the file exists and was computed with these settings."""
     try:
-        found = json.loads(description_of(out).read_bytes())
+        description = json.loads(description_of(out).read_bytes())
         return (
-            found["settings"] == json.loads(json.dumps(settings))
-            and found["bytes"] == out.stat().st_size
+            description["settings"] == json.loads(json.dumps(settings))
+            and description["bytes"] == out.stat().st_size
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -108,8 +107,8 @@ def publish(
         files.publish(rows, out)
     except OSError as error:
         raise errors.UserError(
-            f"cannot write {out} ({error.strerror}): put that right; the same command "
-            "finishes it"
+            f"cannot write {out} ({error.strerror}): fix that, then run the same "
+            "command to finish"
         ) from error
 
 

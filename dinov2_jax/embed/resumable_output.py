@@ -100,17 +100,17 @@ class Unfinished:
 
     def _refuse_another_run(self) -> None:
         try:
-            found = json.loads((self._folder / "run.json").read_bytes())
+            saved_settings = json.loads((self._folder / "run.json").read_bytes())
         except (OSError, ValueError):
-            found = None  # killed before anything was written
-        if found == self._settings:
+            saved_settings = None  # killed before anything was written
+        if saved_settings == self._settings:
             return
-        if found is not None and not self._overwrite:
-            names = [k for k, v in self._settings.items() if found.get(k) != v]
+        if saved_settings is not None and not self._overwrite:
+            names = [k for k, v in self._settings.items() if saved_settings.get(k) != v]
             raise errors.UserError(
-                f"{self._folder} holds an unfinished run of other "
-                f"{' and '.join(names) or 'settings'}: finish that one with its own "
-                "flags and files, choose another --out, or add --overwrite to drop it"
+                f"{self._folder} holds an unfinished run with different "
+                f"{' and '.join(names) or 'settings'}: finish it with its own flags "
+                "and files, choose another --out, or add --overwrite to discard it"
             )
         for name in ("journal", "rows.npy"):
             (self._folder / name).unlink(missing_ok=True)
@@ -191,8 +191,8 @@ class Unfinished:
             yield
         except OSError as error:
             raise errors.UserError(
-                f"cannot write {self._folder} ({error.strerror}): put that right or "
-                "choose another --out; the same command resumes"
+                f"cannot write {self._folder} ({error.strerror}): fix that or choose "
+                "another --out; run the same command to resume"
             ) from error
 
 

@@ -15,7 +15,7 @@ from dinov2_jax import cli, errors
 from dinov2_jax.runtime import bad_images, event_log, timing
 
 _SILENT = 300.0  # seconds without an event after which a run may be dead
-_BACK = 1000  # steps between the two losses that are shown
+_LOSS_INTERVAL = 1000  # steps between the two losses that are shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,8 +56,8 @@ def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
         config = None
     if config is None or not log:
         raise errors.UserError(
-            f"there is no run in {workdir}: name the --workdir of a training, which "
-            "has config.json and events.jsonl"
+            f"there is no run in {workdir}: pass the --workdir of a training run, "
+            "which has config.json and events.jsonl"
         )
     rows = _last_rows(workdir / "metrics.jsonl")
     try:
@@ -75,9 +75,8 @@ def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
         }
     except (KeyError, TypeError, ValueError) as error:
         raise errors.UserError(
-            f"what is in {workdir} is not of a run of this program ({error!r} in "
-            "config.json, events.jsonl or metrics.jsonl): name the --workdir of a "
-            "training"
+            f"{workdir} is not the folder of a training run ({error!r} in config.json, "
+            "events.jsonl or metrics.jsonl): pass the --workdir of a training run"
         ) from error
     return "\n".join(f"{name:9} {text}" for name, text in lines.items())
 
@@ -102,7 +101,7 @@ def _last_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _run(workdir, config, log) -> str:
-    start = _of(log, "start")[-1]
+    start = _select(log, "start")[-1]
     hosts = f", {start['processes']} processes" if start["processes"] > 1 else ""
     return (
         f"{workdir}: {config['model']['arch']}, batch {config['train']['batch_size']}, "
@@ -113,30 +112,30 @@ def _run(workdir, config, log) -> str:
 def _state(log, now) -> str:
     last = log[-1]
     if last["event"] == "end":
-        how = {
+        outcome = {
             0: "finished",
-            errors.REQUEUE: "saved, waits to be started again",
+            errors.REQUEUE: "saved, waiting to be restarted",
             errors.INTERRUPTED: "interrupted from the keyboard",
         }.get(last["code"], f"ended with exit code {last['code']}: {last['reason']}")
-        return f"{how}, {_ago(last, now)}"
-    start = _of(log, "start")[-1]
+        return f"{outcome}, {_ago(last, now)}"
+    start = _select(log, "start")[-1]
     where = f"process {start['pid']} on {start['host']}"
     if last["event"] == "hang":
         return f"hung at {last['doing']}, {_ago(last, now)}; stacks in {last['path']}"
     silent = (now - last["time"]).total_seconds()
     if silent > _SILENT:
         return (
-            f"silent for {timing.duration(silent)} ({where}): long at one thing, "
-            "or killed; if so, the same command goes on"
+            f"silent for {timing.duration(silent)} ({where}): in a long operation or "
+            "killed; if killed, run the same command to resume"
         )
     compiled = log.index(start) < len(log) - 1
     return (
-        f"{'training' if compiled else 'starting'}, {where}, begun {_ago(start, now)}"
+        f"{'training' if compiled else 'starting'}, {where}, started {_ago(start, now)}"
     )
 
 
 def _step(config, log, rows) -> str:
-    step = max([_told(log), *(row["step"] for row in rows[-1:])])
+    step = max([_last_step(log), *(row["step"] for row in rows[-1:])])
     total = config["train"]["steps"]
     text = f"{step:,} of {total:,} ({step / total:.1%})"
     if step < total and rows:
@@ -146,7 +145,7 @@ def _step(config, log, rows) -> str:
     return text
 
 
-def _told(log) -> int:
+def _last_step(log) -> int:
     """Return the last step in the events."""
     for event in reversed(log):
         if event["event"] == "rollback":
@@ -161,7 +160,7 @@ def _loss(rows) -> str:
         return "none yet"
     last = rows[-1]
     text = f"{last['loss/total']:.4f}"
-    before = [r for r in rows if r["step"] <= last["step"] - _BACK]
+    before = [r for r in rows if r["step"] <= last["step"] - _LOSS_INTERVAL]
     before = before[-1] if before else rows[0]
     if before is not last:
         ago = last["step"] - before["step"]
@@ -191,13 +190,13 @@ def _saved(workdir, log, now) -> str:
         steps = []
     if not steps:
         return "nothing yet"
-    saves = {e["step"]: e for e in _of(log, "save")}
+    saves = {e["step"]: e for e in _select(log, "save")}
     ago = f", {_ago(saves[steps[-1]], now)}" if steps[-1] in saves else ""
     return f"step {steps[-1]:,}{ago}; {len(steps)} kept in {folder}"
 
 
 def _accuracy(log) -> str:
-    measured = _of(log, "evaluate")
+    measured = _select(log, "evaluate")
     if not measured:
         return "not measured yet"
     best = max(measured, key=lambda e: e["accuracies"]["knn/top1"])
@@ -213,14 +212,14 @@ def _goodput(log, now) -> str:
     useful = shares.pop(timing.STEP, 0.0)
     rest = sorted(((s, n) for n, s in shares.items() if s >= 0.0005), reverse=True)
     return (
-        f"{useful:.1%} of {timing.duration(total)} in steps that count; "
+        f"{useful:.1%} of {timing.duration(total)} in useful steps; "
         f"{', '.join(f'{name} {share:.1%}' for share, name in rest)}"
     )
 
 
 def _trouble(workdir, log) -> str:
-    starts, ends = _of(log, "start"), _of(log, "end")
-    hangs = _of(log, "hang")
+    starts, ends = _select(log, "start"), _select(log, "end")
+    hangs = _select(log, "hang")
     unfinished = log[-1]["event"] not in ("end", "hang")
     try:
         bad = len(bad_images.names(workdir))
@@ -231,13 +230,13 @@ def _trouble(workdir, log) -> str:
         "preemption": sum(e["code"] == errors.REQUEUE for e in ends),
         "sudden end": len(starts) - len(ends) - len(hangs) - unfinished,
         "hang": len(hangs),
-        "skipped step": len(_of(log, "skip")),
-        "rollback": len(_of(log, "rollback")),
-        "recompilation": len(_of(log, "recompiled")),
+        "skipped step": len(_select(log, "skip")),
+        "rollback": len(_select(log, "rollback")),
+        "recompilation": len(_select(log, "recompiled")),
         "unreadable image": bad,
     }
-    said = [f"{n:,} {name}{'s' * (n != 1)}" for name, n in counted.items() if n > 0]
-    return ", ".join(said) or "none"
+    parts = [f"{n:,} {name}{'s' * (n != 1)}" for name, n in counted.items() if n > 0]
+    return ", ".join(parts) or "none"
 
 
 def _last(log, now) -> str:
@@ -247,19 +246,19 @@ def _last(log, now) -> str:
         "compiled": lambda e: f"compiled the step in {e['seconds']} s",
         "progress": lambda e: f"finished step {e['step']:,}",
         "skip": lambda e: f"skipped step {e['step']:,}: {e['terms']}",
-        "rollback": lambda e: f"went back from step {e['step']:,} to {e['to']:,}",
+        "rollback": lambda e: f"rolled back from step {e['step']:,} to {e['to']:,}",
         "save": lambda e: f"saved step {e['step']:,}",
         "evaluate": lambda e: f"evaluated step {e['step']:,}",
-        "recompiled": lambda e: f"compiled something again at step {e['step']:,}",
+        "recompiled": lambda e: f"recompiled at step {e['step']:,}",
         "profile": lambda e: f"wrote a trace to {e['path']}",
         "hang": lambda e: f"hung at {e['doing']}",
         "end": lambda e: f"ended at step {e['step']:,}: {e['reason']}",
     }
-    said = fields.get(event["event"], lambda e: e["event"])(event)
-    return f"{event['time']:%Y-%m-%d %H:%M:%S} UTC, {_ago(event, now)}: {said}"
+    description = fields.get(event["event"], lambda e: e["event"])(event)
+    return f"{event['time']:%Y-%m-%d %H:%M:%S} UTC, {_ago(event, now)}: {description}"
 
 
-def _of(log, kind: str) -> list[dict[str, Any]]:
+def _select(log, kind: str) -> list[dict[str, Any]]:
     return [event for event in log if event["event"] == kind]
 
 

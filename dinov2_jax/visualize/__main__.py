@@ -13,22 +13,20 @@ from dinov2_jax.data.decode import image_decoder, pillow_setup
 _MAX_STEM = 60  # characters of an image's name in a picture's name
 
 _DESCRIPTION = """
-Draws what a backbone makes of photographs, as PNG files. Without --pca, --attention,
---norms or --matches: pca and attention, and matches where there are two photographs.
+Draws the features and attention of a backbone on photographs, as PNG files. The default
+is --pca and --attention, and --matches if there are two photographs.
 """
 _EPILOG = """
-A photograph keeps its shape: its longer side becomes the multiple of the patch size
-nearest to --size, the other the multiple nearest to the aspect ratio. Nothing is
-cropped. It is turned upright as its EXIF orientation says.
+Photographs keep their aspect ratio: the longer side becomes the multiple of the patch
+size nearest to --size, and the other side is rounded to whole patches. Nothing is
+cropped. Photographs are turned upright by their EXIF orientation.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Draw as the flags say and return the exit code."""
     args = _parser().parse_args(argv)
-    return cli.exit_code(
-        lambda: _draw(args), interrupted="no picture was left half written"
-    )
+    return cli.exit_code(lambda: _draw(args), interrupted="no partial picture was left")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,23 +34,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="dinov2-jax visualize", description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="files of any shapes"
+        "images", nargs="+", metavar="IMAGE", help="image files, of any size"
     )
     parser.add_argument(
         "--model",
         required=True,
         type=os.path.expanduser,  # the shell does not expand --model=~/weights.pth
         metavar="SOURCE",
-        help="whatever dinov2_jax.load takes: a run's folder, a file of weights, a "
-        "folder of Hugging Face, a name such as dinov2_vits14_reg",
+        help="anything dinov2_jax.load accepts: the folder of a run, a file of "
+        "weights, a Hugging Face folder, or a name such as dinov2_vits14_reg",
     )
     parser.add_argument(
         "--out",
         type=lambda text: pathlib.Path(text).expanduser(),
         default=pathlib.Path("pictures"),
         metavar="DIR",
-        help="made where it is missing; pictures of the same name are replaced "
-        "(default: %(default)s)",
+        help="created if missing; pictures of the same name are replaced (default: "
+        "%(default)s)",
     )
     kinds = parser.add_argument_group("what to draw")
     kinds.add_argument(
@@ -86,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--flip-foreground",
         action="store_true",
-        help="the same with the other side, where the guess (the side that touches the "
-        "borders less) is wrong",
+        help="like --foreground with the other side, if the automatic choice (the "
+        "side that touches the borders less) is wrong",
     )
     parser.add_argument(
         "--size", type=int, default=518, help="longer side, px (default: %(default)s)"
@@ -96,20 +94,24 @@ def _parser() -> argparse.ArgumentParser:
         "--block",
         type=int,
         default=-1,
-        help="whose features and attention; from 0, or -1 for the last (the default)",
+        help="block whose features and attention are drawn, from 0; -1 is the last "
+        "(the default)",
     )
     parser.add_argument(
-        "--max-matches", type=int, default=20, help="lines (default: %(default)s)"
+        "--max-matches",
+        type=int,
+        default=20,
+        help="matches to draw (default: %(default)s)",
     )
     parser.add_argument(
         "--which",
         choices=("teacher", "student"),
-        help="of a training checkpoint; default: the teacher",
+        help="model to take from a training checkpoint (default: teacher)",
     )
     parser.add_argument(
         "--num-heads",
         type=cli.positive,
-        help="of the attention, where the source does not tell (unreleased widths)",
+        help="number of attention heads, if the source does not determine it",
     )
     return parser
 
@@ -124,7 +126,7 @@ def _draw(args: argparse.Namespace) -> None:
 
     model = pretrained.load(args.model, which=args.which, num_heads=args.num_heads)
     seen = [
-        views.look(
+        views.make_view(
             model,
             _decode(path),
             os.path.basename(path),
@@ -165,13 +167,13 @@ def _choose_kinds(args: argparse.Namespace) -> None:
         args.matches = len(args.images) == 2
     if args.matches and len(args.images) != 2:
         raise errors.UserError(
-            f"--matches is between two images and {len(args.images)} are given: name "
-            "exactly two, or leave it out"
+            f"--matches needs two images, but {len(args.images)} are given: pass "
+            "exactly two or leave it out"
         )
     foreground = args.foreground or args.flip_foreground
     if foreground and not (args.pca or args.matches):
         raise errors.UserError(
-            "--foreground is for --pca and --matches: add one, or leave it out"
+            "--foreground needs --pca or --matches: add one or leave it out"
         )
     for flag in ("size", "max_matches"):
         if getattr(args, flag) < 1:
@@ -190,7 +192,7 @@ def _check_images(paths: list[str]) -> None:
             bad.append(str(error))
     if bad:
         raise errors.UserError(
-            f"{'; '.join(bad)}: name files of photographs (JPEG, PNG, WebP, ...)"
+            f"{'; '.join(bad)}: pass image files (JPEG, PNG, WebP, ...)"
         )
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from dinov2_jax.visualize import panels, views
 
-_SHOWN = 256  # approximate longer side of a panel, px
+_PANEL_SIZE = 256  # approximate longer side of a panel, px
 _PERCENTILE = 98  # of a map, shown brightest: a few outliers would darken the rest
-_PHOTOGRAPH = 0.35  # share of the grey photograph in a map's picture
+_PHOTOGRAPH_OPACITY = 0.35  # share of the grey photograph in a map's picture
 
 
 def maps_over_patches(
@@ -44,18 +44,18 @@ def maps_over_patches(
 def attention_panels(view: views.View) -> list[panels.Panel]:
     """Return photograph, mean over heads, each head, then each register's mean."""
     if view.attention is None:
-        raise ValueError("the view was made without attention")
+        raise ValueError("the view has no attention")
     num_heads, queries, _ = view.attention.shape
     maps = maps_over_patches(view.attention, view.grid, queries - 1)  # [A, 1 + R, h, w]
     named = {"mean of heads": maps[:, 0].mean(axis=0)}
     named |= {f"head {i}": maps[i, 0] for i in range(num_heads)}
     named |= {f"register {i}": maps[:, 1 + i].mean(axis=0) for i in range(queries - 1)}
-    size = panels.shown_size(view.grid, _SHOWN)
+    size = panels.shown_size(view.grid, _PANEL_SIZE)
     photograph = panels.photograph(view.pixels, size)
     shown = [panels.Panel(photograph, view.name)]
     for name, values in named.items():
         title = f"{name} ({values.sum():.0%} on patches)"
-        shown.append(panels.Panel(_over(photograph, values), title))
+        shown.append(panels.Panel(_blend(photograph, values), title))
     return shown
 
 
@@ -88,7 +88,7 @@ def draw_norms(seen: Sequence[views.View], *, block: int) -> Image.Image:
     low, high = min(m.min() for m in maps), max(m.max() for m in maps)
     entries = []
     for view, norms in zip(seen, maps):
-        size = panels.shown_size(view.grid, _SHOWN)
+        size = panels.shown_size(view.grid, _PANEL_SIZE)
         colors = panels.heat(norms.reshape(view.grid), low, high)
         title = f"median {np.median(norms):.3g}, largest {norms.max():.3g}"
         entries += [
@@ -101,8 +101,10 @@ def draw_norms(seen: Sequence[views.View], *, block: int) -> Image.Image:
     return panels.sheet(panels.wrapped(entries, columns), [panels.Note(text, bar)])
 
 
-def _over(photograph: Image.Image, values: np.ndarray) -> Image.Image:
+def _blend(photograph: Image.Image, values: np.ndarray) -> Image.Image:
     """Blend a map [h, w] in colours with the photograph in grey."""
     colors = panels.heat(values, 0.0, float(np.percentile(values, _PERCENTILE)))
     shown = panels.patches(colors, photograph.size)
-    return Image.blend(shown, photograph.convert("L").convert("RGB"), _PHOTOGRAPH)
+    return Image.blend(
+        shown, photograph.convert("L").convert("RGB"), _PHOTOGRAPH_OPACITY
+    )

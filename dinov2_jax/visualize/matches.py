@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 
 from dinov2_jax.visualize import panels, views
 
-_SHOWN = 560  # approximate longer side of an image, px
-_BETWEEN = 24  # px between the images
-_ELSEWHERE = 2  # patches; within this distance a place counts as the same
+_IMAGE_SIZE = 560  # approximate longer side of an image, px
+_GAP = 24  # px between the images
+_SAME_PLACE_DISTANCE = 2  # patches; within this distance a place counts as the same
 _POOL = 3  # thinning starts from the best _POOL times as many matches as wanted
 _LABEL = 36  # px that the number of a match needs beside it
-_FINER = 3  # lines are drawn at this scale and then shrunk: Pillow's are jagged
+_SUPERSAMPLING = 3  # lines are drawn at this scale and then shrunk: Pillow's are jagged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,27 +65,29 @@ def mutual_nearest(
         masks = [np.ones(grid.shape[:2], bool) for grid in (first, second)]
     places = [np.argwhere(mask) for mask in masks]
     if not all(map(len, places)):
-        nothing = np.zeros((0, 2), int)
-        return Matches(nothing, nothing, np.zeros(0), np.zeros(0))
+        empty = np.zeros((0, 2), int)
+        return Matches(empty, empty, np.zeros(0), np.zeros(0))
     similarity = _normalized(first[masks[0]]) @ _normalized(second[masks[1]]).T
     nearest = similarity.argmax(axis=1)
     back = similarity.argmax(axis=0)
-    (here,) = np.nonzero(back[nearest] == np.arange(len(nearest)))
-    there = nearest[here]
-    scores = similarity[here, there]
+    (first_index,) = np.nonzero(back[nearest] == np.arange(len(nearest)))
+    second_index = nearest[first_index]
+    scores = similarity[first_index, second_index]
     others = np.maximum(
-        _best_elsewhere(similarity[here], places[1], there),
-        _best_elsewhere(similarity[:, there].T, places[0], here),
+        _best_other_score(similarity[first_index], places[1], second_index),
+        _best_other_score(similarity[:, second_index].T, places[0], first_index),
     )
     leads = scores - others
     order = np.argsort(-leads, kind="stable")
-    return Matches(places[0][here], places[1][there], scores, leads)[order]
+    return Matches(places[0][first_index], places[1][second_index], scores, leads)[
+        order
+    ]
 
 
-def _best_elsewhere(similarity, places, matched):
+def _best_other_score(similarity, places, matched):
     """Return the best similarity [m] of [m, n] that is far from the matched places."""
     away = np.abs(places[None] - places[matched][:, None]).max(axis=-1)
-    elsewhere = np.where(away > _ELSEWHERE, similarity, -1.0)
+    elsewhere = np.where(away > _SAME_PLACE_DISTANCE, similarity, -1.0)
     return elsewhere.max(axis=1)
 
 
@@ -103,10 +105,10 @@ def spread(matches: Matches, count: int) -> Matches:
     pool = matches[: _POOL * count]
     if len(pool) <= count:
         return pool
-    near = np.minimum(_distances(pool.first), _distances(pool.second))
-    better = np.tril(np.ones(near.shape, bool), k=-1)
-    worth = np.where(better, near, np.inf).min(axis=1)
-    chosen = np.argsort(-worth, kind="stable")[:count]
+    distance = np.minimum(_distances(pool.first), _distances(pool.second))
+    better = np.tril(np.ones(distance.shape, bool), k=-1)
+    suppression_radius = np.where(better, distance, np.inf).min(axis=1)
+    chosen = np.argsort(-suppression_radius, kind="stable")[:count]
     return pool[np.sort(chosen)]
 
 
@@ -124,10 +126,10 @@ def draw(
     Returns:
       The RGB sheet.
     """
-    sizes = [panels.shown_size(view.grid, _SHOWN) for view in (first, second)]
-    width = sizes[0][0] + _BETWEEN + sizes[1][0]
+    sizes = [panels.shown_size(view.grid, _IMAGE_SIZE) for view in (first, second)]
+    width = sizes[0][0] + _GAP + sizes[1][0]
     canvas = Image.new("RGB", (width, max(h for _, h in sizes)), "white")
-    offsets = [0, sizes[0][0] + _BETWEEN]
+    offsets = [0, sizes[0][0] + _GAP]
     for view, size, left in zip((first, second), sizes, offsets):
         photograph = panels.photograph(view.pixels, size)
         # Paler, so that the lines stand out.
@@ -162,8 +164,8 @@ def _notes(kept: Matches, total: int) -> list[panels.Note]:
     return [
         panels.Note(
             f"{len(kept)} of the {total} pairs of patches that are each other's "
-            "nearest by cosine similarity: those that lead most on any other place, "
-            "thinned."
+            "nearest by cosine similarity: those with the largest lead over other "
+            "places, thinned."
         ),
         panels.Note(f"Similarity and lead by number: {', '.join(scores)}"),
     ]
@@ -171,7 +173,7 @@ def _notes(kept: Matches, total: int) -> list[panels.Note]:
 
 def _with_lines(canvas: Image.Image, starts: np.ndarray, ends: np.ndarray):
     """Return the canvas with smooth, numbered lines."""
-    k = _FINER
+    k = _SUPERSAMPLING
     large = canvas.resize((canvas.width * k, canvas.height * k))
     pen = ImageDraw.Draw(large)
     colors = [_color(i) for i in range(len(starts))]

@@ -59,7 +59,7 @@ def size_in_patches(
     return columns * patch_size, rows * patch_size
 
 
-def look(
+def make_view(
     model: pretrained.Model,
     photograph: np.ndarray,
     name: str,
@@ -85,13 +85,13 @@ def look(
     config = model.module.config
     if config.in_chans != 3:
         raise errors.UserError(
-            f"the model takes {config.in_chans} channels: pictures are drawn only for "
-            "models of 3 channels (RGB)"
+            f"the model takes {config.in_chans} channels: only RGB models, with 3 "
+            "channels, can be drawn"
         )
     if size < config.patch_size:
         raise errors.UserError(
-            f"--size={size} is below one patch of this model, {config.patch_size} px: "
-            "518 is usual"
+            f"--size={size} is smaller than one patch of this model, "
+            f"{config.patch_size} px: try 518"
         )
     if not -config.depth <= block < config.depth:
         raise errors.UserError(
@@ -99,9 +99,9 @@ def look(
             "for the last"
         )
     height, width = photograph.shape[:2]
-    wanted = size_in_patches(width, height, size, config.patch_size)
+    target_size = size_in_patches(width, height, size, config.patch_size)
     pixels = np.asarray(
-        Image.fromarray(photograph).resize(wanted, Image.Resampling.BICUBIC)
+        Image.fromarray(photograph).resize(target_size, Image.Resampling.BICUBIC)
     )
     features = model(
         model.preprocessing.normalize(pixels)[None],

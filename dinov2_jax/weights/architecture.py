@@ -40,14 +40,14 @@ def infer_backbone(
     if blocks != {str(i) for i in range(depth)}:
         absent = next(i for i in range(depth) if str(i) not in blocks)
         raise errors.UserError(
-            f"{source} lacks blocks.{absent}, though it has later ones: a damaged or "
-            "partial file"
+            f"{source} has no blocks.{absent} but has later blocks: the file is "
+            "damaged or partial"
         )
     if missing or not blocks:
         raise errors.UserError(
-            f"{source} is not a DINOv2 backbone: it lacks "
-            f"{', '.join(missing) or 'blocks.*'} and holds {len(shapes)} tensors such "
-            f"as {', '.join(list(shapes)[:3])}"
+            f"{source} is not a DINOv2 backbone: it has no "
+            f"{', '.join(missing) or 'blocks.*'} among {len(shapes)} tensors such as "
+            f"{', '.join(list(shapes)[:3])}"
         )
     patch_shape, pos_shape = shapes["patch_embed.proj.weight"], shapes["pos_embed"]
     if len(patch_shape) != 4 or len(pos_shape) != 3:
@@ -72,7 +72,7 @@ def infer_backbone(
     num_heads = num_heads or _num_heads(width, depth, source)
     if num_heads < 0 or width % num_heads:
         raise errors.UserError(
-            f"{source} is {width} wide, which {num_heads} heads do not divide: pass "
+            f"{source} has width {width}, not a multiple of {num_heads} heads: pass "
             "another num_heads"
         )
     num_registers = shapes.get("register_tokens", (1, 0))[1]
@@ -104,9 +104,9 @@ def infer_backbone(
 def _num_heads(width: int, depth: int, source: str) -> int:
     if (width, depth) not in _RELEASED:
         raise errors.UserError(
-            f"{source} is {width} wide and {depth} blocks deep, which no released "
-            "model is, and tensors do not tell the number of heads: pass num_heads "
-            "(--num-heads)"
+            f"{source} has width {width} and {depth} blocks, unlike any released "
+            "model, and the number of heads cannot be inferred from tensors: pass "
+            "num_heads (--num-heads)"
         )
     return _RELEASED[width, depth]
 
@@ -207,8 +207,8 @@ def check_backbone(
     depth = _depth(found)
     if depth != config.depth:  # no table: a config may claim a million blocks
         raise errors.UserError(
-            f"{source} does not fit {model or 'one architecture'}: it has {depth} "
-            f"blocks, not {config.depth}"
+            f"{source} does not match {model or 'a single architecture'}: it has "
+            f"{depth} blocks, not {config.depth}"
         )
     check(found, backbone_shapes(config), source, model)
 
@@ -249,7 +249,7 @@ def check(found: Shapes, expected: Shapes, source: str, model: str = "") -> None
     if more > 0:
         table += f"\n  ... and {more} more"
     raise errors.UserError(
-        f"{source} does not fit {model or 'one architecture'}: "
+        f"{source} does not match {model or 'a single architecture'}: "
         f"{_cause(found, expected)}\n{table}"
     )
 
@@ -277,15 +277,15 @@ def _cause(found: Shapes, expected: Shapes) -> str:
     extra = [name for name in found if name not in expected]
     if differ("cls_token"):
         return (
-            f"it is {found['cls_token'][-1]} wide, not {expected['cls_token'][-1]}: "
-            "another model size"
+            f"its width is {found['cls_token'][-1]}, not {expected['cls_token'][-1]}: "
+            "it is a different model size"
         )
     if _depth(found) != _depth(expected):
         return f"it has {_depth(found)} blocks, not {_depth(expected)}"
     if registers(found) != registers(expected):
         return (
             f"it has {registers(found)} register tokens, not {registers(expected)}: "
-            f"set num_register_tokens={registers(found)} or take the other file"
+            f"set num_register_tokens={registers(found)} or use the other file"
         )
     if gated(found) != gated(expected):
         kinds = {True: "swiglufused", False: "mlp"}
@@ -305,13 +305,13 @@ def _cause(found: Shapes, expected: Shapes) -> str:
             "is for another image size"
         )
     if missing and not extra:
-        return f"{len(missing)} tensors are missing: a damaged or partial file"
+        return f"{len(missing)} tensors are missing: the file is damaged or partial"
     if extra and not missing:
         heads = sorted({name.split(".")[0] for name in extra})
         return (
-            f"{len(extra)} tensors belong to no backbone; if {', '.join(heads)} can be "
-            f"left out, pass ignore={tuple(h + '.' for h in heads)!r}"
+            f"{len(extra)} tensors are not part of a backbone; to skip "
+            f"{', '.join(heads)}, pass ignore={tuple(h + '.' for h in heads)!r}"
         )
     if not missing and not extra:
-        return "some tensors have other shapes: a damaged file"
+        return "some tensors have unexpected shapes: the file is damaged"
     return f"{len(missing)} tensors are missing, {len(extra)} unknown"

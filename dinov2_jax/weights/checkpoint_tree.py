@@ -55,8 +55,8 @@ def submodules(
         }
     if which and owner is None:
         raise errors.UserError(
-            f"{source} holds one model and does not say whose: leave out "
-            f"which={which!r}"
+            f"{source} does not say whether its model is the teacher or the student: "
+            f"leave out which={which!r}"
         )
     found: Submodules = {}
     for key, tensor in tensors.items():
@@ -69,7 +69,7 @@ def submodules(
         if rest in found.setdefault(name, {}):
             raise errors.UserError(
                 f"{source} holds {name}.{rest} twice, with and without a prefix or a "
-                "block chunk: save it again with one of them"
+                "block chunk: save it again with only one of them"
             )
         found[name][rest] = tensor
     return found, owner
@@ -97,9 +97,9 @@ def _flat(tree, which, source) -> tuple[dict[str, lazy_tensor.LazyTensor], str |
         if not tensors:
             break
         return tensors, owner
-    held = list(tree)[:5] if isinstance(tree, Mapping) else type(tree).__name__
+    content = list(tree)[:5] if isinstance(tree, Mapping) else type(tree).__name__
     raise errors.UserError(
-        f"{source} holds no weights that could be a DINOv2 backbone (found {held}): "
+        f"{source} holds no weights that could be a DINOv2 backbone (found {content}): "
         'expected tensors by name, alone or under "teacher", "student" or "model"'
     )
 
@@ -108,13 +108,13 @@ def _choose(which: str | None, owners: list[str], source: str) -> str:
     if which is None:
         return owners[0]
     if which not in owners:
-        raise _not_there(which, owners, source)
+        raise _missing_owner(which, owners, source)
     return which
 
 
-def _not_there(which: str, owners: list[str], source: str) -> errors.UserError:
+def _missing_owner(which: str, owners: list[str], source: str) -> errors.UserError:
     return errors.UserError(
-        f"{source} holds no {which}, only the {' and the '.join(owners)}: ask for "
+        f"{source} has no {which}, only the {' and the '.join(owners)}: use "
         f"which={owners[0]!r}"
     )
 

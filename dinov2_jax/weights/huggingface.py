@@ -15,7 +15,7 @@ from dinov2_jax.models import model_config
 from dinov2_jax.weights import json_fields, report, tensor_file
 
 # Errors that reading a field of an unexpected type raises.
-_WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_FIELD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")  # of files that may hold weights
 _MODEL_TYPES = ("dinov2", "dinov2_with_registers")
@@ -63,15 +63,15 @@ def read(folder: pathlib.Path) -> Folder:
         return _timm(tensors, config, folder)
     if config.get("model_type") not in _MODEL_TYPES:
         raise errors.UserError(
-            f"{folder}/config.json is of model_type {config.get('model_type')!r}: "
+            f"{folder}/config.json has model_type {config.get('model_type')!r}: "
             f"expected {' or '.join(_MODEL_TYPES)}"
         )
     fixed = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
     for field, value in fixed.items():
         if config.get(field, value) != value:
             raise errors.UserError(
-                f"{folder}/config.json has {field} = {config[field]!r}: DINOv2 has "
-                f"{value!r}, and this project nothing else"
+                f"{folder}/config.json has {field} = {config[field]!r}: only "
+                f"{value!r}, as in DINOv2, is supported"
             )
     claims = json_fields.model(
         _DEFAULTS | config, folder / "config.json", list(_NAMES), _NAMES
@@ -100,7 +100,7 @@ def _is_swiglu(config: Mapping[str, Any], folder: pathlib.Path) -> bool:
 
 def _report(folder: pathlib.Path) -> dict[str, Any]:
     """Return what the report of `convert` adds to config.json."""
-    return report.untold(
+    return report.read_settings(
         folder / "model.safetensors",
         report.path_of(folder),
         ("interpolate_offset", "interpolate_antialias"),
@@ -110,7 +110,7 @@ def _report(folder: pathlib.Path) -> dict[str, Any]:
 def _timm(tensors, config, folder) -> Folder:
     if "dinov2" not in str(config["architecture"]):
         raise errors.UserError(
-            f"{folder}/config.json is of {config['architecture']!r}: expected one of "
+            f"{folder}/config.json is for {config['architecture']!r}: expected one of "
             "timm's DINOv2 models"
         )
     try:
@@ -122,10 +122,10 @@ def _timm(tensors, config, folder) -> Folder:
             mean=tuple(given.get("mean", preprocessing.Preprocessing.mean)),
             std=tuple(given.get("std", preprocessing.Preprocessing.std)),
         )
-    except _WRONG as error:
+    except _FIELD_ERRORS as error:
         raise errors.UserError(
-            f"cannot read pretrained_cfg in {folder}/config.json ({error}): fetch the "
-            "whole folder again"
+            f"cannot read pretrained_cfg in {folder}/config.json ({error}): download "
+            "the whole folder again"
         ) from error
     return Folder(tensors, {}, {}, prepare, folder / "config.json")
 
@@ -150,10 +150,10 @@ def _preprocessing(
             mean=tuple(fields.get("image_mean", default.mean)),
             std=tuple(fields.get("image_std", default.std)),
         )
-    except _WRONG as error:
+    except _FIELD_ERRORS as error:
         raise errors.UserError(
-            f"cannot read the sizes, mean or deviation in {path} ({error}): fetch the "
-            "whole folder again, or remove the file for the reference's own"
+            f"cannot read the sizes, mean or deviation in {path} ({error}): download "
+            "the whole folder again or remove the file to use the reference's defaults"
         ) from error
     return prepare, path
 
@@ -177,27 +177,29 @@ def _tensors(folder: pathlib.Path) -> dict[str, Any]:
                     raise errors.UserError(
                         f"{index} points outside its folder: {part!r}; refused"
                     )
-                held = tensor_file.read(folder / part)
-                if not isinstance(held, dict) or held.keys() & tensors.keys():
+                part_tensors = tensor_file.read(folder / part)
+                if (
+                    not isinstance(part_tensors, dict)
+                    or part_tensors.keys() & tensors.keys()
+                ):
                     raise errors.UserError(
-                        f"{folder / part} repeats tensors of another part, or holds "
-                        "none: fetch the whole folder again"
+                        f"{folder / part} repeats tensors of another part or has none: "
+                        "download the whole folder again"
                     )
-                tensors |= held
+                tensors |= part_tensors
             return tensors
     files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
-    hint = f"; name the file itself: {', '.join(map(str, files[:3]))}" if files else ""
+    hint = f"; pass the file itself: {', '.join(map(str, files[:3]))}" if files else ""
     raise errors.UserError(
-        f"{folder} holds no weights as a folder: looked for {', '.join(_FILES)} and "
-        f"their index, for checkpoints/ of a run and for model.json of an orbax export"
-        f"{hint}"
+        f"{folder} contains no weights: looked for {', '.join(_FILES)} and their "
+        f"index, for checkpoints/ of a run and for model.json of an orbax export{hint}"
     )
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, Any]:
     found = json_fields.load(index).get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise errors.UserError(f"{index} has no weight_map: fetch the folder again")
+        raise errors.UserError(f"{index} has no weight_map: download the folder again")
     return found
 
 
@@ -207,13 +209,13 @@ def config(m: model_config.ModelConfig) -> dict[str, Any]:
     Raises:
       UserError: transformers has no such model.
     """
-    lacking = {
+    unsupported = {
         "without biases in its projections": not (m.proj_bias and m.ffn_bias),
         "without LayerScale": not m.layerscale,
-        f"of FFN ratio {m.ffn_ratio}, only whole numbers": m.ffn_ratio % 1 != 0,
+        f"with FFN ratio {m.ffn_ratio} (only whole numbers)": m.ffn_ratio % 1 != 0,
     }
-    for what, lacks in lacking.items():
-        if lacks:
+    for what, is_unsupported in unsupported.items():
+        if is_unsupported:
             raise errors.UserError(
                 f"transformers has no DINOv2 {what}: convert to torch-hub or "
                 "safetensors"

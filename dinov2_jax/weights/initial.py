@@ -45,7 +45,7 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
     source, heads = config.init.source, config.init.heads == "loaded"
     if not source:
         return None
-    wanted = meta_arch.student.backbone.config
+    run_model = meta_arch.student.backbone.config
     expected = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
     released = [size[:2] for size in model_config.ARCHS.values()]
     with _on_host():
@@ -56,23 +56,23 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
                 heads=heads,
                 # For an unreleased size only the config knows the number of heads.
                 num_heads=None
-                if (wanted.embed_dim, wanted.depth) in released
-                else wanted.num_heads,
+                if (run_model.embed_dim, run_model.depth) in released
+                else run_model.num_heads,
             )
         except errors.UserError as error:
             raise errors.UserError(f"--config.init.source: {error}") from error
-        params, found = dict(weights.params), weights.module.config
-        _check_backbone(found, wanted, config.model.arch == "custom", source)
+        params, file_model = dict(weights.params), weights.module.config
+        _check_backbone(file_model, run_model, config.model.arch == "custom", source)
         if heads:
             _check_heads(params, expected, config)
-        sides = [m.grid_size for m in (found, wanted)]
+        sides = [m.grid_size for m in (file_model, run_model)]
         params["backbone"] = params["backbone"] | {
             "pos_embed": pos_embed.interpolate_pos_embed(
                 params["backbone"]["pos_embed"],
                 sides[1],
                 sides[1],
-                offset=wanted.interpolate_offset,
-                antialias=wanted.interpolate_antialias,
+                offset=run_model.interpolate_offset,
+                antialias=run_model.interpolate_antialias,
             )
         }
         params = {
@@ -96,62 +96,70 @@ def _describe(init: Any, side: int, new_side: int) -> str:
     resampled = f" -> {new_side}x{new_side}" if new_side != side else ""
     facts = [f"position embeddings {side}x{side}{resampled}", f"heads {init.heads}"]
     if init.heads_only_steps:
-        facts.append(f"{init.heads_only_steps} steps heads only")
+        facts.append(f"heads only for {init.heads_only_steps} steps")
     return f"initialised from {init.source}{which}: {', '.join(facts)}"
 
 
-def _check_backbone(found, wanted, custom: bool, source: str) -> None:
+def _check_backbone(actual, expected, custom: bool, source: str) -> None:
     """Check that the backbone is the config's, apart from the size of its grid."""
-    fixes = _model_settings(found, wanted, custom)
+    fixes = _model_settings(actual, expected, custom)
     flags = " ".join(f"--config.model.{k}={v}" for k, v in fixes.items())
     # Compare at the file's grid, which is resampled later.
-    side = found.grid_size * wanted.patch_size
+    side = actual.grid_size * expected.patch_size
     try:
         architecture.check(
-            architecture.backbone_shapes(found),
-            architecture.backbone_shapes(wanted.replace(image_size=side)),
+            architecture.backbone_shapes(actual),
+            architecture.backbone_shapes(expected.replace(image_size=side)),
             source,
             "the config",
         )
     except errors.UserError as error:
         raise errors.UserError(f"{error}\n  set {flags}") from error
-    untold = [
+    differing_settings = [
         name
         for name in model_config.NOT_IN_TENSORS
-        if getattr(found, name) != getattr(wanted, name)
+        if getattr(actual, name) != getattr(expected, name)
     ]
-    if untold:
+    if differing_settings:
         differing = ", ".join(
-            f"{name} {getattr(found, name)}, not {getattr(wanted, name)}"
-            for name in untold
+            f"{name} {getattr(actual, name)}, not {getattr(expected, name)}"
+            for name in differing_settings
         )
         raise errors.UserError(
-            f"{source} has the config's tensors, but its model has {differing}: "
-            f"set {flags}"
+            f"{source} has the config's tensors but other settings ({differing}): set "
+            f"{flags}"
         )
 
 
-def _model_settings(found, wanted, custom: bool) -> dict[str, Any]:
-    """Return the fields to set in `config.model` so that it describes `found`."""
+def _model_settings(actual, expected, custom: bool) -> dict[str, Any]:
+    """Return the fields to set in `config.model` so that it describes `actual`."""
     sizes = model_config.SIZES
-    have, want = ({n: getattr(m, n) for n in sizes} for m in (found, wanted))
+    actual_sizes, expected_sizes = (
+        {n: getattr(m, n) for n in sizes} for m in (actual, expected)
+    )
     settings: dict[str, Any] = {}
-    if have != want:
+    if actual_sizes != expected_sizes:
         names = [
             arch
             for arch, size in model_config.ARCHS.items()
-            if size == tuple(have.values())
+            if size == tuple(actual_sizes.values())
         ]
         if custom:
-            settings = {n: have[n] for n in sizes if have[n] != want[n]}
+            settings = {
+                n: actual_sizes[n]
+                for n in sizes
+                if actual_sizes[n] != expected_sizes[n]
+            }
         else:
-            settings = {"arch": names[0]} if names else {"arch": "custom"} | have
+            settings = (
+                {"arch": names[0]} if names else {"arch": "custom"} | actual_sizes
+            )
     for name in model_config.RULES:
-        value, other = getattr(found, name), getattr(wanted, name)
+        value, other = getattr(actual, name), getattr(expected, name)
         if name == "layerscale":  # only whether there is one is known
             value, other = bool(value), bool(other)
         if value != other and name not in (*sizes, "image_size"):
-            settings[name] = getattr(found, name)
+            settings[name] = getattr(actual, name)
     return settings
 
 
@@ -161,39 +169,46 @@ def _check_heads(
     """Check that the heads are the config's."""
     source = config.init.source
     fresh = "or start with new heads: --config.init.heads=fresh"
-    found = set(params) - {"backbone"}
-    wanted = set(expected) - {"backbone"}
-    if wanted - found:
+    actual_heads = set(params) - {"backbone"}
+    expected_heads = set(expected) - {"backbone"}
+    if expected_heads - actual_heads:
         fix = ""
-        if "dino_head" in found:
-            fix = "one head serves both losses: set --config.ibot.separate_head=False, "
+        if "dino_head" in actual_heads:
+            fix = (
+                "it has one head for both losses: set "
+                "--config.ibot.separate_head=False, "
+            )
         raise errors.UserError(
-            f"{source} holds no {', no '.join(sorted(wanted - found))}; {fix}{fresh}"
+            f"{source} has no {', no '.join(sorted(expected_heads - actual_heads))}; "
+            f"{fix}{fresh}"
         )
-    if found - wanted and config.ibot.loss_weight:
+    if actual_heads - expected_heads and config.ibot.loss_weight:
         raise errors.UserError(
-            f"{source} holds an ibot_head of its own: set "
-            f"--config.ibot.separate_head=True, {fresh}"
+            f"{source} has a separate ibot_head: set --config.ibot.separate_head=True, "
+            f"{fresh}"
         )
     rows, flags = [], []
-    for head in sorted(wanted):
-        have, want = _shapes(params[head]), _shapes(expected[head])
+    for head in sorted(expected_heads):
+        actual_shapes, expected_shapes = _shapes(params[head]), _shapes(expected[head])
         rows += [
-            f"  {head}/{name}  expected {want.get(name, 'none')}, found "
-            f"{have.get(name, 'none')}"
-            for name in sorted(have.keys() | want.keys())
-            if have.get(name) != want.get(name)
+            f"  {head}/{name}  expected {expected_shapes.get(name, 'none')}, found "
+            f"{actual_shapes.get(name, 'none')}"
+            for name in sorted(actual_shapes.keys() | expected_shapes.keys())
+            if actual_shapes.get(name) != expected_shapes.get(name)
         ]
         section = head.removesuffix("_head")
-        before, now = _head_settings(have), _head_settings(want)
+        actual_settings, expected_settings = (
+            _head_settings(actual_shapes),
+            _head_settings(expected_shapes),
+        )
         flags += [
             f"--config.{section}.head_{name}={value}"
-            for name, value in before.items()
-            if value != now.get(name)
+            for name, value in actual_settings.items()
+            if value != expected_settings.get(name)
         ]
     if rows:
         raise errors.UserError(
-            f"the heads of {source} do not fit the config: set {' '.join(flags)}, "
+            f"the heads of {source} do not match the config: set {' '.join(flags)}, "
             f"{fresh}\n" + "\n".join(rows)
         )
 

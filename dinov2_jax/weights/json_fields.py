@@ -13,10 +13,8 @@ from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
 from dinov2_jax.models import model_config
 
-_AGAIN = "fetch it again, or restore it from where it came"
-
-
-_WORDS = {dict: "an object", list: "a list", bool: "true or false"}
+_RESTORE = "download it again or restore it"
+_KIND_NAMES = {dict: "an object", list: "a list", bool: "true or false"}
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
@@ -31,10 +29,10 @@ def load(path: pathlib.Path) -> dict[str, Any]:
             raise ValueError("not an object")
     except RecursionError as error:
         raise errors.UserError(
-            f"cannot read {path} (nested too deeply): {_AGAIN}"
+            f"cannot read {path} (nested too deeply): {_RESTORE}"
         ) from error
     except (OSError, ValueError) as error:
-        raise errors.UserError(f"cannot read {path} ({error}): {_AGAIN}") from error
+        raise errors.UserError(f"cannot read {path} ({error}): {_RESTORE}") from error
     return fields
 
 
@@ -46,14 +44,14 @@ def require(fields: Mapping[str, Any], name: str, kind: type, path: Any) -> Any:
     """
     value = fields.get(name)
     if not isinstance(value, kind):
-        raise _wrong(path, name, value, _WORDS[kind])
+        raise _invalid(path, name, value, _KIND_NAMES[kind])
     return value
 
 
 def model(
     fields: Mapping[str, Any],
     path: Any,
-    wanted: Sequence[str] = tuple(model_config.RULES),
+    options: Sequence[str] = tuple(model_config.RULES),
     names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return options of a `ModelConfig`, checked one by one and together.
@@ -61,7 +59,7 @@ def model(
     Args:
       fields: The fields in the file.
       path: Path of the file, for errors.
-      wanted: Options to return.
+      options: Options to return.
       names: The file's names of options that it names differently, by option.
 
     Returns:
@@ -71,13 +69,13 @@ def model(
       UserError: An option is missing or wrong.
     """
     found = {}
-    for option in wanted:
+    for option in options:
         name, rule = (names or {}).get(option, option), model_config.RULES[option]
         if name not in fields or not rule.is_valid(fields[name]):
-            raise _wrong(path, name, fields.get(name), rule.words)
+            raise _invalid(path, name, fields.get(name), rule.words)
         found[option] = fields[name]
     if problem := model_config.inconsistency(found):
-        raise errors.UserError(f"{path} says that {problem}: {_AGAIN}")
+        raise errors.UserError(f"{path} is inconsistent: {problem}; {_RESTORE}")
     return found
 
 
@@ -102,10 +100,10 @@ def check_preprocessing(
     for name in ("resize_size", "crop_size"):
         value, rule = getattr(prepare, name), model_config.whole_number(1)
         if not rule.is_valid(value):
-            raise _wrong(path, name, value, rule.words)
+            raise _invalid(path, name, value, rule.words)
     if prepare.crop_size % patch_size:
         nearest = max(round(prepare.crop_size / patch_size), 1) * patch_size
-        raise _wrong(
+        raise _invalid(
             path,
             "crop_size",
             prepare.crop_size,
@@ -117,12 +115,14 @@ def check_preprocessing(
         if len(value) not in (1, 3, in_chans) or not all(
             map(model_config.is_number, value)
         ):
-            raise _wrong(path, name, list(value), f"{in_chans} numbers")
+            raise _invalid(path, name, list(value), f"{in_chans} numbers")
     if min(prepare.std) <= 0:
-        raise _wrong(path, "std", list(prepare.std), "numbers above 0")
+        raise _invalid(path, "std", list(prepare.std), "numbers above 0")
     return prepare
 
 
-def _wrong(path: Any, name: str, value: Any, words: str) -> errors.UserError:
+def _invalid(path: Any, name: str, value: Any, expected: str) -> errors.UserError:
     shown = "nothing" if value is None else repr(value)[:60]
-    return errors.UserError(f"{path} has {name} = {shown}: expected {words}; {_AGAIN}")
+    return errors.UserError(
+        f"{path} has {name} = {shown}: expected {expected}; {_RESTORE}"
+    )

@@ -114,13 +114,13 @@ def _from_huggingface(tensors: Tensors) -> dict[str, lazy_tensor.LazyTensor]:
         else:
             key = full_name
         if key in hub:
-            raise errors.UserError(f"two tensors are {key}, one of them {full_name}")
+            raise errors.UserError(f"two tensors map to {key}, one of them {full_name}")
         hub[key] = tensor
     for key, found in parts.items():
-        wanted = _NUM_PARTS[key.split(".", 2)[2].rpartition(".")[0]]
+        num_parts = _NUM_PARTS[key.split(".", 2)[2].rpartition(".")[0]]
         named = [pair for index in sorted(found) for pair in found[index]]
         same_shape = len({tensor.shape for _, tensor in named}) == 1
-        if len(named) == len(found) == wanted and same_shape:
+        if len(named) == len(found) == num_parts and same_shape:
             hub[key] = _concatenated([tensor for _, tensor in named])
         else:  # `architecture.check` reports them
             hub.update(named)

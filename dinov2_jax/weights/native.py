@@ -57,29 +57,32 @@ def read(
         module = vision_transformer.VisionTransformer(
             model_config.ModelConfig(**options)
         )
-        given = json_fields.require(described, "preprocessing", dict, path)
+        preprocessing_fields = json_fields.require(
+            described, "preprocessing", dict, path
+        )
         prepare = preprocessing.Preprocessing(
-            given.get("resize_size"),
-            given.get("crop_size"),
-            tuple(json_fields.require(given, "mean", list, path)),
-            tuple(json_fields.require(given, "std", list, path)),
+            preprocessing_fields.get("resize_size"),
+            preprocessing_fields.get("crop_size"),
+            tuple(json_fields.require(preprocessing_fields, "mean", list, path)),
+            tuple(json_fields.require(preprocessing_fields, "std", list, path)),
         )
         json_fields.check_preprocessing(
             prepare, path, module.config.patch_size, module.config.in_chans
         )
-        held = described.get("which")
-        if held not in (None, *_BRANCHES):
+        stored = described.get("which")
+        if stored not in (None, *_BRANCHES):
             raise errors.UserError(
-                f"{path} has which = {held!r}: expected null, {' or '.join(_BRANCHES)}"
+                f"{path} has which = {stored!r}: expected null, "
+                f"{' or '.join(_BRANCHES)}"
             )
-        if which and which != held:
-            whose = f"only the {held}" if held else "and does not say whose it is"
+        if which and which != stored:
+            reason = f"only the {stored}" if stored else "and its model is unnamed"
             raise errors.UserError(
-                f"{folder} holds no {which}, {whose}: leave out which={which!r}"
+                f"{folder} has no {which}, {reason}: leave out which={which!r}"
             )
         weights = saved_weights.read((folder / "weights").absolute())
         _check(module, weights, folder)
-        return module, weights, prepare, held
+        return module, weights, prepare, stored
     if folder.name.isdecimal():
         step, workdir = folder, folder.parent.parent
     else:
@@ -90,7 +93,8 @@ def read(
         ]
         if not steps:
             raise errors.UserError(
-                f"{folder} holds no finished checkpoint yet: train on, or name another"
+                f"{folder} has no finished checkpoint yet: continue training or choose "
+                "another"
             )
         step, workdir = max(steps, key=lambda p: int(p.name)), folder
     path = workdir / "config.json"
@@ -101,7 +105,7 @@ def read(
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise errors.UserError(
-            f"{path} is not that of a run ({error}): restore it"
+            f"{path} is not the config of a run ({error}): restore it"
         ) from error
     json_fields.model(module.config.to_dict(), path)
     which = which or "teacher"

@@ -97,7 +97,7 @@ def _download(address: str, path: pathlib.Path) -> None:
                     file.write(chunk)
                     bar.update(len(chunk))
             if size and file.tell() != size:
-                raise _failed(f"{file.tell()} of {size} bytes came", address, path)
+                raise _failed(f"{file.tell()} of {size} bytes received", address, path)
             file.flush()
             broken = zipfile.ZipFile(file.name).testzip()
             if broken:
@@ -116,6 +116,6 @@ def _read(response: Any, address: str, path: pathlib.Path) -> bytes:
 
 def _failed(reason: Any, address: str, path: pathlib.Path) -> errors.UserError:
     return errors.UserError(
-        f"cannot download {address} ({reason}): fetch it on a machine with network "
-        f"and put it at {path}"
+        f"cannot download {address} ({reason}): download it on a machine with network "
+        f"access and put it at {path}"
     )

@@ -28,8 +28,6 @@ from dinov2_jax.weights import (
     tensor_file,
 )
 
-# Settings that a conversion's report holds and tensors do not determine.
-
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -99,7 +97,7 @@ def read(
     if not heads:
         params = {"backbone": params["backbone"]}
     elif len(params) == 1:
-        raise errors.UserError(f"{source} holds no projection heads, only a backbone")
+        raise errors.UserError(f"{source} has no projection heads, only a backbone")
     if image_size is not None and image_size != module.config.image_size:
         module, params = _resampled(module, params, image_size)
     return dataclasses.replace(weights, module=module, params=params)
@@ -110,7 +108,7 @@ def _by_name(source) -> tuple[pathlib.Path, model_config.ModelConfig]:
     if name not in official.NAMES and ("/" in name or "." in name):
         hint = ""
         if name.startswith("facebook/dinov2"):
-            hint = " (models of the Hub of Hugging Face: download the folder first)"
+            hint = " (download Hugging Face Hub models first and pass their folder)"
         raise errors.UserError(f"there is no file or folder {name}{hint}")
     return official.find(name), official.config(name)
 
@@ -126,17 +124,17 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
         tree, settings, prepare = folder.tensors, folder.settings, folder.preprocessing
     else:
         tree = tensor_file.read(path)
-        settings = report.untold(
+        settings = report.read_settings(
             path, report.path_of(path), model_config.NOT_IN_TENSORS
         )
     if num_heads and "num_heads" not in settings:
         settings["num_heads"] = num_heads
     found, owner = checkpoint_tree.submodules(_without(tree, ignore), which, name)
     if "backbone" not in found:
-        raise errors.UserError(f"{name} holds no backbone, only {', '.join(found)}")
+        raise errors.UserError(f"{name} has no backbone, only {', '.join(found)}")
     backbone = found["backbone"]
     if naming.detect(backbone) == naming.TIMM:
-        logging.warning("%s: no mask token, as in timm's files: taken as zeros", name)
+        logging.warning("%s: no mask token, as in all timm files: using zeros", name)
     try:
         backbone = naming.to_hub(backbone)
         shapes = {key: tensor.shape for key, tensor in backbone.items()}
@@ -147,7 +145,7 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
         architecture.check_backbone(shapes, config, name, model)
     except (IndexError, ValueError) as error:  # a scalar where a matrix should be, ...
         raise errors.UserError(
-            f"{name} has DINOv2's names, but tensors of other dimensions ({error})"
+            f"{name} has DINOv2's tensor names, but unexpected dimensions ({error})"
         ) from error
     _check_floats({k: t for part in found.values() for k, t in part.items()}, name)
     found["backbone"] = backbone
@@ -170,8 +168,8 @@ def _check_floats(tensors: Mapping[str, lazy_tensor.LazyTensor], source: str) ->
     for key, tensor in tensors.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise errors.UserError(
-                f"{source}: {key} is of {tensor.dtype}, not floating point: quantised "
-                "weights are not supported, save them as float32"
+                f"{source}: {key} has dtype {tensor.dtype}, which is not floating "
+                "point: quantised weights are not supported, save them as float32"
             )
 
 
@@ -196,7 +194,7 @@ def _stream(
         array = array.astype(np.float32, copy=False)
         if not np.isfinite(np.sum(array, dtype=np.float64)):
             raise errors.UserError(
-                f"{source} holds values that are not finite: use an earlier checkpoint"
+                f"{source} contains non-finite values: use an earlier checkpoint"
             )
         return jax.device_put(array)
 

@@ -23,7 +23,9 @@ def path_of(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.name}{_BESIDE_FILE}")
 
 
-def untold(weights: pathlib.Path, path: pathlib.Path, fields: Sequence[str]) -> dict:
+def read_settings(
+    weights: pathlib.Path, path: pathlib.Path, fields: Sequence[str]
+) -> dict:
     """Return settings of the model in the file `weights` from the report at `path`.
 
     Args:
@@ -40,14 +42,14 @@ def untold(weights: pathlib.Path, path: pathlib.Path, fields: Sequence[str]) -> 
     try:
         report: Any = json.loads(path.read_text())
         digests = {pathlib.PurePath(k).name: v for k, v in report["sha256"].items()}
-        wanted = digests[weights.name]
+        recorded = digests[weights.name]
         with open(weights, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     except RecursionError:  # nested too deeply to be a report
         return {}
-    if wanted != digest:
+    if recorded != digest:
         return {}
     found = json_fields.require(report, "model", dict, path)
     return json_fields.model(found, path, fields)

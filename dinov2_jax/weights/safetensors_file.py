@@ -47,7 +47,7 @@ def read(path: str | os.PathLike) -> dict[str, lazy_tensor.LazyTensor]:
                 code, shape = tensor.get_dtype(), tuple(tensor.get_shape())
                 if code not in _DTYPES:
                     raise errors.UserError(
-                        f"{path}: {name} is of type {code}: save it as float32"
+                        f"{path}: {name} has type {code}: save it as float32"
                     )
                 tensors[name] = lazy_tensor.LazyTensor(
                     shape, np.dtype(_DTYPES[code]), _reader(path, name)
@@ -58,7 +58,7 @@ def read(path: str | os.PathLike) -> dict[str, lazy_tensor.LazyTensor]:
         ) from error
     except safetensors.SafetensorError as error:
         raise errors.UserError(
-            f"{path} is not a whole .safetensors file ({error}): fetch it again"
+            f"{path} is not a complete .safetensors file ({error}): download it again"
         ) from error
     return tensors
 

@@ -28,7 +28,7 @@ def read(path: str | os.PathLike) -> Any:
         raise errors.UserError(f"cannot read {path} ({reason})") from error
     if start[8:9] == b"{":
         return safetensors_file.read(path)
-    told = start.startswith(torch_file.ZIP) or torch_file.looks(start)
-    if path.suffix == ".safetensors" and not told:  # damaged
+    identified = start.startswith(torch_file.ZIP) or torch_file.identify(start)
+    if path.suffix == ".safetensors" and not identified:  # damaged
         return safetensors_file.read(path)
     return torch_file.read(path)

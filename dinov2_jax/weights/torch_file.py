@@ -27,15 +27,15 @@ _MAX_DIRECTORY = 16 * 2**20  # bytes of zip directory, 200 000 entries
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of name and of extra
 START = 32  # leading bytes of a file that identify its format
 ZIP = b"PK\x03\x04"
-_AGAIN = "copy or download it again"
-_SAVE = "save the weights anew with torch.save"
-_LOOKS = (  # first bytes, what the file is, the fix
+_DOWNLOAD_AGAIN = "copy or download it again"
+_SAVE_AGAIN = "save the weights again with torch.save"
+_OTHER_FORMATS = (  # first bytes, what the file is, the fix
     (
         b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
         "is in PyTorch's format from before 1.6",
-        f"load it with a recent torch and {_SAVE}",
+        f"load it with a recent torch and {_SAVE_AGAIN}",
     ),
-    (b"\x80", "is a bare pickle", f"load it where it was made and {_SAVE}"),
+    (b"\x80", "is a bare pickle", f"load it where it was made and {_SAVE_AGAIN}"),
     (b"\x89PNG", "is a PNG image", "pass a file of weights"),
     (b"\xff\xd8\xff", "is a JPEG image", "pass a file of weights"),
     (b"\x89HDF", "is an HDF5 file", "pass a PyTorch file"),
@@ -43,7 +43,7 @@ _LOOKS = (  # first bytes, what the file is, the fix
     (b"\x1f\x8b", "is compressed with gzip", "unpack it"),
     (b"version https://git-lfs", "is a git-lfs pointer", "run git lfs pull"),
     (b"<", "is an HTML or XML page, not weights", "download it again"),
-    (b"{", "is a JSON text, not weights", "pass the file of weights itself"),
+    (b"{", "is a JSON file, not weights", "pass the weights file itself"),
 )
 
 
@@ -74,7 +74,7 @@ def read(path: str | os.PathLike) -> Any:
       UserError: The file is not by `torch.save`, damaged, or holds other objects.
     """
     path = pathlib.Path(path)
-    _check_looks(path)
+    _check_format(path)
     try:
         with _DirectoryFile(path) as file, zipfile.ZipFile(file) as archive:
             top = _checked_top(path, archive.namelist())
@@ -84,12 +84,12 @@ def read(path: str | os.PathLike) -> Any:
     except Exception as error:  # a damaged archive makes zipfile raise almost anything
         reason = " ".join(str(error)[:200].split())
         raise errors.UserError(
-            f"{path} is cut short or damaged ({reason}): {_AGAIN}"
+            f"{path} is cut short or damaged ({reason}): {_DOWNLOAD_AGAIN}"
         ) from error
     byteorder = entries.get(f"{top}/byteorder")
     if byteorder and (found := _read_small(path, byteorder)) != b"little":
         raise errors.UserError(
-            f"{path} is of byte order {ascii(found[:20])[1:]}: load it with torch on a "
+            f"{path} has byte order {ascii(found[:20])[1:]}: load it with torch on a "
             "little-endian machine and save it again"
         )
     data = _read_small(path, entries[f"{top}/data.pkl"])
@@ -101,12 +101,12 @@ def read(path: str | os.PathLike) -> Any:
         raise errors.UserError(f"{path}: {error}") from error
 
 
-def _check_looks(path: pathlib.Path) -> None:
+def _check_format(path: pathlib.Path) -> None:
     """Raise UserError for a file that is obviously not a zip archive."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise errors.UserError(f"{path} is {kind}: pass a .pth file")
         with open(path, "rb") as file:
             start = file.read(START)
@@ -115,18 +115,18 @@ def _check_looks(path: pathlib.Path) -> None:
         raise errors.UserError(f"cannot read {path!s} ({reason})") from error
     if start.startswith(ZIP):
         return
-    what, fix = f"begins with the bytes {start[:8].hex(' ')}", "pass a PyTorch file"
+    what, fix = f"starts with the bytes {start[:8].hex(' ')}", "pass a PyTorch file"
     if start[8:9] == b"{":
         what, fix = "is a safetensors file", "name it .safetensors"
-    what, fix = looks(start) or (what, fix)
-    raise errors.UserError(f"{path} {what}, not a file by torch.save: {fix}")
+    what, fix = identify(start) or (what, fix)
+    raise errors.UserError(f"{path} {what}, not a torch.save file: {fix}")
 
 
-def looks(start: bytes) -> tuple[str, str] | None:
+def identify(start: bytes) -> tuple[str, str] | None:
     """Return what else a file with these first `START` bytes is, and the fix."""
     if not start:
-        return "is empty", _AGAIN
-    for magic, what, fix in _LOOKS:
+        return "is empty", _DOWNLOAD_AGAIN
+    for magic, what, fix in _OTHER_FORMATS:
         if start.startswith(magic):
             return what, fix
     return None
@@ -155,17 +155,18 @@ def _entries(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, _Entry]:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise errors.UserError(
                 f"{path}: its entry {name} is compressed or encrypted, which "
-                f"torch.save never does: {_SAVE}"
+                f"torch.save never does: {_SAVE_AGAIN}"
             )
         if size != info.compress_size or start < 0 or start + 30 + size > stop:
             raise errors.UserError(
-                f"{path}: its entry {name} of {size} bytes reaches beyond its place: "
-                f"{_AGAIN}"
+                f"{path}: its entry {name} of {size} bytes overlaps the next entry: "
+                f"{_DOWNLOAD_AGAIN}"
             )
         parts = info.filename.split("/")
         if info.filename in found or ".." in parts or not parts[0]:
             raise errors.UserError(
-                f"{path}: its entry {name} is there twice or points outside: {_SAVE}"
+                f"{path}: its entry {name} is duplicated or points outside: "
+                f"{_SAVE_AGAIN}"
             )
         found[info.filename] = _Entry(start, stop, size, info.CRC)
     return found
@@ -182,8 +183,8 @@ def _checked_top(path: pathlib.Path, names: list[str]) -> str:
         )
     if f"{top}/data.pkl" not in names:
         raise errors.UserError(
-            f"{path} is a zip archive, but not by torch.save (no data.pkl in its first "
-            "folder): pass a PyTorch file"
+            f"{path} is a zip archive, but not from torch.save (no data.pkl in its "
+            "first folder): pass a PyTorch file"
         )
     return top
 
@@ -192,7 +193,7 @@ def _read_small(path: pathlib.Path, entry: _Entry) -> bytes:
     if entry.size > _MAX_PICKLE:
         raise errors.UserError(
             f"{path}: its data.pkl has {entry.size} bytes, more than {_MAX_PICKLE}: "
-            "save the weights alone"
+            "save only the weights"
         )
     return _read_bytes(path, entry, 0, entry.size).tobytes()
 
@@ -209,11 +210,11 @@ def _read_bytes(
     except OSError as error:
         raise errors.UserError(f"cannot read {path} ({error.strerror})") from error
     if found != size:
-        raise errors.UserError(f"{path} is cut short: {_AGAIN}")
+        raise errors.UserError(f"{path} is cut short: {_DOWNLOAD_AGAIN}")
     if size == entry.size and entry.crc not in (0, zlib.crc32(buffer)):
         raise errors.UserError(
             f"{path} is damaged, or changed since it was opened (a checksum is wrong): "
-            f"{_AGAIN}"
+            f"{_DOWNLOAD_AGAIN}"
         )
     return buffer
 
@@ -226,7 +227,9 @@ def _data_start(path: pathlib.Path, file: BinaryIO, entry: _Entry) -> int:
         start = entry.start + len(header) + name_length + extra_length
         if signature == b"PK\x03\x04" and start + entry.size <= entry.stop:
             return start
-    raise errors.UserError(f"{path} is damaged (an entry's header is wrong): {_AGAIN}")
+    raise errors.UserError(
+        f"{path} is damaged (an entry's header is wrong): {_DOWNLOAD_AGAIN}"
+    )
 
 
 def _lazy_tensor(
@@ -239,7 +242,7 @@ def _lazy_tensor(
     if entry is None or tensor.storage_size * tensor.dtype.itemsize > entry.size:
         raise torch_pickle.Refused(
             f"the storage {ascii(tensor.key)} of {tensor.storage_size} elements of "
-            f"{tensor.dtype.name} is not there or smaller"
+            f"{tensor.dtype.name} is missing or too small"
         )
     return lazy_tensor.LazyTensor(
         tensor.shape, tensor.dtype, functools.partial(_read_tensor, path, entry, tensor)

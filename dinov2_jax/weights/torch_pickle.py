@@ -52,7 +52,7 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class Refused(Exception):
     """Error for a pickle that is damaged or needs what this interpreter lacks."""
 
-    def __init__(self, what: str, fix: str = "get the file again from its source"):
+    def __init__(self, what: str, fix: str = "download the file again"):
         super().__init__(f"{what}: {fix}")
 
 
@@ -127,7 +127,7 @@ def load(data: bytes, make: Callable[[Tensor], lazy_tensor.LazyTensor]) -> Any:
     except Exception as error:  # damaged bytes can raise almost anything
         reason = " ".join(f"{type(error).__name__} {error}"[:200].split())
         raise Refused(f"data.pkl is damaged ({reason})") from error
-    _weigh(tree, {}, depth=0)
+    _check_size(tree, {}, depth=0)
     return tree
 
 
@@ -209,7 +209,7 @@ class _Machine:
 
     def _top(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
-            raise Refused(f"data.pkl changes what is not a {kind.__name__}")
+            raise Refused(f"data.pkl modifies something other than a {kind.__name__}")
         return self._stack[-1]
 
     def _reduce(self, function: Any, args: Any) -> Any:
@@ -246,8 +246,9 @@ class _Machine:
                     self._encoded[text] = text.encode("latin1")
                 return self._encoded[text]
         raise Refused(
-            f"data.pkl calls {getattr(function, 'name', 'what is not a function')} "
-            "with unknown arguments; refused, nothing was executed"
+            "data.pkl calls "
+            f"{getattr(function, 'name', 'an object that is not a function')} with "
+            "unknown arguments; refused, nothing was executed"
         )
 
 
@@ -256,7 +257,7 @@ def _global(name: str) -> Any:
         dotted = ascii(name.replace(" ", ".")[:100])[1:-1]
         raise Refused(
             f"asks to run {dotted}; refused, nothing was executed",
-            "if you trust the file, load it with torch and save its weights alone, "
+            "if you trust the file, load it with torch and save only its weights, "
             "torch.save({k: v for k, v in state_dict.items()}, path)",
         )
     return _GLOBALS[name]
@@ -267,7 +268,7 @@ def _storage(persistent_id: Any) -> _Storage:
         case "storage", _Global(name), str() as key, _, int() as size:
             if name in STORAGES and 0 <= size < _MAX_SIZE and len(key) < 100:
                 return _Storage(key, STORAGES[name], size)
-    raise Refused("data.pkl names a storage in an unknown way")
+    raise Refused("data.pkl refers to a storage in an unknown form")
 
 
 def _view(storage: _Storage, offset: int, shape: tuple, stride: tuple) -> Tensor:
@@ -300,7 +301,9 @@ def _update(mapping: dict, items: list[Any]) -> dict:
     return mapping
 
 
-def _weigh(node: Any, seen: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+def _check_size(
+    node: Any, seen: dict[int, tuple[int, int]], depth: int
+) -> tuple[int, int]:
     """Return the number of values and the height below; refuse cycles and bombs."""
     if isinstance(node, (*_SCALARS, lazy_tensor.LazyTensor, np.dtype)):
         return 1, 0
@@ -309,11 +312,11 @@ def _weigh(node: Any, seen: dict[int, tuple[int, int]], depth: int) -> tuple[int
     if depth <= MAX_DEPTH and id(node) not in seen:
         size, height = 1, 0
         for child in node.values() if isinstance(node, dict) else node:
-            more, deeper = _weigh(child, seen, depth + 1)
+            more, deeper = _check_size(child, seen, depth + 1)
             size, height = size + more, max(height, deeper + 1)
         seen[id(node)] = size, height
     if depth > MAX_DEPTH or depth + seen[id(node)][1] > MAX_DEPTH:
         raise Refused(f"data.pkl is nested more than {MAX_DEPTH} deep")
     if seen[id(node)][0] > MAX_OPCODES:
-        raise Refused(f"data.pkl unfolds to more than {MAX_OPCODES} values")
+        raise Refused(f"data.pkl expands to more than {MAX_OPCODES} values")
     return seen[id(node)]

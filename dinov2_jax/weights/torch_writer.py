@@ -147,7 +147,7 @@ def _bytes(tensor: lazy_tensor.LazyTensor) -> np.ndarray:
     array = np.asarray(tensor.read())
     if array.shape != tensor.shape or array.dtype != tensor.dtype:
         raise ValueError(
-            f"a tensor announced as {tensor.dtype}{list(tensor.shape)} is read as "
+            f"a tensor declared as {tensor.dtype}{list(tensor.shape)} is read as "
             f"{array.dtype}{list(array.shape)}"
         )
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

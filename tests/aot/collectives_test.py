@@ -25,7 +25,7 @@ def test_a_pair_in_a_loop_counts_once_an_iteration():
     assert reduce.sent_bytes == 2 * 12 * 384 * 4 * 15 / 16
 
 
-def test_pieces_and_disguises():
+def test_split_and_fused_collectives():
     found = {(c.kind, c.dtype): c for c in find(hlo_snippets.FUSED)}
     assert len(find(hlo_snippets.FUSED)) == len(found) == 6
     pieces = found["all-gather", "f32"]
@@ -48,7 +48,7 @@ def test_a_sum_of_whole_arrays_is_no_gather():
     assert collectives.PADDED_GATHER not in {c.kind for c in find(text)}
 
 
-def test_float32_weights_and_activations_are_told_apart():
+def test_float32_weights_and_activations_are_distinguished():
     # A stack of two [128, 64] matrices, and a vector of 2400.
     weights = collectives.weight_shapes([((2, 128, 64), True), ((2400,), False)])
     found = find(hlo_snippets.FUSED)

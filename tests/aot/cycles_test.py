@@ -23,7 +23,7 @@ def test_kernels_are_bounded_by_their_cost_estimate():
     assert result.kernel_seconds == pytest.approx(4e6 / 1e9)  # more than 1000 / 1e6
 
 
-def test_what_only_moves_counts_by_its_bytes():
+def test_data_movement_is_timed_by_its_bytes():
     result = count(hlo_snippets.ROWS)
     taken, added = 2 * (3 * 50 * 64) * 2, 3 * (3 * 50 * 64) * 2
     flat = 2 * (10 * 50 * 64) * 2

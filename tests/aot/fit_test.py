@@ -16,28 +16,32 @@ def config(**train):
     return tiny.config(train=train, model={"remat": "none"})
 
 
-def climb(needed_of, c, machine=EIGHT):
+def search(needed_of, c, machine=EIGHT):
     """Runs the search with a made-up compiler; returns its result and what it tried."""
-    tried, said = [], []
+    tried, progress = [], []
 
     def compile_step(c, machine):
         tried.append((c.model.remat, machine.name, c.train.batch_size))
         return program(needed_of(c, machine))
 
-    return fit.smallest_change(c, machine, compile_step, said.append), tried, said
+    return (
+        fit.smallest_change(c, machine, compile_step, progress.append),
+        tried,
+        progress,
+    )
 
 
 def test_remat_is_tried_first_in_the_order_of_the_policies():
     names = list(remat.POLICIES)
     last = names[-1]
-    found, tried, said = climb(
+    found, tried, progress = search(
         lambda c, m: 10e9 if c.model.remat == last else 17.6e9, config(batch_size=64)
     )
     assert [remat for remat, _, _ in tried] == names[1:]
     assert found.description == f"--config.model.remat={last}"
     assert found.config.model.remat == last
-    assert any("lacks 1.6 GB" in line for line in said)
-    assert any("to spare 6.0 GB" in line for line in said)
+    assert any("1.6 GB too large" in line for line in progress)
+    assert any("fits, 6.0 GB to spare" in line for line in progress)
 
 
 def by_images(c, machine):
@@ -45,7 +49,7 @@ def by_images(c, machine):
 
 
 def test_then_more_devices_for_the_same_batch():
-    found, tried, _ = climb(by_images, config(batch_size=64, group_size=4))
+    found, tried, _ = search(by_images, config(batch_size=64, group_size=4))
     last = list(remat.POLICIES)[-1]
     assert tried[-1] == (last, "v5e:4x4", 64)  # a group each
     assert found.description == (f"--topology=v5e:4x4 --config.model.remat={last}")
@@ -53,7 +57,7 @@ def test_then_more_devices_for_the_same_batch():
 
 def test_then_fewer_images():
     # With one group each, more devices have nothing to do.
-    found, tried, _ = climb(by_images, config(batch_size=64, group_size=8))
+    found, tried, _ = search(by_images, config(batch_size=64, group_size=8))
     last = list(remat.POLICIES)[-1]
     assert tried[-1] == (last, "v5e:2x4", 32)
     assert found.description == (
@@ -76,14 +80,14 @@ def test_images_are_halved_by_groups_before_their_size():
         assert groups % change.machine.num_devices == 0
 
 
-def test_the_config_that_was_asked_for_stays_as_it_is():
+def test_requested_config_is_not_modified():
     c = config(batch_size=64)
     list(fit.ladder(c, EIGHT))
     assert (c.train.batch_size, c.model.remat) == (64, "none")
 
 
 def test_nothing_fits():
-    found, tried, _ = climb(lambda c, m: 99e9, config(batch_size=16, group_size=2))
+    found, tried, _ = search(lambda c, m: 99e9, config(batch_size=16, group_size=2))
     assert found is None and len(tried) == len(remat.POLICIES) - 1
 
 
@@ -100,5 +104,5 @@ def test_nothing_fits():
         ("INTERNAL: Mosaic failed to compile TPU kernel", None),
     ],
 )
-def test_what_the_compiler_says_of_too_large_a_program(message, needed):
+def test_out_of_memory_message_is_parsed(message, needed):
     assert step.needed_bytes(message) == needed

@@ -21,7 +21,7 @@ def test_shapes_opcodes_and_operands():
     assert hlo.Array("f32", ()).num_bytes == 4
 
 
-def test_elements_of_tuples_in_short():
+def test_short_form_of_tuple_elements():
     """As XLA of jax 0.12 writes them."""
     module = hlo.parse(
         "ENTRY %main (p: f32[2]) -> f32[2] {\n"
@@ -105,7 +105,7 @@ backend_config={"known_trip_count":{"n":"5"}}
     assert executions["left"] == 2
 
 
-def test_what_runs_asynchronously_runs_once():
+def test_asynchronous_operations_count_once():
     text = """\
 HloModule m
 

@@ -17,7 +17,7 @@ def test_names():
     assert (machine.num_devices, machine.name) == (8, "tpu7x:2x2x1")
 
 
-def test_the_links_of_the_axes_that_are_there():
+def test_links_by_topology_axes():
     assert machines.parse("v5e:4x4").send_bandwidth == 180e9
     assert machines.parse("v5e:1x4").send_bandwidth == 90e9
     assert machines.parse("v5e:1x1").send_bandwidth == 0

@@ -112,7 +112,7 @@ def test_equals_the_host(name, channels):
 
 
 @pytest.mark.parametrize("change", ["flip", "brightness", "blur", "solarize", "gray"])
-def test_single_changes_equal_the_host_to_a_level(change):
+def test_single_changes_equal_the_host_within_a_level(change):
     policy = {
         "flip": {"flip_probability": 1.0},
         "brightness": {
@@ -158,7 +158,7 @@ def only_blur(blur):
     return config
 
 
-def test_hue_is_that_of_colorsys():
+def test_hue_equals_colorsys():
     policy = policies.Policy(**{**vars(NOTHING), "jitter_probability": 1.0})
     policy = dataclasses.replace(policy, brightness=0, contrast=0, saturation=0)
     crops = crops_like_photographs(groups=1, count=6, size=8)
@@ -173,7 +173,7 @@ def test_hue_is_that_of_colorsys():
             assert np.abs(np.array(want) * 255 - after).max() < 0.51
 
 
-def test_no_change_leaves_every_bit():
+def test_identity_policy_changes_no_bit():
     crops = crops_like_photographs()
     draws = draw(random_keys(2, 6), policies.Policy(), num_local=2)
     still = on_device.Draws(
@@ -243,7 +243,7 @@ def test_ten_thousand_draws(blur):
     assert np.abs(correlation).max() < 0.05
 
 
-def test_an_image_is_changed_alike_wherever_it_is():
+def test_changes_do_not_depend_on_the_batch_position():
     """Its key decides: not its place, its neighbours, or the number of groups."""
     policy = policies.Policy()
     keys = random_keys(2, 3)

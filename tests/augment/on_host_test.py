@@ -31,7 +31,7 @@ def picture(height=37, width=53, seed=0):
         (on_host.adjust_saturation, ImageEnhance.Color),
     ],
 )
-def test_enhancers_of_pillow(factor, ours, theirs):
+def test_equals_the_enhancers_of_pillow(factor, ours, theirs):
     for seed in range(6):
         pixels = picture(seed=seed)
         want = np.asarray(theirs(Image.fromarray(pixels)).enhance(factor))

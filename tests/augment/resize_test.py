@@ -26,7 +26,7 @@ def expected(plane, box, size):
 
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize("size", [1, 16, 32, 98])
-def test_rgb_is_pillows(box, size):
+def test_rgb_equals_pillow(box, size):
     rgb = pixels(3)
     want = expected(rgb, box, size)
     np.testing.assert_array_equal(resize.crop_and_resize(rgb, box, size), want)
@@ -51,7 +51,7 @@ def test_pixels_beside_the_box_have_no_influence():
     )
 
 
-def test_what_is_read_only_or_not_contiguous():
+def test_read_only_and_non_contiguous_pixels():
     rgb = pixels(3)
     want = expected(np.ascontiguousarray(rgb[::-1, ::2]), (3, 5, 30, 40), 16)
     rgb.flags.writeable = False

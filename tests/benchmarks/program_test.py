@@ -1,4 +1,4 @@
-"""python -m benchmarks at tiny sizes, where a machine for measuring lacks packages."""
+"""python -m benchmarks at tiny sizes, without optional packages."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ ABSENT = ("grain", "tensorboard", "tensorflow_datasets")
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs Python where importing what is absent fails; returns its output."""
+    """Runs Python without the absent packages; returns its output."""
     for name in ABSENT:
         (tmp_path / "absent" / name).mkdir(parents=True)
         (tmp_path / "absent" / name / "__init__.py").write_text(
@@ -55,14 +55,14 @@ def run(tmp_path):
     return run
 
 
-def test_the_absent_are_absent(run):
+def test_absent_packages_cannot_be_imported(run):
     for name in ABSENT:
         with pytest.raises(AssertionError, match="not installed here"):
             run("-c", f"import {name}")
 
 
 @pytest.mark.slow  # torch.compile
-def test_the_plan_of_a_gpu_runs_with_what_a_gpu_has(run, tmp_path):
+def test_gpu_plan_needs_only_packages_of_a_gpu_machine(run, tmp_path):
     pytest.importorskip("torch")
     flags = ["--tiny", "--plan=gpu", "--samples=1", f"--results={tmp_path}"]
     parts = ["attention", "step", "--only", "vitg14"]
@@ -83,7 +83,7 @@ def test_the_plan_of_a_gpu_runs_with_what_a_gpu_has(run, tmp_path):
     assert "images/s" in output and "forward + backward ms" in output
 
 
-def test_every_attention_that_runs_here(run, tmp_path):
+def test_every_available_attention(run, tmp_path):
     run(
         "-m", "benchmarks", "attention", "--tiny", "--plan=gpu", f"--results={tmp_path}"
     )
@@ -93,7 +93,7 @@ def test_every_attention_that_runs_here(run, tmp_path):
     assert {row["length"] for row in found["rows"]} == {5, 17}
 
 
-def test_time_that_is_over_is_a_result(run, tmp_path):
+def test_out_of_time_is_a_result(run, tmp_path):
     flags = ["--tiny", "--minutes=0.0001", f"--results={tmp_path}"]
     output = run("-m", "benchmarks", "step", "--only", "vits14-drop0", *flags)
     assert "out of time" in output
@@ -101,7 +101,7 @@ def test_time_that_is_over_is_a_result(run, tmp_path):
     assert [row["error"] for row in rows] == ["out of time"] * len(rows)
 
 
-def test_a_worker_that_fails_says_why(monkeypatch):
+def test_failed_worker_reports_the_reason(monkeypatch):
     with pytest.raises(workers.WorkerFailed, match="no_such_part"):
         workers.run_worker("no_such_part", [], {})
     with pytest.raises(workers.WorkerFailed, match="out of time"):
@@ -174,7 +174,7 @@ def test_one_contestant_computes_at_a_time(contestants):
     assert sorted(noted[12:]) == ["a leaves", "b leaves"]  # when all are done
 
 
-def test_a_contestant_that_fails_leaves_the_turns_to_others(contestants):
+def test_failed_contestant_leaves_its_turns_to_others(contestants):
     broken = contestants.make("a", 0.01, 2)._replace(arguments=["a", "log", "0", "x"])
     whole = contestants.make("b", 0.01, 2)
     first, second = workers.alternate([broken, whole], turns=2)
@@ -182,7 +182,7 @@ def test_a_contestant_that_fails_leaves_the_turns_to_others(contestants):
     assert len(second["seconds"]) == 2
 
 
-def test_when_time_is_over_there_are_no_more_turns(contestants, monkeypatch):
+def test_no_turns_after_the_deadline(contestants, monkeypatch):
     """By a clock that jumps when both have warmed up and taken three turns."""
 
     def clock():
@@ -197,12 +197,12 @@ def test_when_time_is_over_there_are_no_more_turns(contestants, monkeypatch):
         assert isinstance(late, workers.WorkerFailed) and str(late) == "out of time"
 
 
-def test_whoever_wants_more_samples_than_there_are_turns_ends(contestants):
+def test_requests_for_extra_turns_end_the_worker(contestants):
     (found,) = workers.alternate([contestants.make("a", 0.01, 5)], turns=2)
     assert len(found["seconds"]) == 2
 
 
-def test_ratios_are_of_one_turn_of_one_round():
+def test_ratios_compare_the_same_turn():
     first = [{"seconds": [1.0, 2.0]}, {"seconds": [2.0, 2.0]}, {"error": "why"}]
     contest.add_ratios(first)
     second = [{"seconds": [4.0, 1.0]}, {"error": "why"}, {"seconds": [2.0, 3.0]}]
@@ -268,7 +268,7 @@ def test_plans_are_tabulated(monkeypatch, tmp_path, capsys):
     assert rows[0]["prediction"] == plan["prediction"] and len(rows) == 3
 
 
-def test_versions_of_what_is_installed():
+def test_installed_versions():
     found = environment.describe(("numpy", "no-such-package"))
     assert set(found["versions"]) == {"numpy"}
 
@@ -291,7 +291,7 @@ def test_samples_are_means_over_inner_calls():
     }
 
 
-def test_tables_leave_out_what_a_row_lacks(capsys):
+def test_missing_values_are_empty_cells(capsys):
     columns = {
         "name": lambda row: row["name"],
         "rate": lambda row: f"{row['rate']:.1f}",
@@ -312,7 +312,7 @@ def test_fields_are_set_by_path():
 
 
 @pytest.mark.slow  # nine starts of programs
-def test_features_of_a_folder_are_those_of_transformers(monkeypatch, tmp_path):
+def test_features_of_a_folder_equal_transformers(monkeypatch, tmp_path):
     pytest.importorskip("transformers")
     flags = ["embed", "--tiny", "--samples=2", f"--results={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])

@@ -1,4 +1,4 @@
-"""What stands in for xFormers, against slow definitions."""
+"""Stand-ins for xFormers against slow definitions."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_attention_without_mask():
     torch.testing.assert_close(got, expected)
 
 
-def test_mask_splits_what_it_joined():
+def test_mask_splits_joined_sequences():
     parts = [torch.randn(3, 5, 4), torch.randn(2, 2, 4)]
     mask, joined = reference_stubs.BlockDiagonalMask.from_tensor_list(parts)
     assert joined.shape == (1, 19, 4)

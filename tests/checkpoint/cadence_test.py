@@ -7,8 +7,8 @@ from dinov2_jax.checkpoint import cadence
 RARE = (*processes.DEBUG, "--config.checkpoint.every=1000")
 
 
-def test_saves_when_the_last_one_is_long_ago(uninterrupted, in_process, tmp_path):
-    """Here after every step; the run learns the same."""
+def test_save_is_due_after_the_interval(uninterrupted, in_process, tmp_path):
+    """Saving after every step does not change the losses."""
     workdir = tmp_path / "run"
     finished = in_process.run(
         *RARE,
@@ -21,7 +21,7 @@ def test_saves_when_the_last_one_is_long_ago(uninterrupted, in_process, tmp_path
     assert processes.rows(workdir) == processes.rows(uninterrupted[0])
 
 
-def test_the_clock_begins_anew_with_each_save():
+def test_each_save_restarts_the_clock():
     often, never = cadence.Cadence(1e-9, 10), cadence.Cadence(0, 10)
     seldom = cadence.Cadence(60, 10)
     for step in (1, 2, 10):

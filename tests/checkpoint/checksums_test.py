@@ -1,4 +1,4 @@
-"""Checksums of checkpoints: what orbax lets pass, found every time."""
+"""Checksums of checkpoints find damage that orbax does not."""
 
 import shutil
 
@@ -36,7 +36,7 @@ def test_a_finished_checkpoint_is_sealed_and_good(saved):
     assert not list(saved.rglob("*.tmp"))
 
 
-def test_two_hundred_flipped_bits_none_silent(folder):
+def test_two_hundred_flipped_bits_are_detected(folder):
     rng = np.random.default_rng(0)
     found = [path for path in files(folder) if path.name != checksums.NAME]
     sizes = np.array([path.stat().st_size for path in found])
@@ -55,7 +55,7 @@ def test_two_hundred_flipped_bits_none_silent(folder):
 
 
 @pytest.mark.parametrize("cut", ["emptied", "truncated", "removed", "longer"])
-def test_files_that_are_cut(folder, cut):
+def test_truncated_files(folder, cut):
     for path in files(folder):
         content = path.read_bytes()
         if cut == "removed":

@@ -34,7 +34,7 @@ def disk(tmp_path):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def hushed():
+def silenced():
     """As the training program does when it starts."""
     orbax_logging.hush_threads()
 
@@ -113,7 +113,7 @@ def test_saves_on_a_disk_that_is_read_only_for_a_while(disk, states, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_the_third_in_a_row_ends_it(disk, states):
+def test_third_failure_in_a_row_stops_the_run(disk, states):
     checkpoints = checkpointer.Checkpointer(disk.path)
     assert checkpoints.save(1, states[1]) == ""
     disk.fill()
@@ -121,7 +121,7 @@ def test_the_third_in_a_row_ends_it(disk, states):
         assert checkpoints.save(2, states[2], next_save=3) == ""
         assert f"({attempt} of at most 3" in checkpoints.save(2, states[2], next_save=3)
     assert checkpoints.save(2, states[2], next_save=3) == ""
-    with pytest.raises(errors.UserError, match="Make room; the same comm") as ended:
+    with pytest.raises(errors.UserError, match="Free disk space") as ended:
         checkpoints.save(3, states[3], next_save=4)
     assert ended.value.exit_code == errors.TRY_AGAIN
     checkpoints.close()
@@ -141,7 +141,7 @@ def test_the_last_save_must_not_fail(disk, states):
     assert entries(checkpoints.path) == []
 
 
-def test_a_save_that_nobody_asked_after_fails_at_the_end(disk, states):
+def test_unchecked_failed_save_is_raised_at_the_end(disk, states):
     checkpoints = checkpointer.Checkpointer(disk.path)
     disk.fill()
     assert checkpoints.save(7, states[0], next_save=8) == ""
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_could_not_be_sealed_is_sealed_later(
     assert_saved(checkpoints.path, 1, states[0])
 
 
-def test_rows_wait_for_room(disk, caplog):
+def test_rows_wait_for_disk_space(disk, caplog):
     """In metrics.jsonl and for TensorBoard alike; no half row is ever seen."""
     writer = metric_writer.MetricsWriter(disk.path)
     written = 0
@@ -200,9 +200,9 @@ def test_rows_wait_for_room(disk, caplog):
     writer.close()
     (events,) = (disk.path / "tensorboard").iterdir()
     assert steps_of(events) == list(range(1, 25))
-    said = [record.getMessage() for record in caplog.records]
-    assert len([s for s in said if "metrics.jsonl (No space left" in s]) == 1
-    assert len(said) <= 2  # once each
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([s for s in messages if "metrics.jsonl (No space left" in s]) == 1
+    assert len(messages) <= 2  # once each
 
 
 def steps_of(path):
@@ -210,7 +210,7 @@ def steps_of(path):
     return [event.step for event in events if event.summary.value]
 
 
-def test_room_is_looked_at_before_a_run_begins(disk):
+def test_disk_space_is_checked_before_a_run(disk):
     each = {"needed": 2**20}
     assert disk_space.check(disk.path, **each, keep_last=14) == ""
     warning = disk_space.check(disk.path, **each, keep_last=19)
@@ -219,7 +219,9 @@ def test_room_is_looked_at_before_a_run_begins(disk):
     for step in range(18):  # which take no more room
         (disk.path / str(step)).mkdir()
     assert disk_space.check(disk.path, **each, keep_last=19) == ""
-    with pytest.raises(errors.UserError, match="no room for one checkpoint") as no:
+    with pytest.raises(
+        errors.UserError, match="not enough disk space for one checkpoint"
+    ) as no:
         disk_space.check(disk.path, needed=17 * 2**20, keep_last=1)
     assert no.value.exit_code == errors.BAD_INPUT
 
@@ -248,7 +250,7 @@ def test_a_run_on_a_disk_that_is_full_for_a_while(uninterrupted, in_process, dis
     finished = in_process.run(*FLAGS, f"--workdir={workdir}", when=when)
     assert finished.code == 0, finished.output
     output = finished.output
-    assert f"({FULL}): 2.0 MB needed" in output and "training goes on" in output
+    assert f"({FULL}): 2.0 MB needed" in output and "training continues" in output
     assert all(line.startswith("cannot ") for line in processes.noise(output))
     assert processes.rows(workdir) == processes.rows(expected)
     assert processes.saved_steps(workdir) == [16, 20]
@@ -263,9 +265,9 @@ def test_a_run_on_a_disk_that_stays_full(uninterrupted, in_process, disk):
     when = fill_after_a_save(disk, workdir)
     finished = in_process.run(*flags, when=when)
     assert finished.code == errors.TRY_AGAIN, finished.output
-    assert "cannot save step " in finished.error and "Make room" in finished.error
+    assert "cannot save step " in finished.error and "Free disk space" in finished.error
     assert finished.error.count(f"is {workdir / 'checkpoints/4'}. ") == 1
     assert not processes.unfinished_saves(workdir)
     again = in_process.run(*flags)
     assert again.code == errors.BAD_INPUT
-    assert "no room for one checkpoint" in again.error
+    assert "not enough disk space for one checkpoint" in again.error

@@ -1,4 +1,4 @@
-"""What lies beside the checkpoints: empty folders, files, saves that were given up."""
+"""Stray entries beside checkpoints: empty folders, files, abandoned saves."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def workdir(tmp_path):
 
 
 def restored(workdir):
-    """What is said, the step, and the state of a start."""
+    """Returns the messages, the step and the state at a start."""
     checkpoints = checkpointer.Checkpointer(workdir)
     lines = checkpoints.set_aside_damaged()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -31,7 +31,7 @@ def restored(workdir):
 def test_an_empty_folder_named_like_a_newer_step(workdir):
     (workdir / "checkpoints/7").mkdir()
     (line,), step, values = restored(workdir)
-    assert "checkpoints/7 is damaged (was not finished): moved to " in line
+    assert "checkpoints/7 is damaged (is unfinished): moved to " in line
     assert step == 3 and values == [0, 1, 2, 3, 4, 5]
     assert not (workdir / "checkpoints/7").exists()
 
@@ -50,10 +50,10 @@ def test_other_names_and_files(workdir, name, is_folder):
 
 
 def test_only_an_empty_folder(workdir):
-    """What was there is not known, so nothing begins anew unasked."""
+    """The content is unknown, so the run does not start over by itself."""
     folder = workdir / "checkpoints/3"
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    with pytest.raises(errors.UserError, match="3: was not finished.*to begin anew"):
+    with pytest.raises(errors.UserError, match="3: is unfinished.*to start over"):
         checkpointer.Checkpointer(workdir).set_aside_damaged()
     assert folder.is_dir()

@@ -92,7 +92,7 @@ def test_the_same_weights_give_the_same_bytes(folder, tmp_path, target):
     assert found[0] == found[1]
 
 
-def test_hub_there_and_back_is_bit_identical(folder, tmp_path):
+def test_hub_round_trip_is_bit_identical(folder, tmp_path):
     for kind in conversions.KINDS:
         path = tmp_path / f"{kind}.pth"
         assert (
@@ -128,7 +128,7 @@ def test_real_sizes_are_bit_identical_too(tmp_path, name):
         np.testing.assert_array_equal(arrays[key], array)
 
 
-def test_transformers_loads_the_folder_without_a_word(folder, tmp_path):
+def test_transformers_loads_the_folder_without_warnings(folder, tmp_path):
     path = tmp_path / "hf"
     assert conversions.run(folder / "vits14_reg4.pth", path, "--to", "huggingface") == 0
     model, info = transformers.AutoModel.from_pretrained(path, output_loading_info=True)
@@ -143,7 +143,7 @@ def test_transformers_loads_the_folder_without_a_word(folder, tmp_path):
     np.testing.assert_allclose(pixels[0, 0], -0.485 / 0.229, rtol=1e-5)
 
 
-def test_training_checkpoints_go_out_and_come_back(folder, tmp_path):
+def test_training_checkpoints_round_trip(folder, tmp_path):
     source = folder / "training.pth"
     for target, name in (("torch-hub", "both.pth"), ("safetensors", "b.safetensors")):
         path = tmp_path / name
@@ -165,7 +165,7 @@ def test_training_checkpoints_go_out_and_come_back(folder, tmp_path):
     )
 
 
-def test_a_run_goes_out_and_comes_back(uninterrupted, tmp_path):
+def test_run_round_trip(uninterrupted, tmp_path):
     """Student, teacher and heads, through every target that takes heads."""
     workdir, _ = uninterrupted
     expected = {
@@ -201,7 +201,7 @@ def test_a_run_goes_out_and_comes_back(uninterrupted, tmp_path):
     assert not all(map(np.array_equal, students, teachers))
 
 
-def test_the_owner_stays_known_with_heads(folder, tmp_path):
+def test_owner_is_kept_with_heads(folder, tmp_path):
     """A student is never labelled teacher, neither on the way nor after it."""
     source, path = folder / "training.pth", tmp_path / "s.safetensors"
     flags = ["--to", "safetensors", "--which=student", "--heads"]
@@ -220,7 +220,7 @@ def test_the_owner_stays_known_with_heads(folder, tmp_path):
     )
 
 
-def test_nobody_known_is_not_called_teacher(tmp_path):
+def test_unknown_owner_is_not_called_teacher(tmp_path):
     heads = {f"dino_head.{k}": v for k, v in random_weights.head_tensors().items()}
     tensors = {f"backbone.{k}": v for k, v in conversions.backbone().items()} | heads
     conversions.save(tmp_path / "bare.pth", tensors)
@@ -244,7 +244,7 @@ def test_one_owner_with_heads_as_the_reference_saves_it(folder, tmp_path, which)
     assert {f"{which}.{key}" for key in tree[which]} == expected.keys()
 
 
-def test_a_size_resamples_or_is_baked(folder, tmp_path):
+def test_size_resamples_or_is_fixed(folder, tmp_path):
     source = folder / "vits14_reg4.pth"
     path = tmp_path / "a.pth"
     assert conversions.run(source, path, "--to", "torch-hub", "--size=98x98") == 0
@@ -286,7 +286,9 @@ def test_weights_of_other_channels_with_their_own_mean(tmp_path, channels):
     assert reading.read(tmp_path / "new_hf").preprocessing.mean == (0.4,) * channels
 
 
-def test_what_gives_other_features_is_refused(folder, tmp_path, monkeypatch, capsys):
+def test_export_with_different_features_is_refused(
+    folder, tmp_path, monkeypatch, capsys
+):
     """A writer that swaps two tensors: nothing is kept."""
 
     def swapped(weights):
@@ -302,13 +304,11 @@ def test_what_gives_other_features_is_refused(folder, tmp_path, monkeypatch, cap
             conversions.run(folder / "vits14.pth", path, "--to", target)
             == errors.BAD_INPUT
         )
-        assert "gives other features: relative error" in capsys.readouterr().err
+        assert "gives different features: relative error" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_heads_that_come_back_otherwise_are_refused(
-    folder, tmp_path, monkeypatch, capsys
-):
+def test_export_with_different_heads_is_refused(folder, tmp_path, monkeypatch, capsys):
     def zeroed(params, patch_size):
         tensors = original(params, patch_size)
         name = "last_layer.weight_v"
@@ -322,7 +322,7 @@ def test_heads_that_come_back_otherwise_are_refused(
     for flags in (["--heads"], ["--which=both"]):
         flags = ["--to", "torch-hub", *flags]
         assert conversions.run(folder / "training.pth", tmp_path / "a.pth", *flags) == 2
-        assert "holds other values" in capsys.readouterr().err
+        assert "holds different values" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -330,7 +330,7 @@ def test_heads_that_come_back_otherwise_are_refused(
     "flags",
     [[], ["--to=coreml"], ["--to=timm", "--which=x"], ["--to=timm", "--num-heads=0"]],
 )
-def test_flags_that_no_parser_takes_are_one_line(flags, capsys):
+def test_parser_errors_are_one_line(flags, capsys):
     with pytest.raises(SystemExit) as caught:
         convert.main(["a.pth", "b.pth", *flags])
     assert caught.value.code == errors.BAD_INPUT
@@ -350,7 +350,10 @@ def test_bad_flags_are_one_line_and_write_nothing(folder, tmp_path, capsys):
             "should end in .pth or .pt",
         ),
         ([source, tmp_path / "a.pth", "--to", "huggingface"], "writes a folder"),
-        ([source, tmp_path / "hf", "--to", "huggingface", "--heads"], "no place for"),
+        (
+            [source, tmp_path / "hf", "--to", "huggingface", "--heads"],
+            "cannot hold projection heads",
+        ),
         ([source, tmp_path / "there.pth", "--to", "torch-hub"], "add --overwrite"),
         ([source, tmp_path / "no/a.pth", "--to", "torch-hub"], "there is no folder"),
         ([source, tmp_path / "x.onnx", "--to", "onnx"], "x.onnx.data exists"),
@@ -358,11 +361,11 @@ def test_bad_flags_are_one_line_and_write_nothing(folder, tmp_path, capsys):
         ([source, tmp_path / "a.pth", "--to", "torch-hub", "--size=0x0"], "positive"),
         (
             [source, tmp_path / "a.pth", "--to", "torch-hub", "--which=teacher"],
-            "does not say whose",
+            "does not say whether",
         ),
         (
             [training, tmp_path / "a.pth", "--to", "timm", "--which=both"],
-            "no place for projection heads",
+            "cannot hold projection heads",
         ),
         ([source, tmp_path / "a.pth", "--to", "torch-hub", "--size=5"], "as HxW"),
         (

@@ -1,4 +1,4 @@
-"""What a conversion replaces, and what is there when it is interrupted."""
+"""What a conversion replaces, and the state after an interruption."""
 
 import os
 import pathlib
@@ -18,14 +18,14 @@ def folder(tmp_path_factory):
     return conversions.make_sources(tmp_path_factory.mktemp("sources"))
 
 
-def test_a_folder_of_somebody_is_never_replaced(folder, tmp_path, capsys):
+def test_foreign_folder_is_never_replaced(folder, tmp_path, capsys):
     path = tmp_path / "photographs"
     path.mkdir()
     (path / "mine.txt").write_text("mine")
     for target in ("huggingface", "stablehlo", "orbax"):
         flags = ["--to", target, "--overwrite", "--no-verify"]
         assert conversions.run(folder / "vits14.pth", path, *flags) == errors.BAD_INPUT
-        assert "no conversion wrote" in capsys.readouterr().err
+        assert "not written by a conversion" in capsys.readouterr().err
         assert (path / "mine.txt").read_text() == "mine"
         assert (
             conversions.run(folder / "vits14.pth", folder, *flags) == errors.BAD_INPUT
@@ -60,7 +60,7 @@ def test_a_source_is_never_replaced(folder, tmp_path, capsys):
         capsys.readouterr()
         assert conversions.run(given, path, "--to", target, *always) == errors.BAD_INPUT
         message = capsys.readouterr().err
-        assert "is or holds the source" in message and message.count("\n") == 1
+        assert "is or contains the source" in message and message.count("\n") == 1
     assert conversions.digests(tmp_path) == before
     # What an earlier conversion left in a source may be replaced.
     inside = hf / "again.pth"

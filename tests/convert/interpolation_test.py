@@ -25,8 +25,8 @@ def off_grid(model, images):
 
 
 @pytest.mark.parametrize("target", ["torch-hub", "safetensors", "huggingface", "timm"])
-def test_interpolation_that_a_target_does_not_hold(tmp_path, target, capsys):
-    """Said on screen and in the report, and known where the report is there."""
+def test_interpolation_that_a_target_loses(tmp_path, target, capsys):
+    """A warning on screen and in the report, which the reader uses."""
     source = conversions.own_export(tmp_path / "mine", settings=CONFIGS_OWN)
     path = tmp_path / conversions.TARGETS[target]
     assert conversions.run(source, path, "--to", target) == 0
@@ -62,7 +62,7 @@ def test_interpolation_that_a_target_does_not_hold(tmp_path, target, capsys):
 @pytest.mark.parametrize(
     "target", sorted(conversions.TARGETS.keys() - {"timm", "huggingface"})
 )
-def test_interpolation_that_a_target_does_as_the_model(tmp_path, target, capsys):
+def test_interpolation_that_a_target_keeps(tmp_path, target, capsys):
     settings = {}
     if target in ("onnx", "stablehlo", "orbax"):  # which hold any
         settings = CONFIGS_OWN
@@ -92,7 +92,9 @@ def test_torch_agrees_at_any_size(tmp_path, kind):
         assert max(errors_found.values()) < 1e-5, size
 
 
-def test_other_features_off_the_grid_are_refused(folder, tmp_path, monkeypatch, capsys):
+def test_different_features_off_the_grid_are_refused(
+    folder, tmp_path, monkeypatch, capsys
+):
     """A reader that shifts position embeddings where it interpolates them."""
 
     def shifted(tensors, rows, columns):

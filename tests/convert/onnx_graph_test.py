@@ -45,7 +45,7 @@ def assert_same_features(path, module, params, size, batches):
 
 
 @pytest.mark.parametrize("kind", small_backbones.KINDS)
-def test_features_are_the_modules(tmp_path, kind):
+def test_features_equal_the_module(tmp_path, kind):
     path = tmp_path / "model.onnx"
     module, params, size = write_small(path, kind)
     assert_same_features(path, module, params, size, [1, 5])
@@ -75,7 +75,7 @@ def test_weights_of_other_types_become_float32(tmp_path):
     )
 
 
-def test_what_the_model_says_of_itself(tmp_path):
+def test_metadata_of_the_model(tmp_path):
     path = tmp_path / "model.onnx"
     prepare = preprocessing.Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
     write_small(path, "swiglu_registers", prepare=prepare)
@@ -135,7 +135,7 @@ def test_onnxruntime_fuses_the_gelu(tmp_path):
     assert kinds["BiasGelu"] + kinds["Gelu"] == 3 and not kinds["Erf"], kinds
 
 
-def test_large_models_keep_their_weights_beside_them(tmp_path, monkeypatch):
+def test_large_models_store_weights_in_a_separate_file(tmp_path, monkeypatch):
     inline, path = tmp_path / "inline.onnx", tmp_path / "model.onnx"
     module, params, size = write_small(inline)
     monkeypatch.setattr(onnx_graph, "MAX_INLINE", 0)
@@ -177,7 +177,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("max_inline", [0, onnx_graph.MAX_INLINE])
-def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, max_inline):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch, max_inline):
     monkeypatch.setattr(onnx_graph, "MAX_INLINE", max_inline)
     path = tmp_path / "model.onnx"
     write_small(path)
@@ -195,7 +195,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, max_inline):
 def test_an_odd_size_is_refused(tmp_path):
     module = small_backbones.make()
     params = small_backbones.random_params(module)
-    with pytest.raises(errors.UserError, match=r"patch size 4: take \(16, 4\)"):
+    with pytest.raises(errors.UserError, match=r"patch size 4: use \(16, 4\)"):
         onnx_graph.write(tmp_path / "m.onnx", module, params, image_size=(18, 3))
     assert not list(tmp_path.iterdir())
 

@@ -85,7 +85,7 @@ def test_features_in_a_process_without_this_package(exports, kind, batch):
         assert error <= 1e-5, (name, error)
 
 
-def test_run_gives_the_examples_features(exports):
+def test_run_equals_the_example(exports):
     directory, module, _, size, features = exports["bare"]
     images = small_backbones.random_images(module, size, 3)
     found = stablehlo.run(directory, images)
@@ -161,7 +161,7 @@ def test_the_readme(tmp_path):
     assert "divided by" not in text and "[b, 10, 20, 4]" in text
 
 
-def test_an_export_is_replaced_and_nothing_else_is(tmp_path):
+def test_only_an_export_is_replaced(tmp_path):
     directory = tmp_path / "x"
     directory.mkdir()  # empty is as good as new
     write_small(directory)
@@ -173,13 +173,13 @@ def test_an_export_is_replaced_and_nothing_else_is(tmp_path):
     }
     (tmp_path / "file").write_text("")
     for occupied in (tmp_path, tmp_path / "file"):
-        with pytest.raises(errors.UserError, match="name a new directory"):
+        with pytest.raises(errors.UserError, match="choose a new directory"):
             write_small(occupied)
     assert {p.name for p in tmp_path.iterdir()} == {"x", "file"}
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, exists):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch, exists):
     if exists:
         write_small(tmp_path / "x")
     before = {p: contents(p) for p in tmp_path.iterdir()}
@@ -196,7 +196,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, exists):
 def test_an_odd_size_is_refused(tmp_path):
     module = small_backbones.make()
     params = small_backbones.random_params(module)
-    with pytest.raises(errors.UserError, match=r"patch size 4: take \(16, 4\)"):
+    with pytest.raises(errors.UserError, match=r"patch size 4: use \(16, 4\)"):
         stablehlo.write(tmp_path / "x", module, params, image_size=(18, 3))
     assert not list(tmp_path.iterdir())
 

@@ -188,9 +188,9 @@ def test_bad_images_have_no_row_and_are_named(photos, weights, tmp_path, capfd):
     good = described(tmp_path / "good.npy")["names"]
     chosen = [about["names"].index(name) for name in good]
     np.testing.assert_allclose(rows[chosen], np.load(tmp_path / "good.npy"), atol=2e-5)
-    said = capfd.readouterr().err
-    assert "4 of 14 images could not be read" in said
-    assert "'0/003.png' (empty file)" in said
+    stderr = capfd.readouterr().err
+    assert "4 of 14 images could not be read" in stderr
+    assert "'0/003.png' (empty file)" in stderr
 
 
 def test_names_of_any_bytes(weights, tmp_path):
@@ -233,9 +233,7 @@ def test_batch_size_and_workers_change_nothing(photos, weights, tmp_path):
         np.testing.assert_allclose(np.load(out), np.load(tmp_path / "a.npy"), atol=1e-5)
 
 
-def test_one_compilation_whatever_the_number_of_images(
-    photos, weights, tmp_path, caplog
-):
+def test_one_compilation_for_any_number_of_images(photos, weights, tmp_path, caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         run(photos, weights, tmp_path / "f.npy")
     lines = [r.getMessage() for r in caplog.records]
@@ -270,7 +268,7 @@ def test_a_finished_run_is_not_repeated(photos, weights, tmp_path, capfd):
     assert out.read_bytes() == b"something else by now"
 
 
-def test_what_is_there_is_not_replaced_unasked(photos, weights, tmp_path, capfd):
+def test_existing_output_needs_overwrite(photos, weights, tmp_path, capfd):
     out = tmp_path / "f.npy"
     out.write_bytes(b"precious")
     assert embed.main(arguments(photos, weights, out)) == 2
@@ -288,7 +286,7 @@ def test_what_is_there_is_not_replaced_unasked(photos, weights, tmp_path, capfd)
     assert out.read_bytes() == was
 
 
-def test_an_unfinished_run_of_other_settings_is_refused(
+def test_unfinished_run_with_different_settings_is_refused(
     photos, weights, tmp_path, monkeypatch, capfd
 ):
     out = tmp_path / "f.npy"
@@ -323,7 +321,7 @@ def process(argv, devices=None):
 @pytest.mark.parametrize(
     "suffix", ["npy", pytest.param("parquet", marks=pytest.mark.slow)]
 )
-def test_killed_again_and_again_it_ends_with_the_same_bytes(weights, tmp_path, suffix):
+def test_repeated_kills_give_the_same_bytes(weights, tmp_path, suffix):
     photos = fill(tmp_path / "photos", 90)
     (photos / "0" / "003.png").write_bytes(b"")
     (photos / "2" / "zzz.jpg").write_bytes(b"bad")
@@ -398,9 +396,9 @@ def test_eight_devices_give_the_features_of_one(photos, weights, tmp_path):
         photos, weights, tmp_path / "eight.npy", "--features=cls+patch_mean"
     )
     running = process(command, devices=8)
-    said = running.communicate(timeout=300)[1]
-    assert running.returncode == 0, said
-    assert "devices   8 cpu, batch 8" in said
+    stderr = running.communicate(timeout=300)[1]
+    assert running.returncode == 0, stderr
+    assert "devices   8 cpu, batch 8" in stderr
     one, eight = (np.load(tmp_path / f"{n}.npy") for n in ("one", "eight"))
     np.testing.assert_allclose(eight, one, atol=1e-5)
     names = [described(tmp_path / f"{n}.npy")["names"] for n in ("one", "eight")]
@@ -429,8 +427,8 @@ def test_out_of_memory_names_a_smaller_batch(photos, weights, tmp_path, monkeypa
 
 
 BAD_COMMANDS = {
-    "--out=f.csv": "--out=f.csv ends in .csv: .* .npy or .parquet",
-    "--out=.": "ends in nothing",
+    "--out=f.csv": "--out=f.csv: the name must end in .npy or .parquet",
+    "--out=.": "the name must end in",
     "--out=no/such/f.npy": "there is no folder no/such",
     "--size=30": r"a crop of 30 px is not a multiple .* 14: add --size=28",
     "--size=56": "--resize=32 is less than the crop of 56 px",
@@ -450,10 +448,10 @@ def test_bad_commands_are_one_line(photos, weights, tmp_path, capfd, flags):
         code = embed.main(command)
     except SystemExit as left:  # by argparse
         code = left.code
-    said = capfd.readouterr().err
+    stderr = capfd.readouterr().err
     assert code == 2
-    assert said.startswith("error: ") and said.count("\n") == 1, said
-    assert re.search(BAD_COMMANDS[flags], said), said
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+    assert re.search(BAD_COMMANDS[flags], stderr), stderr
     assert os.listdir(tmp_path) == ["photos"]
 
 
@@ -465,15 +463,15 @@ def test_bad_commands_are_one_line(photos, weights, tmp_path, capfd, flags):
         ("empty", "no images below .*empty; looked for .avif"),
     ],
 )
-def test_data_that_is_none(weights, tmp_path, capfd, monkeypatch, data, wanted):
+def test_invalid_data_folder(weights, tmp_path, capfd, monkeypatch, data, wanted):
     monkeypatch.setattr("dinov2_jax.pretrained.load", None)  # is not come to
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "empty").mkdir()
     command = arguments(tmp_path / data, weights, tmp_path / "f.npy")
     assert embed.main(command) == 2
-    said = capfd.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1
-    assert re.search(wanted, said) and "--config" not in said
+    stderr = capfd.readouterr().err
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert re.search(wanted, stderr) and "--config" not in stderr
 
 
 def test_no_readable_image_at_all(weights, tmp_path, capfd):
@@ -489,5 +487,5 @@ def test_no_readable_image_at_all(weights, tmp_path, capfd):
 def test_a_folder_that_cannot_be_written(photos, weights, tmp_path, capfd):
     (tmp_path / "f.npy.partial").write_text("a file where the folder would be")
     assert embed.main(arguments(photos, weights, tmp_path / "f.npy")) == 2
-    said = capfd.readouterr().err
-    assert "cannot write" in said and said.count("\n") == 1
+    stderr = capfd.readouterr().err
+    assert "cannot write" in stderr and stderr.count("\n") == 1

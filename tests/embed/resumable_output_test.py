@@ -31,7 +31,7 @@ def opened(out, **changes):
     return resumable_output.Unfinished(out, **{**arguments, **changes})
 
 
-def go_on(out):
+def resume(out):
     """Does what is left; returns the bytes of the rows and the bad images."""
     with opened(out) as rows:
         for start in range(rows.done, COUNT, BATCH):
@@ -51,7 +51,7 @@ def save_at_once(monkeypatch):
 
 
 def test_the_rows_are_a_npy_file(tmp_path):
-    _, bad = go_on(tmp_path / "f.npy")
+    _, bad = resume(tmp_path / "f.npy")
     rows = np.load(tmp_path / "f.npy.partial" / "rows.npy")
     np.testing.assert_array_equal(rows, np.delete(ROWS, sorted(BAD), axis=0))
     assert bad == BAD
@@ -60,8 +60,8 @@ def test_the_rows_are_a_npy_file(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_crash_at_any_write_costs_nothing(tmp_path, monkeypatch, save_at_once, share):
-    expected = go_on(tmp_path / "expected")
+def test_crash_at_any_write_loses_nothing(tmp_path, monkeypatch, save_at_once, share):
+    expected = resume(tmp_path / "expected")
     write = resumable_output._write
     crashes = 0
     for crash_at in range(100):
@@ -79,12 +79,12 @@ def test_a_crash_at_any_write_costs_nothing(tmp_path, monkeypatch, save_at_once,
         monkeypatch.setattr(resumable_output, "_write", crashing_write)
         save = resumable_output.Unfinished.save
         try:
-            first = go_on(out)
+            first = resume(out)
         except Crash:
             crashes += 1
             monkeypatch.setattr(resumable_output, "_write", write)
             monkeypatch.setattr(resumable_output.Unfinished, "save", save)
-            assert go_on(out) == expected
+            assert resume(out) == expected
         else:
             assert first == expected
             break
@@ -99,16 +99,16 @@ def test_work_is_kept_when_a_step_fails(tmp_path):
         assert (rows.done, rows.rows, rows.bad) == (4, 3, {3: "bad"})
 
 
-def test_journal_without_its_rows_counts_for_nothing(tmp_path, save_at_once):
-    expected = go_on(tmp_path / "f")
+def test_journal_without_its_rows_is_ignored(tmp_path, save_at_once):
+    expected = resume(tmp_path / "f")
     rows = tmp_path / "f.partial" / "rows.npy"
     os.truncate(rows, rows.stat().st_size // 2)
-    assert go_on(tmp_path / "f") == expected
+    assert resume(tmp_path / "f") == expected
     rows.unlink()  # took its final name, and then came the kill
-    assert go_on(tmp_path / "f") == expected
+    assert resume(tmp_path / "f") == expected
 
 
-def test_what_follows_the_last_whole_save_is_cut_off(tmp_path, save_at_once):
+def test_data_after_the_last_complete_save_is_removed(tmp_path, save_at_once):
     folder = tmp_path / "f.partial"
     with opened(tmp_path / "f") as rows:
         for done in (4, 8):
@@ -127,8 +127,8 @@ def test_what_follows_the_last_whole_save_is_cut_off(tmp_path, save_at_once):
         assert (folder / "rows.npy").read_bytes() == whole
 
 
-def test_another_run_is_refused_by_name_or_dropped(tmp_path):
-    go_on(tmp_path / "f")
+def test_another_run_is_refused_or_discarded(tmp_path):
+    resume(tmp_path / "f")
     other = SETTINGS | {"features": "patches", "weights": "b"}
     with pytest.raises(errors.UserError, match="features and weights.*--overwrite"):
         with opened(tmp_path / "f", settings=other):
@@ -149,8 +149,8 @@ def test_two_processes_do_not_share_it(tmp_path):
         pass
 
 
-def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, monkeypatch, save_at_once):
-    expected = go_on(tmp_path / "expected")
+def test_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, save_at_once):
+    expected = resume(tmp_path / "expected")
     write = resumable_output._write
     calls = iter(range(100))
 
@@ -161,15 +161,15 @@ def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, monkeypatch, save_a
         write(file, data)
 
     monkeypatch.setattr(resumable_output, "_write", full)
-    with pytest.raises(errors.UserError, match="No space left.*resumes"):
-        go_on(tmp_path / "f")
+    with pytest.raises(errors.UserError, match="No space left.*to resume"):
+        resume(tmp_path / "f")
     monkeypatch.setattr(resumable_output, "_write", write)
     with opened(tmp_path / "f") as rows:
         assert rows.done > 0
-    assert go_on(tmp_path / "f") == expected
+    assert resume(tmp_path / "f") == expected
 
 
-def test_what_is_saved_can_be_read_by_people(tmp_path):
-    go_on(tmp_path / "f")
+def test_saved_files_are_readable(tmp_path):
+    resume(tmp_path / "f")
     found = json.loads((tmp_path / "f.partial" / "run.json").read_text())
     assert found == {"features": "cls", "weights": "a", "sizes": [3, 4]}

@@ -1,4 +1,4 @@
-"""Breaks runs in every way that a machine can, and counts what they come to.
+"""Breaks runs in many ways and counts the outcomes.
 
   python -m tests.faults.campaign [--seed=N] [--scale=0.1] [--write]
 

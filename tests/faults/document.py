@@ -1,11 +1,11 @@
-"""Puts what was measured into a guide, between two comments that name it."""
+"""Writes measurements into a guide, between two comments that name them."""
 
 import pathlib
 import re
 
 
 def write(path: pathlib.Path, name: str, text: str) -> None:
-    """Replaces what stands between the comments `name: begin` and `name: end`."""
+    """Replaces the text between the comments `name: begin` and `name: end`."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before = path.read_text()
     assert begin in before and end in before, (path, name)

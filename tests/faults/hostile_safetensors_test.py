@@ -1,4 +1,4 @@
-"""Headers of .safetensors that claim what is not there."""
+"""Headers of .safetensors files with false claims."""
 
 import json
 import os

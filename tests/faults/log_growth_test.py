@@ -1,4 +1,4 @@
-"""What a run says again and again fills no disk."""
+"""Repeated messages of a run do not fill the disk."""
 
 import numpy as np
 

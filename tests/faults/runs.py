@@ -1,4 +1,4 @@
-"""The run that the campaign breaks, and what it must come to all the same."""
+"""The run that the campaign breaks, and the result it must still reach."""
 
 import contextlib
 import itertools
@@ -29,7 +29,7 @@ FLAGS = (
 
 
 class Runs:
-    """Starts runs of one config, and compares each with one that nothing happened to.
+    """Starts runs of one config and compares each with an uninterrupted one.
 
     Args:
       folder: For all of them.
@@ -58,18 +58,18 @@ class Runs:
         return self._folder / f"run{next(self._numbers)}"
 
     def start(self, workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
-        """Starts, or goes on with, a run."""
+        """Starts or resumes a run."""
         return self._trainer.start(*FLAGS, f"--workdir={workdir}", *flags)
 
     def finish(self, workdir: pathlib.Path) -> None:
-        """Lets a run go on to its end, and checks it."""
+        """Resumes a run to its end and checks it."""
         process = self.start(workdir)
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
         self.check(workdir)
 
     def check(self, workdir: pathlib.Path) -> None:
-        """The rows, and every array of the last state, are as if nothing had been."""
+        """Checks that rows and final state equal those of the uninterrupted run."""
         assert processes.rows(workdir) == self._rows
         processes.assert_same_arrays(processes.load(workdir, STEPS), self._arrays)
         assert not processes.unfinished_saves(workdir)
@@ -117,7 +117,7 @@ def unfinished(workdir: pathlib.Path) -> set[tuple[str, int]]:
 
 
 def resumed_step(output: str) -> int | None:
-    """Where a run went on, None where it began anew or did not come so far."""
+    """Returns the step a run resumed from; None if it started over or ended before."""
     found = re.search(r"^resumed from step (\d+)", output, re.MULTILINE)
     return int(found[1]) if found else None
 

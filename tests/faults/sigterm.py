@@ -1,4 +1,4 @@
-"""SIGTERM, and what it saved is damaged before the run goes on."""
+"""SIGTERM, with damage to the saved checkpoint before the run resumes."""
 
 import random
 import signal
@@ -10,11 +10,11 @@ from tests.faults import damage, runs
 
 
 def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) -> dict:
-    """Ends runs with SIGTERM, damages the newest checkpoint, goes on.
+    """Ends runs with SIGTERM, damages the newest checkpoint and resumes.
 
     Returns:
-      Times that a run was asked to end and left with exit code 42; those where it was
-      asked twice; damaged checkpoints that the next start found; runs that ended as the
+      Number of SIGTERMs that ended with exit code 42; those sent
+      twice; damaged checkpoints that the next start found; runs that ended as the
       uninterrupted one.
     """
     terminated = twice = found = ended = 0
@@ -40,7 +40,7 @@ def campaign(ours: runs.Runs, count: int, draw: random.Random, say: Callable) ->
                 break
             assert process.returncode == 42, output
             step = runs.saved(workdir)[-1]
-            assert f"asked to end: saved step {step}; " in output
+            assert f"stopped on request: saved step {step}; " in output
             assert processes.steps_logged(workdir) == step  # nothing is lost
             terminated += 1
             say(terminated)

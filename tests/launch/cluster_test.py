@@ -194,7 +194,7 @@ def ended_by_sigterm(start, number, workdir):
         assert mesh in cluster.output(0)
         # All stopped at one step, which is saved, once.
         step = max(processes.saved_steps(workdir))
-        end = f"asked to end: saved step {step}; the same command goes on"
+        end = f"stopped on request: saved step {step}; run the same command to resume"
         assert cluster.output(0).splitlines()[-1] == end
         for i in range(1, number):
             assert f"process {i}: {end}\n" in cluster.output(i)
@@ -220,9 +220,7 @@ def test_a_run_moves_between_numbers_of_processes(start, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_launcher_starts_again_whatever_ended_one(
-    flags, environment, alone, tmp_path
-):
+def test_launcher_restarts_after_any_failure(flags, environment, alone, tmp_path):
     """A process asked to end, then each of the two lost: the losses of one process."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     with open(log, "w") as output:
@@ -244,14 +242,14 @@ def test_the_launcher_starts_again_whatever_ended_one(
         launcher.wait(timeout=200)
     finally:
         launcher.kill()
-    said = log.read_text()
-    assert launcher.returncode == 0, said
-    assert re.findall(r"exit code (\d+): restart (\d)", said) == [
+    output = log.read_text()
+    assert launcher.returncode == 0, output
+    assert re.findall(r"exit code (\d+): restart (\d)", output) == [
         *[("42", "1"), ("137", "2"), ("137", "3")]
     ]
-    assert len(re.findall("asked to end: saved step", said)) == 2
-    assert len(re.findall("resumed from step", said)) == 3
-    assert said.count("parameters ") == 4  # one process says it, at each start
+    assert len(re.findall("stopped on request: saved step", output)) == 2
+    assert len(re.findall("resumed from step", output)) == 3
+    assert output.count("parameters ") == 4  # one process says it, at each start
     assert_same_losses(workdir, alone)
     assert processes.pid_of(0, workdir) is None
 
@@ -265,7 +263,7 @@ def test_the_launcher_starts_again_whatever_ended_one(
         (1, signal.SIGSTOP, HEARTBEAT),  # as a host that hangs: they do not
     ],
 )
-def test_a_process_that_loses_another_ends(start, lost, how, seconds):
+def test_process_stops_when_another_is_lost(start, lost, how, seconds):
     with start(2) as cluster:
         cluster.wait_for_a_step()
         begin = time.monotonic()
@@ -309,13 +307,13 @@ def test_jax_finds_the_processes_of_slurm(flags, environment, alone, tmp_path):
     assert [task.returncode for task in tasks] == [0, 0], outputs
     assert "parameters " in outputs[0]
     # What a C++ library says of itself cannot be silenced.
-    said = [x for x in outputs[1].splitlines() if not x.startswith("[Gloo]")]
-    assert said == []
+    lines = [x for x in outputs[1].splitlines() if not x.startswith("[Gloo]")]
+    assert lines == []
     assert processes.saved_steps(workdir) == [*range(1, STEPS + 1)]
     assert_same_losses(workdir, alone)
 
 
-def test_a_process_that_fails_alone_does_not_wait(start):
+def test_single_failed_process_does_not_wait(start):
     """jax would have it wait five minutes for the other, which waits for it."""
     devices = {i: [f"--config.mesh.devices={2 + i}"] for i in range(2)}
     with start(2, more=devices) as cluster:
@@ -364,13 +362,13 @@ def test_preflight_names_the_process_that_fails(start, tmp_path):
         }
     wrong = [name for name, (result, _) in found.items() if result == "WRONG"]
     assert wrong == ["data"] and found["weights"][0] == "ok"
-    said = f"process 1: data.path = {tmp_path / 'nowhere'} does not exist: set "
-    assert found["data"][1].startswith(said)
+    expected = f"process 1: data.path = {tmp_path / 'nowhere'} does not exist: set "
+    assert found["data"][1].startswith(expected)
     assert found["step"] == ("skipped", "needs data")
     assert found["saving"] == ("skipped", "needs step")
 
 
-def test_preflight_leaves_a_run_as_it_is(alone_in, flags, in_process):
+def test_preflight_does_not_change_a_run(alone_in, flags, in_process):
     def files():
         return {p: p.stat().st_mtime_ns for p in alone_in.rglob("*")}
 

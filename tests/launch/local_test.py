@@ -59,7 +59,7 @@ def stand_in(tmp_path):
     return StandIn(tmp_path)
 
 
-def test_all_processes_are_told_of_each_other(stand_in):
+def test_processes_get_the_cluster_flags(stand_in):
     finished = stand_in.run("0 0", options=["--gpus", "--port", "7000"])
     assert (finished.code, finished.output) == (0, "")
     for process in range(2):
@@ -90,7 +90,7 @@ def test_restart(stand_in, plan):
 
 
 @pytest.mark.parametrize("plan", ["75 kill", "kill 75", "75 late", "late 75"])
-def test_the_loss_counts_and_not_who_noticed_it(stand_in, plan):
+def test_cause_outranks_its_consequences(stand_in, plan):
     """Whichever is seen first: sockets close before a killed process has ended."""
     finished = stand_in.run(plan, "0 0")
     assert finished.code == 0

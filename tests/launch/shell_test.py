@@ -63,7 +63,7 @@ def profile(path):
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=name)
-def test_profiles_set_variables_that_are_explained(path):
+def test_variables_of_profiles_are_documented(path):
     explained = False
     for line in path.read_text().splitlines():
         assert line.startswith("#") or "=" in line

@@ -99,7 +99,7 @@ def test_bad_input_of_one_task_among_killed_ones(programs, job, tmp_path):
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 42, 75])
-def test_task_leaves_what_no_restart_can_help(tmp_path, code):
+def test_task_records_failures_that_no_restart_helps(tmp_path, code):
     verdict = tmp_path / "verdict"
     command = ["bash", "-c", f"exit {code}"]
     task = [commands.LAUNCH / "slurm_task.sh", verdict, *command]

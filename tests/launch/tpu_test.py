@@ -94,7 +94,7 @@ def test_watch_gives_up(programs):
     assert "giving up" in finished.stderr
 
 
-def test_watch_creates_anew_what_was_taken_away(programs):
+def test_watch_recreates_a_preempted_machine(programs):
     lost = ["255", "255", "255", "0 SUSPENDED"]  # three ssh, then the state
     made = ["0 SUSPENDED", "0", "0", "0 PROVISIONING", "0 ACTIVE", "0 2"]
     finished = watch(
@@ -115,7 +115,7 @@ def test_nothing_is_created_without_a_type(programs):
     assert programs.calls() == []
 
 
-def test_hosts_of_a_group_are_told_of_each_other(programs):
+def test_hosts_of_a_group_get_the_cluster_flags(programs):
     hosts = "0 pod-a1b2 10.0.0.7\\npod-c3d4 10.0.0.9"
     end = ["0 ended 0", "0 ended 0"]
     programs.answer("gcloud", hosts, "0", "0", *end)
@@ -189,7 +189,7 @@ def test_host(host):
     )
 
 
-def test_host_stops_what_runs(host):
+def test_host_stops_the_run(host):
     """It may save itself; what it leaves running is killed."""
     call, folder = host
     (folder / "python").write_text(

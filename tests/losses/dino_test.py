@@ -56,7 +56,7 @@ def test_dino(num_local):
     assert (ours[1] == 0) == (num_local == 0)
 
 
-def test_dino_meets_the_other_view_only():
+def test_dino_compares_different_views_only():
     student = jnp.asarray(logits(GROUPS, 2 * BATCH))
     none = jnp.zeros((GROUPS, 0, PROTOTYPES))
     teacher = probabilities(GROUPS, 2 * BATCH)

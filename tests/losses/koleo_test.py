@@ -35,7 +35,7 @@ def test_equals_torch(batch, scale):
     np.testing.assert_allclose(grads, expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_every_set_is_on_its_own():
+def test_sets_are_independent():
     x = features(2, 3, 5, 4)
     ours = koleo.koleo_loss(x)
     assert ours.shape == (2, 3)

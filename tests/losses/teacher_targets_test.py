@@ -63,15 +63,15 @@ def test_sinkhorn_knopp_spans_all_groups():
     assert np.abs(ours[:1] - apart).max() > 1e-2
 
 
-def some_valid(shape, seed=5):
+def random_valid(shape, seed=5):
     valid = np.random.default_rng(seed).random(shape) < 0.6
     valid[0, 0], valid[-1, -1] = True, False
     return valid
 
 
 @pytest.mark.parametrize("poison", [0.0, 50.0, -50.0, np.nan, np.inf])
-def test_padding_takes_no_part(poison):
-    x, valid = logits(3, 5), some_valid((3, 5))
+def test_padding_is_ignored(poison):
+    x, valid = logits(3, 5), random_valid((3, 5))
     x[~valid] = poison
     ours = np.asarray(teacher_targets.sinkhorn_knopp(x, 0.04, valid=valid))
     np.testing.assert_allclose(ours[valid], textbook(x[valid], 0.04), rtol=2e-5)

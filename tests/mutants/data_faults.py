@@ -61,7 +61,7 @@ FAULTS = (
         "dinov2_jax/augment/on_device.py",
         "jnp.round(p).astype(jnp.uint8)",
         "p.astype(jnp.uint8)",
-        (f"{_DEVICE}test_hue_is_that_of_colorsys",),
+        (f"{_DEVICE}test_hue_equals_colorsys",),
     ),
     Fault(
         "mask-ratios-not-stratified",

@@ -8,13 +8,13 @@ FAULTS = (
         "dinov2_jax/checkpoint/checksums.py",
         'if digest != file["sha256"]:',
         "if not digest:",
-        ("checkpoint/checksums_test.py::test_two_hundred_flipped_bits_none_silent",),
+        ("checkpoint/checksums_test.py::test_two_hundred_flipped_bits_are_detected",),
     ),
     Fault(
         "checkpoint-of-another-dtype-is-cast",
         "dinov2_jax/checkpoint/checkpointer.py",
-        "if before.get(name) != now.get(name)",
-        "if (name in before) != (name in now)",
+        "if saved.get(name) != expected.get(name)",
+        "if (name in saved) != (name in expected)",
         ("checkpoint/checkpointer_test.py::test_saves_and_restores",),
     ),
     Fault(
@@ -26,7 +26,7 @@ FAULTS = (
         "            os.fsync(file.fileno())\n"
         "        temporary.replace(path)\n",
         '        with open(path, "wb") as file:\n            yield file\n',
-        ("weights/safetensors_file_test.py::test_a_failure_leaves_what_was_there",),
+        ("weights/safetensors_file_test.py::test_failed_write_keeps_the_old_file",),
     ),
     Fault(
         "load-is-not-strict",
@@ -89,6 +89,6 @@ FAULTS = (
         "dinov2_jax/convert/onnx_graph.py",
         'np.float32(weights["cls_token"]) + pos[:, :1]',
         'np.float32(weights["cls_token"])',
-        ("convert/onnx_graph_test.py::test_features_are_the_modules",),
+        ("convert/onnx_graph_test.py::test_features_equal_the_module",),
     ),
 )

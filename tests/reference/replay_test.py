@@ -88,7 +88,7 @@ def test_tolerances_are_those_of_the_recordings():
 
 # Compiled like the right numbers: the compilation cache holds the step already.
 @pytest.mark.usefixtures("full_compilation")
-def test_exactly_the_wrong_numbers_of_a_training_run_are_reported(tmp_path):
+def test_only_wrong_numbers_are_reported(tmp_path):
     arrays = recording("train_centering")
     groups = json.loads(str(arrays["param_groups_json"]))
     group = groups["backbone/cls_token"]
@@ -151,6 +151,6 @@ def test_exit_codes_of_the_program(tmp_path, capsys):
     assert "FAILED" in first and "FAILED" not in second
 
 
-def test_without_a_file_it_says_how_it_is_used():
+def test_missing_argument_prints_the_usage():
     done = program()
     assert done.returncode == 1 and "replay.py FILE.npz" in done.stderr

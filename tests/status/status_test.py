@@ -1,4 +1,4 @@
-"""What `python -m dinov2_jax.status` says of real runs."""
+"""Output of `python -m dinov2_jax.status` for real runs."""
 
 import datetime
 import json
@@ -16,8 +16,8 @@ from dinov2_jax.status import __main__ as status
 def lines(workdir, later=0.0):
     """{name: text}; so many seconds after the last event."""
     now = event_log.read(workdir)[-1]["time"] + datetime.timedelta(seconds=later)
-    said = status.status(workdir, now).splitlines()
-    return {line.split()[0]: line[10:] for line in said}
+    report = status.status(workdir, now).splitlines()
+    return {line.split()[0]: line[10:] for line in report}
 
 
 def test_a_finished_run(uninterrupted):
@@ -30,22 +30,22 @@ def test_a_finished_run(uninterrupted):
     )
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 10
     assert "jax.numpy" not in done.stderr and "numpy" not in done.stderr  # quick
-    said = lines(workdir, later=3600)
-    assert said["run"] == f"{workdir}: custom, batch 32, 1 cpu"
-    assert said["state"] == "finished, 1:00:00 ago"
-    assert said["step"] == "20 of 20 (100.0%)"
+    report = lines(workdir, later=3600)
+    assert report["run"] == f"{workdir}: custom, batch 32, 1 cpu"
+    assert report["state"] == "finished, 1:00:00 ago"
+    assert report["step"] == "20 of 20 (100.0%)"
     first, *_, last = (r for r in processes.rows(workdir) if "loss/total" in r)
-    assert said["loss"] == (
+    assert report["loss"] == (
         f"{last['loss/total']:.4f}, {first['loss/total']:.4f} 19 steps before; "
         f"lr {last['lr']:.3g}"
     )
-    assert said["saved"].startswith("step 20, 1:00:")
-    assert said["saved"].endswith(f"; 5 kept in {workdir / 'checkpoints'}")
+    assert report["saved"].startswith("step 20, 1:00:")
+    assert report["saved"].endswith(f"; 5 kept in {workdir / 'checkpoints'}")
     accuracy = processes.rows(workdir)[-1]["knn/top1"]
-    assert said["k-NN"] == f"top-1 {accuracy:.1%} at step 20"
-    assert "compile" in said["goodput"] and "down" not in said["goodput"]
-    assert said["trouble"] == "none"
-    assert said["last"].endswith("UTC, 1:00:00 ago: ended at step 20: done")
+    assert report["k-NN"] == f"top-1 {accuracy:.1%} at step 20"
+    assert "compile" in report["goodput"] and "down" not in report["goodput"]
+    assert report["trouble"] == "none"
+    assert report["last"].endswith("UTC, 1:00:00 ago: ended at step 20: done")
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def killed(uninterrupted, tmp_path):
     return workdir
 
 
-def test_a_run_under_way_and_a_silent_one(killed):
-    said = lines(killed, later=10)
+def test_running_and_silent_runs(killed):
+    report = lines(killed, later=10)
     start = event_log.read(killed)[0]
     who = f"process {start['pid']} on {start['host']}"
-    assert said["state"].startswith(f"training, {who}, begun ")
-    assert said["step"].startswith("16 of 20 (80.0%), ")
-    assert said["step"].endswith(" to go")
-    assert said["last"].endswith("0:10 ago: saved step 16")
+    assert report["state"].startswith(f"training, {who}, started ")
+    assert report["step"].startswith("16 of 20 (80.0%), ")
+    assert report["step"].endswith(" to go")
+    assert report["last"].endswith("0:10 ago: saved step 16")
     assert lines(killed, later=1000)["state"].startswith(f"silent for 16:40 ({who}):")
 
 
@@ -81,43 +81,53 @@ def test_trouble(killed):
     seconds = {"step": 1e6}
     log.add("end", step=13, code=errors.REQUEUE, reason="saved", seconds=seconds)
     log.add("start", step=13, seconds={"start": 1.0}, **start)
-    said = lines(killed)
-    assert said["run"].endswith("batch 32, 8 H100, 4 processes")
-    assert said["trouble"] == (
+    report = lines(killed)
+    assert report["run"].endswith("batch 32, 8 H100, 4 processes")
+    assert report["trouble"] == (
         "2 restarts, 1 preemption, 1 sudden end, 1 skipped step, 1 rollback, "
         "2 unreadable images"
     )
-    assert "lost 66." in said["goodput"]  # two of the three steps
+    assert "lost 66." in report["goodput"]  # two of the three steps
     log.add("hang", doing="step 14", path="/stacks.txt")
-    said = lines(killed)
-    assert said["state"] == "hung at step 14, 0:00 ago; stacks in /stacks.txt"
-    assert said["trouble"].startswith("2 restarts, 1 preemption, 1 sudden end, 1 hang")
+    report = lines(killed)
+    assert report["state"] == "hung at step 14, 0:00 ago; stacks in /stacks.txt"
+    assert report["trouble"].startswith(
+        "2 restarts, 1 preemption, 1 sudden end, 1 hang"
+    )
 
 
 def test_no_run(tmp_path, capsys):
     assert status.main([str(tmp_path)]) == errors.BAD_INPUT
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: there is no run in {tmp_path}: ")
+    report = capsys.readouterr().err
+    assert report.startswith(f"error: there is no run in {tmp_path}: ")
 
 
 @pytest.mark.parametrize(
-    "config, event, said",
+    "config, event, report",
     [
-        ({"lr": 1}, {"event": "start", "time": "2026-01-02T03:04:05+00:00"}, "not of"),
+        (
+            {"lr": 1},
+            {"event": "start", "time": "2026-01-02T03:04:05+00:00"},
+            "is not the folder",
+        ),
         ({}, {"event": "start", "time": "2026-01-02T03:04:05"}, "there is no run"),
-        ([], {"event": "start", "time": "2026-01-02T03:04:05+00:00"}, "not of"),
+        (
+            [],
+            {"event": "start", "time": "2026-01-02T03:04:05+00:00"},
+            "is not the folder",
+        ),
     ],
 )
-def test_files_of_another_program(tmp_path, capsys, config, event, said):
+def test_files_of_another_program(tmp_path, capsys, config, event, report):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
     assert status.main([str(tmp_path)]) == errors.BAD_INPUT
-    assert said in capsys.readouterr().err
+    assert report in capsys.readouterr().err
 
 
 def test_a_stray_folder_does_not_hide_the_runs(tmp_path, uninterrupted, capsys):
     run = str(uninterrupted[0])
     assert status.main([run, str(tmp_path), run]) == errors.BAD_INPUT
-    said = capsys.readouterr()
-    assert said.out.count("finished, ") == 2
-    assert said.err.startswith(f"error: there is no run in {tmp_path}: ")
+    report = capsys.readouterr()
+    assert report.out.count("finished, ") == 2
+    assert report.err.startswith(f"error: there is no run in {tmp_path}: ")

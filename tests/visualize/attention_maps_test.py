@@ -1,4 +1,4 @@
-"""Maps by what was planted in them, and the pictures by where they are bright."""
+"""Attention maps of planted attention, and the brightness of pictures."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def brightest_patch(panel, grid=GRID):
 
 
 @pytest.mark.parametrize("num_registers", [0, 4])
-def test_each_head_is_brightest_where_it_looks(num_registers):
+def test_each_head_is_brightest_where_it_attends(num_registers):
     places = [(0, 0), (4, 7), (1, 6), (3, 2)]
     attention = planted(places, num_registers)
     shown = attention_maps.attention_panels(view(attention))
@@ -47,7 +47,7 @@ def test_each_head_is_brightest_where_it_looks(num_registers):
         assert brightest_patch(panel) == place
 
 
-def test_mean_is_over_heads_and_registers_have_maps_of_their_own():
+def test_mean_is_over_heads_and_registers_have_separate_maps():
     attention = np.zeros((3, 3, 3 + 40))
     attention[:, 0, 3 + 8 * 1 + 3] = 1.0  # the class token, in all heads
     attention[:, 1, 3 + 8 * 2 + 7] = 1.0  # a register

@@ -74,7 +74,7 @@ def test_a_known_warp_of_smooth_features_is_recovered():
     assert np.mean(error[inside] < 1) > 0.95
 
 
-def test_a_distinct_match_comes_before_one_of_many_alike():
+def test_distinct_match_ranks_before_ambiguous_ones():
     first, second = unit((8, 8, 16), 5), unit((8, 8, 16), 6)
     blank = unit(16, 7)
     first[:, 4:], second[:, 4:] = blank, blank  # perfect scores, at any place

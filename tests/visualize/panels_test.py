@@ -1,4 +1,4 @@
-"""The sheet by what must be where; files by what is left of a failed write."""
+"""Positions on the sheet, and files after a failed write."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_patches_are_equal_squares():
     np.testing.assert_array_equal(shown, colors.repeat(10, 0).repeat(10, 1))
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     panels.save(plain("red", (9, 9)), path)
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Components against scikit-learn's PCA; the picture by what must be where."""
+"""Components against scikit-learn's PCA, and positions in the picture."""
 
 import numpy as np
 import pytest
@@ -128,7 +128,7 @@ LARGE = [((9, 12), np.s_[1:8, 1:11]), ((12, 7), np.s_[1:10, 1:6])]  # more than 
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("planted", [PLANTED, LARGE])
-def test_foreground_is_the_planted_thing(planted, sign):
+def test_foreground_is_the_planted_object(planted, sign):
     grids, things = zip(*(_two_clusters(*p, seed=i) for i, p in enumerate(planted)))
     grids = [sign * grid for grid in grids]
     for mask, thing in zip(pca.foreground(grids), things, strict=True):
@@ -137,7 +137,7 @@ def test_foreground_is_the_planted_thing(planted, sign):
         np.testing.assert_array_equal(mask, ~thing)
 
 
-def test_second_pca_is_of_the_foreground_alone():
+def test_second_pca_uses_only_the_foreground():
     grids, things = zip(*(_two_clusters(*p, seed=i) for i, p in enumerate(PLANTED)))
     colors = pca.joint_colors(grids, things)
     inside = np.concatenate([g[t] for g, t in zip(grids, things)])

@@ -1,4 +1,4 @@
-"""What is taken from the model, against the whole model's output."""
+"""Views against the output of the whole model."""
 
 import dataclasses
 
@@ -57,8 +57,8 @@ def test_sizes_are_the_nearest_multiples(patch_size):
 
 
 @pytest.mark.parametrize("block", [-1, 0])
-def test_tokens_go_where_they_belong(model, photograph, block):
-    view = views.look(model, photograph, "x", size=70, block=block)
+def test_tokens_are_split_correctly(model, photograph, block):
+    view = views.make_view(model, photograph, "x", size=70, block=block)
     resized = np.asarray(
         Image.fromarray(photograph).resize((70, 28), Image.Resampling.BICUBIC)
     )
@@ -86,11 +86,11 @@ def test_tokens_go_where_they_belong(model, photograph, block):
 
 def test_registers_do_not_leak_into_the_grid(model, photograph):
     """In the first block's map only columns 1 to 4 belong to the registers."""
-    usual = views.look(model, photograph, "x", size=70, block=0)
+    usual = views.make_view(model, photograph, "x", size=70, block=0)
     params = dict(model.params)
     params["register_tokens"] = -params["register_tokens"]
     changed = dataclasses.replace(model, params=params)
-    other = views.look(changed, photograph, "x", size=70, block=0)
+    other = views.make_view(changed, photograph, "x", size=70, block=0)
     # Attention to patches relative to each other knows nothing of the registers.
     share = usual.attention[:, 0, 5:] / usual.attention[:, 0, 5:].sum(-1, keepdims=True)
     again = other.attention[:, 0, 5:] / other.attention[:, 0, 5:].sum(-1, keepdims=True)
@@ -98,21 +98,24 @@ def test_registers_do_not_leak_into_the_grid(model, photograph):
     assert np.abs(other.attention[:, 0, 1:5] - usual.attention[:, 0, 1:5]).max() > 1e-3
 
 
-def test_attention_only_where_asked_for(model, photograph):
+def test_attention_only_if_requested(model, photograph):
     assert (
-        views.look(model, photograph, "x", size=28, attention=False).attention is None
+        views.make_view(model, photograph, "x", size=28, attention=False).attention
+        is None
     )
 
 
 def test_refusals(model, photograph):
-    with pytest.raises(errors.UserError, match="--size=13 is below one patch.*14 px"):
-        views.look(model, photograph, "x", size=13)
+    with pytest.raises(
+        errors.UserError, match="--size=13 is smaller than one patch.*14 px"
+    ):
+        views.make_view(model, photograph, "x", size=13)
     for block in (2, -3):
         with pytest.raises(errors.UserError, match=f"no block {block}: .* 0 to 1"):
-            views.look(model, photograph, "x", size=28, block=block)
+            views.make_view(model, photograph, "x", size=28, block=block)
     shape = jax.eval_shape(lambda: model.params)
     other = dataclasses.replace(
         model, module=vits.changed(model.module, in_chans=4), params=shape
     )
     with pytest.raises(errors.UserError, match="4 channels"):
-        views.look(other, photograph, "x", size=28)
+        views.make_view(other, photograph, "x", size=28)

@@ -121,7 +121,7 @@ def refused(folder, monkeypatch, capsys):
     return refuse
 
 
-def test_files_that_are_no_images(refused):
+def test_invalid_image_files(refused):
     error = refused("gone.png", "wide.png", "text.jpg", ".", *MODEL, "--out", "no")
     assert "gone.png: No such file" in error
     assert "text.jpg: not an image" in error
@@ -131,9 +131,9 @@ def test_files_that_are_no_images(refused):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_matches_are_between_two(refused, count):
+def test_matches_need_two_images(refused, count):
     error = refused(*["wide.png"] * count, *MODEL, "--matches", "--out", "no")
-    assert f"two images and {count} are given" in error
+    assert f"two images, but {count} are given" in error
 
 
 def test_folders_that_cannot_be_written(refused):
@@ -148,14 +148,14 @@ def test_numbers_below_one(refused, flag):
     assert f"{flag}=0: use 1" in refused("wide.png", *MODEL, flag, "0")
 
 
-def test_a_foreground_of_attention_maps(refused):
+def test_foreground_needs_pca_or_matches(refused):
     error = refused("wide.png", *MODEL, "--attention", "--foreground")
-    assert "--foreground is for --pca and --matches" in error
+    assert "--foreground needs --pca or --matches" in error
 
 
-def test_what_only_the_model_tells(refused):
+def test_errors_that_need_the_model(refused):
     arguments = ("wide.png", *MODEL, "--out", "late")
-    assert "below one patch" in refused(*arguments, "--size", "13", loads=True)
+    assert "smaller than one patch" in refused(*arguments, "--size", "13", loads=True)
     assert "no block 2" in refused(*arguments, "--block", "2", loads=True)
     error = refused("wide.png", "--model", "gone.pth", "--out", "late", loads=True)
     assert "no file or folder gone.pth" in error
@@ -181,7 +181,7 @@ def test_bad_flags_are_one_line(flags, capsys):
     assert error.startswith("error: ") and error.count("\n") == 1, error
 
 
-def test_a_home_that_the_shell_leaves_in_place(folder, monkeypatch):
+def test_tilde_is_expanded(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     flags = ["--model=~/tiny.pth", "--num-heads=2", "--size=70", "--out=~/home"]
     assert visualize.main([str(folder / "wide.png"), "--norms", *flags]) == 0

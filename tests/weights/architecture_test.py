@@ -61,7 +61,7 @@ def params_of(config):
     return jax.eval_shape(module.init, jax.random.key(0), image)["params"]
 
 
-def test_settings_go_before_what_is_usual():
+def test_settings_override_defaults():
     shapes = architecture.backbone_shapes(CONFIG)
     assert not infer(shapes, num_heads=4).interpolate_antialias
     found = infer(shapes, num_heads=4, interpolate_antialias=True)
@@ -71,8 +71,8 @@ def test_settings_go_before_what_is_usual():
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        ({}, "not a DINOv2 backbone: it lacks cls_token"),
-        ({"fc.weight": (10, 5)}, "holds 1 tensors such as fc.weight"),
+        ({}, "not a DINOv2 backbone: it has no cls_token"),
+        ({"fc.weight": (10, 5)}, "1 tensors such as fc.weight"),
         (
             architecture.backbone_shapes(CONFIG) | {"pos_embed": (1, 12, 128)},
             "not 1 + a square grid",
@@ -84,7 +84,7 @@ def test_settings_go_before_what_is_usual():
         (architecture.backbone_shapes(CONFIG), "pass num_heads"),
     ],
 )
-def test_what_is_no_backbone_or_lacks_heads_is_refused(shapes, words):
+def test_invalid_backbone_or_unknown_heads_are_refused(shapes, words):
     with pytest.raises(errors.UserError) as caught:
         infer(shapes)
     assert words in str(caught.value) and "FILE" in str(caught.value)
@@ -115,13 +115,13 @@ def without(name):
         ),
         (
             changed(embed_dim=64),
-            "it is 64 wide, not 128",
+            "its width is 64, not 128",
             "mask_token [1, 128] [1, 64]",
         ),
         (changed(depth=3), "it has 3 blocks, not 2", "blocks.2.ls1.gamma none [128]"),
         (
             changed() | {"norm.bias": (127,)},
-            "other shapes",
+            "unexpected shapes",
             "norm.bias [128] [127]",
         ),
         (changed(layerscale=0.0), "no LayerScale", "blocks.0.ls1.gamma [128] none"),
@@ -148,7 +148,7 @@ def test_a_mismatch_is_a_table_with_its_likely_cause(found, cause, row):
     with pytest.raises(errors.UserError) as caught:
         architecture.check(found, expected, "FILE", "the config")
     first, head, *rows = str(caught.value).splitlines()
-    assert first.startswith("FILE does not fit the config: ") and cause in first
+    assert first.startswith("FILE does not match the config: ") and cause in first
     assert head.split() == ["tensor", "expected", "found"]
     assert row in [" ".join(line.split()) for line in rows]
     assert len(rows) <= 13
@@ -156,7 +156,7 @@ def test_a_mismatch_is_a_table_with_its_likely_cause(found, cause, row):
 
 @pytest.mark.parametrize("missing", ["gamma", "attn.qkv.bias", "mlp.fc1.bias"])
 def test_a_released_size_has_every_tensor(missing):
-    """Whatever lacks a kind of tensor everywhere is damaged, not another model."""
+    """A file without one kind of tensor is damaged, not another model."""
     recorded = random_weights.shapes("dinov2_vits14")
     damaged = {k: s for k, s in recorded.items() if not k.endswith(missing)}
     assert len(recorded) - len(damaged) >= 12
@@ -170,12 +170,12 @@ def test_a_released_size_has_every_tensor(missing):
 
 def test_missing_blocks_are_not_a_smaller_model():
     recorded = random_weights.shapes("dinov2_vits14")
-    for lost, words in ((11, "11 blocks deep"), (3, "lacks blocks.3")):
+    for lost, words in ((11, "and 11 blocks"), (3, "has no blocks.3")):
         damaged = {k: s for k, s in recorded.items() if f"blocks.{lost}." not in k}
         with pytest.raises(errors.UserError, match=words):
             infer(damaged)
     far = recorded | {f"blocks.{10**9}.norm1.weight": (384,)}
-    with pytest.raises(errors.UserError, match="lacks blocks.12"):
+    with pytest.raises(errors.UserError, match="has no blocks.12"):
         infer(far)
 
 
@@ -202,9 +202,9 @@ def test_heads_are_checked():
         HEAD | {"mlp.2.weight": (16, 63)},
         {},
     ):
-        with pytest.raises(errors.UserError, match="dino_head of FILE does not fit"):
+        with pytest.raises(errors.UserError, match="dino_head of FILE does not match"):
             architecture.check_head(damaged, "FILE", "dino_head", 128)
 
 
-def test_what_fits_passes():
+def test_matching_shapes_pass():
     architecture.check(changed(), architecture.backbone_shapes(CONFIG), "FILE")

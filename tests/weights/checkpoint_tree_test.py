@@ -1,4 +1,4 @@
-"""Whose weights a training checkpoint holds, whatever wraps them."""
+"""Owners of the weights in training checkpoints, in every wrapping."""
 
 import json
 
@@ -92,7 +92,7 @@ def test_the_teacher_is_found_in_every_wrapping(tree):
         {"student": prefixed(whole(), "module.")},
     ],
 )
-def test_the_student_where_it_is_asked_for(tree):
+def test_student_if_requested(tree):
     assert_same(found(tree, "student")["backbone"], BACKBONE)
 
 
@@ -116,33 +116,33 @@ def test_the_recorded_training_checkpoint():
     submodules, owner = checkpoint_tree.submodules({"teacher": tensors}, None, "FILE")
     assert owner == "teacher"
     shapes = {key: t.shape for key, t in submodules["backbone"].items()}
-    module = architecture.infer_backbone(shapes, "FILE", {})
-    assert architecture.backbone_shapes(module) == shapes
-    assert (module.config.depth, module.config.ffn_layer) == (24, "swiglufused")
-    assert (module.config.embed_dim, module.config.image_size) == (1024, 224)
+    config = architecture.infer_backbone(shapes, "FILE", {})
+    assert architecture.backbone_shapes(config) == shapes
+    assert (config.depth, config.ffn_layer) == (24, "swiglufused")
+    assert (config.embed_dim, config.image_size) == (1024, 224)
     assert "last_layer.weight_v" in submodules["dino_head"]
 
 
 @pytest.mark.parametrize(
     ("tree", "which", "words"),
     [
-        ({"teacher": whole()}, "student", "holds no student, only the teacher"),
+        ({"teacher": whole()}, "student", "has no student, only the teacher"),
         ({"model": whole(prefix="teacher.")}, "student", "which='teacher'"),
         ({"optimizer": {"step": {}}, "epoch": {}}, None, "holds no weights"),
         ({}, None, "holds no weights"),
-        (whole(), "teacher", "does not say whose"),
+        (whole(), "teacher", "does not say whether"),
         (whole() | {"blocks.0.0.ls1.gamma": np.zeros(1),
                     "backbone.blocks.0.0.ls1.gamma": np.zeros(1)},
          None, "backbone.blocks.0.ls1.gamma twice"),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_said(tree, which, words):
+def test_missing_parts_are_reported(tree, which, words):
     with pytest.raises(errors.UserError) as caught:
         found(tree, which)
     assert words in str(caught.value) and "FILE" in str(caught.value)
 
 
-def test_names_that_belong_nowhere_are_kept_to_be_reported():
+def test_unknown_names_are_kept():
     submodules = found(whole() | {"predictor.weight": np.zeros(3)})
     assert "predictor.weight" in submodules["backbone"]
     assert json.dumps(sorted(submodules)) == '["backbone", "dino_head"]'

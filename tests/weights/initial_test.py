@@ -1,4 +1,4 @@
-"""Runs that start from weights: what is taken over, what is refused, what then moves.
+"""Runs that start from weights: what is loaded, refused and then trained.
 
 Run as a program, this file is one of two processes with four devices each; a test
 starts both.
@@ -195,7 +195,7 @@ def test_loaded_heads(folder, kind, which):
     assert (f"({which})" in description) == bool(which)
 
 
-def test_a_head_for_a_loss_that_is_off_is_left_behind(folder):
+def test_head_of_a_disabled_loss_is_ignored(folder):
     weights = read(config(folder / "separate.pth", "loaded", ibot={"loss_weight": 0.0}))
     assert set(weights.params) == {"backbone", "dino_head"}
 
@@ -259,10 +259,10 @@ def message(c):
     return str(caught.value)
 
 
-def follow(said, c):
+def follow(text, c):
     """Sets what a message says to set."""
-    flags = re.findall(r"--config\.(\w+)\.(\w+)=([^\s,]+)", said)
-    assert flags, said
+    flags = re.findall(r"--config\.(\w+)\.(\w+)=([^\s,]+)", text)
+    assert flags, text
     for section, name, value in flags:
         kind = type(c[section][name])
         value = value == "True" if kind is bool else kind(value)
@@ -270,21 +270,21 @@ def follow(said, c):
 
 
 @pytest.mark.parametrize("changes", MISFITS, ids=str)
-def test_a_model_that_is_not_the_file_s(folder, changes):
+def test_model_mismatch_message_names_the_fix(folder, changes):
     c = config(folder / "hub.pth", model=changes)
     follow(message(c), c)
     read(c)  # what the message says to set is what fits
 
 
-def test_heads_of_the_attention_where_the_size_tells(folder, tmp_path):
+def test_num_heads_of_a_released_size(folder, tmp_path):
     sizes = {"embed_dim": 384, "depth": 12, "num_heads": 6}
     source = write_hub_file(
         tmp_path / "file.pth", random_params(tiny.config(model=sizes), 0)
     )
     c = config(source, model=sizes | {"num_heads": 12})
-    said = message(c)
-    assert "num_heads 6, not 12" in said
-    follow(said, c)
+    text = message(c)
+    assert "num_heads 6, not 12" in text
+    follow(text, c)
     read(c)
 
 
@@ -305,7 +305,7 @@ def test_a_released_size_is_named_by_its_arch():
 
 @pytest.mark.parametrize("name", official.NAMES)
 def test_adapt_takes_every_released_backbone(name):
-    """As it stands, or after what the message says to set."""
+    """As it is, or after setting what the message names."""
     c = adapt.get_config()
 
     def check():
@@ -327,8 +327,8 @@ HEAD_MISFITS = [
     ("shared", {"dino": {"head_bottleneck_dim": 8}}, "last_layer/weight_v"),
     ("shared", {"dino": {"head_nlayers": 2}}, "mlp/4/kernel  expected none"),
     ("shared", {"dino": {"head_nlayers": 1}}, "mlp/kernel  expected [32, 16]"),
-    ("shared", {"ibot": {"separate_head": True}}, "holds no ibot_head"),
-    ("separate", {}, "holds an ibot_head of its own"),
+    ("shared", {"ibot": {"separate_head": True}}, "has no ibot_head"),
+    ("separate", {}, "has a separate ibot_head"),
     ("separate", {"ibot": {"separate_head": True}}, "[64, 1], found [32, 1]"),
 ]
 
@@ -336,18 +336,18 @@ HEAD_MISFITS = [
 @pytest.mark.parametrize("kind, sections, words", HEAD_MISFITS)
 def test_heads_that_do_not_fit(folder, kind, sections, words):
     c = config(folder / f"{kind}.pth", "loaded", **sections)
-    said = message(c)
-    assert words in said
-    assert said.count("--config.init.heads=fresh") == 1
-    follow(said.replace("--config.init.heads=fresh", ""), c)
-    if "of its own" in said:  # separate, and now another number of prototypes
+    text = message(c)
+    assert words in text
+    assert text.count("--config.init.heads=fresh") == 1
+    follow(text.replace("--config.init.heads=fresh", ""), c)
+    if "has a separate" in text:  # separate, and now another number of prototypes
         follow(message(c).replace("--config.init.heads=fresh", ""), c)
     read(c)
     c = config(folder / f"{kind}.pth", "fresh", **sections)
     read(c)  # the other way out
 
 
-def test_sources_that_lack_what_is_asked_for(folder, tmp_path):
+def test_sources_without_the_requested_parts(folder, tmp_path):
     assert "no projection heads" in message(config(folder / "hub.pth", "loaded"))
     missing = config(tmp_path / "nowhere.pth")
     assert "--config.init.source: there is no file" in message(missing)
@@ -355,15 +355,15 @@ def test_sources_that_lack_what_is_asked_for(folder, tmp_path):
         {"teacher": tensors(random_params(tiny.config(), 0)["backbone"])},
         tmp_path / "teacher.pth",
     )
-    said = message(config(tmp_path / "teacher.pth", which="student"))
-    assert "holds no student" in said
+    text = message(config(tmp_path / "teacher.pth", which="student"))
+    assert "has no student" in text
 
 
 # --- whole runs -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def going_on(uninterrupted, trainer, tmp_path_factory):
+def resumed(uninterrupted, trainer, tmp_path_factory):
     """(flags, workdir, output) of a run that starts from the weights of another."""
     source, _ = uninterrupted
     workdir = tmp_path_factory.mktemp("going_on") / "run"
@@ -382,9 +382,9 @@ def going_on(uninterrupted, trainer, tmp_path_factory):
     return flags, workdir, finished.output
 
 
-def test_a_run_goes_on_in_another(uninterrupted, going_on):
+def test_run_starts_from_another_run(uninterrupted, resumed):
     old, _ = uninterrupted
-    _, workdir, output = going_on
+    _, workdir, output = resumed
     assert f"initialised from {old}: position embeddings 4x4, heads loaded" in output
     assert not processes.noise(output)
 
@@ -407,12 +407,12 @@ def test_a_run_goes_on_in_another(uninterrupted, going_on):
 
 
 @pytest.mark.slow
-def test_a_run_outlives_the_file_it_started_from(
-    uninterrupted, going_on, trainer, tmp_path
+def test_run_resumes_without_its_initial_file(
+    uninterrupted, resumed, trainer, tmp_path
 ):
     """From the export of a run, killed, the export then deleted."""
     old, _ = uninterrupted
-    flags, workdir, _ = going_on
+    flags, workdir, _ = resumed
     exported = tmp_path / "exported.pth"
     named = {}
     for name, tree in reading.read(old, heads=True).params.items():
@@ -437,7 +437,7 @@ def test_a_run_outlives_the_file_it_started_from(
     assert f"init.source: '{exported}' -> '{old}'" in finished.error
 
 
-def test_a_missing_file_ends_before_anything_is_compiled(trainer, tmp_path):
+def test_missing_file_stops_before_compilation(trainer, tmp_path):
     path = tmp_path / "nowhere.pth"
     flag = ["--config.init.source", str(path)]
     finished = trainer.run(*processes.DEBUG, *flag, f"--workdir={tmp_path / 'run'}")
@@ -497,7 +497,7 @@ def main(source, address, process):
     )
 
 
-def test_every_device_gets_its_shard_alone(tmp_path):
+def test_each_device_gets_only_its_shard(tmp_path):
     c = tiny.config(model={"embed_dim": 64})
     source = write_training_checkpoint(
         tmp_path / "file.pth", random_params(c, 1), random_params(c, 2)

@@ -1,4 +1,4 @@
-"""Names against the recorded key lists of every world, values there and back."""
+"""Names against recorded key lists of every library; values round-trip."""
 
 import numpy as np
 import pytest
@@ -64,19 +64,19 @@ def test_written_names_and_shapes_are_the_recorded(world, name):
 @pytest.mark.parametrize("name", ["vits14", "vits14_reg4", "vitg14", "vitg14_reg4"])
 def test_values_survive_hugging_face(name):
     weights = random_weights.tensors(random_weights.small_shapes(name))
-    there = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
-    assert naming.detect(there) == naming.HUGGINGFACE
-    assert_same(naming.to_hub(there), weights)
-    prefixed = {f"dinov2.{key}": tensor for key, tensor in there.items()}
+    converted = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
+    assert naming.detect(converted) == naming.HUGGINGFACE
+    assert_same(naming.to_hub(converted), weights)
+    prefixed = {f"dinov2.{key}": tensor for key, tensor in converted.items()}
     assert_same(naming.to_hub(prefixed), weights)
 
 
-def test_the_packed_projections_are_cut_in_the_right_order():
+def test_packed_projections_are_split_in_the_right_order():
     rows = np.arange(6, dtype=np.float32)
     hub = lazily({"blocks.3.attn.qkv.bias": rows})
-    there = naming.from_hub(hub, naming.HUGGINGFACE)
+    converted = naming.from_hub(hub, naming.HUGGINGFACE)
     prefix = "encoder.layer.3.attention.attention"
-    parts = [there[f"{prefix}.{n}.bias"].read() for n in ("query", "key", "value")]
+    parts = [converted[f"{prefix}.{n}.bias"].read() for n in ("query", "key", "value")]
     np.testing.assert_array_equal(np.concatenate(parts), rows)
     gate, up = rows[:2], rows[2:4]
     five = {
@@ -89,44 +89,44 @@ def test_the_packed_projections_are_cut_in_the_right_order():
 
 
 @pytest.mark.parametrize("name", ["vits14", "vitg14"])
-def test_timm_without_registers_drops_the_mask_token_alone(name):
+def test_timm_without_registers_drops_only_the_mask_token(name):
     weights = random_weights.tensors(random_weights.small_shapes(name))
-    there = naming.from_hub(lazily(weights), naming.TIMM)
-    assert naming.detect(there) == naming.TIMM
+    converted = naming.from_hub(lazily(weights), naming.TIMM)
+    assert naming.detect(converted) == naming.TIMM
     weights["mask_token"] = np.zeros_like(weights["mask_token"])
-    assert_same(naming.to_hub(there), weights)
+    assert_same(naming.to_hub(converted), weights)
 
 
 def test_timm_with_registers_folds_the_class_position():
     weights = random_weights.tensors(random_weights.small_shapes("vits14_reg4"))
-    there = naming.from_hub(lazily(weights), naming.TIMM)
+    converted = naming.from_hub(lazily(weights), naming.TIMM)
     folded = weights["cls_token"] + weights["pos_embed"][:, :1]
-    np.testing.assert_array_equal(there["cls_token"].read(), folded)
-    back = {key: tensor.read() for key, tensor in naming.to_hub(there).items()}
+    np.testing.assert_array_equal(converted["cls_token"].read(), folded)
+    back = {key: tensor.read() for key, tensor in naming.to_hub(converted).items()}
     np.testing.assert_array_equal(back["cls_token"], folded)
     assert not back["pos_embed"][:, 0].any()
     # What the network sees, class token plus its position, is the same.
     np.testing.assert_array_equal(back["pos_embed"][:, 1:], weights["pos_embed"][:, 1:])
 
 
-def test_unknown_names_stay_to_be_reported():
+def test_unknown_names_are_kept():
     weights = random_weights.tensors(random_weights.small_shapes("vits14"))
-    there = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
-    there["classifier.weight"] = there.pop("layernorm.weight")
-    found = naming.to_hub(there)
+    converted = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
+    converted["classifier.weight"] = converted.pop("layernorm.weight")
+    found = naming.to_hub(converted)
     assert "classifier.weight" in found and "norm.weight" not in found
 
 
 def test_a_missing_part_leaves_the_packed_tensor_missing():
     weights = random_weights.tensors(random_weights.small_shapes("vits14"))
-    there = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
-    del there["encoder.layer.1.attention.attention.key.weight"]
-    found = naming.to_hub(there)
+    converted = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
+    del converted["encoder.layer.1.attention.attention.key.weight"]
+    found = naming.to_hub(converted)
     assert weights.keys() - found.keys() == {"blocks.1.attn.qkv.weight"}
     assert "encoder.layer.1.attention.attention.query.weight" in found
 
 
-def test_two_tensors_of_one_meaning_are_refused():
+def test_duplicate_tensors_are_refused():
     weights = random_weights.tensors(random_weights.small_shapes("vits14"))
     for other, name in (
         ("dinov2.embeddings.cls_token", "embeddings.cls_token"),
@@ -135,11 +135,11 @@ def test_two_tensors_of_one_meaning_are_refused():
             "encoder.layer.0.attention.output.dense.bias",
         ),
     ):
-        there = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
-        there[other] = there[name]
-        with pytest.raises(errors.UserError, match="two tensors are"):
-            naming.to_hub(there)
-    there = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
+        converted = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
+        converted[other] = converted[name]
+        with pytest.raises(errors.UserError, match="two tensors map to"):
+            naming.to_hub(converted)
+    converted = naming.from_hub(lazily(weights), naming.HUGGINGFACE)
     old = "encoder.layer.0.attention.attention.query.bias"
-    there["encoder.layer.0.attention.q_proj.bias"] = there[old]
-    assert "blocks.0.attn.qkv.bias" not in naming.to_hub(there)
+    converted["encoder.layer.0.attention.q_proj.bias"] = converted[old]
+    assert "blocks.0.attn.qkv.bias" not in naming.to_hub(converted)

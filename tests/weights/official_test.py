@@ -111,7 +111,7 @@ def test_no_network_says_where_to_put_the_file(caches, monkeypatch):
     assert "\n" not in message
 
 
-def test_unknown_names_come_with_the_nearest():
+def test_unknown_names_suggest_the_nearest():
     with pytest.raises(errors.UserError) as caught:
         reading.read("dinov2_vitb14_regs")
     assert "did you mean dinov2_vitb14_reg?" in str(caught.value)
@@ -121,10 +121,10 @@ def test_unknown_names_come_with_the_nearest():
     ("source", "words"),
     [
         ("missing.pth", "there is no file or folder missing.pth"),
-        ("facebook/dinov2-small", "download the folder first"),
+        ("facebook/dinov2-small", "download Hugging Face Hub models"),
     ],
 )
-def test_paths_that_are_not_there(source, words):
+def test_missing_paths(source, words):
     with pytest.raises(errors.UserError) as caught:
         reading.read(source)
     assert words in str(caught.value)

@@ -1,4 +1,4 @@
-"""Real files of every world, and files that must be refused."""
+"""Real files of every library, and files that must be refused."""
 
 import hashlib
 import json
@@ -120,10 +120,10 @@ def test_mixed_precision_rounds_nothing(tmp_path):
 def test_values_that_are_not_finite_are_refused(tmp_path):
     tensors = weights()
     tensors["blocks.1.mlp.fc1.bias"][3] = np.nan
-    assert "not finite" in refusal(save(tmp_path / "a.pth", tensors))
+    assert "non-finite" in refusal(save(tmp_path / "a.pth", tensors))
 
 
-def test_a_report_beside_a_file_knows_the_heads(tmp_path):
+def test_report_beside_a_file_gives_the_heads(tmp_path):
     path = save(tmp_path / "a.pth", weights())
     out = tmp_path / "out.pth"
     flags = ["--to", "torch-hub", "--no-verify", "--num-heads=8"]
@@ -192,7 +192,7 @@ def test_an_own_export_with_heads(tmp_path):
     assert again.module == found.module and again.which == "teacher"
     assert again.preprocessing == found.preprocessing
     jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
-    with pytest.raises(errors.UserError, match="holds no student, only the teacher"):
+    with pytest.raises(errors.UserError, match="has no student, only the teacher"):
         reading.read(tmp_path / "own", which="student")
 
 
@@ -246,10 +246,10 @@ def test_missing_and_extra_keys(tmp_path):
     assert_holds(read(path, ignore=("head.",)), weights())
 
 
-def test_a_config_json_that_says_otherwise(tmp_path):
+def test_config_json_that_contradicts_the_tensors(tmp_path):
     folder = tmp_path / "hf"
     transformers_model("vits14_reg4").save_pretrained(folder)
-    with pytest.raises(errors.UserError, match="num_heads=2, but .* says 4"):
+    with pytest.raises(errors.UserError, match="num_heads=2, but .* has 4"):
         reading.read(folder, num_heads=2)
     original = json.loads((folder / "config.json").read_text())
     for field, value, words in (
@@ -258,7 +258,7 @@ def test_a_config_json_that_says_otherwise(tmp_path):
         ("num_hidden_layers", 3, "it has 2 blocks, not 3"),
         ("layer_norm_eps", 1e-5, "layer_norm_eps = 1e-05"),
         ("hidden_act", "relu", "hidden_act = 'relu'"),
-        ("num_attention_heads", 3, "which 3 heads do not divide"),
+        ("num_attention_heads", 3, "not a multiple of 3 heads"),
         ("model_type", "vit", "model_type 'vit'"),
     ):
         changed = json.dumps(original | {field: value})
@@ -280,9 +280,9 @@ def test_scalars_integers_and_heads_that_do_not_divide(tmp_path):
         path = save(tmp_path / "a.pth", weights() | {name: np.zeros((), np.float32)})
         refusal(path)
     integers = weights() | {"norm.bias": np.zeros(128, np.int64)}
-    assert "norm.bias is of int64" in refusal(save(tmp_path / "b.pth", integers))
+    assert "norm.bias has dtype int64" in refusal(save(tmp_path / "b.pth", integers))
     path = save(tmp_path / "c.pth", weights())
-    assert "which 3 heads do not divide" in refusal(path, num_heads=3)
+    assert "not a multiple of 3 heads" in refusal(path, num_heads=3)
 
 
 def test_damaged_json_files(tmp_path):
@@ -307,7 +307,7 @@ def test_damaged_json_files(tmp_path):
 
 
 def test_wrong_values_in_the_files_of_a_folder(tmp_path):
-    """None of them is a crash."""
+    """Wrong values give a one-line error."""
     source, folder = save(tmp_path / "a.pth", weights()), tmp_path / "hf"
     flags = ["--to", "huggingface", "--no-verify", "--num-heads=4"]
     assert convert.main([str(source), str(folder), *flags]) == 0
@@ -401,7 +401,7 @@ def test_wrong_values_in_an_export_and_in_a_run(tmp_path, uninterrupted):
             reading.read(run)
 
 
-def test_a_report_of_wrong_values_is_refused_and_of_other_bytes_ignored(tmp_path):
+def test_report_with_wrong_values_is_refused_and_of_other_bytes_ignored(tmp_path):
     path = save(tmp_path / "a.pth", weights())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     good = {
@@ -438,7 +438,7 @@ def test_a_string_of_names_to_ignore(tmp_path):
         read(path, ignore="head.")
 
 
-def test_what_a_file_is_does_not_depend_on_its_name(tmp_path):
+def test_format_does_not_depend_on_the_file_name(tmp_path):
     path = save(tmp_path / "torch.safetensors", weights())
     assert_holds(read(path), weights())
     folder = tmp_path / "hf"
@@ -449,7 +449,7 @@ def test_what_a_file_is_does_not_depend_on_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a"])
-def test_other_files_by_this_name(tmp_path, name):
+def test_other_formats_are_named(tmp_path, name):
     path = tmp_path / name
     for content, word in (
         (b"\xff\xd8\xff\xe0" + bytes(1000), "JPEG"),
@@ -462,14 +462,14 @@ def test_other_files_by_this_name(tmp_path, name):
         assert word.lower() in message.lower() and "\n" not in message
 
 
-def test_folders_without_a_model_of_their_own(tmp_path):
+def test_folders_without_weights(tmp_path):
     message = refusal(tmp_path)
-    assert "holds no weights" in message and "name the file" not in message
+    assert "contains no weights" in message and "pass the file" not in message
     path = save(tmp_path / "epoch_3.pth", weights())
-    assert f"name the file itself: {path}" in refusal(tmp_path)
+    assert f"pass the file itself: {path}" in refusal(tmp_path)
 
 
-def test_names_of_nothing(tmp_path, monkeypatch):
+def test_missing_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(errors.UserError) as caught:
         reading.read("weights")
@@ -502,7 +502,7 @@ def test_a_pickle_that_runs_a_program_is_refused(tmp_path):
     assert not sentinel.exists()
 
 
-def test_what_is_no_file_does_not_hang(tmp_path):
+def test_special_files_do_not_hang(tmp_path):
     os.mkfifo(tmp_path / "a.pth")
     assert "neither a file nor a folder" in refusal(tmp_path / "a.pth")
 
@@ -516,7 +516,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
 
 def test_no_heads_and_unknown_owner(tmp_path):
     path = save(tmp_path / "a.pth", weights())
-    assert "holds no projection heads" in refusal(path, heads=True)
+    assert "has no projection heads" in refusal(path, heads=True)
     with pytest.raises(errors.UserError, match="use 'teacher' or 'student'"):
         read(path, which="both")
 

@@ -60,7 +60,7 @@ ESCAPES = {  # by what the message says
         "a class": b"ctorch\nFloatStorage\n(tR.",
         "a string": b"X\x09\0\0\0os.system(tR.",
     },
-    "changes what is not": {
+    "modifies something other": {
         "state for a function": REBUILD + b"}X\1\0\0\0aNsb.",
         "slots for a function": REBUILD + b"N}X\x0c\0\0\0__defaults__Ns\x86b.",
         "state for a class": OD + b"}X\3\0\0\0popNsb.",
@@ -83,7 +83,7 @@ ESCAPES = {  # by what the message says
         "NEXT_BUFFER": b"\x97.",
         "BYTEARRAY8": b"\x96" + struct.pack("<Q", 1) + b"a.",
     },
-    "names a storage in an unknown way": {
+    "storage in an unknown form": {
         "another kind": b"(X\6\0\0\0modulectorch\nFloatStorage\nX\1\0\0\x000NK\1tQ.",
         "a function": b"(X\7\0\0\0storage" + OD + b"X\1\0\0\x000NK\1tQ.",
         "a module": b"X\6\0\0\0moduleQ.",
@@ -104,7 +104,7 @@ ESCAPES = {  # by what the message says
         "a cycle": b"]q\0h\0a.",
         "a cycle through a dict": b"}q\0X\1\0\0\0ah\0s.",
     },
-    "unfolds to more": {"a billion laughs": b"]q\0" + LEVELS + b"."},
+    "expands to more": {"a billion laughs": b"]q\0" + LEVELS + b"."},
     "opcodes": {"many": b"N" * (torch_pickle.MAX_OPCODES + 1) + b"."},
     "damaged": {
         "a string of 4 GB": b"X\xff\xff\xff\xff.",

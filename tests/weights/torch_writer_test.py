@@ -1,4 +1,4 @@
-"""What is written, as torch and zip tools read it."""
+"""Written files as torch and zip tools read them."""
 
 import hashlib
 import os
@@ -95,7 +95,7 @@ def test_lazy_tensors_functions_and_jax_arrays(tmp_path):
     assert torch.equal(found["jax"], torch.ones(3, dtype=torch.bfloat16))
 
 
-def test_the_bytes_depend_on_the_tree_alone(tmp_path):
+def test_bytes_depend_only_on_the_tree(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("a.pth", "folder/a longer name.bin"):
         torch_writer.write(tmp_path / name, tree())
@@ -147,7 +147,7 @@ def test_failures_leave_nothing(tmp_path):
 
     float32 = np.dtype(np.float32)
     check(KeyboardInterrupt, lazy_tensor.LazyTensor((1,), float32, failing))
-    check(ValueError, lazy_tensor.LazyTensor((5,), float32, lambda: good), "announced")
+    check(ValueError, lazy_tensor.LazyTensor((5,), float32, lambda: good), "declared")
     check(ValueError, lazy_tensor.LazyTensor((1000,), np.dtype("i4"), lambda: good))
     check(TypeError, np.float32(1), "leaf")
     check(TypeError, np.ones(2, np.complex64), "complex64")

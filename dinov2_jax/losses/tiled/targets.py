@@ -74,7 +74,7 @@ def sinkhorn_knopp(
     def balance(features, valid, prototypes, temp, *, axes):
         tiles = tiles_lib.make_tiles(features, prototypes, temp)
         args = tiles, valid.reshape(-1, 1), num_iterations
-        if axes or tiles_lib.computes_again():
+        if axes or tiles_lib.recomputes_logits():
             bias, lse = _balance_in_two_passes(*args, axes)
         else:
             bias, lse = _balance_in_one_pass(*args)
@@ -93,7 +93,7 @@ def _balance_in_two_passes(tiles, valid, num_iterations, axes):
     """Return bias [n, k] and lse [R]; sum columns over devices first, then rows."""
 
     def first(_, tile):
-        return None, _sums_of_exps(tiles.logits(tile), tiles.again(tile), valid)
+        return None, _sums_of_exps(tiles.logits(tile), tiles.recomputed(tile), valid)
 
     def columns(lse, tile):
         return lse, _sums_of_probabilities(_probabilities(tiles, tile, lse), valid)
@@ -134,7 +134,7 @@ def _balance_in_one_pass(tiles, valid, num_iterations):
         sums += jnp.sum(q * jnp.exp(-scale), axis=1)
         return (lse, sums), tile[1] - scale
 
-    none = tiles_lib.no_sums(len(valid))
+    none = tiles_lib.empty_sums(len(valid))
     sums, bias = jax.lax.scan(first, none, tiles.scanned)
     lse = tiles_lib.log_of_sums(sums)
     for _ in range(num_iterations - 1):
@@ -144,7 +144,7 @@ def _balance_in_one_pass(tiles, valid, num_iterations):
     return bias, lse
 
 
-def _sums_of_exps(z, again, valid):
+def _sums_of_exps(z, recomputed, valid):
     """Return by columns the peaks of z, [k], and the sums of exp(z - peak), [k].
 
     Later sums need no peaks: column sums are of probabilities, and row sums are of
@@ -152,7 +152,7 @@ def _sums_of_exps(z, again, valid):
     """
     peak = jnp.max(jnp.where(valid, z, -jnp.inf), axis=0)
     peak = jnp.where(jnp.isfinite(peak), peak, 0.0)  # no row is valid
-    return peak, jnp.sum(jnp.exp(jnp.where(valid, again, -jnp.inf) - peak), axis=0)
+    return peak, jnp.sum(jnp.exp(jnp.where(valid, recomputed, -jnp.inf) - peak), axis=0)
 
 
 def _probabilities(tiles, tile, lse):

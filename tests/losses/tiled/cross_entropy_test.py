@@ -37,11 +37,11 @@ def memory(request, monkeypatch):
     if request.param != "whole":
         # Tiles of 4 columns for 10 rows (of 8 where they are computed again).
         monkeypatch.setattr(tiles, "_TILE", {True: 45, False: 45})
-        monkeypatch.setattr(tiles, "_NARROWEST", 2)
+        monkeypatch.setattr(tiles, "_MIN_COLUMNS", 2)
     if request.param.endswith(("nothing kept", "computed again")):
-        monkeypatch.setattr(tiles, "_KEPT", 0)
+        monkeypatch.setattr(tiles, "_MAX_KEPT_LOGITS", 0)
     if request.param.endswith("computed again"):  # as on TPUs
-        monkeypatch.setattr(tiles, "computes_again", lambda: True)
+        monkeypatch.setattr(tiles, "recomputes_logits", lambda: True)
 
 
 TEACHER = draw(GROUPS, ITEMS, 1, CHANNELS), 3 * draw(K, CHANNELS, seed=1)
