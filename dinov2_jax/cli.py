@@ -180,7 +180,7 @@ def _describe(error: OSError, process: str) -> str:
     if error.filename is not None or of_disk:
         text = f"{os.fsdecode(error.filename or _writer(error))}: {text}"
     if of_disk:
-        text = f"{text}; when that is put right, give the same command again"
+        text = f"{text}; fix that and repeat the command"
     return f"error: {process}{text}"
 
 

@@ -151,7 +151,7 @@ class Run:
         lines += [f"warning: {line}" for line in source.warnings()]
         lines += [changed] if changed else []
         lines += _doubts(config)
-        if leads:
+        if is_first_process:
             lines += value_use.check(source, config.data.value_range)
         for line in lines:
             self.log.message(line)

@@ -32,14 +32,14 @@ def os_error(number, filename=None):
         (
             os_error(errno.ENOSPC, "f"),
             75,
-            "error: process 3: f: No space left on device; when that is put right, "
-            "give the same command again",
+            "error: process 3: f: No space left on device; fix that and "
+            "repeat the command",
         ),
         (
             os_error(errno.EIO),
             75,
-            "error: process 3: a file of THIS, line N: Input/output error; when that is "
-            "put right, give the same command again",
+            "error: process 3: a file of THIS, line N: Input/output error; fix that "
+            "and repeat the command",
         ),
         (
             os_error(errno.ENOENT, b"f"),

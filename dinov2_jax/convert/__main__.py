@@ -229,5 +229,5 @@ def _print_result(destination: pathlib.Path, report: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # weights need no accelerator
-    cli.exit_on_sigterm()
+    cli.exit_on_signals()
     cli.start(main, log_level=logging.INFO)
