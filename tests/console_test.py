@@ -76,8 +76,8 @@ def test_standard_output_that_is_full(text):
         )
     assert done.returncode == errors.TRY_AGAIN
     assert done.stderr == (
-        "error: standard output: No space left on device; when that is put right, "
-        "give the same command again\n"
+        "error: standard output: No space left on device; fix that and "
+        "repeat the command\n"
     )
 
 
