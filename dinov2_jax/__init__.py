@@ -1,7 +1,7 @@
 """DINOv2 in JAX: pretraining, evaluation and verified export.
 
 `dinov2_jax.load(source)` returns a trained model; see `pretrained`.
-`dinov2_jax.load_head(source)` returns a head for it; see `eval.head_files`.
+`dinov2_jax.load_head(source)` returns a head for it; see `eval.heads.head_files`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return pretrained.load
     if name == "load_head":
-        from dinov2_jax.eval import head_files
+        from dinov2_jax.eval.heads import head_files
 
         return head_files.load_head
     raise AttributeError(f"module 'dinov2_jax' has no attribute {name!r}")

@@ -30,7 +30,11 @@ _PROGRAMS = {
     "embed": ("embed", [], "compute the features of all images in a folder"),
     "visualize": ("visualize", [], "draw features and attention of images"),
     "evaluate": ("eval", [], "measure how good frozen features are at tasks"),
-    "search": ("eval.search", [], "find the images of a folder similar to yours"),
+    "search": (
+        "eval.retrieval.search",
+        [],
+        "find the images of a folder similar to yours",
+    ),
     "convert": ("convert", [], "export weights to other frameworks and verify them"),
     "data": ("data", [], "check, measure and pack data sets"),
     "status": ("status", [], "show the progress of runs"),

@@ -16,7 +16,8 @@ from dinov2_jax import errors, feature_extractor, sharding, ssl_meta_arch
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import base, photos, registry
-from dinov2_jax.eval import knn, random_init
+from dinov2_jax.eval import random_init
+from dinov2_jax.eval.classification import knn
 from dinov2_jax.visualize import pca
 
 NUM_PICTURES = 4

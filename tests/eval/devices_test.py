@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import sharding
-from dinov2_jax.eval import knn, linear_probe
+from dinov2_jax.eval.classification import knn, linear_probe
 
 RESULTS = """
 import json, sys

@@ -9,7 +9,8 @@ from PIL import Image
 
 from dinov2_jax import errors
 from dinov2_jax.embed import resumable_output
-from dinov2_jax.eval import feature_cache, features, labelled
+from dinov2_jax.eval import feature_cache, features
+from dinov2_jax.eval.classification import labelled
 from dinov2_jax.weights import torch_writer
 
 

@@ -5,10 +5,10 @@ from tests.mutants.fault import Fault
 FAULTS = (
     Fault(
         "knn-without-temperature",
-        "dinov2_jax/eval/knn.py",
+        "dinov2_jax/eval/classification/knn.py",
         "jax.nn.softmax(similarities / temperature, axis=-1)",
         "jax.nn.softmax(similarities, axis=-1)",
-        ("eval/knn_test.py",),
+        ("eval/classification/knn_test.py",),
     ),
     Fault(
         "sign-of-the-components-is-left-to-chance",

@@ -13,14 +13,8 @@ import optax
 from evaluation_checks import close, same
 
 from dinov2_jax import pretrained
-from dinov2_jax.eval import (
-    dense_schedules,
-    matching,
-    mean_iou,
-    resize,
-    segmentation_head,
-    sliding_window,
-)
+from dinov2_jax.eval.dense import dense_schedules, matching, resize
+from dinov2_jax.eval.segmentation import mean_iou, segmentation_head, sliding_window
 from dinov2_jax.visualize import pca
 
 

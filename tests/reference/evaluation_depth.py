@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from evaluation_checks import close, same
 
-from dinov2_jax.eval import (
+from dinov2_jax.eval.dense import resize
+from dinov2_jax.eval.depth import (
     depth_data,
     depth_head,
     depth_losses,
     depth_metrics,
     dpt_head,
-    resize,
 )
 
 

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax.eval import (
+from dinov2_jax.eval.classification import (
     accuracy,
     knn,
     linear_probe,
     logistic_regression,
-    retrieval,
     splits,
 )
+from dinov2_jax.eval.retrieval import retrieval
 
 Checks = Iterator[checks.Check]
 

@@ -41,15 +41,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     import numpy as np
 
     from dinov2_jax import files
-    from dinov2_jax.eval import (
-        clustering,
-        dense_pictures,
-        dense_quality,
-        pairs,
-        predictions,
-        protocol_card,
-        report,
-    )
+    from dinov2_jax.eval import protocol_card, report
+    from dinov2_jax.eval.dense import dense_pictures, dense_quality, pairs, predictions
+    from dinov2_jax.eval.segmentation import clustering
     from dinov2_jax.eval.tasks import dense_flags
 
     model = dense_flags.model_of(backbone)

@@ -106,7 +106,8 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     import pathlib
 
     from dinov2_jax import errors
-    from dinov2_jax.eval import depth_data, depth_metrics, depth_model, head_files
+    from dinov2_jax.eval.depth import depth_data, depth_metrics, depth_model
+    from dinov2_jax.eval.heads import head_files
 
     model = dense_flags.model_of(backbone)
     data_format = args.format or depth_data.guess_format(pathlib.Path(args.data))
@@ -157,7 +158,7 @@ def _train(args, backbone, model, max_depth):
     import dataclasses
     import pathlib
 
-    from dinov2_jax.eval import depth_augment, depth_data, depth_model
+    from dinov2_jax.eval.depth import depth_augment, depth_data, depth_model
 
     root = pathlib.Path(args.train_data or args.data)
     data_format = (not args.train_data and args.format) or depth_data.guess_format(root)
@@ -205,7 +206,8 @@ def _train(args, backbone, model, max_depth):
 def _evaluated(args, backbone, estimator, head, test, protocol, out):
     import numpy as np
 
-    from dinov2_jax.eval import depth_model, partial_rows
+    from dinov2_jax.eval import partial_rows
+    from dinov2_jax.eval.depth import depth_model
 
     def rows(start):
         for scores in depth_model.evaluate(
@@ -229,7 +231,8 @@ def _evaluated(args, backbone, estimator, head, test, protocol, out):
 def _pictures(estimator, test):
     import numpy as np
 
-    from dinov2_jax.eval import dense_pictures, report
+    from dinov2_jax.eval import report
+    from dinov2_jax.eval.dense import dense_pictures
 
     pictures = []
     for index in range(min(_PICTURES, len(test))):

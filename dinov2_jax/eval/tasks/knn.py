@@ -64,14 +64,8 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     """
     import numpy as np
 
-    from dinov2_jax.eval import (
-        feature_cache,
-        knn,
-        labelled,
-        protocol_card,
-        report,
-        splits,
-    )
+    from dinov2_jax.eval import feature_cache, protocol_card, report
+    from dinov2_jax.eval.classification import knn, labelled, splits
 
     prepare = backbone.prepare(args.resize, args.size)
     sources = labelled.open_train_and_val(args)

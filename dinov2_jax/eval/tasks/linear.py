@@ -112,14 +112,12 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     import numpy as np
 
     from dinov2_jax import errors, files
-    from dinov2_jax.eval import (
+    from dinov2_jax.eval import feature_cache, protocol_card, report
+    from dinov2_jax.eval.classification import (
         chosen_probe,
-        feature_cache,
         labelled,
         linear_probe,
         probe_evaluation,
-        protocol_card,
-        report,
         test_sets,
     )
 
@@ -215,7 +213,7 @@ def _parts(args, train_source, val_source):
     import numpy as np
 
     from dinov2_jax import errors
-    from dinov2_jax.eval import labelled, splits
+    from dinov2_jax.eval.classification import labelled, splits
 
     if args.select_on == "test":
         return train_source, val_source
@@ -234,7 +232,7 @@ def _train(args, backbone, prepare, probe, settings, source, extract, measure):
     """Train the probe on crops of images, or on the features of central crops."""
     import numpy as np
 
-    from dinov2_jax.eval import probe_training, train_crops
+    from dinov2_jax.eval.classification import probe_training, train_crops
 
     identity = {
         "seed": args.seed,
@@ -279,7 +277,8 @@ def _numbers(args, chosen, classes, val_source, real, extract):
     """Measure the chosen classifier on all test sets; return numbers and tables."""
     import numpy as np
 
-    from dinov2_jax.eval import accuracy, labelled, report, test_sets
+    from dinov2_jax.eval import report
+    from dinov2_jax.eval.classification import accuracy, labelled, test_sets
 
     def score(source):
         found = extract(source)

@@ -52,14 +52,8 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     import numpy as np
 
     from dinov2_jax import errors
-    from dinov2_jax.eval import (
-        feature_cache,
-        labelled,
-        logistic_regression,
-        protocol_card,
-        report,
-        splits,
-    )
+    from dinov2_jax.eval import feature_cache, protocol_card, report
+    from dinov2_jax.eval.classification import labelled, logistic_regression, splits
 
     metric = "mean_class_accuracy" if args.mean_per_class else "accuracy"
     prepare = backbone.prepare(args.resize, args.size)

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     Raises:
       UserError: There are no images, or the size does not fit the patches.
     """
-    from dinov2_jax.eval import dense_quality, protocol_card, report
+    from dinov2_jax.eval import protocol_card, report
+    from dinov2_jax.eval.dense import dense_quality
     from dinov2_jax.eval.tasks import dense_flags
 
     model = dense_flags.model_of(backbone)

@@ -66,14 +66,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
       UserError: An image or the head cannot be read or does not fit.
     """
     from dinov2_jax import files
-    from dinov2_jax.eval import (
-        dense_quality,
-        head_files,
-        pairs,
-        predictions,
-        protocol_card,
-        report,
-    )
+    from dinov2_jax.eval import protocol_card, report
+    from dinov2_jax.eval.dense import dense_quality, pairs, predictions
+    from dinov2_jax.eval.heads import head_files
 
     model = dense_flags.model_of(backbone)
     head = head_files.load_head(

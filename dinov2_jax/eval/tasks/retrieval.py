@@ -118,13 +118,9 @@ def _extract(backbone, prepare, *sources):
 def _folders(args, backbone, prepare):
     import numpy as np
 
-    from dinov2_jax.eval import (
-        feature_cache,
-        labelled,
-        ranked_pictures,
-        report,
-        retrieval,
-    )
+    from dinov2_jax.eval import feature_cache, report
+    from dinov2_jax.eval.classification import labelled
+    from dinov2_jax.eval.retrieval import ranked_pictures, retrieval
 
     sources = [
         labelled.open_labelled(path, flag, max_images=args.max_images)
@@ -180,7 +176,12 @@ def _folders(args, backbone, prepare):
 def _revisited(args, backbone, prepare):
     import numpy as np
 
-    from dinov2_jax.eval import ranked_pictures, report, retrieval, retrieval_data
+    from dinov2_jax.eval import report
+    from dinov2_jax.eval.retrieval import (
+        ranked_pictures,
+        retrieval,
+        retrieval_data,
+    )
 
     data = retrieval_data.read_revisited(args.data, query_crop=args.query_crop == "on")
     database, queries = _extract(backbone, prepare, data.database, data.queries)
@@ -211,7 +212,7 @@ def _revisited(args, backbone, prepare):
 def _amstertime(args, backbone, prepare):
     import numpy as np
 
-    from dinov2_jax.eval import retrieval, retrieval_data
+    from dinov2_jax.eval.retrieval import retrieval, retrieval_data
 
     old, new = _extract(backbone, prepare, *retrieval_data.read_amstertime(args.data))
     cosines = retrieval.similarities(new, old)
@@ -225,7 +226,7 @@ def _amstertime(args, backbone, prepare):
 
 
 def _met(args, backbone, prepare):
-    from dinov2_jax.eval import retrieval, retrieval_data
+    from dinov2_jax.eval.retrieval import retrieval, retrieval_data
 
     data = retrieval_data.read_met(args.data, mini=args.mini)
     train, val, test = _extract(backbone, prepare, data.train, data.val, data.test)

@@ -85,8 +85,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     Raises:
       UserError: The data or the head do not fit.
     """
-    from dinov2_jax.eval import head_files, mean_iou, segmentation_data
-    from dinov2_jax.eval import segmentation_inference as dense
+    from dinov2_jax.eval.heads import head_files
+    from dinov2_jax.eval.segmentation import mean_iou, segmentation_data
+    from dinov2_jax.eval.segmentation import segmentation_inference as dense
 
     model = dense_flags.model_of(backbone)
     head = None
@@ -179,8 +180,8 @@ def _checked_head(head, num_classes):
 def _train(args, backbone, model, short, window, ratios):
     import dataclasses
 
-    from dinov2_jax.eval import segmentation_augment, segmentation_data
-    from dinov2_jax.eval import segmentation_training as dense
+    from dinov2_jax.eval.segmentation import segmentation_augment, segmentation_data
+    from dinov2_jax.eval.segmentation import segmentation_training as dense
 
     opened = _open(args, args.train_split, segmentation_data)
     num_classes = args.num_classes or opened.num_classes
@@ -225,8 +226,9 @@ def _train(args, backbone, model, short, window, ratios):
 def _evaluated(segmenter, val, num_classes, path, key):
     import numpy as np
 
-    from dinov2_jax.eval import mean_iou, partial_rows
-    from dinov2_jax.eval import segmentation_inference as dense
+    from dinov2_jax.eval import partial_rows
+    from dinov2_jax.eval.segmentation import mean_iou
+    from dinov2_jax.eval.segmentation import segmentation_inference as dense
 
     def rows(start):
         for areas in dense.evaluate(
@@ -240,7 +242,8 @@ def _evaluated(segmenter, val, num_classes, path, key):
 
 
 def _pictures(segmenter, val, num_classes):
-    from dinov2_jax.eval import dense_pictures, report
+    from dinov2_jax.eval import report
+    from dinov2_jax.eval.dense import dense_pictures
 
     pictures = []
     for index in range(min(_PICTURES, len(val))):

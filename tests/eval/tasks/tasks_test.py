@@ -135,7 +135,7 @@ def test_a_probe_on_crops_resumes_to_the_same_numbers(evaluate, files, monkeypat
         raise KeyboardInterrupt
 
     # The second measurement is the one after the last step, its state unsaved.
-    from dinov2_jax.eval import probe_training
+    from dinov2_jax.eval.classification import probe_training
 
     save, saved = probe_training.Trainer._save, []
 

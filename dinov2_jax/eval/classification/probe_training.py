@@ -1,0 +1,156 @@
+"""Training of linear probes on augmented images or on features that are there."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Generator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinov2_jax import errors, feature_extractor, files, progress_bar, sharding
+from dinov2_jax.data import preprocessing
+from dinov2_jax.eval import features as features_lib
+from dinov2_jax.eval.classification import linear_probe
+from dinov2_jax.models import network
+
+Batches = Callable[[int], Generator[tuple[np.ndarray, np.ndarray], None, None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """The loop that trains all classifiers of a probe.
+
+    Attributes:
+      probe: The classifiers.
+      backbone: The frozen model.
+      prepare: Transform of the images; gives mean and deviation.
+      batch_size: Images in a step, over all devices.
+      seed: Seed of the initial weights.
+      path: The file in which the state is kept, so that a killed run resumes.
+      settings: What the run computes; JSON values. A state of others is refused.
+    """
+
+    probe: linear_probe.Probe
+    backbone: features_lib.Backbone
+    prepare: preprocessing.Preprocessing
+    batch_size: int
+    seed: int
+    path: pathlib.Path
+    settings: dict[str, Any]
+
+    def train(
+        self,
+        batches: Batches,
+        *,
+        every: int,
+        after: Callable[[int, linear_probe.ProbeState], None],
+    ) -> linear_probe.ProbeState:
+        """Train from the beginning, or from the saved state, to the end.
+
+        Args:
+          batches: Function from the first step to the batches up to the last: uint8
+            images [B, S, S, 3] or features [B, n + 1, D], and labels [B].
+          every: Steps between calls of `after` and saves.
+          after: Function of the number of steps done and the state.
+
+        Raises:
+          UserError: The saved state is of another run, or cannot be written.
+        """
+        start, state = self._restore()
+        total = self.probe.total_steps
+        count = self.batch_size
+        devices = jax.local_devices()
+        devices = devices[: math.gcd(count, len(devices))]
+        mesh = sharding.make_mesh(devices=devices)
+        everywhere = sharding.replicated(mesh)
+        state = jax.device_put(state, everywhere)
+        params = jax.device_put(self.backbone.model.params, everywhere)
+        progress = progress_bar.Bar(total * count, what="training", done=start * count)
+        with (
+            contextlib.closing(progress),
+            contextlib.closing(batches(start)) as iterator,
+            jax.set_mesh(mesh),
+        ):
+            for step, batch in enumerate(iterator, start):
+                batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+                factor = np.float32(self.probe.lr_factor(step))
+                state, losses = self._step(params, state, *batch, factor)
+                done = step + 1
+                progress.update_to(done * count)
+                if done % every == 0 or done == total:
+                    self._check(losses, done)
+                    self._save(done, state)
+                    after(done, state)
+        return state
+
+    @functools.cached_property
+    def _step(self):
+        module = self.backbone.model.module.clone(dtype=jnp.dtype(self.backbone.dtype))
+        precision = "highest" if self.backbone.dtype == "float32" else "default"
+
+        @functools.partial(jax.jit, donate_argnums=1)
+        def step(params, state, x, labels, lr_factor):
+            if x.dtype == jnp.uint8:
+                with jax.default_matmul_precision(precision):
+                    cls, patch_mean = feature_extractor.last_blocks(
+                        module,
+                        params,
+                        network.normalize(x, self.prepare.mean, self.prepare.std),
+                        blocks=max(self.probe.blocks),
+                    )
+            else:
+                cls, patch_mean = x[:, :-1], x[:, -1]
+            return self.probe.step(state, cls, patch_mean, labels, lr_factor)
+
+        return step
+
+    def _check(self, losses: jax.Array, done: int) -> None:
+        """Refuse to go on when every classifier has diverged."""
+        if not np.isfinite(np.asarray(losses)).any():
+            raise errors.UserError(
+                f"the losses of all classifiers are not finite at step {done}: are the "
+                "weights right, and --dtype=float32?",
+                exit_code=errors.NON_FINITE,
+            )
+
+    def _restore(self) -> tuple[int, linear_probe.ProbeState]:
+        """Return the number of steps done and the state after them."""
+        width = self.backbone.model.module.config.embed_dim
+        state = self.probe.init(jax.random.key(self.seed), width)
+        if not self.path.exists():
+            return 0, state
+        with np.load(self.path, allow_pickle=False) as saved:
+            if json.loads(str(saved["settings"])) != self._json_settings():
+                raise errors.UserError(
+                    f"{self.path} is of a probe with other settings: choose another "
+                    "--out, or remove that file"
+                )
+            leaves = [saved[f"leaf{i}"] for i in range(len(jax.tree.leaves(state)))]
+            done = int(saved["done"])
+        return done, jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+    def _save(self, done: int, state: linear_probe.ProbeState) -> None:
+        leaves = jax.device_get(jax.tree.leaves(state))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with files.whole(self.path) as file:
+                np.savez(
+                    file,
+                    done=done,
+                    settings=json.dumps(self._json_settings()),
+                    **{f"leaf{i}": leaf for i, leaf in enumerate(leaves)},
+                )
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot write {self.path} ({error.strerror or error}): choose another "
+                "--out"
+            ) from error
+
+    def _json_settings(self) -> Any:
+        return json.loads(json.dumps(self.settings))

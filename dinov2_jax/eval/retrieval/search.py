@@ -1,0 +1,187 @@
+"""Images of a folder that look like given ones: dinov2-jax search INDEX IMAGE..."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from dinov2_jax import cli, errors
+
+_DESCRIPTION = """
+Finds the images most similar to each IMAGE, by cosine, among those whose features INDEX
+holds: the .npy that `dinov2-jax embed FOLDER --out=INDEX` wrote. The search is exact.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Search as the flags say and return the exit code."""
+    parser = cli.Parser(prog="dinov2-jax search", description=_DESCRIPTION)
+    add, home = parser.add_argument, os.path.expanduser
+    add("index", metavar="INDEX", type=home, help="features.npy of `embed`")
+    add("images", metavar="IMAGE", nargs="+", type=home, help="images to look for")
+    add(
+        "--model",
+        required=True,
+        type=home,
+        metavar="SOURCE",
+        help="the weights that INDEX was made with",
+    )
+    add("--k", type=cli.positive, default=10, help="images to find (default: 10)")
+    add("--which", choices=("teacher", "student"), help="of a training checkpoint")
+    add("--num-heads", type=cli.positive, help="where the weights do not tell")
+    add(
+        "--folder",
+        type=home,
+        metavar="DIR",
+        help="the folder that was embedded; needed for --out",
+    )
+    add("--out", type=pathlib.Path, metavar="PNG", help="draw what was found")
+    args = parser.parse_args(argv)
+    try:
+        search(args)
+    except errors.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def search(args: argparse.Namespace) -> None:
+    """Print, and perhaps draw, the nearest images of each given one.
+
+    Args:
+      args: The parsed flags.
+
+    Raises:
+      UserError: Index, weights and images do not fit each other.
+    """
+    import numpy as np
+
+    from dinov2_jax import files
+    from dinov2_jax.eval.classification import nearest
+    from dinov2_jax.eval.retrieval import ranked_pictures, retrieval_data
+
+    if args.out and not args.folder:
+        raise errors.UserError(
+            "--out needs the pictures themselves: add --folder, the folder that was "
+            "embedded"
+        )
+    rows, description = _read_index(pathlib.Path(args.index))
+    queries = retrieval_data.ListedImages(
+        [pathlib.Path(image) for image in args.images], flag="IMAGE"
+    )
+    features = _query_features(args, queries, description["settings"])
+    names = description["names"]
+    blocks = list(nearest.Bank(rows).search(features, min(args.k, len(rows))))
+    similar, found = (np.concatenate([block[i] for block in blocks]) for i in (1, 2))
+    for image, values, places in zip(args.images, similar, found):
+        print(image)
+        for value, place in zip(values, places):
+            print(f"  {value:.4f}  {names[place]}")
+    if args.out:
+        shown = np.unique(found)
+        paths = [pathlib.Path(args.folder) / names[place] for place in shown]
+        database = retrieval_data.ListedImages(paths, flag="--folder")
+        ranking = [np.searchsorted(shown, places) for places in found]
+        with files.open_new(args.out) as file:
+            file.write(
+                ranked_pictures.sheet(
+                    queries,
+                    database,
+                    range(len(queries)),
+                    ranking,
+                    [[None] * len(row) for row in ranking],
+                )
+            )
+        print(f"wrote {args.out}")
+
+
+def _read_index(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    """Return the features of `embed`, memory-mapped, and their description."""
+    import numpy as np
+
+    from dinov2_jax.embed import output
+
+    try:
+        description = json.loads(output.description_of(path).read_bytes())
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        complete = output.is_complete(path, description["settings"])
+        names = description["names"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise errors.UserError(
+            f"{path} is not what dinov2-jax embed writes ({error}): make it with "
+            "dinov2-jax embed FOLDER --out=features.npy"
+        ) from error
+    if not complete or len(names) != len(rows):
+        raise errors.UserError(
+            f"{path} was replaced after {output.description_of(path)} was written: "
+            "embed the folder again"
+        )
+    if rows.ndim != 2:
+        raise errors.UserError(
+            f"{path} holds features of patches: embed with --features=cls"
+        )
+    return rows, description
+
+
+def _query_features(args: argparse.Namespace, queries: Any, settings: Any) -> Any:
+    """Extract features of the queries as those of the index were."""
+    import numpy as np
+
+    from dinov2_jax.data import preprocessing
+    from dinov2_jax.data.decode import image_decoder
+    from dinov2_jax.embed import extraction
+    from dinov2_jax.eval import features
+
+    backbone = features.load(
+        args.model,
+        which=args.which,
+        num_heads=args.num_heads,
+        dtype=settings["dtype"],
+        cache="",
+    )
+    digest = settings["weights"].removeprefix("sha256 ")
+    if digest != backbone.digest:
+        raise errors.UserError(
+            f"{args.index} holds features of other weights (sha256 {digest[:12]}) than "
+            f"--model={args.model} (sha256 {backbone.digest[:12]}): name the model it "
+            "was made with, or embed the folder again"
+        )
+    prepare = preprocessing.Preprocessing(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings["preprocessing"].items()
+        }
+    )
+    extractor = extraction.Extractor(
+        backbone.model.module,
+        backbone.model.params,
+        kind=settings["features"],
+        prepare=prepare,
+        dtype=settings["dtype"],
+        out_dtype="float32",
+        batch_size=None,
+        most=len(queries),
+    )
+    size, found = prepare.crop_size, []
+    for start in range(0, len(queries), extractor.batch_size):
+        stop = min(start + extractor.batch_size, len(queries))
+        batch = np.zeros((extractor.batch_size, size, size, 3), np.uint8)
+        for slot, index in enumerate(range(start, stop)):
+            try:
+                pixels = queries.open(index).pixels()
+            except image_decoder.BadImage as error:
+                raise errors.UserError(
+                    f"{error}: name images that can be read"
+                ) from error
+            batch[slot] = preprocessing.resize_and_crop(
+                pixels, prepare.resize_size, size
+            )
+        found.append(extractor.fetch(extractor(batch))[: stop - start])
+    return np.concatenate(found)
+
+
+if __name__ == "__main__":
+    cli.keep_freed_memory()
+    sys.exit(main())
