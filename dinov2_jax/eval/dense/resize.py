@@ -76,8 +76,9 @@ def apply_matrices(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
       Maps, [..., height, width, C].
     """
     precision = jax.lax.Precision.HIGHEST
-    x = jnp.einsum("yh,...hwc->...ywc", rows, x, precision=precision)
-    return jnp.einsum("xw,...ywc->...yxc", columns, x, precision=precision)
+    # Rows last: the large result of one image then comes out in the right layout.
+    x = jnp.einsum("xw,...hwc->...hxc", columns, x, precision=precision)
+    return jnp.einsum("yh,...hxc->...yxc", rows, x, precision=precision)
 
 
 def rescaled_size(

@@ -118,12 +118,16 @@ class Segmenter:
             same = [view for view in views if view.windows.shape[2:] == shape]
             logits |= zip(map(id, same), self._logits([view.windows for view in same]))
         for size, own in group:
-            total = sum(
-                self._probabilities(view, logits[id(view)], size) for view in own
-            )
+            if len(own) == 1:  # the largest logit is the largest probability
+                total = self._merged(own[0], logits[id(own[0])], size, _logits)
+            else:
+                total = sum(
+                    self._merged(view, logits[id(view)], size, _probabilities)
+                    for view in own
+                )
             yield np.asarray(_classes(total))[: size[0], : size[1]]
 
-    def _probabilities(self, view, logits, size):
+    def _merged(self, view, logits, size, merge):
         s = self._settings
         rows, columns = (
             sliding_window.merge_matrix(
@@ -133,7 +137,7 @@ class Segmenter:
         )
         # The flip is undone in the matrix of the columns.
         columns = columns[::-1] if view.flipped else columns
-        return _probabilities(logits, _padded(rows), _padded(columns))
+        return merge(logits, _padded(rows), _padded(columns))
 
     def _logits(self, windows):
         """Compute logits [a, b, h, w, K] for each array of windows [a, b, S, S, 3].
@@ -177,11 +181,17 @@ def _padded(matrix: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _probabilities(logits, rows, columns):
-    """Merge logits [a, b, h, w, K] and return probabilities [H, W, K]."""
+def _logits(logits, rows, columns):
+    """Merge logits [a, b, h, w, K] of windows into those of an image, [H, W, K]."""
     a, b, h, w, classes = logits.shape
     flat = logits.swapaxes(1, 2).reshape(a * h, b * w, classes)
-    return jax.nn.softmax(resize.apply_matrices(flat, rows, columns))
+    return resize.apply_matrices(flat, rows, columns)
+
+
+@jax.jit
+def _probabilities(logits, rows, columns):
+    """Return the probabilities [H, W, K] of merged logits."""
+    return jax.nn.softmax(_logits(logits, rows, columns))
 
 
 @jax.jit
