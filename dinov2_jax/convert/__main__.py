@@ -2,19 +2,14 @@
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import pathlib
 import signal
 import sys
-import tempfile
 from typing import Any
 
 from dinov2_jax import cli, errors
-
-_KEEPS_ALL = ("torch-hub", "safetensors", "huggingface", "orbax")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +44,7 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--to", required=True, choices=names)
     parser.add_argument(
         "--which",
-        choices=("teacher", "student", "both"),
+        choices=("teacher", "student", "both", "ema"),
         help="of a training checkpoint; default: the teacher. both: with the heads",
     )
     parser.add_argument(
@@ -74,6 +69,14 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
         help="leave out tensors whose names begin so; may be repeated",
     )
     parser.add_argument(
+        "--prefix",
+        default="",
+        help="what the names of the backbone begin with, in files of other projects",
+    )
+    parser.add_argument(
+        "--key", default="", help="entry of such a file that holds the weights"
+    )
+    parser.add_argument(
         "--no-verify", action="store_true", help="do not run what was written"
     )
     parser.add_argument(
@@ -84,9 +87,8 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
 
 def _convert(args: argparse.Namespace) -> None:
     from dinov2_jax.convert import destination as destination_lib
-    from dinov2_jax.convert import targets
+    from dinov2_jax.convert import export, targets
     from dinov2_jax.weights import reading
-    from dinov2_jax.weights import report as report_lib
 
     both = args.which == "both"
     heads = args.heads or both
@@ -104,28 +106,20 @@ def _convert(args: argparse.Namespace) -> None:
             num_heads=args.num_heads,
             image_size=size[0] if size and not target.bakes_size else None,
             ignore=args.ignore,
+            prefix=args.prefix,
+            key=args.key,
         )
         for which in (("student", "teacher") if both else (args.which,))
     }
     owners = {w.which: _for_size(w, target, size) for w in owners.values()}
-    weights = owners.get("teacher") or next(iter(owners.values()))
-    size = size or (weights.module.image_size,) * 2
-    # Write and verify in a temporary folder, and move the result only if it is good.
-    path = destination.path
-    with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=f".{path.name}."
-    ) as folder:
-        written = pathlib.Path(folder) / path.name
-        target.write(written, owners, size, heads)
-        checked: dict[str, Any] = {"skipped": "--no-verify"}
-        lost = targets.lost_interpolation(args.to, weights.module)
-        if not args.no_verify:
-            checked = _verify(args, written, owners, size, heads, lost)
-        report = _report(args, written, weights, checked)
-        if lost:
-            report["warning"] = _warning(lost, weights.module, checked)
-        report_lib.path_of(written).write_text(json.dumps(report, indent=2) + "\n")
-        destination.take(pathlib.Path(folder))
+    report = export.export(
+        owners,
+        destination,
+        source=str(args.source),
+        size=size,
+        heads=heads,
+        skip="--no-verify" if args.no_verify else "",
+    )
     _say(args.destination, report)
 
 
@@ -135,20 +129,6 @@ def _for_size(weights, target, size):
         return weights
     prepare = weights.preprocessing.with_crop(size[0])
     return dataclasses.replace(weights, preprocessing=prepare)
-
-
-def _warning(lost: str, module, checked: dict[str, Any]) -> str:
-    """Return one line: what is lost, how much that is, and what to do."""
-    side, much = module.image_size, ""
-    if "other_size" in checked:
-        height, width = checked["other_size"]["images"][1:3]
-        worst = max(checked["other_size"]["relative_error"].values())
-        much = f" (at {height}x{width} by {worst:.1e})"
-    return (
-        f"{lost}: features agree at {side}x{side} px and differ at other sizes{much}; "
-        "keep the report, from which dinov2_jax.load knows, and for others convert "
-        "with --size for the size that you will use"
-    )
 
 
 def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
@@ -168,62 +148,6 @@ def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
             f"{height}x{height}; only onnx and stablehlo are made for other sizes"
         )
     return height, width
-
-
-def _verify(args, written, owners, size, heads, lost) -> dict[str, Any]:
-    """Check every owner's features with the target's packages, and all tensors' bits.
-
-    Features at another size than the model's own may differ if `lost` says so.
-    """
-    from dinov2_jax.convert import verify
-
-    for which, weights in owners.items():
-        checked = verify.run(
-            args.to, written, weights, size=size, which=which, heads=heads
-        )
-        found = dict(checked.get("relative_error", {}))
-        if "other_size" in checked and not lost:
-            height, width = checked["other_size"]["images"][1:3]
-            for name, error in checked["other_size"]["relative_error"].items():
-                found[f"{name} at {height}x{width}"] = error
-        bad = {k: v for k, v in found.items() if not v <= verify.TOLERANCE}
-        if bad:
-            worst = ", ".join(f"{name} {error:.1e}" for name, error in bad.items())
-            raise errors.UserError(
-                f"what was written for {args.to} gives other features: relative error "
-                f"{worst}, more than {verify.TOLERANCE:.0e}; nothing was kept. Please "
-                "report this with the source of the weights"
-            )
-        if args.to in _KEEPS_ALL:
-            if not verify.same_tensors(written, weights, heads):
-                raise errors.UserError(
-                    f"what was written for {args.to} holds other values; nothing was "
-                    "kept. Please report this with the source of the weights"
-                )
-            checked["tensors"] = "bit-identical"
-    return checked
-
-
-def _report(args, written, weights, checked) -> dict[str, Any]:
-    from dinov2_jax.weights import architecture
-
-    files = sorted(p for p in written.parent.rglob("*") if p.is_file())
-    return {
-        "source": str(args.source),
-        "target": args.to,
-        "which": "both" if args.which == "both" else weights.which,
-        "model": architecture.describe(weights.module),
-        "bytes": sum(path.stat().st_size for path in files),
-        "sha256": {
-            str(path.relative_to(written.parent)): _sha256(path) for path in files
-        },
-        "verified": checked,
-    }
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _say(destination: pathlib.Path, report: dict[str, Any]) -> None:

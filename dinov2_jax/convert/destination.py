@@ -48,7 +48,8 @@ class Destination:
         there = [p for p in self._goals()[::-1] if p.exists() or p.is_symlink()]
         if there and not overwrite:
             raise errors.UserError(
-                f"{there[0]} exists: add --overwrite to replace it, or name another"
+                f"{there[0]} exists: add --overwrite (overwrite=True) to replace it, "
+                "or name another"
             )
         if self.is_file and any(goal.is_dir() for goal in there):
             raise errors.UserError(f"{path} is a folder: name a file")

@@ -223,6 +223,8 @@ def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Target:
     Raises:
       UserError: The suffix is wrong, or the target cannot hold heads or both models.
     """
+    if name not in TARGETS:
+        raise errors.UserError(f"to={name!r}: use one of {', '.join(TARGETS)}")
     target = TARGETS[name]
     if target.suffixes and path.suffix not in target.suffixes:
         raise errors.UserError(
@@ -236,8 +238,8 @@ def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Target:
     if heads and not target.takes_heads:
         places = ", ".join(k for k, t in TARGETS.items() if t.takes_heads)
         raise errors.UserError(
-            f"--to {name} has no place for projection heads: leave out --heads or use "
-            f"one of {places}"
+            f"--to {name} has no place for projection heads: leave out --heads "
+            f"(heads=False) or use one of {places}"
         )
     if both and name == "orbax":
         raise errors.UserError(
