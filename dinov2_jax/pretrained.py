@@ -2,27 +2,36 @@
 
 import dataclasses
 import functools
-import operator
+import logging
+import math
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from dinov2_jax.data import preprocessing
-from dinov2_jax.data.decode import image_decoder as image_decoder_lib
-from dinov2_jax.models import vision_transformer
+from dinov2_jax import errors, model_inputs
+from dinov2_jax.data import image_inputs, preprocessing
+from dinov2_jax.models import model_config, vision_transformer
 from dinov2_jax.weights import reading
 
-FITS = ("error", "crop", "pad", "resize")
+DTYPES = ("float32", "bfloat16")
 
 
-@dataclasses.dataclass(frozen=True)
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "heads"],
+    meta_fields=["module", "preprocessing", "which"],
+)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
     """A backbone with its weights and the preparation of its images.
+
+    It is a pytree whose leaves are the parameters. After fine-tuning,
+    `dataclasses.replace(model, params=params)` is the model to save.
 
     Attributes:
       module: The `VisionTransformer`. Inside other jitted code, use
@@ -30,27 +39,60 @@ class Model:
       params: The parameters of `module`, float32.
       heads: Parameters of the projection heads by name, if they were loaded.
       preprocessing: Preparation of images: sizes, mean and standard deviation.
+      which: "teacher" or "student", if the source says whose weights they are.
     """
 
     module: vision_transformer.VisionTransformer
     params: Any
     heads: dict[str, Any]
     preprocessing: preprocessing.Preprocessing
+    which: str | None = None
 
-    def preprocess(self, images: Any) -> np.ndarray:
+    @property
+    def config(self) -> model_config.ModelConfig:
+        """The architecture: `embed_dim`, `depth`, `num_heads`, ..."""
+        return self.module.config
+
+    @property
+    def num_params(self) -> int:
+        """The number of parameters of the backbone."""
+        return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self.params))
+
+    def __repr__(self) -> str:
+        m = self.config
+        heads = f", with {' and '.join(sorted(self.heads))}" if self.heads else ""
+        registers = f", {m.num_register_tokens} registers" * bool(m.num_register_tokens)
+        return (
+            f"Model({m.embed_dim} wide, {m.depth} blocks, {m.num_heads} heads, "
+            f"patches of {m.patch_size} px{registers}, {self.num_params / 1e6:.1f} M "
+            f"parameters, {jnp.dtype(self.module.dtype).name}{heads})"
+        )
+
+    def preprocess(
+        self, images: Any, *, size: int | None = None, fit: str = "crop"
+    ) -> np.ndarray:
         """Prepare images of any kind for a call of the model.
 
         Args:
-          images: An image or a sequence of images, each a path, a Pillow image or
-            uint8 [H, W, 3].
+          images: An image or a sequence of images, each a path, the bytes of a file, an
+            open file, a Pillow image, or an array of NumPy, jax or torch, uint8 or
+            floats in [0, 1], [H, W, 3].
+          size: Side S of the result in px; None takes the model's own, mostly 224.
+          fit: "crop" resizes the short side to 8/7 of S, as the model's own preparation
+            says, and cuts out the central square. The others keep the whole photograph
+            and resize its longer side to S: "pad" pads it to a square with zeros (the
+            mean); "resize" resizes the other side too, to the whole number of patches
+            nearest to the aspect ratio.
 
         Returns:
-          Normalised images, float32 [B, S, S, C]; B = 1 for a single image.
+          Normalised images, float32 [B, S, S, C], or [B, H, W, C] with "resize"; B = 1
+          for a single image.
 
         Raises:
           BadImage: A file is not a readable image.
-          ValueError: There are no images, an array has another shape or dtype, or the
-            model does not take three channels.
+          ValueError: There are no images, one is of another kind, results of several
+            shapes cannot be one batch, S is no multiple of the patch size, or the model
+            does not take three channels.
         """
         chans = self.module.config.in_chans
         if chans != 3:
@@ -58,34 +100,110 @@ class Model:
                 f"the model takes {chans} channels: prepare its images yourself, "
                 "preprocess knows only RGB"
             )
-        single = isinstance(images, str | os.PathLike | Image.Image) or (
-            isinstance(images, np.ndarray) and images.ndim == 3
-        )
-        prepared = [self._prepare(x) for x in ([images] if single else images)]
-        if not prepared:
-            raise ValueError("there are no images: pass at least one")
-        return np.stack(prepared)
-
-    def _prepare(self, image: Any) -> np.ndarray:
-        if isinstance(image, str | os.PathLike):
-            image = image_decoder_lib.Decoder().decode(image, name=os.fspath(image))
-        elif isinstance(image, Image.Image):
-            image = image_decoder_lib.Decoder().from_pillow(image, name="the image")
-        array = isinstance(image, np.ndarray)
-        if not array or image.dtype != np.uint8 or image.shape[2:] != (3,):
-            what = f"{image.dtype} {list(image.shape)}" if array else type(image)
+        if fit not in model_inputs.FITS[1:]:
             raise ValueError(
-                f"an image is {what}: expected uint8 [H, W, 3], a Pillow image or a "
-                "path"
+                f"fit={fit!r}: use one of {', '.join(model_inputs.FITS[1:])}"
             )
-        if not image.size:
-            raise ValueError(f"an image is {list(image.shape)}: it has no pixels")
-        return self.preprocessing(image)
+        prepare, patch_size = self.preprocessing, self.config.patch_size
+        if size is not None:
+            prepare = prepare.with_crop(
+                model_inputs.side(size, self.module.config.patch_size)
+            )
+
+        def prepared(image):
+            pixels = image_inputs.to_pixels(image)
+            if fit == "crop":
+                return prepare(pixels)
+            size = prepare.crop_size
+            pixels = preprocessing.resize_whole(
+                pixels, size, patch_size if fit == "resize" else 1
+            )
+            pixels = prepare.normalize(pixels)
+            return pixels if fit == "resize" else preprocessing.pad_to_square(pixels)
+
+        one = image_inputs.is_single(images)
+        batch = [prepared(image) for image in ([images] if one else images)]
+        if not batch:
+            raise ValueError("there are no images: pass at least one")
+        shapes = {x.shape[:2]: None for x in batch}
+        if len(shapes) > 1:
+            first, second = (f"{h}x{w}" for h, w in list(shapes)[:2])
+            raise ValueError(
+                f"images become {first} and {second} px, which is no batch: pass them "
+                "one at a time, or fit='pad' or fit='crop'"
+            )
+        return np.stack(batch)
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        *,
+        to: str,
+        size: tuple[int, int] | None = None,
+        heads: bool = True,
+        verify: bool = True,
+        overwrite: bool = False,
+    ) -> dict[str, Any]:
+        """Write the weights in any format, and run the result as its readers do.
+
+        Args:
+          path: File or folder to write; "~" is the home folder.
+          to: Format, one of `convert.formats.FORMATS`: "torch-hub", "huggingface",
+            "timm", "safetensors", "onnx", "stablehlo" or "orbax".
+          size: (height, width) px of the images that "onnx" and "stablehlo" are made
+            for; None is the model's own. Other formats take any size.
+          heads: Whether to write the projection heads too, if the model has them.
+          verify: Whether to load the result with the format's own packages and compare
+            features. Where they are not installed, the report says "skipped".
+          overwrite: Whether to replace an earlier export at this path.
+
+        Returns:
+          The report that is also written beside the file or into the folder: target,
+          sizes, SHA-256 and relative errors of the features.
+
+        Raises:
+          UserError: The format cannot hold the model, parameters are not those of its
+            architecture or not finite, or the path is taken.
+        """
+        from dinov2_jax.convert import destination as destination_lib
+        from dinov2_jax.convert import export, formats
+
+        path = pathlib.Path(path).expanduser()
+        heads = heads and bool(self.heads)
+        target = formats.check(to, path, heads=heads, both=False)
+        if size and not target.has_fixed_size:
+            raise errors.UserError(
+                f"size={size!r}: {to} takes images of any size, so leave it out"
+            )
+        destination = destination_lib.Destination(
+            path.absolute(), is_file=bool(target.suffixes), target=to
+        )
+        destination.check("", overwrite=overwrite)
+        weights = reading.Weights(
+            self.module.clone(dtype=jnp.float32),
+            export.checked_params(
+                {"backbone": self.params} | (self.heads if heads else {}), self.module
+            ),
+            self.preprocessing,
+            self.which,
+        )
+        report = export.export(
+            {self.which: weights},
+            destination,
+            source="a model in memory",
+            size=size,
+            heads=heads,
+            skip="" if verify else "verify=False",
+        )
+        if "warning" in report:
+            logging.warning("%s", report["warning"])
+        return report
 
     def __call__(
         self,
         images: Any,
         *,
+        masks: Any = None,
         layers: Sequence[int] = (),
         attention: Sequence[int] = (),
         fit: str = "error",
@@ -94,6 +212,8 @@ class Model:
 
         Args:
           images: Images, float32 [B, H, W, C], normalised as by `preprocess`.
+          masks: Patches to replace by the mask token, bool [B, h, w] or [B, h*w], of
+            the fitted images; None masks nothing.
           layers: Blocks whose features to return in `.layers[i]`; -1 is the last.
           attention: Blocks whose attention maps to return in `.attention[i]`.
           fit: What to do if H or W is not a multiple of the patch size: "error"; "crop"
@@ -105,9 +225,14 @@ class Model:
 
         Raises:
           ValueError: The images are not a non-empty float [B, H, W, C] with the model's
-            channels, their size does not fit, or blocks are no list of whole numbers.
+            channels, are not normalised, or their size does not fit; masks are not one
+            bool for each patch; or blocks are no list of whole numbers.
         """
-        layers, attention = _blocks("layers", layers), _blocks("attention", attention)
+        layers, attention = (
+            model_inputs.blocks("layers", layers),
+            model_inputs.blocks("attention", attention),
+        )
+        model_inputs.check_normalised(images)
         images = jnp.asarray(images)
         chans = self.module.config.in_chans
         if images.ndim != 4 or images.shape[-1] != chans:
@@ -124,64 +249,17 @@ class Model:
                 f"images are {list(images.shape)}: expected at least one, of at least "
                 f"one patch of {self.module.config.patch_size} px"
             )
-        images = fit_to_patches(images, self.module.config.patch_size, fit)
-        return _apply(self.module, self.params, images, layers, attention)
+        patch_size = self.module.config.patch_size
+        images = model_inputs.fit_to_patches(images, patch_size, fit)
+        if masks is not None:
+            masks = model_inputs.masks(masks, images.shape, patch_size)
+        return _apply(self.module, self.params, images, masks, layers, attention)
 
 
-def _blocks(name: str, indices: Any) -> tuple[int, ...]:
-    """Return indices of blocks as a tuple of plain ints."""
-    try:
-        blocks = tuple(operator.index(i) for i in indices if not isinstance(i, bool))
-        if len(blocks) == len(indices):
-            return blocks
-    except TypeError:  # not whole numbers, or not a sequence
-        pass
-    raise ValueError(f"{name}={indices!r}: pass a list of whole numbers, such as [-1]")
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _apply(module, params, images, layers, attention):
-    return module.apply({"params": params}, images, layers=layers, attention=attention)
-
-
-def fit_to_patches(images: jax.Array, patch_size: int, fit: str) -> jax.Array:
-    """Crop, pad or resize images so that their sides are multiples of the patch size.
-
-    Args:
-      images: Images, [B, H, W, C].
-      patch_size: Side of a patch, in pixels.
-      fit: The method, as in `Model.__call__`.
-
-    Raises:
-      ValueError: `fit` is "error" and a side is not a multiple, the image is too small
-        to crop, or `fit` is unknown.
-    """
-    if fit not in FITS:
-        raise ValueError(f"fit={fit!r}: use one of {', '.join(FITS)}")
-    height, width = images.shape[1:3]
-    if height % patch_size == 0 and width % patch_size == 0:
-        return images
-    below = [max(n // patch_size, 1) * patch_size for n in (height, width)]
-    above = [-(-n // patch_size) * patch_size for n in (height, width)]
-    nearest = [max(int(n / patch_size + 0.5), 1) * patch_size for n in (height, width)]
-    small = min(height, width) < patch_size
-    if fit == "error" or (fit == "crop" and small):
-        crop = "" if small else f"'crop' ({below[0]}x{below[1]}), "
-        raise ValueError(
-            f"image of {height}x{width} px is "
-            + ("smaller than" if small else "not a multiple of")
-            + f" the patch size {patch_size}: use {nearest[0]}x{nearest[1]}, or "
-            f"fit={crop}'pad' ({above[0]}x{above[1]}) or 'resize'"
-        )
-    batch, chans = images.shape[0], images.shape[-1]
-    if fit == "resize":
-        return jax.image.resize(images, (batch, *nearest, chans), "cubic")
-    if fit == "pad":
-        pads = [(n - m) // 2 for n, m in zip(above, (height, width))]
-        rests = [n - m - p for n, m, p in zip(above, (height, width), pads)]
-        return jnp.pad(images, ((0, 0), *zip(pads, rests), (0, 0)))
-    top, left = (height - below[0]) // 2, (width - below[1]) // 2
-    return images[:, top : top + below[0], left : left + below[1]]
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _apply(module, params, images, masks, layers, attention):
+    chosen = dict(layers=layers, attention=attention)
+    return module.apply({"params": params}, images, masks, **chosen)
 
 
 def load(
@@ -192,30 +270,55 @@ def load(
     num_heads: int | None = None,
     image_size: int | None = None,
     ignore: Sequence[str] = (),
+    prefix: str = "",
+    key: str = "",
+    dtype: Any = "float32",
 ) -> Model:
     """Load a trained model in any supported format; see `weights.reading.read`.
 
     Args:
       source: A `.pth` of the reference (backbone or training checkpoint), a
         `.safetensors`, a folder of Hugging Face or timm, a workdir, a checkpoint or an
-        orbax export of this project, or a name such as "dinov2_vitb14_reg".
+        orbax export of this project, or a name such as "dinov2_vitb14_reg". "~" is the
+        home folder.
       which: "teacher" or "student", if the source holds both; None takes the teacher.
+        "ema" is the moving average that a file of timm holds beside the weights.
       heads: Whether to load the projection heads too.
       num_heads: Number of attention heads, if neither width nor folder determines it.
       image_size: Side in px of the square to which the position embeddings are
         resampled. Not needed for other image sizes: every call interpolates them.
       ignore: Prefixes of tensor names to leave out; all other tensors must fit.
+      prefix: What the names of the backbone begin with in a file of another project,
+        such as "model.backbone."; other tensors are left out.
+      key: Entry of such a file that holds the weights, such as "net".
+      dtype: Dtype of the matmuls and of the features, "float32" or "bfloat16"; the
+        parameters are float32 in any case.
 
     Raises:
       UserError: The source is missing, unreadable or not exactly one DINOv2 backbone.
     """
+    try:
+        dtype = jnp.dtype(dtype)
+        known = dtype.name in DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise errors.UserError(f"dtype={dtype!r}: use 'float32' or 'bfloat16'")
     weights = reading.read(
-        source,
+        os.path.expanduser(source),
         which=which,
         heads=heads,
         num_heads=num_heads,
         image_size=image_size,
         ignore=ignore,
+        prefix=prefix,
+        key=key,
     )
     params = dict(weights.params)
-    return Model(weights.module, params.pop("backbone"), params, weights.preprocessing)
+    return Model(
+        weights.module.clone(dtype=dtype),
+        params.pop("backbone"),
+        params,
+        weights.preprocessing,
+        weights.which,
+    )

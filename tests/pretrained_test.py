@@ -1,9 +1,12 @@
 """A loaded model against transformers, the recorded forward passes and plain maths."""
 
+import dataclasses
+import io
 import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import random_weights
@@ -12,7 +15,9 @@ from peers import torch, transformers
 from PIL import Image
 
 import dinov2_jax
-from dinov2_jax import pretrained
+from dinov2_jax import errors, model_inputs
+from dinov2_jax.convert import formats
+from dinov2_jax.data.decode import image_decoder
 
 RECORDED = pathlib.Path(__file__).parent / "reference"
 PHOTOGRAPHS = [skimage.data.astronaut(), skimage.data.chelsea()]
@@ -175,14 +180,14 @@ def test_fits(small):
     cut = model(framed[:, :, : 84 + 1], fit="crop")
     assert cut.patches.shape == expected.patches.shape
     np.testing.assert_allclose(
-        pretrained.fit_to_patches(framed[:, :, :85], 14, "crop"),
+        model_inputs.fit_to_patches(framed[:, :, :85], 14, "crop"),
         framed[:, 2:58, 0:84],
     )
-    padded = pretrained.fit_to_patches(images[:, 1:-2, :-3], 14, "pad")
+    padded = model_inputs.fit_to_patches(images[:, 1:-2, :-3], 14, "pad")
     assert padded.shape == images.shape
     np.testing.assert_allclose(padded[:, 1:54, 1:82], images[:, 1:-2, :-3])
     assert not np.asarray(padded[:, 0]).any() and not np.asarray(padded[:, 54:]).any()
-    resized = pretrained.fit_to_patches(images[:, :60, :80], 14, "resize")
+    resized = model_inputs.fit_to_patches(images[:, :60, :80], 14, "resize")
     assert resized.shape == (2, 56, 84, 3)
     with pytest.raises(ValueError) as caught:
         model(photographs(240, 320))
@@ -224,12 +229,12 @@ def test_images_below_one_patch(fit):
     """What the error suggests works."""
     image = np.ones((1, 5, 20, 3), np.float32)
     with pytest.raises(ValueError) as caught:
-        pretrained.fit_to_patches(image, 14, fit)
+        model_inputs.fit_to_patches(image, 14, fit)
     message = str(caught.value)
     assert "smaller than the patch size 14: use 14x14" in message
     assert "'crop'" not in message and "fit='pad' (14x28) or 'resize'" in message
-    assert pretrained.fit_to_patches(image, 14, "pad").shape == (1, 14, 28, 3)
-    assert pretrained.fit_to_patches(image, 14, "resize").shape == (1, 14, 14, 3)
+    assert model_inputs.fit_to_patches(image, 14, "pad").shape == (1, 14, 28, 3)
+    assert model_inputs.fit_to_patches(image, 14, "resize").shape == (1, 14, 14, 3)
 
 
 def test_images_that_are_none(small):
@@ -268,3 +273,236 @@ def test_preprocessing_is_that_of_transformers(small, tmp_path):
         model.preprocess(alpha)
     np.testing.assert_array_equal(model.preprocess(path)[0], ours[1])
     np.testing.assert_array_equal(model.preprocess(str(path))[0], ours[1])
+
+
+def file_bytes(image, kind="png"):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind)
+    return file.getvalue()
+
+
+def test_images_of_every_kind(small, tmp_path, monkeypatch):
+    _, model = small
+    image = PHOTOGRAPHS[1]
+    expected = model.preprocess(image)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.png").write_bytes(file_bytes(image))
+    floats = (image / 255).astype(np.float32)
+    for same in (
+        file_bytes(image),
+        bytearray(file_bytes(image)),
+        io.BytesIO(file_bytes(image)),
+        "~/a.png",
+        pathlib.Path("~/a.png"),
+        floats,
+        floats.astype(np.float64),
+        jnp.asarray(image),
+        torch.from_numpy(image),
+        torch.from_numpy(image.transpose(2, 0, 1).copy()),
+        torch.from_numpy(floats).requires_grad_(),
+    ):
+        np.testing.assert_array_equal(model.preprocess(same), expected)
+    batch = np.stack([image, image[:, ::-1]])
+    for same in (batch, torch.from_numpy(batch), list(batch)):
+        np.testing.assert_array_equal(model.preprocess(same)[0], expected[0])
+    half = torch.from_numpy(floats).to(torch.bfloat16)
+    np.testing.assert_allclose(model.preprocess(half), expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "image, words",
+    [
+        ("https://example.org/cat.jpg", "cat.jpg is a URL: nothing is downloaded"),
+        ("s3://bucket/cat.jpg", "is a URL"),
+        (PHOTOGRAPHS[0].astype(np.float32), "pass image.astype\\(np.uint8\\)"),
+        (PHOTOGRAPHS[0] * 1e3, "divide by the largest possible value"),
+        (PHOTOGRAPHS[0] / 255 - 0.5, "pass it to the model itself"),
+        (np.full((9, 9, 3), np.nan), "values from nan to nan"),
+        (PHOTOGRAPHS[0].astype(np.int64), "int64 .*: expected uint8"),
+        (PHOTOGRAPHS[0][..., 0], "uint8 \\[512, 512\\]: expected"),
+        ({"image": 1}, "an image is <class 'dict'>: expected uint8"),
+        (None, "an image is <class 'NoneType'>: expected uint8"),
+        (b"GIF8", "the image: not an image"),
+    ],
+)
+def test_images_that_are_refused(small, image, words):
+    _, model = small
+    refused = ValueError, image_decoder.BadImage
+    with pytest.raises(refused, match=words) as caught:
+        model.preprocess(image)
+    assert "\n" not in str(caught.value)
+
+
+def test_raw_floats_are_refused_by_a_call(small):
+    _, model = small
+    raw = np.stack([PHOTOGRAPHS[0][:56, :56]]).astype(np.float32)
+    with pytest.raises(ValueError, match="pass model.preprocess.images.astype") as said:
+        model(raw)
+    program = str(said.value).partition("pass ")[2]
+    images = eval(program, {"model": model, "images": raw, "np": np})
+    assert model(images).cls.shape == (1, 128)
+
+
+def test_the_whole_photograph(small):
+    _, model = small
+    cat = PHOTOGRAPHS[1]  # 300 x 451
+    whole = model.preprocess(cat, size=224, fit="resize")
+    assert whole.shape == (1, 154, 224, 3)
+    pixels = np.asarray(Image.fromarray(cat).resize((224, 154), Image.BICUBIC))
+    np.testing.assert_allclose(whole[0], model.preprocessing.normalize(pixels))
+    padded = model.preprocess(PHOTOGRAPHS, size=112, fit="pad")
+    assert padded.shape == (2, 112, 112, 3)
+    assert not padded[1, :18].any() and not padded[1, -19:].any()
+    pixels = np.asarray(Image.fromarray(cat).resize((112, 75), Image.BICUBIC))
+    np.testing.assert_allclose(
+        padded[1, 18:93], model.preprocessing.normalize(pixels), atol=1e-6
+    )
+    assert model.preprocess(PHOTOGRAPHS, size=448).shape == (2, 448, 448, 3)
+    with pytest.raises(ValueError, match="224x224 and 154x224 px, which is no batch"):
+        model.preprocess(PHOTOGRAPHS, fit="resize")
+    with pytest.raises(ValueError, match="use size=224"):
+        model.preprocess(cat, size=225)
+    with pytest.raises(ValueError, match="size='224': pass a whole number"):
+        model.preprocess(cat, size="224")
+    with pytest.raises(ValueError, match="use one of crop, pad, resize"):
+        model.preprocess(cat, fit="error")
+
+
+def test_masks_are_those_of_transformers(registers):
+    model, ours = registers
+    images = photographs(56, 84)
+    masks = np.random.default_rng(0).random((2, 4, 6)) < 0.4
+    with torch.inference_mode():
+        tokens = model(
+            as_torch(images), bool_masked_pos=torch.from_numpy(masks.reshape(2, -1))
+        ).last_hidden_state.numpy()
+    found = ours(images, masks=masks)
+    assert relative(found.cls, tokens[:, 0]) < 1e-5
+    np.testing.assert_array_equal(
+        ours(images, masks=masks.reshape(2, -1)).cls, found.cls
+    )
+    assert relative(ours(images).cls, found.cls) > 1e-3
+    for bad in (masks[:1], masks.astype(np.float32), masks[:, :3]):
+        with pytest.raises(ValueError, match="expected bool .2, 4, 6. or .2, 24."):
+            ours(images, masks=bad)
+
+
+def test_what_a_model_says_of_itself(registers):
+    theirs, model = registers
+    wanted = sum(p.numel() for p in theirs.parameters())
+    assert model.num_params == wanted
+    assert model.config["embed_dim"] == 128 and model.config["num_heads"] == 2
+    assert json.loads(json.dumps(model.config)) == model.config
+    text = repr(model)
+    assert len(text) < 200 and "128 wide, 4 blocks" in text and "4 registers" in text
+
+
+def test_a_model_is_a_pytree(small):
+    _, model = small
+    doubled = jax.tree.map(lambda x: 2 * x, model)
+    assert isinstance(doubled, type(model)) and doubled.module == model.module
+    np.testing.assert_array_equal(
+        doubled.params["cls_token"], 2 * model.params["cls_token"]
+    )
+    shapes = jax.eval_shape(lambda m: m, model)
+    assert shapes.num_params == model.num_params
+    images = photographs(56, 56)
+    found = jax.jit(lambda m, x: m(x).cls)(model, images)
+    assert relative(found, model(images).cls) < 1e-5
+
+
+def test_dtypes(small, tmp_path):
+    _, model = small
+    model.save(tmp_path / "a.pth", to="torch-hub", verify=False)
+    half = dinov2_jax.load(tmp_path / "a.pth", num_heads=2, dtype="bfloat16")
+    images = photographs(56, 56)
+    assert half(images).cls.dtype == jnp.bfloat16 and "bfloat16" in repr(half)
+    assert half.params["cls_token"].dtype == jnp.float32
+    assert relative(half(images).cls, model(images).cls) < 0.05
+    for bad in ("int8", "float99", None):
+        with pytest.raises(errors.UserError, match="use 'float32' or 'bfloat16'"):
+            dinov2_jax.load(tmp_path / "a.pth", num_heads=2, dtype=bad)
+
+
+def fine_tuned(model, **changes):
+    params = jax.tree.map(lambda x: x * 1.01 + 1e-3, model.params)
+    return dataclasses.replace(model, params=params | changes)
+
+
+PATHS = {
+    "torch-hub": "a.pth",
+    "safetensors": "a.safetensors",
+    "huggingface": "hf",
+    "timm": "timm.safetensors",
+    "onnx": "a.onnx",
+    "stablehlo": "hlo",
+    "orbax": "own",
+}
+
+
+@pytest.mark.parametrize("to", PATHS)
+def test_what_was_fine_tuned_is_saved(registers, tmp_path, monkeypatch, to):
+    assert PATHS.keys() == formats.FORMATS.keys()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = fine_tuned(registers[1])
+    checked = to in ("torch-hub", "orbax")  # tests/convert runs all others
+    size = (28, 42) if formats.FORMATS[to].has_fixed_size else None
+    report = model.save(f"~/{PATHS[to]}", to=to, size=size, verify=checked)
+    assert report["target"] == to and ("skipped" in report["verified"]) != checked
+    if size:
+        assert (tmp_path / PATHS[to]).exists()
+        return
+    found = dinov2_jax.load(f"~/{PATHS[to]}", num_heads=2)
+    images = photographs(56, 56)
+    assert relative(found(images).cls, model(images).cls) < 1e-5
+    with pytest.raises(errors.UserError, match="overwrite=True"):
+        model.save(tmp_path / PATHS[to], to=to, verify=False)
+    model.save(tmp_path / PATHS[to], to=to, verify=False, overwrite=True)
+
+
+def test_what_cannot_be_saved(small, tmp_path):
+    _, model = small
+    for broken, settings, words in (
+        (model, dict(to="caffe"), "to='caffe': use one of torch-hub, huggingface"),
+        (model, dict(to="onnx"), "should end in .onnx"),
+        (model, dict(to="torch-hub", size=(28, 28)), "so leave it out"),
+        (
+            fine_tuned(model, cls_token=np.full((1, 1, 128), np.inf)),
+            dict(to="torch-hub"),
+            "backbone/cls_token has values that are not finite",
+        ),
+        (
+            fine_tuned(model, head=np.ones(3)),
+            dict(to="torch-hub"),
+            "not those of the module: head is missing, unknown",
+        ),
+    ):
+        with pytest.raises(errors.UserError, match=words):
+            broken.save(tmp_path / "a.pth", **settings)
+        assert not list(tmp_path.iterdir())
+
+
+def test_heads_are_saved(small, tmp_path):
+    _, model = small
+    rng = np.random.default_rng(0)
+    shapes = {
+        ("mlp", "0"): (128, 32), ("mlp", "2"): (32, 32), ("mlp", "4"): (32, 16)
+    }  # fmt: skip
+    head = {"mlp": {}}
+    for (_, name), shape in shapes.items():
+        head["mlp"][name] = {
+            "kernel": rng.standard_normal(shape, np.float32),
+            "bias": rng.standard_normal(shape[1], np.float32),
+        }
+    head["last_layer"] = {
+        "weight_g": np.ones((64, 1), np.float32),
+        "weight_v": rng.standard_normal((64, 16), np.float32),
+    }
+    model = dataclasses.replace(model, heads={"dino_head": head})
+    path = tmp_path / "a.safetensors"
+    model.save(path, to="safetensors", verify=False)
+    found = dinov2_jax.load(path, heads=True, num_heads=2).heads["dino_head"]
+    jax.tree.map(np.testing.assert_array_equal, found, head)
+    with pytest.raises(errors.UserError, match="heads=False"):
+        model.save(tmp_path / "hf", to="huggingface", verify=False)
+    model.save(tmp_path / "hf", to="huggingface", verify=False, heads=False)

@@ -2,19 +2,14 @@
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import pathlib
 import sys
-import tempfile
 from typing import Any
 
 from dinov2_jax import cli, errors
 from dinov2_jax.convert import formats
-
-_LOSSLESS = ("torch-hub", "safetensors", "huggingface", "orbax")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", required=True, choices=list(formats.FORMATS))
     parser.add_argument(
         "--which",
-        choices=("teacher", "student", "both"),
+        choices=("teacher", "student", "both", "ema"),
         help="model to take from a training checkpoint; both includes the heads "
         "(default: teacher)",
     )
@@ -61,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         help="skip tensors whose names start with this; may be repeated",
     )
     parser.add_argument(
+        "--prefix",
+        default="",
+        help="prefix of the backbone's tensor names in files of other projects",
+    )
+    parser.add_argument(
+        "--key", default="", help="entry of such a file that holds the weights"
+    )
+    parser.add_argument(
         "--no-verify", action="store_true", help="do not verify the result"
     )
     parser.add_argument(
@@ -75,9 +78,8 @@ def _convert(args: argparse.Namespace) -> None:
     target = formats.check(args.to, args.destination, heads=heads, both=both)
     # These import jax.
     from dinov2_jax.convert import destination as destination_lib
-    from dinov2_jax.convert import targets
+    from dinov2_jax.convert import export
     from dinov2_jax.weights import reading
-    from dinov2_jax.weights import report as report_lib
 
     destination = destination_lib.Destination(
         args.destination.absolute(), is_file=bool(target.suffixes), target=args.to
@@ -92,28 +94,20 @@ def _convert(args: argparse.Namespace) -> None:
             num_heads=args.num_heads,
             image_size=size[0] if size and not target.has_fixed_size else None,
             ignore=args.ignore,
+            prefix=args.prefix,
+            key=args.key,
         )
         for which in (("student", "teacher") if both else (args.which,))
     }
     owners = {w.which: _for_size(w, target, size) for w in owners.values()}
-    weights = owners.get("teacher") or next(iter(owners.values()))
-    size = size or (weights.module.config.image_size,) * 2
-    # Write and verify in a temporary folder, and move the result only if it is good.
-    path = destination.path
-    with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=f".{path.name}."
-    ) as folder:
-        written = pathlib.Path(folder) / path.name
-        targets.WRITERS[args.to](written, owners, size, heads)
-        checked: dict[str, Any] = {"skipped": "--no-verify"}
-        lost = targets.lost_interpolation(args.to, weights.module)
-        if not args.no_verify:
-            checked = _verify(args, written, owners, size, heads, lost)
-        report = _report(args, written, weights, checked)
-        if lost:
-            report["warning"] = _warning(lost, weights.module, checked)
-        report_lib.path_of(written).write_text(json.dumps(report, indent=2) + "\n")
-        destination.replace_from(pathlib.Path(folder))
+    report = export.export(
+        owners,
+        destination,
+        source=str(args.source),
+        size=size,
+        heads=heads,
+        skip="--no-verify" if args.no_verify else "",
+    )
     _print_result(args.destination, report)
 
 
@@ -123,20 +117,6 @@ def _for_size(weights, target, size):
         return weights
     prepare = weights.preprocessing.with_crop(size[0])
     return dataclasses.replace(weights, preprocessing=prepare)
-
-
-def _warning(lost: str, module, checked: dict[str, Any]) -> str:
-    """Return one line: what is lost, how much that is, and what to do."""
-    side, difference = module.config.image_size, ""
-    if "other_size" in checked:
-        height, width = checked["other_size"]["images"][1:3]
-        worst = max(checked["other_size"]["relative_error"].values())
-        difference = f" (by {worst:.1e} at {height}x{width})"
-    return (
-        f"{lost}: features agree at {side}x{side} px and differ at other "
-        f"sizes{difference}; keep the report, which dinov2_jax.load reads; for other "
-        "readers, convert with --size set to the size that you will use"
-    )
 
 
 def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
@@ -156,61 +136,6 @@ def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:
             f"{height}x{height}; only onnx and stablehlo take other sizes"
         )
     return height, width
-
-
-def _verify(args, written, owners, size, heads, lost) -> dict[str, Any]:
-    """Check every owner's features with the target's packages, and all tensors' bits.
-
-    Features at another size than the model's own may differ if `lost` says so.
-    """
-    from dinov2_jax.convert import verify
-
-    for which, weights in owners.items():
-        checked = verify.run(
-            args.to, written, weights, size=size, which=which, heads=heads
-        )
-        found = dict(checked.get("relative_error", {}))
-        if "other_size" in checked and not lost:
-            height, width = checked["other_size"]["images"][1:3]
-            for name, error in checked["other_size"]["relative_error"].items():
-                found[f"{name} at {height}x{width}"] = error
-        bad = {k: v for k, v in found.items() if not v <= verify.TOLERANCE}
-        if bad:
-            worst = ", ".join(f"{name} {error:.1e}" for name, error in bad.items())
-            raise errors.UserError(
-                f"the {args.to} export gives different features: relative error "
-                f"{worst}, above {verify.TOLERANCE:.0e}; nothing was kept. Please "
-                "report this with the source of the weights"
-            )
-        if args.to in _LOSSLESS:
-            if not verify.same_tensors(written, weights, heads):
-                raise errors.UserError(
-                    f"the {args.to} export holds different values; nothing was kept. "
-                    "Please report this with the source of the weights"
-                )
-            checked["tensors"] = "bit-identical"
-    return checked
-
-
-def _report(args, written, weights, checked) -> dict[str, Any]:
-
-    files = sorted(p for p in written.parent.rglob("*") if p.is_file())
-    return {
-        "source": str(args.source),
-        "target": args.to,
-        "which": "both" if args.which == "both" else weights.which,
-        "model": weights.module.config.to_dict(),
-        "bytes": sum(path.stat().st_size for path in files),
-        "sha256": {
-            str(path.relative_to(written.parent)): _sha256(path) for path in files
-        },
-        "verified": checked,
-    }
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _print_result(destination: pathlib.Path, report: dict[str, Any]) -> None:

@@ -48,8 +48,8 @@ class Destination:
         existing = [p for p in self._goals()[::-1] if p.exists() or p.is_symlink()]
         if existing and not overwrite:
             raise errors.UserError(
-                f"{existing[0]} exists: add --overwrite to replace it or choose "
-                "another destination"
+                f"{existing[0]} exists: add --overwrite (overwrite=True) to replace it "
+                "or choose another destination"
             )
         if self.is_file and any(goal.is_dir() for goal in existing):
             raise errors.UserError(f"{path} is a folder: pass a file name")

@@ -44,6 +44,8 @@ def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Format:
     Raises:
       UserError: The suffix is wrong, or the format cannot hold heads or both models.
     """
+    if name not in FORMATS:
+        raise errors.UserError(f"to={name!r}: use one of {', '.join(FORMATS)}")
     chosen = FORMATS[name]
     if chosen.suffixes and path.suffix not in chosen.suffixes:
         raise errors.UserError(
@@ -57,7 +59,7 @@ def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Format:
     if heads and not chosen.takes_heads:
         places = ", ".join(k for k, f in FORMATS.items() if f.takes_heads)
         raise errors.UserError(
-            f"--to {name} cannot hold projection heads: leave out --heads or use one "
+            f"--to {name} cannot hold projection heads: leave out --heads (heads=False) or use one "
             f"of {places}"
         )
     if both and name == "orbax":

@@ -62,6 +62,27 @@ def for_patches(
     )
 
 
+def size_in_patches(
+    width: int, height: int, size: int, patch_size: int
+) -> tuple[int, int]:
+    """Return the size that keeps the aspect ratio as far as whole patches allow.
+
+    Args:
+      width: Width of the photograph, px.
+      height: Height of the photograph, px.
+      size: Wanted longer side, px.
+      patch_size: Side of a patch, px.
+
+    Returns:
+      (width, height), px. The longer side is the multiple of the patch size nearest to
+      `size`, the other the multiple nearest to the aspect ratio; at least one patch.
+    """
+    longer = max(int(size / patch_size + 0.5), 1)
+    scale = longer / max(width, height)
+    columns, rows = (max(int(n * scale + 0.5), 1) for n in (width, height))
+    return columns * patch_size, rows * patch_size
+
+
 def resize_and_crop(
     image: np.ndarray | Image.Image, resize_size: int, crop_size: int
 ) -> np.ndarray:
@@ -92,3 +113,26 @@ def resize_and_crop(
     left = round((image.width - crop_size) / 2)
     top = round((image.height - crop_size) / 2)
     return np.asarray(image.crop((left, top, left + crop_size, top + crop_size)))
+
+
+def resize_whole(image: np.ndarray, size: int, patch_size: int) -> np.ndarray:
+    """Resize a whole image to whole patches, near its aspect ratio, bicubic.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: Wanted longer side, px; see `size_in_patches`.
+      patch_size: Side of a patch, px.
+
+    Returns:
+      uint8 [H', W', 3].
+    """
+    height, width = image.shape[:2]
+    wanted = size_in_patches(width, height, size, patch_size)
+    return np.asarray(Image.fromarray(image).resize(wanted, Image.Resampling.BICUBIC))
+
+
+def pad_to_square(image: np.ndarray) -> np.ndarray:
+    """Pad the shorter side of [H, W, C] with zeros, the image centred, to [S, S, C]."""
+    size = max(image.shape[:2])
+    pads = [((size - n) // 2, size - n - (size - n) // 2) for n in image.shape[:2]]
+    return np.pad(image, (*pads, (0, 0)))

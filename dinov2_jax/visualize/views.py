@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax import errors, pretrained
+from dinov2_jax.data import preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +39,6 @@ class View:
         return self.patches.shape[:2]
 
 
-def size_in_patches(
-    width: int, height: int, size: int, patch_size: int
-) -> tuple[int, int]:
-    """Return the size that keeps the aspect ratio as far as whole patches allow.
-
-    Args:
-      width: Width of the photograph, px.
-      height: Height of the photograph, px.
-      size: Wanted longer side, px.
-      patch_size: Side of a patch, px.
-
-    Returns:
-      (width, height), px. The longer side is the multiple of the patch size nearest to
-      `size`, the other the multiple nearest to the aspect ratio; at least one patch.
-    """
-    longer = max(int(size / patch_size + 0.5), 1)
-    scale = longer / max(width, height)
-    columns, rows = (max(int(n * scale + 0.5), 1) for n in (width, height))
-    return columns * patch_size, rows * patch_size
-
-
 def make_view(
     model: pretrained.Model,
     photograph: np.ndarray,
@@ -74,7 +54,7 @@ def make_view(
       model: Model from `dinov2_jax.load`.
       photograph: uint8 [H, W, 3].
       name: Name of the photograph in captions.
-      size: Wanted longer side, px; see `size_in_patches`.
+      size: Wanted longer side, px; see `preprocessing.size_in_patches`.
       block: Number of the block whose output and attention to take; -1 is the last.
       attention: Whether to return attention.
 
@@ -99,7 +79,7 @@ def make_view(
             "for the last"
         )
     height, width = photograph.shape[:2]
-    target_size = size_in_patches(width, height, size, config.patch_size)
+    target_size = preprocessing.size_in_patches(width, height, size, config.patch_size)
     pixels = np.asarray(
         Image.fromarray(photograph).resize(target_size, Image.Resampling.BICUBIC)
     )

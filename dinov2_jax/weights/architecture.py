@@ -258,6 +258,16 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "none" if shape is None else str(list(shape))
 
 
+def _prefix_to_ignore(name: str, expected: Shapes) -> str:
+    """Return the shortest prefix, of whole parts, of a name but of no expected one."""
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        prefix = ".".join(parts[:count]) + "."
+        if not any(other.startswith(prefix) for other in expected):
+            return prefix
+    return name
+
+
 def _cause(found: Shapes, expected: Shapes) -> str:
     """Return the likely cause of a mismatch, and what to do."""
 
@@ -307,10 +317,10 @@ def _cause(found: Shapes, expected: Shapes) -> str:
     if missing and not extra:
         return f"{len(missing)} tensors are missing: the file is damaged or partial"
     if extra and not missing:
-        heads = sorted({name.split(".")[0] for name in extra})
+        ignore = tuple(sorted({_prefix_to_ignore(name, expected) for name in extra}))
         return (
-            f"{len(extra)} tensors are not part of a backbone; to skip "
-            f"{', '.join(heads)}, pass ignore={tuple(h + '.' for h in heads)!r}"
+            f"{len(extra)} tensors are not part of a backbone; to skip them, pass "
+            f"ignore={ignore!r}"
         )
     if not missing and not extra:
         return "some tensors have unexpected shapes: the file is damaged"

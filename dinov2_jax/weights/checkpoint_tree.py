@@ -2,9 +2,11 @@
 
 The reference writes {"teacher": {"backbone.blocks.0.0...": ...}} for evaluation and
 {"model": {"student.backbone...", "teacher.backbone...", ...}} to resume; DINO and
-related code add `module.`. A hub file is the backbone alone.
+related code add `module.`. A hub file is the backbone alone. Of what other projects put
+around a backbone, the error names what to strip.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +15,13 @@ from dinov2_jax.weights import lazy_tensor, state_dict
 
 SUBMODULES = ("backbone", "dino_head", "ibot_head")
 WHICH = ("teacher", "student")
+EMA = "ema"
 _CONTAINERS = ("model", "state_dict", "module")
+# timm saves the moving average beside the weights.
+_AVERAGES = ("state_dict_ema", "model_ema")
+# The class token, in each naming scheme that says which prefix a backbone has.
+_FIRST = ("cls_token", "embeddings.cls_token")
+_OWN_PREFIXES = ("", "dinov2.", "dinov2_with_registers.")
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 _BUFFERS = ("dino_loss.", "ibot_patch_loss.")  # the centres
 # torch's weight norm as a parametrization.
@@ -26,14 +34,22 @@ Submodules = dict[str, dict[str, lazy_tensor.LazyTensor]]
 
 
 def submodules(
-    tree: Any, which: str | None, source: str
+    tree: Any,
+    which: str | None,
+    source: str,
+    *,
+    prefix: str = "",
+    key: str = "",
 ) -> tuple[Submodules, str | None]:
     """Return a file's tensors by submodule, without prefixes and block chunks.
 
     Args:
       tree: Content of the file: nested dicts with `LazyTensor` leaves.
-      which: "teacher" or "student"; None takes the teacher if the file holds both.
+      which: "teacher", "student" or "ema"; None takes the teacher if the file holds
+        both, and the weights themselves if it holds their moving average too.
       source: Name of the file in errors.
+      prefix: Beginning of the names to take, and to strip; empty takes all.
+      key: Name of the file's entry that holds the weights; empty finds it.
 
     Returns:
       {"backbone": {name: tensor}, "dino_head": ..., ...}, only what is there, and
@@ -41,10 +57,17 @@ def submodules(
       "backbone", where `architecture.check` reports them.
 
     Raises:
-      UserError: There are no tensors, none of `which`, or one is there twice.
+      UserError: There are no tensors, none of `which`, `prefix` or `key`, or one is
+        there twice.
     """
+    if key:
+        tree = _entry(tree, key, source)
+    tree, which = _averaged(tree, which, source)
     tensors, owner = _flat(tree, which, source)
-    tensors = {_unwrapped(key): tensor for key, tensor in tensors.items()}
+    tensors = {_unwrapped(name): tensor for name, tensor in tensors.items()}
+    if prefix:
+        tensors = _below(tensors, _unwrapped(prefix), source)
+    named = list(tensors)
     owners = [w for w in WHICH if any(k.startswith(f"{w}.") for k in tensors)]
     if owners:
         owner = _choose(which, owners, source)
@@ -72,7 +95,101 @@ def submodules(
                 "block chunk: save it again with only one of them"
             )
         found[name][rest] = tensor
+    backbone = found.get("backbone", {})
+    if not any(p + f in backbone for p in _OWN_PREFIXES for f in _FIRST):
+        _check_prefixes(named, source)
     return found, owner
+
+
+def _entry(tree: Any, key: str, source: str) -> Any:
+    """Return the entry of a file, by its name or by names joined by dots."""
+    for name in [key] if isinstance(tree, Mapping) and key in tree else key.split("."):
+        if not isinstance(tree, Mapping) or name not in tree:
+            raise errors.UserError(
+                f"{source} has no entry {key!r}: {_held(tree)}, so take another key"
+            )
+        tree = tree[name]
+    return tree
+
+
+def _averaged(tree: Any, which: str | None, source: str) -> tuple[Any, str | None]:
+    """Choose between weights and their moving average; return what is left of which."""
+    held = tree if isinstance(tree, Mapping) else {}
+    found = [k for k in _AVERAGES if isinstance(held.get(k), Mapping)]
+    raw = [k for k in _CONTAINERS if isinstance(held.get(k), Mapping)]
+    if which == EMA:
+        if not found:
+            raise errors.UserError(
+                f"{source} holds no moving average ({' or '.join(_AVERAGES)}): leave "
+                f"out which={EMA!r}"
+            )
+        logging.info("%s: read %s", source, found[0])
+        return held[found[0]], None
+    if found and raw:
+        logging.warning(
+            "%s: read %s, not its moving average %s: pass which=%r for that",
+            *(source, raw[0], found[0], EMA),
+        )
+    return tree, which
+
+
+def _below(tensors, prefix: str, source: str) -> dict[str, lazy_tensor.LazyTensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    found = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    if not found:
+        raise errors.UserError(
+            f"{source} has no tensor that begins with prefix={prefix!r}: it holds "
+            f"{', '.join(list(tensors)[:3])}"
+        )
+    return found
+
+
+def _prefixes(names) -> list[str]:
+    """Return what stands before each backbone among the names."""
+    ends = sorted(_FIRST, key=len, reverse=True)
+    found = {}
+    for name in names:
+        for end in ends:
+            if name == end or name.endswith(f".{end}"):
+                found[name.removesuffix(end)] = None
+                break
+    return list(found)
+
+
+def _check_prefixes(names, source: str) -> None:
+    """Raise an error that says which prefix to strip, if there is a backbone then."""
+    prefixes = _prefixes(names)
+    if prefixes:
+        ways = " or ".join(f"prefix={prefix!r}" for prefix in prefixes)
+        raise errors.UserError(
+            f"{source} holds a backbone whose names begin otherwise: pass {ways}"
+        )
+
+
+def _keys(tree: Any, path: str = "") -> list[str]:
+    """Return the keys of nested dicts that hold a backbone."""
+    if not isinstance(tree, Mapping):
+        return []
+    names = [k for k, v in tree.items() if isinstance(v, lazy_tensor.LazyTensor)]
+    if path and _prefixes([name for name in names if isinstance(name, str)]):
+        return [path]
+    return [
+        found
+        for name, value in tree.items()
+        if isinstance(name, str)
+        for found in _keys(value, f"{path}.{name}" if path else name)
+    ]
+
+
+def _held(tree: Any) -> str:
+    """Say what a tree holds."""
+    if not isinstance(tree, Mapping):
+        return f"found {type(tree).__name__}"
+    return f"found {list(tree)[:5]}"
 
 
 def _flat(tree, which, source) -> tuple[dict[str, lazy_tensor.LazyTensor], str | None]:
@@ -94,12 +211,17 @@ def _flat(tree, which, source) -> tuple[dict[str, lazy_tensor.LazyTensor], str |
             for key, value in tree.items()
             if isinstance(value, lazy_tensor.LazyTensor) and isinstance(key, str)
         }
-        if not tensors:
+        if not tensors or (nested and not _prefixes(tensors)):
             break
         return tensors, owner
-    content = list(tree)[:5] if isinstance(tree, Mapping) else type(tree).__name__
+    keys = _keys(tree)
+    if keys:
+        ways = " or ".join(f"key={key!r}" for key in keys)
+        raise errors.UserError(
+            f"{source} holds a backbone in an entry of its own: pass {ways}"
+        )
     raise errors.UserError(
-        f"{source} holds no weights that could be a DINOv2 backbone (found {content}): "
+        f"{source} holds no weights that could be a DINOv2 backbone ({_held(tree)}): "
         'expected tensors by name, alone or under "teacher", "student" or "model"'
     )
 

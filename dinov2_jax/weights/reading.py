@@ -55,6 +55,8 @@ def read(
     num_heads: int | None = None,
     image_size: int | None = None,
     ignore: Sequence[str] = (),
+    prefix: str = "",
+    key: str = "",
 ) -> Weights:
     """Read weights strictly: every tensor is used, and none is missing.
 
@@ -63,11 +65,15 @@ def read(
         `.safetensors` file, a folder of Hugging Face or timm, a workdir, checkpoint or
         orbax export of this project, or the name of a released backbone.
       which: "teacher" or "student" if the source holds both; None takes the teacher.
+        "ema" is the moving average that a file of timm holds beside the weights.
       heads: Whether to read the projection heads too.
       num_heads: Number of attention heads, if width and folder do not determine it.
       image_size: Side in px of the square to which position embeddings are resampled;
         None keeps their size.
       ignore: Prefixes of tensor names to leave out.
+      prefix: What the names of the backbone begin with in a file of another project,
+        such as "model.backbone."; other tensors are left out.
+      key: Entry of such a file that holds the weights, such as "net".
 
     Raises:
       UserError: The source is missing, unreadable or not exactly one backbone; the
@@ -78,16 +84,22 @@ def read(
         raise ValueError(
             f"ignore={ignore!r} is one string: pass a tuple, ({ignore!r},)"
         )
-    if which not in (None, *checkpoint_tree.WHICH):
-        raise errors.UserError(f"which={which!r}: use 'teacher' or 'student'")
+    if which not in (None, *checkpoint_tree.WHICH, checkpoint_tree.EMA):
+        raise errors.UserError(f"which={which!r}: use 'teacher' or 'student', or 'ema'")
     path = pathlib.Path(source)
     expected = None
     if not path.exists():
         path, expected = _by_name(source)
     if path.is_dir() and native.is_own(path):
+        if prefix or key or which == checkpoint_tree.EMA:
+            raise errors.UserError(
+                f"{source} is a folder of this project: leave out prefix, key and "
+                f"which={checkpoint_tree.EMA!r}, which are for files of others"
+            )
         weights = Weights(*native.read(path, which))
     else:
-        weights = _read_tensors(path, which, heads, num_heads, ignore, expected)
+        place = dict(which=which, prefix=prefix, key=key)
+        weights = _read_tensors(path, place, heads, num_heads, ignore, expected)
     module, params = weights.module, weights.params
     if num_heads and num_heads != module.config.num_heads:
         raise errors.UserError(
@@ -113,7 +125,7 @@ def _by_name(source) -> tuple[pathlib.Path, model_config.ModelConfig]:
     return official.find(name), official.config(name)
 
 
-def _read_tensors(path, which, heads, num_heads, ignore, expected):
+def _read_tensors(path, place, heads, num_heads, ignore, expected):
     """Read another project's file: convert names, check shapes, then read values."""
     name = str(path)
     settings: dict[str, Any] = {}
@@ -129,14 +141,16 @@ def _read_tensors(path, which, heads, num_heads, ignore, expected):
         )
     if num_heads and "num_heads" not in settings:
         settings["num_heads"] = num_heads
-    found, owner = checkpoint_tree.submodules(_without(tree, ignore), which, name)
+    found, owner = checkpoint_tree.submodules(
+        _without(tree, ignore), source=name, **place
+    )
     if "backbone" not in found:
         raise errors.UserError(f"{name} has no backbone, only {', '.join(found)}")
     backbone = found["backbone"]
     if naming.detect(backbone) == naming.TIMM:
         logging.warning("%s: no mask token, as in all timm files: using zeros", name)
     try:
-        backbone = naming.to_hub(backbone)
+        backbone = _without(naming.to_hub(backbone), ignore)  # as errors name them
         shapes = {key: tensor.shape for key, tensor in backbone.items()}
         config = architecture.infer_backbone(shapes, name, settings)
         if path.is_dir() and folder.claims:
@@ -169,7 +183,8 @@ def _check_floats(tensors: Mapping[str, lazy_tensor.LazyTensor], source: str) ->
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise errors.UserError(
                 f"{source}: {key} has dtype {tensor.dtype}, which is not floating "
-                "point: quantised weights are not supported, save them as float32"
+                "point: quantised weights are not supported, take the model before "
+                "quantisation"
             )
 
 

@@ -47,7 +47,9 @@ def read(path: str | os.PathLike) -> dict[str, lazy_tensor.LazyTensor]:
                 code, shape = tensor.get_dtype(), tuple(tensor.get_shape())
                 if code not in _DTYPES:
                     raise errors.UserError(
-                        f"{path}: {name} has type {code}: save it as float32"
+                        f"{path}: {name} has type {code}: load the file with torch "
+                        "and save it as float32, safetensors.torch.save_file("
+                        "{k: v.float() for k, v in state_dict.items()}, path)"
                     )
                 tensors[name] = lazy_tensor.LazyTensor(
                     shape, np.dtype(_DTYPES[code]), _reader(path, name)

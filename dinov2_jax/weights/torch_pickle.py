@@ -255,10 +255,15 @@ class _Machine:
 def _global(name: str) -> Any:
     if name not in _GLOBALS:
         dotted = ascii(name.replace(" ", ".")[:100])[1:-1]
+        value, what = "v", "its weights alone"
+        if "_rebuild_qtensor" in name:
+            value, what = "v.dequantize()", "its weights dequantised"
+        elif "_rebuild_tensor_v3" in name or "loat8" in name:  # since torch 2.1
+            value, what = "v.float()", "its weights as float32"
         raise Refused(
             f"asks to run {dotted}; refused, nothing was executed",
-            "if you trust the file, load it with torch and save only its weights, "
-            "torch.save({k: v for k, v in state_dict.items()}, path)",
+            f"if you trust the file, load it with torch and save {what}, "
+            f"torch.save({{k: {value} for k, v in state_dict.items()}}, path)",
         )
     return _GLOBALS[name]
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import dinov2_jax
 from dinov2_jax import errors
+from dinov2_jax.data import preprocessing
 from dinov2_jax.visualize import views
 from dinov2_jax.weights import torch_writer
 
@@ -40,14 +41,14 @@ def photograph():
     ],
 )
 def test_sizes_keep_the_shape(width, height, expected):
-    assert views.size_in_patches(width, height, 518, 14) == expected
+    assert preprocessing.size_in_patches(width, height, 518, 14) == expected
 
 
 @pytest.mark.parametrize("patch_size", [12, 14, 16])
 def test_sizes_are_the_nearest_multiples(patch_size):
     rng = np.random.default_rng(1)
     for width, height, size in rng.integers(patch_size, 900, (300, 3)):
-        found = views.size_in_patches(width, height, size, patch_size)
+        found = preprocessing.size_in_patches(width, height, size, patch_size)
         assert all(n % patch_size == 0 and n >= patch_size for n in found)
         longer = max(found)
         assert abs(longer - size) <= patch_size / 2

@@ -517,7 +517,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
 def test_no_heads_and_unknown_owner(tmp_path):
     path = save(tmp_path / "a.pth", weights())
     assert "has no projection heads" in refusal(path, heads=True)
-    with pytest.raises(errors.UserError, match="use 'teacher' or 'student'"):
+    with pytest.raises(errors.UserError, match="use 'teacher' or 'student', or 'ema'"):
         read(path, which="both")
 
 

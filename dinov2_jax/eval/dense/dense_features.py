@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax import pretrained
+from dinov2_jax import model_inputs
 from dinov2_jax.models import vision_transformer
 
 # Blocks that depth heads with four taps see, by the number of blocks. That of ViT-L is
@@ -51,7 +51,7 @@ def dense_features(
     Returns:
       Patch features [B, h, w, D] and class tokens [B, D], float32, for each block.
     """
-    padded = pretrained.fit_to_patches(images, module.config.patch_size, "pad")
+    padded = model_inputs.fit_to_patches(images, module.config.patch_size, "pad")
     grid = [side // module.config.patch_size for side in padded.shape[1:3]]
     found = module.apply({"params": params}, padded, layers=tuple(blocks)).layers
     taps = []
