@@ -59,8 +59,8 @@ def check(name: str, path: pathlib.Path, *, heads: bool, both: bool) -> Format:
     if heads and not chosen.takes_heads:
         places = ", ".join(k for k, f in FORMATS.items() if f.takes_heads)
         raise errors.UserError(
-            f"--to {name} cannot hold projection heads: leave out --heads (heads=False) or use one "
-            f"of {places}"
+            f"--to {name} cannot hold projection heads: leave out --heads "
+            f"(heads=False) or use one of {places}"
         )
     if both and name == "orbax":
         raise errors.UserError(
