@@ -38,8 +38,8 @@ def os_error(number, filename=None):
         (
             os_error(errno.EIO),
             75,
-            "error: process 3: a file of THIS, line N: Input/output error; when that is "
-            "put right, give the same command again",
+            "error: process 3: a file of THIS, line N: Input/output error; when that "
+            "is put right, give the same command again",
         ),
         (
             os_error(errno.ENOENT, b"f"),

@@ -8,7 +8,6 @@ import argparse
 import functools
 import json
 import logging
-import pathlib
 import sys
 import time
 
@@ -27,7 +26,7 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     machine = machines.parse(args.topology)
     config = config_file.read(args.config, overrides)
     config_lib.check_devices(config, machine.num_devices)
-    out = pathlib.Path(args.out) if args.out else None
+    out = args.out
     if out and not out.parent.is_dir():
         raise errors.UserError(f"--out={out}: there is no folder {out.parent}")
     machines.prepare(machine)
@@ -106,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         help="memory and collectives alone, in a fifth of the time: the compiler "
         "optimises nothing, so that no time is predicted",
     )
-    parser.add_argument("--out", help="write all numbers to this JSON file")
+    parser.add_argument(
+        "--out", type=cli.path, help="write all numbers to this JSON file"
+    )
     parser.add_argument(
         "--no-search",
         action="store_true",

@@ -14,10 +14,17 @@ def bytes_of(state: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
+def free(path: pathlib.Path) -> int:
+    """Return the free bytes of the file system of a folder; 0 if it is gone."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return 0
+
+
 def needed_and_free(path: pathlib.Path, needed: int) -> str:
     """Describe the space that is needed and the space that is free."""
-    free = shutil.disk_usage(path).free
-    return f"{_words(needed)} needed, {_words(free)} free at {path}"
+    return f"{_words(needed)} needed, {_words(free(path))} free at {path}"
 
 
 def check(path: pathlib.Path, *, needed: int, keep_last: int) -> str:
@@ -34,15 +41,15 @@ def check(path: pathlib.Path, *, needed: int, keep_last: int) -> str:
     Raises:
       UserError: Not even one checkpoint fits.
     """
-    free = shutil.disk_usage(path).free
-    if free < needed:
+    there = free(path)
+    if there < needed:
         raise errors.UserError(
             f"no room for one checkpoint: {needed_and_free(path, needed)}; free some "
             "or choose another --workdir"
         )
-    there = sum(p.name.isdecimal() for p in path.iterdir())
-    missing = max(keep_last + 1 - there, 1)
-    if free >= missing * needed:
+    saved = sum(p.name.isdecimal() for p in path.iterdir())
+    missing = max(keep_last + 1 - saved, 1)
+    if there >= missing * needed:
         return ""
     return (
         f"the disk will be full before {keep_last} checkpoints are kept: "

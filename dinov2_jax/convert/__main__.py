@@ -29,8 +29,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Converts DINOv2 weights, loads the result with the target's own "
         "library and compares features.",
     )
-    parser.add_argument("source", help="whatever dinov2_jax.load takes")
-    parser.add_argument("destination", type=pathlib.Path, help="file or folder")
+    parser.add_argument(
+        "source", type=os.path.expanduser, help="whatever dinov2_jax.load takes"
+    )
+    parser.add_argument("destination", type=cli.path, help="file or folder")
     parser.add_argument("--to", required=True, choices=list(formats.FORMATS))
     parser.add_argument(
         "--which",
@@ -227,5 +229,5 @@ def _say(destination: pathlib.Path, report: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # weights need no accelerator
-    cli.exit_on_sigterm()
+    cli.exit_on_signals()
     cli.start(main, log_level=logging.INFO)

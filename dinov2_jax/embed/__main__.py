@@ -41,7 +41,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     home = os.path.expanduser  # the shell does not expand --model=~/weights.pth
     add("data", metavar="DATA", type=home, help="folder of images")
     add("--model", required=True, type=home, help="file, folder or name of the weights")
-    add("--out", required=True, type=home, help="*.npy or *.parquet")
+    add("--out", required=True, type=cli.path, help="*.npy or *.parquet")
     add(
         "--features",
         choices=FEATURES,
@@ -78,9 +78,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="where the weights do not tell",
     )
     add("--overwrite", action="store_true", help="replace OUT, drop OUT.partial/")
-    args = parser.parse_args(argv)
-    args.out = pathlib.Path(args.out)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

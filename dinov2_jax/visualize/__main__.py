@@ -36,7 +36,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="dinov2-jax visualize", description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="files of any shapes"
+        "images",
+        nargs="+",
+        type=os.path.expanduser,
+        metavar="IMAGE",
+        help="files of any shapes",
     )
     parser.add_argument(
         "--model",
@@ -48,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=lambda text: pathlib.Path(text).expanduser(),
+        type=cli.path,
         default=pathlib.Path("pictures"),
         metavar="DIR",
         help="made where it is missing; pictures of the same name are replaced "

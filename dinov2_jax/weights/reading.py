@@ -82,7 +82,7 @@ def read(
         )
     if which not in (None, *checkpoint_tree.WHICH):
         raise errors.UserError(f"which={which!r}: use 'teacher' or 'student'")
-    path = pathlib.Path(source)
+    path = pathlib.Path(os.path.expanduser(source))
     expected = None
     if not path.exists():
         path, expected = _by_name(source)
