@@ -119,7 +119,7 @@ def _process_state() -> Iterator[None]:
         for logger in [root, *logging.Logger.manager.loggerDict.values()]
         if isinstance(logger, logging.Logger)
     }
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
     answers = {number: signal.getsignal(number) for number in numbers}
     collectives = jax.config.jax_cpu_collectives_implementation
     try:
