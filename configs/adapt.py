@@ -31,5 +31,6 @@ def get_config():
     # The backbone starts to learn half-way through the warm-up.
     c.optim.update(warmup_steps=2000, freeze_last_layer_steps=0)
     c.checkpoint.every = 1000
+    # Only if evaluation.train_path and val_path name labelled images.
     c.evaluation.every = 1000
     return c

@@ -205,13 +205,14 @@ def get_config() -> config_dict.ConfigDict:
 
     # k-NN on the teacher's class token. The photos source has its own split. For others
     # give two folders with one sub-folder per label, or anything else with labels that
-    # `data.path` accepts, such as '/data/val/**/*.npy'.
+    # `data.path` accepts, such as '/data/val/**/*.npy'; without, nothing is measured.
     c.evaluation = config_dict.ConfigDict()
     # Steps; 0: only at the end. Runs with `init` weights are also measured at step 0.
     c.evaluation.every = 12_500
     c.evaluation.train_path = ""  # labelled neighbours
     c.evaluation.val_path = ""  # images to classify
-    c.evaluation.photos_split = "val"  # held-out tiles of the photos source: val | test
+    # Held-out tiles of the photos source: val | test | none (nothing is measured).
+    c.evaluation.photos_split = "val"
     c.evaluation.max_images = 10_000  # per set, evenly spaced; 0: all
     c.evaluation.resize_size = 256  # px of the short side, bicubic, before the crop
     c.evaluation.image_size = 224  # px of the center crop

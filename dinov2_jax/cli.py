@@ -252,7 +252,7 @@ def positive(text: str) -> int:
 def path(text: str) -> pathlib.Path:
     """Parse a local path, for use as the type of a flag; ~ is the home folder."""
     try:
-        return files.local_path(text, name="the path")
+        return files.local_path(text)
     except errors.UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -50,7 +50,7 @@ _CHOICES = {
     "init.heads": ("fresh", "loaded"),
     "optim.name": ("adamw",),
     "train.centering": ("centering", "sinkhorn_knopp"),
-    "evaluation.photos_split": ("val", "test"),
+    "evaluation.photos_split": ("val", "test", "none"),
 }
 _POSITIVE = (
     "crops.global_crops_size crops.local_crops_size model.scan_unroll "
@@ -91,6 +91,7 @@ _ARCHITECTURE = {
     if name not in (*model_config.SIZES, "image_size")
 }
 _FLOAT32_MAX = 3.4e38
+_INT32, _INT64 = 2**31, 2**63  # of arrays and of sizes
 _SEEDS = 2**32  # jax takes seeds below this
 # Names that fields had before: old runs resume, and old flags are told the new name.
 _RENAMED = {"init.from": "init.source"}
@@ -187,8 +188,16 @@ def _problems(config: Any) -> Iterator[str]:
     for name in ("optim.adamw_beta1", "optim.adamw_beta2"):
         if flat[name] == 1:
             yield bad(name, "must be below 1: the bias correction divides by 1 - beta")
-    if flat["seed"] >= _SEEDS:
-        yield bad("seed", f"must be below {_SEEDS}")
+    for name, value in flat.items():
+        most = (
+            _SEEDS
+            if name == "seed"
+            else _INT64
+            if name == "data.max_pixels"
+            else _INT32
+        )
+        if isinstance(value, int) and value >= most:
+            yield bad(name, f"must be below {most}")
     neighbours = flat["evaluation.knn_k"]
     if not neighbours or not all(isinstance(k, int) and k > 0 for k in neighbours):
         yield bad("evaluation.knn_k", "must be numbers of neighbours, each above 0")
@@ -429,13 +438,7 @@ def _changes(config: Any, workdir: pathlib.Path) -> list[tuple[str, str]]:
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         return []
-    try:
-        saved = flatten(json.loads(path.read_text()))
-    except ValueError as error:
-        raise errors.UserError(
-            f"{path} is not valid JSON ({error}): restore it or use another --workdir"
-        ) from error
-    before = _ADDED | {_RENAMED.get(name, name): v for name, v in saved.items()}
+    before = read_saved(path)
     now = flatten(json.loads(config.to_json_best_effort()))
     return [
         (
@@ -448,6 +451,23 @@ def _changes(config: Any, workdir: pathlib.Path) -> list[tuple[str, str]]:
         and not (name == "data.source" and _same_kind(before, now))
         and not (name in _PATHS and _same_path(before.get(name), now.get(name)))
     ]
+
+
+def read_saved(path: pathlib.Path) -> dict[str, Any]:
+    """Read the config.json of a run, flattened, with the names of today.
+
+    Fields that it lacks because it is older have the values that such runs used.
+
+    Raises:
+      UserError: The file is damaged.
+    """
+    try:
+        saved = flatten(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:  # no object
+        raise errors.UserError(
+            f"{path} is not valid JSON ({error}): restore it or use another --workdir"
+        ) from error
+    return _ADDED | {_RENAMED.get(name, name): v for name, v in saved.items()}
 
 
 def _same_path(before: Any, now: Any) -> bool:

@@ -32,7 +32,7 @@ def find(text: str) -> pathlib.Path:
     Raises:
       UserError: There is no such file and no such preset.
     """
-    path = pathlib.Path(text)
+    path = pathlib.Path(text).expanduser()
     if path.is_file():
         return path
     in_folder = path.parent in (pathlib.Path(), pathlib.Path("configs"))

@@ -17,24 +17,25 @@ from dinov2_jax import errors
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # `Path` drops the second /
 
 
-def local_path(path: str | os.PathLike, *, name: str) -> pathlib.Path:
+def local_path(path: str | os.PathLike, *, name: str = "") -> pathlib.Path:
     """Return a path that a user named, with ~ replaced by the home folder.
 
     Args:
       path: The path, as it was given.
-      name: Name of the flag or argument, for the error.
+      name: Name of the flag or argument, for the error; "" if the caller adds it.
 
     Raises:
       UserError: The path is empty, or it is a URL.
     """
     text = os.path.expanduser(os.fspath(path))
     if not text:
-        raise errors.UserError(f"{name} is empty: name a file or folder")
+        raise errors.UserError(f"{name or 'the path'} is empty: name a file or folder")
     if _URL.match(text):
+        field = f"{name} = " if name else ""
         raise errors.UserError(
-            f"{name} = {path} is not on a local file system: name a local path and "
-            "copy it there afterwards (gcloud storage cp -r, aws s3 sync), or mount "
-            "the bucket (gcsfuse, mount-s3) and name a folder in it"
+            f"{field}{path} is not on a local file system: name a local path and copy "
+            "it there afterwards (gcloud storage cp -r, aws s3 sync), or mount the "
+            "bucket (gcsfuse, mount-s3) and name a folder in it"
         )
     return pathlib.Path(text)
 

@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument(
         "folder",
         nargs="?",
-        type=pathlib.Path,
+        type=cli.path,
         default=pathlib.Path("launch"),
         help="a new one; default: ./launch",
     )

@@ -1,5 +1,6 @@
 """Trains DINOv2: dinov2-jax train --config=vitg --workdir=DIR."""
 
+import contextlib
 import logging
 import pathlib
 import re
@@ -8,9 +9,9 @@ import traceback
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
-from dinov2_jax import cli, configs, errors
+from dinov2_jax import cli, configs, converted_config, errors, files
 from dinov2_jax import config as config_lib
 from dinov2_jax.checkpoint import orbax_logging
 from dinov2_jax.configs import default
@@ -20,8 +21,10 @@ from dinov2_jax.runtime import distributed
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "A preset, such as vits, or a file; override fields with --config.train.steps=10.",
+    "A preset, such as vits, or a file: Python, the config.json of a run, or YAML of "
+    "the reference; override fields with --config.train.steps=10.",
 )
+_ADVICE = "begin as configs/vits.py does, and return the config"
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -82,11 +85,31 @@ def _train(argv: list[str]) -> int:
 def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
     if len(argv) > 1:
         raise errors.UserError(f"unknown arguments {argv[1:]}: flags begin with --")
-    if _CONFIG.value is None:
+    if not flags.FLAGS["config"].present:
         raise errors.UserError("no config is set: add --config=quickstart")
-    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    _CONFIG.value.items()  # raises here if the file failed to load
-    return _CONFIG.value, pathlib.Path(_WORKDIR.value or f"runs/{path.stem}")
+    with contextlib.suppress(AttributeError):
+        _CONFIG.value.items()  # raises here if the file failed to load
+    if not isinstance(_CONFIG.value, config_dict.ConfigDict):
+        raise errors.UserError(
+            f"the config {_given_config(sys.argv)}: get_config() returned "
+            f"{type(_CONFIG.value).__name__}, no ConfigDict: {_ADVICE}"
+        )
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    path, _, argument = name.partition(":")
+    workdir = _WORKDIR.value
+    if path == converted_config.__file__:
+        path = argument
+        for line in converted_config.read(path)[1]:
+            logging.info("%s", line)
+        if workdir is None and path.endswith(".json"):
+            folder = pathlib.Path(path).parent
+            raise errors.UserError(
+                f"--config={path} is of a run: add --workdir={folder} to resume it, or "
+                "another --workdir to repeat it"
+            )
+    if workdir is None:
+        workdir = f"runs/{pathlib.Path(path).stem}"
+    return _CONFIG.value, files.local_path(workdir, name="--workdir")
 
 
 def _steps_to_profile(text: str | None) -> tuple[int, int] | None:
@@ -111,7 +134,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     except SystemExit:  # absl exits with 1 after --help
         sys.exit(errors.DONE)
     except Exception as error:  # a config may raise anything
-        message = _broken_config(error, argv) or _unknown_fields(given)
+        message = (
+            _lacks_get_config(error, argv)
+            or _broken_config(error, argv)
+            or _failed_call(error, argv)
+            or _unknown_fields(given)
+        )
         message = message or " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
@@ -130,7 +158,29 @@ def _with_path_of_config(argv: list[str]) -> list[str]:
 
 def _path_of_config(text: str) -> str:
     name, colon, argument = text.partition(":")  # the argument of get_config()
-    return f"{configs.find(name)}{colon}{argument}"
+    path = configs.find(name)
+    if converted_config.is_convertible(path):
+        return f"{converted_config.__file__}:{path}"
+    return f"{path}{colon}{argument}"
+
+
+def _lacks_get_config(error: Exception, argv: list[str]) -> str:
+    """Describe a config file without `get_config`; "" if something else failed."""
+    if "has no attribute 'get_config'" not in str(error):
+        return ""
+    return f"the config {_given_config(argv)} has no function get_config(): {_ADVICE}"
+
+
+def _failed_call(error: Exception, argv: list[str]) -> str:
+    """Describe a `get_config` that cannot be called; "" if something else failed."""
+    if "Error whilst parsing config file" not in str(error):  # ml_collections adds it
+        return ""
+    return f"the config {_given_config(argv)}: {str(error).strip().splitlines()[-1]}"
+
+
+def _given_config(argv: list[str]) -> str:
+    given = [re.match(r"--?config=(.*)", text) for text in argv]
+    return next((match[1] for match in given if match), "")
 
 
 def _broken_config(error: BaseException | None, argv: list[str]) -> str:

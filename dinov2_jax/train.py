@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import errors, sharding, trainer
+from dinov2_jax import errors, files, sharding, trainer
 from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
-from dinov2_jax.data import batch_builder, loader
+from dinov2_jax.data import batch_builder, loader, workers
 from dinov2_jax.data.decode import value_use
 from dinov2_jax.data.sources import base, messages, registry
 from dinov2_jax.eval import evaluator
@@ -50,8 +50,9 @@ def train(
     Raises:
       UserError: Anything the user can fix, raised before compilation if known by then.
     """
+    workers.check_main_guard()
     account = timing.TimeAccount("start")
-    workdir = pathlib.Path(workdir)
+    workdir = files.local_path(workdir, name="workdir")
     config_lib.check(config)
     source = registry.make_source(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)

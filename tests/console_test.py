@@ -32,18 +32,22 @@ cli.start(main)
     [
         ("2>/dev/full", "No space left on device"),
         ("2>&-", "it is closed"),
-        ("2> >(head -c 1 >&2; exec 0<&-)", "Broken pipe"),
+        ("", "Broken pipe"),
         ("2>/dev/null", ""),
     ],
 )
 def test_standard_error_that_cannot_be_written(tmp_path, redirection, why):
     out = tmp_path / "out"
     command = f'"$0" -c "$1" "$2" {redirection}; echo code $?'
+    unread, error = os.pipe()
+    os.close(unread)  # the reader has ended, as `head` has
     done = subprocess.run(
-        ["bash", "-c", command, sys.executable, WORKS, str(out)],
-        capture_output=True,
+        ["sh", "-c", command, sys.executable, WORKS, str(out)],
+        stdout=subprocess.PIPE,
+        stderr=error,
         text=True,
     )
+    os.close(error)
     assert done.stdout == "code 0\n", done
     assert out.read_text() == f"step 1\nstep 2\nstep 3\n{why}"
 
@@ -56,7 +60,7 @@ def test_a_closed_stream_gives_its_number_to_no_file():
     )
     command = '"$0" -c "$1" /dev/null 0>&- 1>&- 2>&-; echo $?'
     done = subprocess.run(
-        ["bash", "-c", command, sys.executable, program], capture_output=True, text=True
+        ["sh", "-c", command, sys.executable, program], capture_output=True, text=True
     )
     assert int(done.stdout) > 2
 

@@ -67,3 +67,28 @@ def test_cache_folder(monkeypatch):
     monkeypatch.delenv("DINOV2_JAX_CACHE")
     monkeypatch.setenv("HOME", "/home/someone")
     assert files.cache_folder() == pathlib.Path("/home/someone/.cache/dinov2_jax")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["gs://bucket/x", "s3://b", "gs:/b/x", pathlib.Path("hf://b"), "file:///x", ""],
+)
+def test_a_path_that_is_no_local_one(text):
+    with pytest.raises(errors.UserError, match="--out") as caught:
+        files.local_path(text, name="--out")
+    assert "\n" not in str(caught.value) and str(text) in str(caught.value)
+
+
+def test_a_local_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DINOV2_JAX_CACHE", "~/cache")
+    assert files.local_path("~/x", name="--out") == pathlib.Path("/home/me/x")
+    assert files.local_path("a:b/c:/d") == pathlib.Path("a:b/c:/d")
+    assert files.cache_folder() == pathlib.Path("/home/me/cache")
+
+
+def test_a_write_that_fails_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="a.json") as caught:
+        with files.whole(tmp_path / "a.json"):
+            raise OSError(28, "No space left on device")  # as `write` does
+    assert caught.value.filename == str(tmp_path / "a.json")

@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -100,7 +101,8 @@ def _find_no_cluster(**_) -> None:
 
 
 def _forget_flags() -> None:
-    """Resets all flags, and removes the config's fields that earlier runs changed."""
+    """Resets all flags, and removes the config's module and changed fields."""
+    sys.modules.pop("config_config", None)
     absl_flags.FLAGS.unparse_flags()
     for name in list(absl_flags.FLAGS):
         if name.startswith("config."):
@@ -117,7 +119,7 @@ def _process_state() -> Iterator[None]:
         for logger in [root, *logging.Logger.manager.loggerDict.values()]
         if isinstance(logger, logging.Logger)
     }
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
     answers = {number: signal.getsignal(number) for number in numbers}
     collectives = jax.config.jax_cpu_collectives_implementation
     try:

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import debug
+
 DEBUG = "--config=configs/debug.py"
 FOLDER = "--config.data.source=folder"
 
 
-def refused(trainer, *flags, **more):
+def refused(trainer, *flags, no_output=True, **more):
     """Runs with bad input; returns the line of the error."""
     finished = trainer.run(*flags, **more)
     assert finished.code == 2, finished.output
     assert "compiled" not in finished.output
-    assert finished.output == finished.error + "\n"
+    assert not no_output or finished.output == finished.error + "\n"
     return finished.error
 
 
@@ -137,6 +139,85 @@ def test_config_that_does_not_load(in_process, tmp_path, workdir, text, said):
     path = tmp_path / "broken.py"
     path.write_text(text)
     assert said in refused(in_process, f"--config={path}", workdir)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("x = 1\n", "no function get_config()"),
+        ("def get_config(size):\n    return size\n", "get_config() missing"),
+        ("def get_config():\n    pass\n", "get_config() returned None"),
+        ("def get_config():\n    return {'seed': 1}\n", "get_config() returned"),
+    ],
+)
+def test_config_without_a_config(in_process, tmp_path, workdir, text, said):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    error = refused(in_process, f"--config={path}", workdir, no_output=False)
+    assert said in error and str(path) in error
+
+
+def test_config_of_a_run(in_process, tmp_path):
+    path = tmp_path / "run/config.json"
+    path.parent.mkdir()
+    path.write_text(debug.get_config().to_json_best_effort())
+    error = refused(in_process, f"--config={path}", no_output=False)
+    assert f"add --workdir={path.parent} to resume it" in error
+    error = refused(
+        in_process,
+        f"--config={path}",
+        f"--workdir={tmp_path / 'other'}",
+        "--config.train.steps=0",
+        no_output=False,
+    )
+    assert "train.steps = 0" in error
+
+
+def test_config_of_the_reference(in_process, tmp_path, workdir):
+    path = tmp_path / "vitx.yaml"
+    path.write_text("student: {patch_size: 15}\noptim: {epochs: 3}\n")
+    finished = in_process.run(f"--config={path}", workdir)
+    assert finished.code == 2 and "patch_size = 15: use 210 or 225" in finished.error
+    assert "  optim.epochs = 3 x 1250 -> train.steps = 3750" in finished.output
+
+
+@pytest.mark.parametrize("value", ["4e19", "40000000000000000000", "3000000000"])
+def test_steps_without_end(in_process, workdir, value):
+    error = refused(in_process, DEBUG, workdir, f"--config.train.steps={value}")
+    assert "train.steps" in error
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("gs://bucket/x", "is not on a local file system"),
+        ("s3:/bucket", "gcsfuse"),
+        ("", "--workdir is empty"),
+    ],
+)
+def test_workdir_that_is_no_local_folder(in_process, text, said):
+    assert said in refused(in_process, DEBUG, f"--workdir={text}")
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("tensorboard", "a file"),
+        ("checkpoints", "a file"),
+        ("metrics.jsonl", "a folder"),
+        ("events.jsonl", "a folder"),
+        ("config.json", "a folder"),
+        ("data.json", "a folder"),
+        ("run.lock", "a folder"),
+        ("bad_images.txt", "a folder"),
+    ],
+)
+def test_workdir_with_something_in_the_way(in_process, tmp_path, name, kind):
+    path = tmp_path / "run" / name
+    path.parent.mkdir()
+    path.mkdir() if kind == "a folder" else path.write_text("")
+    error = refused(in_process, DEBUG, f"--workdir={path.parent}")
+    assert f"{path} is {kind}" in error
 
 
 def test_no_config(in_process, workdir):

@@ -8,7 +8,6 @@ import argparse
 import functools
 import json
 import logging
-import pathlib
 import sys
 import time
 
@@ -27,7 +26,7 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     machine = machines.parse(args.topology)
     config = config_file.read(args.config, overrides)
     config_lib.check_devices(config, machine.num_devices)
-    out = pathlib.Path(args.out) if args.out else None
+    out = args.out
     if out and not out.parent.is_dir():
         raise errors.UserError(
             f"--out={out}: there is no folder {out.parent}: create it first"
@@ -108,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         help="report only memory and collectives, in a fifth of the time: compiler "
         "optimisations are off, so no step time is predicted",
     )
-    parser.add_argument("--out", help="write all numbers to this JSON file")
+    parser.add_argument(
+        "--out", type=cli.path, help="write all numbers to this JSON file"
+    )
     parser.add_argument(
         "--no-search",
         action="store_true",

@@ -10,20 +10,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import configs, errors
+from dinov2_jax import configs, converted_config, errors
 
 
 def read(path: str, overrides: Sequence[str]) -> Any:
     """Read a config file, apply overrides and check the result.
 
     Args:
-      path: The name of a preset, or the path of a Python file with `get_config()`.
+      path: The name of a preset, or the path of a Python file with `get_config()`,
+        of a run's config.json or of a YAML file of the reference.
       overrides: Arguments of the form "--config.SECTION.FIELD=VALUE".
 
     Raises:
       UserError: The file, a field or a value is invalid.
     """
     file = configs.find(path)
+    if converted_config.is_convertible(file):
+        config = converted_config.get_config(str(file))
+        apply(config, overrides)
+        config_lib.check(config)
+        return config
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     try:

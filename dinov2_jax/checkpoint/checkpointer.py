@@ -1,6 +1,8 @@
 """Saving and restoring the whole `TrainState`."""
 
 import contextlib
+import errno
+import os
 import pathlib
 import shutil
 import sys
@@ -17,6 +19,7 @@ from dinov2_jax import errors
 from dinov2_jax.checkpoint import checksums, disk_space, orbax_logging, quarantine
 
 _MAX_FAILED = 3  # saves in a row
+_FULL = {os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)}
 
 
 class Checkpointer:
@@ -105,15 +108,20 @@ class Checkpointer:
                 return f"{line}: saved step {step} at the second attempt"
             self._clear()
         self._failed_in_a_row += 1
-        room = disk_space.needed_and_free(self.path, disk_space.bytes_of(state))
-        line = f"{line}: {room}; the last good checkpoint is {self._last_good()}"
+        needed = disk_space.bytes_of(state)
+        full = reason in _FULL or disk_space.free(self.path) < needed
+        where = f"to {self.path}"
+        if full:
+            where = disk_space.needed_and_free(self.path, needed)
+        line = f"{line}: {where}; the last good checkpoint is {self._last_good()}"
         if (
             next_save is None
             or self._failed_in_a_row == _MAX_FAILED
             or jax.process_count() > 1
         ):
             raise errors.UserError(
-                f"{line}. Free disk space, then run the same command to resume",
+                f"{line}. {'Free disk space' if full else 'Fix that'}, then run the "
+                "same command to resume",
                 exit_code=errors.TRY_AGAIN,
             )
         return (

@@ -14,10 +14,18 @@ def bytes_of(state: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
+def free(path: pathlib.Path) -> int:
+    """Return the free bytes of the file system of a folder; 0 if it is gone."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return 0
+
+
 def needed_and_free(path: pathlib.Path, needed: int) -> str:
     """Describe the space that is needed and the space that is free."""
-    free = shutil.disk_usage(path).free
-    return f"{_format_bytes(needed)} needed, {_format_bytes(free)} free at {path}"
+    available = _format_bytes(free(path))
+    return f"{_format_bytes(needed)} needed, {available} free at {path}"
 
 
 def check(path: pathlib.Path, *, needed: int, keep_last: int) -> str:
@@ -34,15 +42,15 @@ def check(path: pathlib.Path, *, needed: int, keep_last: int) -> str:
     Raises:
       UserError: Not even one checkpoint fits.
     """
-    free = shutil.disk_usage(path).free
-    if free < needed:
+    available = free(path)
+    if available < needed:
         raise errors.UserError(
             "not enough disk space for one checkpoint: "
             f"{needed_and_free(path, needed)}; free some or choose another --workdir"
         )
     existing = sum(p.name.isdecimal() for p in path.iterdir())
     missing = max(keep_last + 1 - existing, 1)
-    if free >= missing * needed:
+    if available >= missing * needed:
         return ""
     return (
         f"not enough disk space for {keep_last} checkpoints: "

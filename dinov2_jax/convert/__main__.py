@@ -24,8 +24,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Converts DINOv2 weights, loads the result with the target's own "
         "library and compares features.",
     )
-    parser.add_argument("source", help="anything dinov2_jax.load accepts")
-    parser.add_argument("destination", type=pathlib.Path, help="file or folder")
+    parser.add_argument(
+        "source", type=os.path.expanduser, help="anything dinov2_jax.load accepts"
+    )
+    parser.add_argument("destination", type=cli.path, help="file or folder")
     parser.add_argument("--to", required=True, choices=list(formats.FORMATS))
     parser.add_argument(
         "--which",

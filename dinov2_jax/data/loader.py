@@ -6,6 +6,7 @@ image raises an exception, the error names the image.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import multiprocessing
 import os
@@ -89,6 +90,7 @@ class Loader:
         batch_bytes: int,
         timeout: float,
     ):
+        workers_lib.check_main_guard()
         workers = min(workers, num_steps)
         prefetch = max(prefetch, 1)
         self._timeout = timeout
@@ -113,7 +115,9 @@ class Loader:
                 grain.MultiprocessingOptions(
                     num_workers=workers, per_worker_buffer_size=prefetch
                 ),
-                worker_init_fn=workers_lib.initialise,
+                worker_init_fn=functools.partial(
+                    workers_lib.initialise, activity=self._activity
+                ),
             )
         else:
             dataset = grain.experimental.ThreadPrefetchIterDataset(
@@ -124,7 +128,8 @@ class Loader:
         iterator = iter(dataset)
         # Grain creates the workers' iterators when it is first asked for a state or an
         # element. Asking now makes all workers start below, in their environment.
-        iterator.get_state()
+        with shared_batches.semaphores():
+            iterator.get_state()
         self._asked: queue.SimpleQueue = queue.SimpleQueue()
         self._answers: queue.SimpleQueue = queue.SimpleQueue()
         # Also runs when the loader is garbage-collected or the interpreter exits. The
@@ -137,7 +142,8 @@ class Loader:
         started = set()
         with workers_lib.environment():
             others = set(multiprocessing.active_children())
-            iterator.start_prefetch()
+            with shared_batches.semaphores():
+                iterator.start_prefetch()
             deadline = time.monotonic() + 60  # grain starts them from threads
             while len(started) < workers and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -206,6 +212,12 @@ class Loader:
     def _look_for_dead(self) -> None:
         for number, worker in enumerate(self._workers):
             if worker.exitcode:
+                if worker.exitcode > 0 and not self._activity.has(worker.pid):
+                    self._abandon()
+                    raise errors.UserError(
+                        f"loader worker {number} of {len(self._workers)} could not "
+                        f"start, its error is above; {workers_lib.GUARD}"
+                    )
                 name, _ = self._activity.of(worker.pid)
                 how = f"exit code {worker.exitcode}"
                 if worker.exitcode < 0:

@@ -13,14 +13,16 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from dinov2_jax import files
+from dinov2_jax import errors, files
 
 _MEMORY = pathlib.Path("/dev/shm")
 _PREFIX = "dinov2_jax_loader_"
+_LEAST = 2**20  # bytes without which shared memory is not used
 _SMALL = 4096  # bytes; smaller arrays go through the pipe
 _ALIGNED = 64  # bytes; alignment that jax prefers for host arrays
 
@@ -29,7 +31,7 @@ class Folder:
     """A folder that `remove` deletes, or the next loader after a crash."""
 
     def __init__(self):
-        self.in_memory = os.access(_MEMORY, os.W_OK)
+        self.in_memory = os.access(_MEMORY, os.W_OK) and _free(_MEMORY) > _LEAST
         parent = _MEMORY if self.in_memory else pathlib.Path(tempfile.gettempdir())
         _remove_stale(parent)
         while True:
@@ -42,7 +44,7 @@ class Folder:
 
     def free(self) -> int:
         """Return the free bytes of shared memory; 0 if there is none."""
-        return shutil.disk_usage(self.path).free if self.in_memory else 0
+        return _free(self.path) if self.in_memory else 0
 
     def remove(self) -> None:
         """Remove it with all batches that nobody has opened. May be called twice."""
@@ -50,6 +52,33 @@ class Folder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _free(path: str | os.PathLike) -> int:
+    return shutil.disk_usage(path).free
+
+
+@contextlib.contextmanager
+def semaphores() -> Iterator[None]:
+    """Explain errors of the semaphores that worker processes need.
+
+    They are files in shared memory, which the errors do not name.
+
+    Raises:
+      UserError: Shared memory is full, read-only or missing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise errors.UserError(
+            f"cannot start worker processes: {_MEMORY} is full or cannot be written "
+            f"({error.strerror}): see `df {_MEMORY}`; remove files there, give the "
+            "container more (docker run --shm-size=8g), or load without workers "
+            "(--config.data.workers=0)",
+            exit_code=errors.TRY_AGAIN,
+        ) from error
 
 
 def _remove_stale(parent: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 
+from dinov2_jax import errors
 from dinov2_jax.data.decode import pillow_setup
 
 # grain imports jax in every worker, and there may be a worker per core.
@@ -23,6 +24,10 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+GUARD = (
+    "put what your script does below `if __name__ == '__main__':`, because each worker "
+    "imports the script"
+)
 _SIZE = 4096  # bytes of a worker's file
 _HEAD = struct.Struct("dH")  # monotonic seconds, bytes of the name
 
@@ -45,9 +50,27 @@ def environment():
                 os.environ[name] = value
 
 
-def initialise(index: int, count: int) -> None:
-    """Set up a worker process; runs first in each."""
+def check_main_guard() -> None:
+    """Check that this process does not run a script only because it imports it.
+
+    Raises:
+      UserError: It is a worker that imports the script that started it.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise errors.UserError(f"a worker process ran the whole script: {GUARD}")
+
+
+def initialise(index: int, count: int, activity: "Activity | None" = None) -> None:
+    """Set up a worker process; runs first in each.
+
+    Args:
+      index: Number of the worker.
+      count: Number of workers.
+      activity: The record in which the worker is to note that it has started.
+    """
     del index, count
+    if activity is not None:
+        activity.begin("")
     # The trainer handles signals to the whole process group: it saves first, which
     # takes a few more batches, and then closes the loader.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
@@ -89,15 +112,24 @@ class Activity:
 
     def begin(self, name: str) -> None:
         """Record what this process works on from now on; "" for nothing."""
-        if self._map is None or self._pid != os.getpid():
+        if self._pid != os.getpid():
             self._pid = os.getpid()
             path = os.path.join(self._folder, str(self._pid))
-            with open(path, "w+b") as file:
-                file.truncate(_SIZE)
+            self._map = None
+            with contextlib.suppress(OSError), open(path, "w+b") as file:
+                # In full: a page that a full disk cannot give would kill the process.
+                file.write(bytes(_SIZE))
+                file.flush()
                 self._map = mmap.mmap(file.fileno(), _SIZE)
+        if self._map is None:
+            return
         content = name.encode("utf-8", "replace")[-(_SIZE - _HEAD.size) :]
         head = _HEAD.pack(time.monotonic(), len(content))
         self._map[: _HEAD.size + len(content)] = head + content
+
+    def has(self, pid: int) -> bool:
+        """Return whether a process has begun anything."""
+        return os.path.exists(os.path.join(self._folder, str(pid)))
 
     def of(self, pid: int) -> tuple[str, float]:
         """Return (what a process works on, for how many seconds), or ("", 0.0)."""
@@ -105,6 +137,8 @@ class Activity:
             with open(os.path.join(self._folder, str(pid)), "rb") as file:
                 content = file.read(_SIZE)
         except OSError:
+            return "", 0.0
+        if len(content) < _SIZE:
             return "", 0.0
         since, length = _HEAD.unpack_from(content)
         name = content[_HEAD.size : _HEAD.size + length].decode("utf-8", "replace")

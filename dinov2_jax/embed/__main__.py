@@ -41,7 +41,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     home = os.path.expanduser  # the shell does not expand --model=~/weights.pth
     add("data", metavar="DATA", type=home, help="folder of images")
     add("--model", required=True, type=home, help="file, folder or name of weights")
-    add("--out", required=True, type=home, help="*.npy or *.parquet")
+    add("--out", required=True, type=cli.path, help="*.npy or *.parquet")
     add(
         "--features",
         choices=FEATURES,
@@ -79,9 +79,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="number of attention heads, if the weights do not determine it",
     )
     add("--overwrite", action="store_true", help="replace OUT and discard OUT.partial/")
-    args = parser.parse_args(argv)
-    args.out = pathlib.Path(args.out)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

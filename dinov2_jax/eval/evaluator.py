@@ -253,7 +253,7 @@ def make_evaluator(
             logging.warning("%s", doubt)
         if channels in (1, 3):
             pictures = _some(queries)
-    elif config.data.source == "photos":
+    elif config.data.source == "photos" and c.photos_split != "none":
         bank = photos.PhotosSource("bank", channels=channels)
         queries = photos.PhotosSource(c.photos_split, channels=channels)
         pictures = photos.load_unseen()

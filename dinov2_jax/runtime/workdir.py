@@ -5,6 +5,7 @@ WORKDIR/data.json describes the images of the run, so that a change is reported.
 
 import io
 import json
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -12,6 +13,13 @@ from typing import Any
 from dinov2_jax import errors, files
 from dinov2_jax.data.sources import messages
 
+# What a run writes.
+_FILES = (
+    *("run.lock", "config.json", "data.json", "metrics.jsonl", "events.jsonl"),
+    *("bad_images.txt", "rollbacks.json", "pca.png"),
+)
+_FOLDERS = ("checkpoints", "damaged_checkpoints", "tensorboard", "profile")
+_EFFECTIVE = os.access in os.supports_effective_ids
 _PATIENCE = 120  # seconds until a network file system drops the lock of a lost host
 
 
@@ -19,7 +27,8 @@ def make_workdir(workdir: pathlib.Path) -> None:
     """Create the run's folder.
 
     Raises:
-      UserError: The folder cannot be written to.
+      UserError: The folder cannot be written to, or something in it is in the way of
+        what the run writes.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -30,6 +39,29 @@ def make_workdir(workdir: pathlib.Path) -> None:
             f"cannot write to the folder {workdir} ({error.strerror}): choose another "
             "--workdir"
         ) from error
+    for name in (*_FILES, *_FOLDERS):
+        _check_entry(workdir / name, is_folder=name in _FOLDERS)
+
+
+def _check_entry(path: pathlib.Path, *, is_folder: bool) -> None:
+    """Raise `UserError` if the run cannot use what is at a path."""
+    if not os.path.lexists(path):
+        return
+    problem = ""
+    if path.is_dir() != is_folder:
+        kinds = ("a folder", "a file") if is_folder else ("a file", "a folder")
+        problem = f"is {kinds[1]}, and the run needs {kinds[0]} there"
+    elif not os.access(path, os.R_OK | os.W_OK, effective_ids=_EFFECTIVE):
+        problem = f"belongs to {_owner(path)} and cannot be written"
+    if problem:
+        raise errors.UserError(f"{path} {problem}: move it or choose another --workdir")
+
+
+def _owner(path: pathlib.Path) -> str:
+    try:
+        return path.owner()
+    except (KeyError, OSError):
+        return "another user"
 
 
 def lock(workdir: pathlib.Path) -> io.FileIO:

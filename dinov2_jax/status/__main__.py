@@ -21,7 +21,7 @@ _LOSS_INTERVAL = 1000  # steps between the two losses that are shown
 def main(argv: list[str] | None = None) -> int:
     """Print the status of the runs on the command line; return the exit code."""
     parser = cli.Parser(prog="dinov2-jax status", description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", nargs="+", type=pathlib.Path)
+    parser.add_argument("workdir", nargs="+", type=cli.path)
     args = parser.parse_args(argv)
     return cli.exit_code(lambda: _print_all(args.workdir))
 
@@ -252,6 +252,7 @@ def _last(log, now) -> str:
         "recompiled": lambda e: f"recompiled at step {e['step']:,}",
         "profile": lambda e: f"wrote a trace to {e['path']}",
         "hang": lambda e: f"hung at {e['doing']}",
+        "console": lambda e: f"lost its console at step {e['step']:,}: {e['why']}",
         "end": lambda e: f"ended at step {e['step']:,}: {e['reason']}",
     }
     description = fields.get(event["event"], lambda e: e["event"])(event)

@@ -34,7 +34,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="dinov2-jax visualize", description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image files, of any size"
+        "images",
+        nargs="+",
+        type=os.path.expanduser,
+        metavar="IMAGE",
+        help="image files, of any size",
     )
     parser.add_argument(
         "--model",
@@ -46,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=lambda text: pathlib.Path(text).expanduser(),
+        type=cli.path,
         default=pathlib.Path("pictures"),
         metavar="DIR",
         help="created if missing; pictures of the same name are replaced (default: "

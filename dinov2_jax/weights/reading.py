@@ -86,7 +86,7 @@ def read(
         )
     if which not in (None, *checkpoint_tree.WHICH, checkpoint_tree.EMA):
         raise errors.UserError(f"which={which!r}: use 'teacher' or 'student', or 'ema'")
-    path = pathlib.Path(source)
+    path = pathlib.Path(os.path.expanduser(source))
     expected = None
     if not path.exists():
         path, expected = _by_name(source)

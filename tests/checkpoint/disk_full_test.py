@@ -102,7 +102,10 @@ def test_saves_on_a_disk_that_is_read_only_for_a_while(disk, states, capfd):
     assert checkpoints.save(1, states[1]) == ""
     disk.make_read_only()
     line = checkpoints.save(2, states[2], next_save=4)
-    assert line.startswith("cannot save step 2 (Read-only file system): 0.5 MB needed")
+    path = checkpoints.path
+    assert line.startswith(
+        f"cannot save step 2 (Read-only file system): to {path}; the last good"
+    )
     assert line.endswith("next save is at step 4 (1 of at most 3 failed in a row)")
     assert entries(checkpoints.path) == ["1"]
     disk.make_read_only(False)

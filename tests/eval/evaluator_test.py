@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from configs import debug
+from dinov2_jax import config as config_lib
 from dinov2_jax import sharding, ssl_meta_arch
 from dinov2_jax.data import preprocessing
 from dinov2_jax.eval import evaluator
@@ -81,6 +82,17 @@ def test_channels_and_their_statistics(tmp_path, channels):
     np.testing.assert_allclose(tokens[18:], expected, rtol=1e-3, atol=1e-4)
     made.picture(params["params"], 0, tmp_path / "pca.png")
     assert (tmp_path / "pca.png").exists() == (channels != 13)
+
+
+@pytest.mark.parametrize("source, split", [("photos", "none"), ("auto", "val")])
+def test_nothing_is_measured_where_nothing_is_named(source, split):
+    config = debug.get_config()
+    config.data.source = source
+    config.evaluation.photos_split = split
+    config_lib.check(config)
+    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, np.float32)
+    mesh = sharding.make_mesh(1)
+    assert evaluator.make_evaluator(config, meta_arch, mesh) is None
 
 
 @pytest.mark.parametrize("channels", [1, 4, 13])

@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import pathlib
 import signal
 import socket
+import tempfile
 import time
 
 import processes
@@ -108,3 +110,18 @@ def test_a_damaged_record_is_replaced(tmp_path, content):
     assert (tmp_path / "data.json").read_text() == content
     assert not workdir.update_data_record(source, tmp_path, resumed=True, write=True)
     assert json.loads((tmp_path / "data.json").read_text())["images"] == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_of_another_user():
+    with tempfile.TemporaryDirectory() as name:  # others cannot look into tmp_path
+        path = pathlib.Path(name) / "metrics.jsonl"
+        path.write_text("")
+        path.parent.chmod(0o777)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(errors.UserError) as caught:
+                workdir.make_workdir(path.parent)
+        finally:
+            os.seteuid(0)
+    assert str(caught.value).startswith(f"{path} belongs to root and cannot be written")

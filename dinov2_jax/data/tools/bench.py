@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dinov2_jax import errors, files, progress_bar
+from dinov2_jax import cli, errors, files, progress_bar
 from dinov2_jax.data.sources import photos
 from dinov2_jax.data.tools import program_flags, throughput
 
@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=3.0, metavar="S", help="a turn; default: 3"
     )
     parser.add_argument(
-        "--json", type=pathlib.Path, metavar="OUT", help="write all that was measured"
+        "--json", type=cli.path, metavar="OUT", help="write all that was measured"
     )
     program_flags.add_images(parser)
 

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dinov2_jax import errors
+from dinov2_jax.data import workers as data_workers
 from dinov2_jax.data.decode import pillow_setup
 
 _AHEAD = 32  # results per process that may wait for an earlier one
@@ -51,11 +53,15 @@ def in_order(
 
     Yields:
       (item, result), where a result may be `Lost`.
+
+    Raises:
+      UserError: A process cannot start.
     """
     if not processes:
         for item in items:
             yield item, work(item)
         return
+    data_workers.check_main_guard()
     todo: collections.deque = collections.deque()  # returned by processes that died
     unclaimed = iter(items)
     claimed: list[int] = []
@@ -110,7 +116,10 @@ def in_order(
                     reason = f"took longer than {seconds:g} s"
                 if reason:
                     if not worker.ready:
-                        raise RuntimeError(f"cannot start a process: {reason}")
+                        raise errors.UserError(
+                            f"cannot start a process ({reason}; its error is above): "
+                            f"{data_workers.GUARD}"
+                        )
                     if worker.pending:
                         done[worker.pending.popleft()] = Lost(reason)
                     todo.extendleft(reversed(worker.pending))

@@ -7,13 +7,12 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dinov2_jax import files, progress_bar
+from dinov2_jax import cli, files, progress_bar
 from dinov2_jax.data.decode import image_decoder, npy_file, value_use
 from dinov2_jax.data.sources import base, extensions, messages
 from dinov2_jax.data.tools import process_pool, program_flags
@@ -25,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the program."""
     parser.add_argument("path", help="what --config.data.path takes")
     parser.add_argument(
-        "--json", type=pathlib.Path, metavar="OUT", help="write all that was found"
+        "--json", type=cli.path, metavar="OUT", help="write all that was found"
     )
     program_flags.add_images(parser)
     add_workers(parser)

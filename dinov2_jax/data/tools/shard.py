@@ -11,12 +11,11 @@ import contextlib
 import dataclasses
 import io
 import os
-import pathlib
 import re
 
 from PIL import Image
 
-from dinov2_jax import errors, files, progress_bar
+from dinov2_jax import cli, errors, files, progress_bar
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import array_record, base, messages
 from dinov2_jax.data.tools import process_pool, program_flags, scan, shard_folder
@@ -29,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the program."""
     parser.add_argument("source", metavar="SRC", help="what --config.data.path takes")
     parser.add_argument(
-        "destination", metavar="DST", type=pathlib.Path, help="folder for the shards"
+        "destination", metavar="DST", type=cli.path, help="folder for the shards"
     )
     parser.add_argument(
         "--resize",

@@ -18,7 +18,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.augment import crop_boxes, fast_resize, on_host, policies, resize
-from dinov2_jax.data import multi_crop, workers
+from dinov2_jax.data import multi_crop, shared_batches, workers
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import base
 from dinov2_jax.data.tools import reference_pipeline
@@ -221,14 +221,15 @@ def workers_pool(
     its work could wait forever.
     """
     others = set(multiprocessing.active_children())
-    pool = concurrent.futures.ProcessPoolExecutor(
-        count,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
-        initargs=(source, sizes, channels),
-    )
+    with shared_batches.semaphores():
+        pool = concurrent.futures.ProcessPoolExecutor(
+            count,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(source, sizes, channels),
+        )
     try:
-        with workers.environment():
+        with workers.environment(), shared_batches.semaphores():
             for future in [pool.submit(os.getpid) for _ in range(count)]:
                 future.result()
         yield pool
