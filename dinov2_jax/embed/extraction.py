@@ -127,4 +127,4 @@ def _devices(params: Mapping[str, Any]) -> list[jax.Device]:
         return devices
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    return devices[: max(int(_MEMORY_SHARE * memory / weights), 1)]
+    return devices[: max(int(_MEMORY_SHARE * memory / max(weights, 1)), 1)]

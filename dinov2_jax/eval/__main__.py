@@ -69,15 +69,16 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Run a task and write its results.
+def evaluate(args: argparse.Namespace) -> Any:
+    """Run a task, write its results and return them, a `report.Result`.
 
     Raises:
       UserError: A foreseen error.
     """
     # Imported here, so that --help and wrong flags need not wait for jax.
-    from dinov2_jax.eval import features, report
+    from dinov2_jax.eval import baselines, features, report
 
+    baselines.check(args)
     task = _module(args.task)
     backbone = features.load(
         args.model,
@@ -89,9 +90,12 @@ def evaluate(args: argparse.Namespace) -> None:
         cache=args.cache,
     )
     result = task.run(args, backbone)
+    if args.baselines:
+        result = baselines.add(result, task.run, args, backbone)
     report.write(result, args.out)
     print(report.text(result))
     print(f"wrote {args.out / 'results.json'} and {args.out / 'report.html'}")
+    return result
 
 
 def _module(task: str) -> Any:
@@ -99,6 +103,7 @@ def _module(task: str) -> Any:
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(baselines=False)  # of tasks that know none
     add = parser.add_argument
 
     def home(text: str) -> pathlib.Path:

@@ -59,3 +59,17 @@ def add_transform(
         default=size,
         help="side of the central crop, px (default: %(default)s)",
     )
+
+
+def add_baselines(parser: argparse.ArgumentParser) -> None:
+    """Add --baselines.
+
+    Args:
+      parser: The task's parser.
+    """
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="the same with the same ViT untrained and with pixels as features, which "
+        "says what the numbers are worth; takes three times as long",
+    )

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
       parser: The task's parser.
     """
+    data_flags.add_baselines(parser)
     add = parser.add_argument
     add(
         "--data",

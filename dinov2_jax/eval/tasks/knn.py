@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     data_flags.add_labelled(parser)
     data_flags.add_transform(parser)
+    data_flags.add_baselines(parser)
     parser.add_argument(
         "--ks",
         type=cli.positive,

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     data_flags.add_labelled(parser)
     data_flags.add_transform(parser)
+    data_flags.add_baselines(parser)
     add = parser.add_argument
     add(
         "--grid",

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     data_flags.add_labelled(parser)
     data_flags.add_transform(parser, resize=224)
+    data_flags.add_baselines(parser)
     parser.add_argument(
         "--mean-per-class",
         action="store_true",

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       parser: The task's parser.
     """
     data_flags.add_transform(parser)
+    data_flags.add_baselines(parser)
     add = parser.add_argument
     add(
         "--benchmark",

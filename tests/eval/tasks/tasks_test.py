@@ -252,3 +252,27 @@ def test_help_needs_no_jax():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--select-on" in done.stdout
+
+
+def test_baselines_beside_the_model(evaluate, files):
+    code, result = evaluate("knn", "--ks=5", "--baselines", out="baselines")
+    numbers = result["numbers"]
+    assert code == 0
+    assert {"knn/top1_k5", "knn/top1_k5_random_init"} < numbers.keys()
+    # Pixels: by scikit-learn, of digits at the size of a patch less their mean.
+    sets = []
+    for part in ("train", "val"):
+        paths = sorted((files / part).glob("*/*.png"))
+        images = [Image.open(p).resize((14, 14), Image.Resampling.BOX) for p in paths]
+        pixels = np.stack([np.ravel(image) for image in images]).astype(float)
+        sets += [pixels - pixels.mean(axis=1, keepdims=True)]
+        sets += [[path.parent.name for path in paths]]
+    peer = neighbors.KNeighborsClassifier(
+        5, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    ).fit(*sets[:2])
+    expected = peer.score(*sets[2:])
+    assert numbers["knn/top1_k5_pixels"] == pytest.approx(expected, abs=0.03)
+    assert [row[0] for row in result["tables"][0]["rows"]] == [
+        "knn/top1_k5",
+        "knn/top5_k5",
+    ]
