@@ -124,6 +124,7 @@ class FoldedBlock:
     ) -> jax.Array:
         """Apply the first half of the block, [G, T, D] -> [G, T, D]."""
 
+        @jax.named_scope("attn")
         def branch(tokens, sequences, statistics):
             weights = self.weights["attn"]
             x = attention_kernel.attention(
@@ -159,6 +160,7 @@ class FoldedBlock:
         (qkv,) = layer_norm.project(tokens, (kernel,), statistics)
         return qkv
 
+    @jax.named_scope("mlp")
     def _ffn(self, tokens, statistics):
         """Return the residual [..., D] and a bias [D], or None, still to be added."""
         weights = self.weights["mlp"]
