@@ -1,6 +1,7 @@
-# make quickstart | lint | test | test-all | mutants | fuzz | faults | soak | bench |
-# bench-gpu | clean. Needs make and Python 3.11, 3.12 or 3.13, which may be named; another
-# one than before makes the environment anew: make PYTHON=/path/to/python3.13 test
+# make quickstart | evaluate-demo | lint | test | test-all | mutants | fuzz | faults |
+# soak | bench | bench-gpu | clean. Needs make and Python 3.11, 3.12 or 3.13, which may
+# be named; another one than before makes the environment anew:
+# make PYTHON=/path/to/python3.13 test
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
@@ -14,11 +15,21 @@ RUNTIME := $(VENV)/runtime-$(VERSION).stamp
 TEST := $(VENV)/test-$(VERSION).stamp
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: quickstart lint test test-all mutants fuzz faults soak bench bench-gpu clean
+.PHONY: quickstart evaluate-demo lint test test-all mutants fuzz faults soak bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNTIME)
 	@$(VENV)/bin/dinov2-jax train --config=quickstart --workdir=runs/quickstart
+
+# Every evaluation on data that needs no download, with the quickstart's weights.
+evaluate-demo: runs/quickstart/pca.png
+	@rm -rf runs/evaluate-demo
+	@$(VENV)/bin/python -m dinov2_jax.eval.demo --model=runs/quickstart \
+		--out=runs/evaluate-demo
+
+# Written at the end of a run.
+runs/quickstart/pca.png: | $(RUNTIME)
+	@$(MAKE) --no-print-directory quickstart
 
 # Style and types, seconds.
 lint: $(TEST)

@@ -203,17 +203,22 @@ def get_config() -> config_dict.ConfigDict:
     c.log.every = 10  # steps
     c.log.tensorboard = True  # also write TensorBoard files, if it is installed
 
-    # k-NN on the teacher's class token. The photos source has its own split. For others
-    # give two folders with one sub-folder per label, or anything else with labels that
-    # `data.path` accepts, such as '/data/val/**/*.npy'; without, nothing is measured.
+    # What the teacher's features are worth. The photos source has its own images. For
+    # others give two folders with one sub-folder per label, or anything else with
+    # labels that `data.path` accepts, such as '/data/val/**/*.npy'; without, nothing is
+    # measured.
     c.evaluation = config_dict.ConfigDict()
     # Steps; 0: only at the end. Runs with `init` weights are also measured at step 0.
     c.evaluation.every = 12_500
+    # Any of knn, of class tokens | logreg, logistic regression on them, slower |
+    # matching, of patches between crops: without labels, so of `val_path` alone; it
+    # warns early when dense features decay. (): nothing is measured.
+    c.evaluation.tasks = ("knn",)
     c.evaluation.train_path = ""  # labelled neighbours
     c.evaluation.val_path = ""  # images to classify
-    # Held-out tiles of the photos source: val | test | none (nothing is measured).
-    c.evaluation.photos_split = "val"
+    c.evaluation.photos_split = "val"  # held-out tiles of the photos source: val | test
     c.evaluation.max_images = 10_000  # per set, evenly spaced; 0: all
+    c.evaluation.matching_images = 16  # of `val_path`, evenly spaced
     c.evaluation.resize_size = 256  # px of the short side, bicubic, before the crop
     c.evaluation.image_size = 224  # px of the center crop
     c.evaluation.picture_size = 448  # px of the photographs in pca.png

@@ -31,6 +31,9 @@ HARMLESS = (
     "log.",
     "evaluation.",
 )
+# Evaluations of `evaluation.tasks` and whether they need labels; `eval.in_loop` has a
+# function for each.
+EVALUATIONS = {"knn": True, "logreg": True, "matching": False}
 _PLACES = ("data.path", "data.mixture")  # of the images; a run may follow them
 _PATHS = ("data.path", "init.source")
 _CHOICES = {
@@ -50,7 +53,7 @@ _CHOICES = {
     "init.heads": ("fresh", "loaded"),
     "optim.name": ("adamw",),
     "train.centering": ("centering", "sinkhorn_knopp"),
-    "evaluation.photos_split": ("val", "test", "none"),
+    "evaluation.photos_split": ("val", "test"),
 }
 _POSITIVE = (
     "crops.global_crops_size crops.local_crops_size model.scan_unroll "
@@ -61,8 +64,8 @@ _POSITIVE = (
     "mesh.heartbeat_timeout checkpoint.every checkpoint.keep_last log.every "
     "data.max_pixels teacher.warmup_teacher_temp teacher.teacher_temp "
     "evaluation.batch_size evaluation.image_size evaluation.resize_size "
-    "evaluation.picture_size evaluation.knn_temperature optim.base_lr "
-    "optim.layerwise_decay"
+    "evaluation.picture_size evaluation.knn_temperature evaluation.matching_images "
+    "optim.base_lr optim.layerwise_decay"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
@@ -82,7 +85,8 @@ _SHARES = (
 ).split()
 _LISTS = (
     "data.mean data.std data.value_range crops.global_crops_scale "
-    "crops.local_crops_scale ibot.mask_ratio_min_max evaluation.knn_k"
+    "crops.local_crops_scale ibot.mask_ratio_min_max evaluation.knn_k "
+    "evaluation.tasks"
 ).split()
 # Options of the architecture; `model.arch` and `crops` give the others.
 _ARCHITECTURE = {
@@ -201,6 +205,10 @@ def _problems(config: Any) -> Iterator[str]:
     neighbours = flat["evaluation.knn_k"]
     if not neighbours or not all(isinstance(k, int) and k > 0 for k in neighbours):
         yield bad("evaluation.knn_k", "must be numbers of neighbours, each above 0")
+    for task in flat["evaluation.tasks"]:
+        if task not in EVALUATIONS:
+            choices = ", ".join(EVALUATIONS)
+            yield bad("evaluation.tasks", f"{task!r} is none of {choices}")
     for name, value in flat.items():
         if isinstance(value, float) and abs(value) >= _FLOAT32_MAX:
             yield bad(name, "must be a finite float32")
@@ -316,8 +324,15 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"evaluation.resize_size = {flat['evaluation.resize_size']} is below "
             f"evaluation.image_size = {flat['evaluation.image_size']}: raise it"
         )
-    if bool(flat["evaluation.train_path"]) != bool(flat["evaluation.val_path"]):
-        yield "set both evaluation.train_path and evaluation.val_path, or neither"
+    train, val = (flat[f"evaluation.{name}_path"] for name in ("train", "val"))
+    if train and not val:
+        yield "set evaluation.val_path too, or leave evaluation.train_path empty"
+    labelled = [task for task in flat["evaluation.tasks"] if EVALUATIONS[task]]
+    if val and not train and labelled:
+        yield (
+            f"{labelled[0]} needs labelled images to learn from: set both "
+            "evaluation.train_path and evaluation.val_path, or neither"
+        )
 
 
 def _channels(flat: dict[str, Any]) -> Iterator[str]:

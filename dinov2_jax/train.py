@@ -375,7 +375,7 @@ class Run:
         )
 
     def _evaluate(self, step: int) -> Any:
-        """Measure and log the teacher backbone's k-NN accuracy; return the backbone."""
+        """Measure and log what the teacher backbone is worth; return the backbone."""
         backbone = self.state.teacher_params["backbone"]
         with (
             self.account.during("evaluate"),

@@ -23,6 +23,9 @@ TASKS = {
     "cluster": "objects without labels, by k-means over patches",
     "predict": "maps or classes of any images by a trained head",
 }
+# Tasks that sum gradients over devices. CPU devices share the cores' threads: one of
+# them may hold all and wait for another for ever.
+_TRAINING = ("linear", "segmentation", "depth")
 
 _DESCRIPTION = """
 Evaluates the frozen features of a backbone. TASK is one of
@@ -142,5 +145,6 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 if __name__ == "__main__":
     cli.keep_freed_memory()
-    embed.one_device_a_core()
+    if not set(_TRAINING) & set(sys.argv[1:2]):
+        embed.one_device_a_core()
     sys.exit(main())

@@ -1,45 +1,39 @@
-"""Evaluation inside the training loop: k-NN with its baselines, and a PCA picture."""
+"""Evaluation inside the training loop, with baselines, and a PCA picture."""
 
 import concurrent.futures
-import contextlib
 import functools
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, feature_extractor, sharding, ssl_meta_arch
+from dinov2_jax import feature_extractor, sharding, ssl_meta_arch
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import base, photos, registry
-from dinov2_jax.eval import random_init
+from dinov2_jax.eval import evaluation_data, in_loop, random_init
 from dinov2_jax.eval.classification import knn
 from dinov2_jax.visualize import pca
 
-NUM_PICTURES = 4
 BASELINE_SIZE = 64  # px; larger images are shrunk for the pixel baselines
 
 
 class Evaluator:
-    """k-NN classification by class tokens between two labelled sources.
+    """The evaluations of `in_loop`, on labelled sources and on images without labels.
 
     Args:
       meta_arch: Student, teacher and losses; gives the backbone and the normalisation.
       mesh: Mesh over which batches are sharded.
-      bank: Labelled source whose features are searched.
-      queries: Labelled source that is classified; it has the bank's classes.
-      pictures: Images for the PCA picture, uint8 [n, P, P, C], C 1 or 3; None for no
-        picture.
+      tasks: Names of the evaluations.
+      data: The images.
       resize_size: Short side before the central crop, px.
       image_size: Side of the crop, px.
       batch_size: Images per forward pass, rounded up to a multiple of the devices.
       max_images: Maximum number of images of each source, evenly spaced; 0 for all.
-      ks: Numbers of neighbours that vote; `knn/top1` reports the first.
-      temperature: Temperature of the votes.
+      settings: Settings of the evaluations.
     """
 
     def __init__(
@@ -47,18 +41,16 @@ class Evaluator:
         meta_arch: ssl_meta_arch.SSLMetaArch,
         mesh: Mesh,
         *,
-        bank: base.Source,
-        queries: base.Source,
-        pictures: np.ndarray | None,
+        tasks: Sequence[str],
+        data: evaluation_data.Data,
         resize_size: int,
         image_size: int,
         batch_size: int,
         max_images: int,
-        ks: tuple[int, ...],
-        temperature: float,
+        settings: in_loop.Settings,
     ):
         student = meta_arch.student
-        backbone, self._pictures = student.backbone, pictures
+        backbone, self._pictures = student.backbone, data.pictures
         self._in_chans = backbone.config.in_chans
         extractor = functools.partial(
             feature_extractor.FeatureExtractor,
@@ -71,10 +63,11 @@ class Evaluator:
             extractor(kind="cls"),
             extractor(kind="patches"),
         )
-        self._bank, self._queries = bank, queries
+        self._tasks, self._settings = tuple(tasks), settings
+        self._data = data
         self._resize_size, self._image_size = resize_size, image_size
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._max_images, self._ks, self._temperature = max_images, ks, temperature
+        self._max_images = max_images
         self._baselines: dict[str, float] | None = None
         self._left_out: set[str] = set()  # errors already logged
         self._random_init = jax.jit(
@@ -83,23 +76,44 @@ class Evaluator:
         )
 
     def evaluate(self, params: Any, seed: int) -> dict[str, float]:
-        """Measure the accuracies in [0, 1] of a backbone and of the baselines.
+        """Measure a backbone and the baselines.
 
         Args:
           params: The backbone's parameters.
           seed: Seed of the random initialisation.
 
         Returns:
-          `knn/top1` (first k) and `knn/top1_k<k>`, then `knn/top1_random_init` (the
-          same ViT, see `eval.random_init`), `knn/top1_pixels`,
+          The metrics of each task, see `in_loop`; then, for the first metric of each,
+          that of the same ViT untrained (`knn/top1_random_init`, see
+          `eval.random_init`), and of k-NN `knn/top1_pixels`,
           `knn/top1_pixels_mean_removed` and, for RGB images,
           `knn/top1_color_histogram`.
         """
         if self._baselines is None:
             self._baselines = self._measure_baselines(seed)
-        accuracy = self._accuracy(lambda batch: self._features(params, batch))
-        metrics = {f"knn/top1_k{k}": value for k, value in accuracy.items()}
-        return {"knn/top1": accuracy[self._ks[0]]} | metrics | self._baselines
+        metrics = {}
+        for found in self._measure(params).values():
+            metrics |= found
+        return metrics | self._baselines
+
+    def _measure(self, params: Any) -> dict[str, dict[str, float]]:
+        """Return the metrics of a backbone by task."""
+        found, labelled = {}, None
+        for name in self._tasks:
+            if name in in_loop.DENSE:
+                found[name] = in_loop.DENSE[name](
+                    self._data.images,
+                    lambda crops: (
+                        self._patches(params, crops),
+                        self._class_tokens(params, crops),
+                    ),
+                    self._settings,
+                )
+                continue
+            if labelled is None:
+                labelled = self._labelled(lambda batch: self._features(params, batch))
+            found[name] = in_loop.LABELLED[name](labelled, self._settings)
+        return found
 
     def _measure_baselines(self, seed: int) -> dict[str, float]:
         def shrunk(extract):
@@ -108,19 +122,22 @@ class Evaluator:
                 np.stack([preprocessing.resize_and_crop(x, size, size) for x in batch])
             )
 
-        params = self._random_init(jax.random.key(seed))
+        metrics = {}
+        for found in self._measure(self._random_init(jax.random.key(seed))).values():
+            first = next(iter(found))
+            metrics[f"{first}_random_init"] = found[first]
+        if "knn" not in self._tasks:
+            return metrics
         features = {
-            "random_init": lambda batch: self._features(params, batch),
             "pixels": shrunk(knn.pixel_features),
             "pixels_mean_removed": shrunk(knn.mean_removed_pixel_features),
         }
         if self._in_chans == 3:
             features["color_histogram"] = knn.color_histogram_features
-        first = self._ks[0]
-        return {
-            f"knn/top1_{name}": self._accuracy(extract)[first]
-            for name, extract in features.items()
-        }
+        for name, extract in features.items():
+            found = in_loop.measure_knn(self._labelled(extract), self._settings)
+            metrics[f"knn/top1_{name}"] = found["knn/top1"]
+        return metrics
 
     def picture(self, params: Any, seed: int, path: pathlib.Path) -> None:
         """Write the pictures, if any, beside the PCA of their patch features.
@@ -141,20 +158,16 @@ class Evaluator:
             rgb = np.broadcast_to(self._pictures, (*self._pictures.shape[:3], 3))
             pca.pca_picture(rgb, columns, path)
 
-    def _accuracy(self, extract: Any) -> dict[int, float]:
+    def _labelled(self, extract: Any) -> in_loop.Labelled:
+        """Return the features of both sources that a function of a batch gives."""
         sets = []
-        for source in (self._bank, self._queries):
+        for source in (self._data.bank, self._data.queries):
             features, labels = [], []
             for batch, batch_labels in self._batches(source):
                 features.append(np.asarray(extract(batch)))
                 labels.append(batch_labels)
             sets += [np.concatenate(features), np.concatenate(labels)]
-        return knn.knn_top1(
-            *sets,
-            ks=self._ks,
-            temperature=self._temperature,
-            num_classes=len(self._bank.label_names),
-        )
+        return in_loop.Labelled(*sets, num_classes=len(self._data.bank.label_names))
 
     def _features(self, params: Any, batch: np.ndarray) -> np.ndarray:
         """Compute class tokens [n, D] of uint8 [n, S, S, C] on all devices."""
@@ -192,31 +205,6 @@ class Evaluator:
                     yield np.stack([g[0] for g in good]), np.array([g[1] for g in good])
 
 
-def _some(source: base.Source) -> list[np.ndarray]:
-    """Read up to `NUM_PICTURES` evenly spaced images, skipping unreadable ones."""
-    found = []
-    for index in np.linspace(0, len(source) - 1, NUM_PICTURES).astype(int):
-        with contextlib.suppress(image_decoder.BadImage):
-            found.append(source.open(int(index)).pixels())
-    return found
-
-
-def _doubts(bank: base.Source, queries: base.Source) -> Iterator[str]:
-    """Yield what makes the accuracy between two labelled sources meaningless."""
-    if bank.fingerprint == queries.fingerprint:
-        yield (
-            "evaluation.train_path and evaluation.val_path are the same images: each "
-            "is its own nearest neighbour, so k-NN is near 100 % whatever the model; "
-            "set --config.evaluation.val_path to other images"
-        )
-    if len(bank.label_names) == 1:
-        yield (
-            f"evaluation.train_path has one class ({bank.label_names[0]}): k-NN is "
-            "100 % whatever the model; set --config.evaluation.train_path to a folder "
-            "with a sub-folder for each class"
-        )
-
-
 def make_evaluator(
     config: Any, meta_arch: ssl_meta_arch.SSLMetaArch, mesh: Mesh
 ) -> Evaluator | None:
@@ -227,52 +215,20 @@ def make_evaluator(
     Raises:
       UserError: A folder is missing, has no labels, or the labels do not match.
     """
-    c, channels = config.evaluation, config.model.in_chans
-    pictures = []
-    if c.train_path:
-        bank, queries = (
-            registry.open_path(
-                c[name], image_decoder.make_decoder(config), field=f"evaluation.{name}"
-            )
-            for name in ("train_path", "val_path")
-        )
-        for source, path in ((bank, c.train_path), (queries, c.val_path)):
-            if source.labels is None:
-                raise errors.UserError(
-                    f"{path} has no sub-folders to serve as labels: k-NN needs one "
-                    "sub-folder a class, or leave evaluation.train_path and val_path "
-                    "empty"
-                )
-        if list(bank.label_names) != list(queries.label_names):
-            differing = set(bank.label_names) ^ set(queries.label_names)
-            raise errors.UserError(
-                f"the sub-folders of {c.train_path} and {c.val_path} differ "
-                f"({', '.join(sorted(differing)[:5])}): both need the same classes"
-            )
-        for doubt in _doubts(bank, queries):
-            logging.warning("%s", doubt)
-        if channels in (1, 3):
-            pictures = _some(queries)
-    elif config.data.source == "photos" and c.photos_split != "none":
-        bank = photos.PhotosSource("bank", channels=channels)
-        queries = photos.PhotosSource(c.photos_split, channels=channels)
-        pictures = photos.load_unseen()
-        if channels == 1:
-            pictures = [photos.luma(picture) for picture in pictures]
-    else:
+    data = evaluation_data.open_data(config)
+    if data is None:
         return None
-    size = c.picture_size
-    pictures = [preprocessing.resize_and_crop(p, size, size) for p in pictures]
+    c = config.evaluation
     return Evaluator(
         meta_arch,
         mesh,
-        bank=bank,
-        queries=queries,
-        pictures=np.stack(pictures) if pictures else None,
+        tasks=c.tasks,
+        data=data,
         resize_size=c.resize_size,
         image_size=c.image_size,
         batch_size=c.batch_size,
         max_images=c.max_images,
-        ks=tuple(c.knn_k),
-        temperature=c.knn_temperature,
+        settings=in_loop.Settings(
+            ks=tuple(c.knn_k), temperature=c.knn_temperature, size=c.image_size
+        ),
     )

@@ -146,10 +146,10 @@ class RunLog:
         return {what: round(s, 3) for what, s in self._account.seconds().items()}
 
     def evaluated(self, step: int, accuracies: Mapping[str, float]) -> None:
-        """Log the k-NN accuracies of the teacher."""
+        """Log what the teacher's features are worth."""
         self._writer.write(step, accuracies)
         self.events.add("evaluate", step=step, accuracies=dict(accuracies))
-        self.message(progress.describe_knn(step, accuracies))
+        self.message(progress.describe_evaluation(step, accuracies))
 
     def save_failed(self, step: int, how: str) -> None:
         """Log a failed save after which training goes on."""

@@ -144,16 +144,42 @@ def where_to_look(workdir: pathlib.Path) -> str:
     return "\n".join(["done; look at", *found])
 
 
-def describe_knn(step: int, accuracies: dict[str, float]) -> str:
-    """Return the k-NN accuracies as one line."""
-    names = {
+# Titles of evaluations and the metrics that are printed, in the order to print.
+_EVALUATIONS: Mapping[str, Mapping[str, str]] = {
+    "k-NN top-1": {
         "knn/top1": "trained",
         "knn/top1_random_init": "random init",
         "knn/top1_pixels": "pixels",
         "knn/top1_pixels_mean_removed": "pixels less mean",
         "knn/top1_color_histogram": "colour histogram",
-    }
-    shown = ", ".join(
-        f"{name} {accuracies[k]:.1%}" for k, name in names.items() if k in accuracies
-    )
-    return f"step {step}: k-NN top-1: {shown}"
+    },
+    "logistic regression top-1": {
+        "logreg/top1": "trained",
+        "logreg/top1_random_init": "random init",
+    },
+    "patches matched": {
+        "matching/accuracy": "trained",
+        "matching/accuracy_random_init": "random init",
+        "matching/chance": "chance",
+    },
+}
+_COSINES = {
+    "matching/cls_patch_cosine": "class token to patches",
+    "matching/patch_cosine": "between patches",
+}
+
+
+def describe_evaluation(step: int, metrics: Mapping[str, float]) -> str:
+    """Return the metrics of an evaluation as one line."""
+    parts = [
+        f"{title}: "
+        + ", ".join(
+            f"{name} {metrics[k]:.1%}" for k, name in names.items() if k in metrics
+        )
+        for title, names in _EVALUATIONS.items()
+        if any(k in metrics for k in names)
+    ]
+    cosines = [f"{n} {metrics[k]:.3f}" for k, n in _COSINES.items() if k in metrics]
+    if cosines:
+        parts.append(f"cosines: {', '.join(cosines)}")
+    return f"step {step}: " + "; ".join(parts)

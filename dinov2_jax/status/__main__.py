@@ -196,7 +196,7 @@ def _saved(workdir, log, now) -> str:
 
 
 def _accuracy(log) -> str:
-    measured = _select(log, "evaluate")
+    measured = [e for e in _select(log, "evaluate") if "knn/top1" in e["accuracies"]]
     if not measured:
         return "not measured yet"
     best = max(measured, key=lambda e: e["accuracies"]["knn/top1"])

@@ -84,11 +84,11 @@ def test_channels_and_their_statistics(tmp_path, channels):
     assert (tmp_path / "pca.png").exists() == (channels != 13)
 
 
-@pytest.mark.parametrize("source, split", [("photos", "none"), ("auto", "val")])
-def test_nothing_is_measured_where_nothing_is_named(source, split):
+@pytest.mark.parametrize("source, tasks", [("photos", ()), ("auto", ("knn",))])
+def test_nothing_is_measured_where_nothing_is_named(source, tasks):
     config = debug.get_config()
     config.data.source = source
-    config.evaluation.photos_split = split
+    config.evaluation.tasks = tasks
     config_lib.check(config)
     meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, np.float32)
     mesh = sharding.make_mesh(1)

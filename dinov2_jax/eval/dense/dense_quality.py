@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,8 @@ import numpy as np
 
 from dinov2_jax import errors, pretrained
 from dinov2_jax.eval.dense import dense_features, matching, pairs, resize
+
+Extract = Callable[[np.ndarray], tuple[Any, Any]]
 
 
 def image_paths(folder: str | pathlib.Path, *, most: int) -> list[pathlib.Path]:
@@ -69,17 +71,46 @@ def measure(
             f"--size={fitting}"
         )
 
-    hits, count, warnings = 0.0, 0, []
-    for index, path in enumerate(paths):
-        image = pairs.read_image(path)
+    def extract(crops):
+        batch = model.preprocessing.normalize(crops)
+        return _last(model.module, model.params, batch)
+
+    images = map(pairs.read_image, paths)
+    return measure_crops(
+        images, extract, size=size, crops=crops, within=within, seed=seed
+    )
+
+
+def measure_crops(
+    images: Iterable[np.ndarray],
+    extract: Extract,
+    *,
+    size: int,
+    crops: int,
+    within: float = 1.0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Measure patch features; arguments and results are those of `measure`.
+
+    Args:
+      images: Images, uint8 [H, W, C] each.
+      extract: Function from crops, uint8 [B, S, S, C], to patch features [B, h, w, D]
+        and class tokens [B, D].
+      size: Side S of a crop, px.
+      crops: Number of pairs of crops of an image.
+      within: Distance that counts as found, in patches.
+      seed: Seed of the crops.
+    """
+    hits, count, warnings, grid = 0.0, 0, [], 1
+    for index, image in enumerate(images):
         boxes = []
         for pair in range(crops):
             rng = np.random.default_rng((seed, index, pair))
             drawn = matching.overlapping_boxes(image.shape[:2], rng)
             boxes += [tuple(map(round, box)) for box in drawn]
         cut = [_cut(image, box, size) for box in boxes]
-        batch = model.preprocessing.normalize(np.stack(cut))
-        patches, cls = map(np.asarray, _last(model.module, model.params, batch))
+        patches, cls = map(np.asarray, extract(np.stack(cut)))
+        grid = patches.shape[1] * patches.shape[2]
         for i in range(0, len(boxes), 2):
             share, here = matching.matching_accuracy(
                 patches[i], patches[i + 1], boxes[i : i + 2], within=within
@@ -95,7 +126,7 @@ def measure(
     near = (2 * int(within) + 1) ** 2  # patches that count as found
     return {
         "accuracy": hits / max(count, 1),
-        "chance": min(near / (size // patch) ** 2, 1.0),
+        "chance": min(near / grid, 1.0),
         "cls_patch_cosine": float(with_cls),
         "patch_cosine": float(between),
     }
