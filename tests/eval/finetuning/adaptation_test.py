@@ -1,81 +1,94 @@
-"""What is trained: the merged tree, and what a step changes of it."""
+"""What is trained: the parts of the tree, merged again, and their learning rates."""
 
 import jax
 import numpy as np
 import pytest
 import small
 
+from dinov2_jax import optimizer
 from dinov2_jax.eval.finetuning import adaptation
 
+PARTS = {
+    "everything": adaptation.Adaptation(),
+    "last": adaptation.Adaptation(last_blocks=1),
+    "lora": adaptation.Adaptation(lora_rank=2),
+}
 
-def step(part, **settings):
-    """The backbone before, and {"backbone", "head"} after a step."""
-    module, params = small.backbone()
-    tuner = small.tuner(module, part, **settings)
-    kept = part.kept(params)
-    state, _ = jax.jit(tuner.step)(
-        tuner.init(params), kept, *small.batch(0), tuner.scalars(0)
-    )
-    return params, tuner.merge(kept, state.params)
+
+@pytest.fixture(scope="module")
+def backbone():
+    return small.backbone()[1]
 
 
 def changed(before, after):
-    """Names of the arrays that differ."""
-    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after))
-    names = [
-        "/".join(key.key for key in path)
-        for (path, old), new in pairs
-        if not np.array_equal(old, new)
-    ]
+    """Names of the arrays that differ, with the blocks in which they do."""
     assert jax.tree.structure(before) == jax.tree.structure(after)
-    return set(names)
-
-
-def test_everything_is_trained_but_the_mask_token():
-    before, after = step(adaptation.Adaptation(), weight_decay=0.1)
-    kept = set(changed(before, jax.tree.map(lambda x: x + 1, before)))
-    kept -= changed(before, after["backbone"])
-    assert kept == {"mask_token"}
-
-
-def test_last_blocks_are_trained_as_with_all_others():
-    part = adaptation.Adaptation(last_blocks=1)
-    before, after = step(part, layerwise_decay=0.5)
-    names = changed(before, after["backbone"])
-    assert all(name.startswith(("blocks/", "norm/")) for name in names)
-    _, everything = step(adaptation.Adaptation(), layerwise_decay=0.5)
-    for old, new, whole in zip(
-        *(jax.tree.leaves(t["blocks"]) for t in (before, after["backbone"])),
-        jax.tree.leaves(everything["backbone"]["blocks"]),
+    names = set()
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after)
     ):
-        np.testing.assert_array_equal(new[0], old[0])
-        np.testing.assert_allclose(new[1], whole[1], atol=1e-7)
-        assert not np.array_equal(whole[0], old[0])
+        assert old.shape == new.shape
+        name = "/".join(key.key for key in path)
+        if name.startswith("blocks/"):
+            names |= {f"{i}/{name}" for i in range(2) if (old[i] != new[i]).any()}
+        elif (np.asarray(old) != new).any():
+            names.add(name)
+    return names
 
 
-def test_lora_changes_attention_alone():
-    before, after = step(adaptation.Adaptation(lora_rank=2), weight_decay=0.1)
-    names = changed(before, after["backbone"])
-    assert names == {"blocks/attn/qkv/kernel", "blocks/attn/proj/kernel"}
+@pytest.mark.parametrize("part", PARTS)
+def test_training_begins_with_the_backbone(backbone, part):
+    part = PARTS[part]
+    trained = part.init(jax.random.key(0), backbone)
+    assert not changed(backbone, part.merge(part.kept(backbone), trained))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_trained_reaches_the_backbone(backbone, part):
+    name, part = part, PARTS[part]
+    trained = part.init(jax.random.key(0), backbone)
+    after = part.merge(part.kept(backbone), jax.tree.map(lambda x: x + 1, trained))
+    names = changed(backbone, after)
+    everything = changed(backbone, jax.tree.map(lambda x: x + 1, backbone))
+    expected = {
+        "everything": everything - {"mask_token"},
+        "last": {n for n in everything if n.startswith(("1/", "norm/"))},
+        "lora": {n for n in everything if "attn/" in n and n.endswith("kernel")},
+    }[name]
+    assert names == expected and expected
+    assert optimizer_size(trained) < optimizer_size(backbone)
+
+
+def optimizer_size(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def test_lora_changes_weights_by_its_rank(backbone):
+    part = adaptation.Adaptation(lora_rank=3, lora_alpha=6.0)
+    trained = part.init(jax.random.key(0), backbone)
+    trained = jax.tree.map(lambda x: x + 1.5, trained)
+    after = part.merge(backbone, trained)
     for name in ("qkv", "proj"):
         old, new = (
-            np.asarray(tree["blocks"]["attn"][name]["kernel"])
-            for tree in (before, after["backbone"])
+            np.asarray(tree["blocks"]["attn"][name]["kernel"], np.float64)
+            for tree in (backbone, after)
         )
-        assert np.linalg.matrix_rank(new[1] - old[1], tol=1e-5) <= 2
+        pair = trained["blocks"]["attn"][name]
+        for i in range(2):
+            expected = np.zeros(old[i].shape)
+            for r in range(3):
+                expected += 2.0 * np.outer(pair["a"][i][:, r], pair["b"][i][r])
+            np.testing.assert_allclose(new[i] - old[i], expected, atol=1e-4)
 
 
-def test_lora_begins_as_the_backbone():
-    _, params = small.backbone()
-    part = adaptation.Adaptation(lora_rank=3)
-    merged = part.merge(params, part.init(jax.random.key(0), params))
-    assert not changed(params, merged)
-
-
-@pytest.mark.parametrize("part", [dict(last_blocks=2), dict(lora_rank=1), {}])
-def test_the_state_holds_no_more_than_is_trained(part):
-    _, params = small.backbone()
-    part = adaptation.Adaptation(**part)
-    trained = part.init(jax.random.key(0), params)
-    sizes = [sum(x.size for x in jax.tree.leaves(t)) for t in (trained, params)]
-    assert sizes[0] < sizes[1]
+def test_last_blocks_have_the_rates_that_they_have_among_all(backbone):
+    groups = [
+        optimizer.param_groups(
+            {"backbone": PARTS[name].init(jax.random.key(0), backbone), "head": {}},
+            layerwise_decay=0.5,
+            patch_embed_lr_mult=1.0,
+        )["backbone"]["blocks"]["mlp"]["fc1"]["kernel"].lr_multiplier
+        for name in ("everything", "last")
+    ]
+    np.testing.assert_array_equal(groups[0], [0.25, 0.5])
+    np.testing.assert_array_equal(groups[1], [0.5])

@@ -12,7 +12,6 @@ import numpy as np
 import small
 from peers import torch, transformers
 
-from dinov2_jax import sharding
 from dinov2_jax.data import preprocessing
 from dinov2_jax.eval.finetuning import adaptation, export, finetuner, training
 from dinov2_jax.weights import reading
@@ -171,7 +170,7 @@ def test_position_embeddings_are_resampled_once():
 
 
 def results(folder, devices):
-    """Losses and scores after three steps with everything random switched on."""
+    """Losses of three steps with everything random switched on, and the head."""
     module, params = small.backbone()
     tuner = small.tuner(
         module,
@@ -200,10 +199,9 @@ def results(folder, devices):
         every=1,
         devices=devices,
     )
-    used = len(tuned["head"]["kernel"].sharding.device_set)
-    tuned = jax.device_put(tuned, sharding.replicated(sharding.make_mesh()))
-    scores = jax.jit(tuner.logits)(tuned, small.batch(9)[0])
-    return used, [*(loss for _, loss in course), *np.asarray(scores).ravel().tolist()]
+    kernel = tuned["head"]["kernel"]
+    used = len(kernel.sharding.device_set)
+    return used, [*(loss for _, loss in course), *np.asarray(kernel).ravel().tolist()]
 
 
 SCRIPT = """

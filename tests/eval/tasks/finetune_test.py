@@ -155,3 +155,38 @@ def test_bad_flags_give_one_line(finetune, capsys, flags, text):
 def test_a_state_of_other_settings_is_refused(whole, finetune, capsys):
     assert finetune("--seed=1", out="whole")[0] == 2
     assert "fine-tuning with other settings: choose another" in capsys.readouterr().err
+
+
+def test_videos_are_classified_by_their_frames(files):
+    """Videos whose frames are digits of one class."""
+    for part, shown in (("train", range(200)), ("val", range(900, 960))):
+        digits.write(files / "frames" / part, shown, classes=3)
+        for image in sorted((files / "frames" / part).glob("*/*.png")):
+            number = int(image.stem) // 10
+            folder = files / "videos" / part / image.parent.name / str(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            image.rename(folder / image.name)
+    accuracies = {}
+    for how in ("mean", "concat"):
+        code = program.main(
+            [
+                "video",
+                f"--model={files / 'small.pth'}",
+                "--num-heads=2",
+                f"--out={files / 'video'}",
+                f"--cache={files / 'cache'}",
+                f"--size={digits.SIZE}",
+                f"--resize={digits.SIZE}",
+                f"--train-path={files / 'videos/train'}",
+                f"--val-path={files / 'videos/val'}",
+                "--frames=2",
+                f"--combine={how}",
+                "--cs",
+                "0.1",
+            ]
+        )
+        assert code == 0
+        result = json.loads((files / "video/results.json").read_text())
+        assert result["protocol"] == "ours" and result["card"]["combine"] == how
+        accuracies[how] = result["numbers"]["video/accuracy"]
+    assert min(accuracies.values()) > 0.6  # of three classes
