@@ -16,6 +16,8 @@ TASKS = {
     "knn": "k-nearest-neighbour classification",
     "linear": "linear classifiers at many learning rates",
     "logreg": "logistic regression",
+    "finetune": "supervised fine-tuning for classification",
+    "video": "classification of videos by single frames",
     "retrieval": "instance retrieval by cosine similarity",
     "segmentation": "semantic segmentation by a linear head on patches",
     "depth": "monocular depth by heads on patches",

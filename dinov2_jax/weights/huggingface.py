@@ -6,7 +6,7 @@ Mirrors `Dinov2Config` and `Dinov2WithRegistersConfig` of transformers.
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dinov2_jax import errors
@@ -19,6 +19,7 @@ _FIELD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueE
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")  # of files that may hold weights
 _MODEL_TYPES = ("dinov2", "dinov2_with_registers")
+_CLASSIFIER = "classifier."  # tensors of its linear head
 _NAMES = {  # option of the model -> field of config.json
     "embed_dim": "hidden_size",
     "depth": "num_hidden_layers",
@@ -90,7 +91,16 @@ def read(folder: pathlib.Path) -> Folder:
             ["num_register_tokens"],
         )
     settings = {"num_heads": claims["num_heads"]} | _report(folder)
+    if _has_classifier(config):
+        logging.info("%s: the classifier is left out", folder)
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(_CLASSIFIER)}
     return Folder(tensors, settings, claims, *_preprocessing(folder))
+
+
+def _has_classifier(config: Mapping[str, Any]) -> bool:
+    names = config.get("architectures")
+    names = names if isinstance(names, list) else []
+    return any(str(name).endswith("ForImageClassification") for name in names)
 
 
 def _is_swiglu(config: Mapping[str, Any], folder: pathlib.Path) -> bool:
@@ -245,6 +255,46 @@ def config(m: model_config.ModelConfig) -> dict[str, Any]:
     if m.num_register_tokens:
         fields["num_register_tokens"] = m.num_register_tokens
     return fields
+
+
+def classifier_config(
+    m: model_config.ModelConfig, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the config.json of a module with a linear classifier.
+
+    Args:
+      m: The architecture.
+      class_names: Names of the classes, in the order of the scores.
+
+    Raises:
+      UserError: transformers has no such model.
+    """
+    fields = config(m)
+    (name,) = fields["architectures"]
+    return fields | {
+        "architectures": [name.removesuffix("Model") + "ForImageClassification"],
+        "id2label": {str(i): name for i, name in enumerate(class_names)},
+        "label2id": {name: i for i, name in enumerate(class_names)},
+    }
+
+
+def classifier_tensors(
+    m: model_config.ModelConfig,
+    backbone: Mapping[str, Any],
+    weight: Any,
+    bias: Any,
+) -> dict[str, Any]:
+    """Return the tensors of a module with a linear classifier.
+
+    Args:
+      m: The architecture.
+      backbone: Tensors of the backbone by the names of transformers.
+      weight: The classifier's weight, for [class token; mean patch token], [K, 2 * D].
+      bias: Its bias, [K].
+    """
+    prefix = _MODEL_TYPES[bool(m.num_register_tokens)]
+    named = {f"{prefix}.{name}": tensor for name, tensor in backbone.items()}
+    return named | {f"{_CLASSIFIER}weight": weight, f"{_CLASSIFIER}bias": bias}
 
 
 def preprocessor_config(prepare: preprocessing.Preprocessing) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable, Generator
@@ -13,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import errors, feature_extractor, files, progress_bar, sharding
+from dinov2_jax import errors, feature_extractor, progress_bar, sharding
 from dinov2_jax.data import preprocessing
 from dinov2_jax.eval import features as features_lib
+from dinov2_jax.eval import saved_state
 from dinov2_jax.eval.classification import linear_probe
 from dinov2_jax.models import network
 
@@ -123,34 +123,9 @@ class Trainer:
         """Return the number of steps done and the state after them."""
         width = self.backbone.model.module.config.embed_dim
         state = self.probe.init(jax.random.key(self.seed), width)
-        if not self.path.exists():
-            return 0, state
-        with np.load(self.path, allow_pickle=False) as saved:
-            if json.loads(str(saved["settings"])) != self._json_settings():
-                raise errors.UserError(
-                    f"{self.path} is of a probe with other settings: choose another "
-                    "--out, or remove that file"
-                )
-            leaves = [saved[f"leaf{i}"] for i in range(len(jax.tree.leaves(state)))]
-            done = int(saved["done"])
-        return done, jax.tree.unflatten(jax.tree.structure(state), leaves)
+        return saved_state.restore(
+            self.path, state, settings=self.settings, what="probe"
+        )
 
     def _save(self, done: int, state: linear_probe.ProbeState) -> None:
-        leaves = jax.device_get(jax.tree.leaves(state))
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with files.whole(self.path) as file:
-                np.savez(
-                    file,
-                    done=done,
-                    settings=json.dumps(self._json_settings()),
-                    **{f"leaf{i}": leaf for i, leaf in enumerate(leaves)},
-                )
-        except OSError as error:
-            raise errors.UserError(
-                f"cannot write {self.path} ({error.strerror or error}): choose another "
-                "--out"
-            ) from error
-
-    def _json_settings(self) -> Any:
-        return json.loads(json.dumps(self.settings))
+        saved_state.save(self.path, state, done=done, settings=self.settings)
