@@ -35,8 +35,8 @@ class Case:
 _DIGITS = (
     "--train-path={data}/digits/train",
     "--val-path={data}/digits/val",
-    "--resize=48",
-    "--size=48",
+    "--resize=84",
+    "--size=84",
 )
 _DIGITS_ABOUT = "scikit-learn's digits, 1,197 to learn from, 600 to test on"
 CASES = (
@@ -56,7 +56,7 @@ CASES = (
     Case(
         "logreg",
         _DIGITS_ABOUT,
-        (*_DIGITS, "--cs", *"1e-4 1e-3 1e-2 1e-1 1".split()),
+        (*_DIGITS, "--cs", *"1e-2 1e-1 1 10 100".split()),
         {"logreg/accuracy": True},
     ),
     Case(
@@ -64,13 +64,13 @@ CASES = (
         "three textures, horses and discs, 24 images to learn from, 8 to test on",
         (
             "--data={data}/masks",
-            "--short=144",
-            "--stride=96",
-            "--steps=150",
+            "--short=192",
+            "--stride=192",
+            "--steps=200",
             "--train-batch-size=8",
             "--lr=1e-2",
             "--warmup-steps=10",
-            "--save-every=150",
+            "--save-every=200",
         ),
         {"segmentation/mIoU": True},
     ),

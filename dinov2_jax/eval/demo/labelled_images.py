@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.eval.dense import pairs
+from dinov2_jax.eval.dense import dense_pictures, pairs
 
 TEXTURES = ("brick", "grass", "gravel")  # in the order of their labels
 _SIDE = 144  # of an image of textures, px
@@ -80,8 +80,7 @@ def write_masks(folder: pathlib.Path) -> None:
                 labels, [_texture(picture, part, rng) for picture in pictures]
             )
             _save(folder / part / "images" / f"{index:02}.png", image)
-            mask = Image.fromarray(_with_border(labels), "P")
-            mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+            mask = dense_pictures.palette_image(_with_border(labels), 256)
             path = folder / part / "masks" / f"{index:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             mask.save(path)
