@@ -27,9 +27,10 @@ import jax  # noqa: E402
 import processes  # noqa: E402
 import pytest  # noqa: E402
 
-# A shell ignores Ctrl-C for what it starts in the background, and so would each process
-# that the tests start.
+# A shell ignores Ctrl-C for what it starts in the background, and nohup a closed
+# terminal, and so would each process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

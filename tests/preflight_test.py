@@ -2,8 +2,11 @@
 
 import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
@@ -54,9 +57,17 @@ def test_bad_images_beyond_the_allowed_share(in_process, flags):
     assert results(finished)["step"][0] == "skipped"
 
 
-def test_preflight_stops_on_sigterm(in_process, flags, tmp_path):
-    ask = {"ok       one folder": lambda: signal.raise_signal(signal.SIGTERM)}
-    finished = in_process.run(*flags, when=ask)
-    assert finished.code == 128 + signal.SIGTERM, finished.output
-    assert finished.output.splitlines()[-1].startswith("ok       one folder")
+def test_preflight_stops_on_sigterm(flags, tmp_path):
+    command = [sys.executable, "-m", "dinov2_jax.main", *flags]
+    process = subprocess.Popen(
+        command, cwd=processes.ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        for line in process.stdout:
+            if line.startswith("ok       one folder"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM, rest
+    assert "saving" not in rest
     assert not (tmp_path / "run").exists()

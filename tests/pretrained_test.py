@@ -322,7 +322,7 @@ def test_images_of_every_kind(small, tmp_path, monkeypatch):
         (PHOTOGRAPHS[0][..., 0], "uint8 \\[512, 512\\]: expected"),
         ({"image": 1}, "an image is <class 'dict'>: expected uint8"),
         (None, "an image is <class 'NoneType'>: expected uint8"),
-        (b"GIF8", "the image: not an image"),
+        (b"GIF8", "the image: is a GIF file, but damaged"),
     ],
 )
 def test_images_that_are_refused(small, image, words):

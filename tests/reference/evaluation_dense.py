@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from evaluation_checks import close, same
 
-from dinov2_jax import pretrained
-from dinov2_jax.eval.dense import dense_schedules, matching, resize
+from dinov2_jax import model_inputs
+from dinov2_jax.eval.dense import dense_resize, dense_schedules, matching
 from dinov2_jax.eval.segmentation import mean_iou, segmentation_head, sliding_window
 from dinov2_jax.visualize import pca
 
@@ -21,7 +21,7 @@ from dinov2_jax.visualize import pca
 def fake_features(arrays: checks.Arrays, cfg: Any, images: jax.Array) -> jax.Array:
     """The recording's stand-in for the backbone, [B, H, W, 3] -> [B, h, w, D]."""
     side = cfg["patch"]
-    padded = pretrained.fit_to_patches(images, side, "pad")
+    padded = model_inputs.fit_to_patches(images, side, "pad")
     maps = []
     for i in cfg["in_index"]:
         x = jax.lax.conv_general_dilated(
@@ -54,7 +54,7 @@ def segmentation(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     yield close(
         "eval_head_logits", layouts.channels_first(logits), recorded, **tolerance
     )
-    whole = resize.bilinear(logits, size)
+    whole = dense_resize.bilinear(logits, size)
     recorded = arrays["eval_encode_decode"]
     yield close(
         "eval_encode_decode", layouts.channels_first(whole), recorded, **tolerance
@@ -172,7 +172,7 @@ def resize_pad(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
         recorded = arrays[f"pad_{i}"]
         height, width = map(int, recorded[:2])
         ones = jnp.ones((1, height, width, 1))
-        padded = np.asarray(pretrained.fit_to_patches(ones, 14, "pad"))[0, ..., 0] > 0
+        padded = np.asarray(model_inputs.fit_to_patches(ones, 14, "pad"))[0, ..., 0] > 0
         rows, columns = (np.flatnonzero(padded.any(axis)) for axis in (1, 0))
         top, left = rows[0], columns[0]
         bottom, right = (n - x[-1] - 1 for n, x in zip(padded.shape, (rows, columns)))
@@ -182,7 +182,7 @@ def resize_pad(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
         image = layouts.channels_last(arrays[f"resize_{i}/in"])
         for name in ("bilinear", "bilinear_ac", "x4"):
             recorded = arrays[f"resize_{i}/{name}"]
-            found = resize.bilinear(
+            found = dense_resize.bilinear(
                 image, recorded.shape[2:], align_corners=name == "bilinear_ac"
             )
             key = f"resize_{i}/{name}"

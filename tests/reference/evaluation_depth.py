@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from evaluation_checks import close, same
 
-from dinov2_jax.eval.dense import resize
+from dinov2_jax.eval.dense import dense_resize
 from dinov2_jax.eval.depth import (
     depth_data,
     depth_head,
@@ -39,7 +39,7 @@ def depth_linear(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     fine = arrays["feat_concat"].shape[2:]
     yield close(
         "feat_concat",
-        layouts.channels_first(resize.bilinear(features, fine)),
+        layouts.channels_first(dense_resize.bilinear(features, fine)),
         arrays["feat_concat"],
         **forward,
     )
@@ -54,7 +54,7 @@ def depth_linear(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
     size = arrays["gt"].shape[2:]
     final = depth_head.at_size(pred, size, depth_range=depth_range)
     yield close("final", layouts.channels_first(final), arrays["final"], **forward)
-    upsampled = resize.bilinear(pred, size)
+    upsampled = dense_resize.bilinear(pred, size)
     yield close(
         "up_pred", layouts.channels_first(upsampled), arrays["up_pred"], **forward
     )
@@ -63,7 +63,7 @@ def depth_linear(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
 
     def loss(p, warm_up):
         depth = depth_head.depth(p, taps, depth_range=depth_range)
-        depth = resize.bilinear(depth, size)
+        depth = dense_resize.bilinear(depth, size)
         value = depth_losses.scale_invariant_loss(depth[..., 0], truth, warm_up=warm_up)
         value, as_run = weights["sig"] * value, as_run_gradient_loss(depth, truth)
         return value + as_run, (value, as_run)
@@ -124,7 +124,7 @@ def depth_dpt(arrays: checks.Arrays, cfg: Any) -> Iterator[checks.Check]:
         yield close(key, layouts.channels_first(value), arrays[key], **tolerance)
     positive = (found["mid/head_raw"] > 0).mean()
     yield close("frac_positive", positive, arrays["frac_positive"], **tolerance)
-    upsampled = resize.bilinear(found["pred"], size)
+    upsampled = dense_resize.bilinear(found["pred"], size)
     truth = jnp.asarray(arrays["gt"][:, 0])
     loss = depth_losses.scale_invariant_loss(upsampled[..., 0], truth)
     yield layouts.relative("loss_depth", loss, arrays["loss_depth"], 1e-4)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import errors, pretrained
-from dinov2_jax.eval.dense import dense_features, matching, pairs, resize
+from dinov2_jax.eval.dense import dense_features, dense_resize, matching, pairs
 
 Extract = Callable[[np.ndarray], tuple[Any, Any]]
 
@@ -146,9 +146,9 @@ def patch_features(
       float32 [h, w, D].
     """
     patch = model.module.config.patch_size
-    wanted = resize.rescaled_size(image.shape[:2], short=short)
+    wanted = dense_resize.rescaled_size(image.shape[:2], short=short)
     height, width = (max(round(side / patch), 1) * patch for side in wanted)
-    pixels = resize.resize_image(image, (height, width))
+    pixels = dense_resize.resize_image(image, (height, width))
     batch = model.preprocessing.normalize(pixels)[None]
     return np.asarray(_last(model.module, model.params, batch)[0])[0]
 
@@ -165,4 +165,4 @@ def _cut(image: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
     """Cut a box out of an image and resize it to a square."""
     top, left, height, width = box
     part = image[top : top + max(height, 1), left : left + max(width, 1)]
-    return resize.resize_image(part, (size, size))
+    return dense_resize.resize_image(part, (size, size))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.eval.dense import resize
+from dinov2_jax.eval.dense import dense_resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,12 @@ class Augmentation:
             image, depth = image[self.box], depth[self.box]
         if rng.random() < 0.5:
             angle = rng.uniform(-self.degrees, self.degrees)
-            image = resize.rotate(np.ascontiguousarray(image), angle, nearest=False)
-            depth = resize.rotate(np.ascontiguousarray(depth), angle, nearest=True)
+            image = dense_resize.rotate(
+                np.ascontiguousarray(image), angle, nearest=False
+            )
+            depth = dense_resize.rotate(
+                np.ascontiguousarray(depth), angle, nearest=True
+            )
         if rng.random() < 0.5:
             image, depth = image[:, ::-1], depth[:, ::-1]
         height, width = self.crop

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax.eval.dense import resize
+from dinov2_jax.eval.dense import dense_resize
 
 NUM_BINS = 256
 UPSAMPLE = 4  # the map is finer than the patches by this
@@ -75,7 +75,7 @@ def logits(params: Mapping[str, jax.Array], features: jax.Array) -> jax.Array:
         "bhwd,kd->bhwk", features, kernel, precision=jax.lax.Precision.HIGHEST
     )
     height, width = features.shape[1:3]
-    x = resize.bilinear(x, (height * UPSAMPLE, width * UPSAMPLE))
+    x = dense_resize.bilinear(x, (height * UPSAMPLE, width * UPSAMPLE))
     return x + params["conv_depth.bias"]
 
 
@@ -124,4 +124,4 @@ def at_size(
       size: Height and width of the image.
       depth_range: Least and largest depth, metres.
     """
-    return resize.bilinear(jnp.clip(prediction, *depth_range), size)
+    return dense_resize.bilinear(jnp.clip(prediction, *depth_range), size)

@@ -17,10 +17,10 @@ from dinov2_jax import pretrained
 from dinov2_jax.eval import batch_placement
 from dinov2_jax.eval.dense import (
     dense_features,
+    dense_resize,
     dense_schedules,
     dense_training,
     pairs,
-    resize,
 )
 from dinov2_jax.eval.depth import (
     depth_augment,
@@ -98,7 +98,7 @@ class DepthEstimator:
             inside = depth_head.at_size(
                 fine, images.shape[1:3], depth_range=spec.depth_range
             )
-            return resize.bilinear(inside, size)[..., 0]
+            return dense_resize.bilinear(inside, size)[..., 0]
 
         self._maps = maps
 
@@ -106,7 +106,7 @@ class DepthEstimator:
         """Return the depth of an image in metres, uint8 [H, W, 3] -> float32 [H, W]."""
         size = image.shape[:2]
         if self._portrait:
-            image = resize.resize_image(image, _PORTRAIT)
+            image = dense_resize.resize_image(image, _PORTRAIT)
         x = self._normalize(image)[None]
         if self._flip:
             x = np.concatenate([x, x[:, :, ::-1]])
@@ -168,7 +168,7 @@ def train(
 
     def loss(trained, statistics, taps, truth, step):
         fine = predict(spec, trained, taps)
-        prediction = resize.bilinear(fine, truth.shape[1:])[..., 0]
+        prediction = dense_resize.bilinear(fine, truth.shape[1:])[..., 0]
         first = (step < depth_losses.WARM_UP_CALLS) & warm_up_loss
         value = depth_losses.depth_loss(
             prediction, truth, warm_up=first, gradient=gradient

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax.eval.dense import resize
+from dinov2_jax.eval.dense import dense_resize
 
 CHANNELS = 256  # F
 _DIVISORS = (8, 4, 2, 1)  # P_i = D / divisor
@@ -131,7 +131,7 @@ def fuse(params: Mapping[str, jax.Array], maps: Sequence[jax.Array]) -> list[jax
         x = skip
         if fused:
             x = fused[-1]
-            skip = resize.bilinear(skip, x.shape[1:3])
+            skip = dense_resize.bilinear(skip, x.shape[1:3])
             x = x + _residual(params, f"{block}res_conv_unit1", skip)
         x = _residual(params, f"{block}res_conv_unit2", x)
         fused.append(_conv(params, f"{block}project.conv", _doubled(x)))
@@ -203,4 +203,4 @@ def _residual(params, name, x):
 
 def _doubled(x):
     height, width = x.shape[1:3]
-    return resize.bilinear(x, (2 * height, 2 * width), align_corners=True)
+    return dense_resize.bilinear(x, (2 * height, 2 * width), align_corners=True)

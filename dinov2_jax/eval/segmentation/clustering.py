@@ -10,7 +10,7 @@ import numpy as np
 from sklearn import cluster
 
 from dinov2_jax import errors
-from dinov2_jax.eval.dense import resize
+from dinov2_jax.eval.dense import dense_resize
 
 
 def cluster_centres(
@@ -54,7 +54,7 @@ def cluster_map(
       int [H, W] in [0, K).
     """
     similarity = jnp.asarray(_unit(grid) @ centres.T)
-    return np.asarray(resize.bilinear(similarity, size).argmax(axis=-1))
+    return np.asarray(dense_resize.bilinear(similarity, size).argmax(axis=-1))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.eval.dense import resize
+from dinov2_jax.eval.dense import dense_resize
 
 IGNORE = 255
 _TRIES = 10  # crops that are drawn to find one of several classes
@@ -58,14 +58,14 @@ class Augmentation:
           float32 [S, S, 3], normalised and 0 where padded, and uint8 [S, S], 255 where
           padded.
         """
-        size = resize.rescaled_size(
+        size = dense_resize.rescaled_size(
             labels.shape,
             short=self.short,
             long=self.long,
             ratio=rng.uniform(*self.ratios),
         )
-        image = resize.resize_image(image, size)
-        labels = resize.resize_labels(labels, size)
+        image = dense_resize.resize_image(image, size)
+        labels = dense_resize.resize_labels(labels, size)
         box = crop_box(labels, self.crop, rng, max_share=self.max_share)
         image, labels = image[box], labels[box]
         if rng.random() < 0.5:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax.eval.dense import dense_features, resize
+from dinov2_jax.eval.dense import dense_features, dense_resize
 
 IGNORE = 255  # label of pixels that do not count
 DENOMINATORS = ("all", "valid")
@@ -48,7 +48,7 @@ def init(seed: int, width: int, num_classes: int) -> Params:
 def joined(maps: Sequence[jax.Array]) -> jax.Array:
     """Concatenate patch features of several blocks, resized to the first one's grid."""
     grid = maps[0].shape[1:3]
-    return jnp.concatenate([resize.bilinear(x, grid) for x in maps], axis=-1)
+    return jnp.concatenate([dense_resize.bilinear(x, grid) for x in maps], axis=-1)
 
 
 def backbone_features(module: Any, layers: int) -> Any:
@@ -132,7 +132,7 @@ def cross_entropy(
     Returns:
       The mean loss, a scalar.
     """
-    logits = resize.bilinear(logits, labels.shape[1:])
+    logits = dense_resize.bilinear(logits, labels.shape[1:])
     valid = labels != IGNORE
     chosen = jnp.where(valid, labels, 0).astype(jnp.int32)
     scores = jnp.take_along_axis(logits, chosen[..., None], axis=-1)[..., 0]
@@ -154,6 +154,6 @@ def pixel_accuracy(logits: jax.Array, labels: np.ndarray) -> jax.Array:
       logits: Logits, [B, h, w, K].
       labels: Labels, int [B, H, W].
     """
-    predictions = resize.bilinear(logits, labels.shape[1:]).argmax(axis=-1)
+    predictions = dense_resize.bilinear(logits, labels.shape[1:]).argmax(axis=-1)
     valid = labels != IGNORE
     return ((predictions == labels) & valid).sum() / jnp.maximum(valid.sum(), 1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from dinov2_jax import pretrained
 from dinov2_jax.eval import batch_placement
-from dinov2_jax.eval.dense import pairs, resize
+from dinov2_jax.eval.dense import dense_resize, pairs
 from dinov2_jax.eval.heads import head_files
 from dinov2_jax.eval.segmentation import mean_iou, segmentation_head, sliding_window
 
@@ -101,7 +101,7 @@ class Segmenter:
         for size in sliding_window.view_sizes(
             image.shape[:2], short=s.short, long=s.long, ratios=s.ratios
         ):
-            pixels = self._normalize(resize.resize_image(image, size))[None]
+            pixels = self._normalize(dense_resize.resize_image(image, size))[None]
             for flipped in (False, True) if s.flip else (False,):
                 x = pixels[:, :, ::-1] if flipped else pixels
                 (windows,) = sliding_window.cut(x, s.window, s.stride)
@@ -185,7 +185,7 @@ def _logits(logits, rows, columns):
     """Merge logits [a, b, h, w, K] of windows into those of an image, [H, W, K]."""
     a, b, h, w, classes = logits.shape
     flat = logits.swapaxes(1, 2).reshape(a * h, b * w, classes)
-    return resize.apply_matrices(flat, rows, columns)
+    return dense_resize.apply_matrices(flat, rows, columns)
 
 
 @jax.jit

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax.eval.dense import resize
+from dinov2_jax.eval.dense import dense_resize
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -70,14 +70,16 @@ def merge_matrix(
     """
     starts = window_starts(length, window, stride)
     span = min(window, length)
-    upsample = resize.bilinear_matrix(patches, span).astype(np.float64)
+    upsample = dense_resize.bilinear_matrix(patches, span).astype(np.float64)
     placed = np.zeros((length, len(starts), patches))
     counts = np.zeros(length)
     for i, start in enumerate(starts):
         placed[start : start + span, i] += upsample
         counts[start : start + span] += 1
     merged = placed.reshape(length, -1) / counts[:, None]
-    matrix = resize.bilinear_matrix(length, new_length).astype(np.float64) @ merged
+    matrix = (
+        dense_resize.bilinear_matrix(length, new_length).astype(np.float64) @ merged
+    )
     return matrix.astype(np.float32)
 
 
@@ -107,7 +109,7 @@ def merge(
         for length, new_length, patches in zip(size, new_size, (h, w))
     )
     flat = logits.swapaxes(2, 3).reshape(batch, a * h, b * w, classes)
-    return resize.apply_matrices(flat, rows, columns)
+    return dense_resize.apply_matrices(flat, rows, columns)
 
 
 def view_sizes(
@@ -125,4 +127,7 @@ def view_sizes(
       long: Bound of its long side, px; None for none.
       ratios: Scales of the views; both bounds are multiplied.
     """
-    return [resize.rescaled_size(size, short=short, long=long, ratio=r) for r in ratios]
+    return [
+        dense_resize.rescaled_size(size, short=short, long=long, ratio=r)
+        for r in ratios
+    ]

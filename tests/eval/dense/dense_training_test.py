@@ -102,7 +102,7 @@ def results():
 
 PROGRAM = """
 import json, sys
-sys.path[:0] = ["tests/eval", "."]
+sys.path[:0] = ["tests/eval/dense", "tests", "."]
 import jax, dense_training_test
 assert len(jax.devices()) == 8
 print(json.dumps(dense_training_test.results()))

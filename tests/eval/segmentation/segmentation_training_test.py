@@ -93,13 +93,13 @@ def test_views_equal_windows_one_by_one():
         32, None, 32, 20, ratios=(1.0, 1.5), flip=True, batch_size=4
     )
     found = segmentation_inference.Segmenter(model, head, settings)(image)
-    from dinov2_jax.eval.dense import resize
+    from dinov2_jax.eval.dense import dense_resize
     from dinov2_jax.eval.segmentation import sliding_window
 
     total = np.zeros((40, 48, 3))
     for size in ((32, 38), (48, 58)):
         for flip in (False, True):
-            view = resize.resize_image(image, size)
+            view = dense_resize.resize_image(image, size)
             view = view[:, ::-1] if flip else view
             x = model.preprocessing.normalize(view)[None]
             sums, counts = np.zeros((*size, 3)), np.zeros((*size, 1))
@@ -114,9 +114,9 @@ def test_views_equal_windows_one_by_one():
                         norm=True,
                     )
                     logits = segmentation_head.logits(params, taps[0])
-                    sums[box] += resize.bilinear(logits, (32, 32))[0]
+                    sums[box] += dense_resize.bilinear(logits, (32, 32))[0]
                     counts[box] += 1
-            logits = resize.bilinear(sums / counts, (40, 48))
+            logits = dense_resize.bilinear(sums / counts, (40, 48))
             probabilities = np.asarray(jax.nn.softmax(logits))
             total += probabilities[:, ::-1] if flip else probabilities
     top = np.sort(total, axis=-1)
