@@ -205,7 +205,7 @@ def exit_on_signals() -> None:
     """
     codes = {signal.SIGTERM: errors.TERMINATED, signal.SIGHUP: errors.HANGUP}
     # Under nohup SIGHUP is ignored, and stays so.
-    codes = {n: c for n, c in codes.items() if signal.getsignal(n) == signal.SIG_DFL}
+    codes = {n: c for n, c in codes.items() if signal.getsignal(n) != signal.SIG_IGN}
 
     def leave(number: int, _: Any) -> NoReturn:
         for each in codes:
