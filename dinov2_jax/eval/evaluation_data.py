@@ -48,11 +48,12 @@ def open_data(config: Any) -> Data | None:
     labelled = any(config_lib.EVALUATIONS[task] for task in c.tasks)
     if c.val_path:
         decoder = image_decoder.make_decoder(config)
-        queries = registry.open_path(c.val_path, decoder, field="evaluation.val_path")
         if labelled:
             bank = registry.open_path(
                 c.train_path, decoder, field="evaluation.train_path"
             )
+        queries = registry.open_path(c.val_path, decoder, field="evaluation.val_path")
+        if bank is not None:
             _check_labels(bank, queries, c)
     elif config.data.source == "photos":
         bank = photos.PhotosSource("bank", channels=channels)
