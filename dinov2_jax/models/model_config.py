@@ -157,10 +157,10 @@ def inconsistency(options: Mapping[str, Any]) -> str:
     """
     width, heads = options.get("embed_dim", 0), options.get("num_heads", 1)
     if width % heads:
-        return f"the model is {width} wide, which {heads} heads do not divide"
+        return f"the width {width} is not a multiple of {heads} heads"
     side, patch = options.get("image_size", LARGEST), options.get("patch_size", 1)
     if side < patch:
-        return f"images of {side} px have patches of {patch} px"
+        return f"images of {side} px are smaller than patches of {patch} px"
     return ""
 
 

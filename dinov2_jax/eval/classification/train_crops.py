@@ -7,7 +7,7 @@ seed and the step alone, whatever the number of threads, restarts or devices.
 
 import collections
 import concurrent.futures
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from dinov2_jax.data.decode import image_decoder
 
 SCALE = (0.08, 1.0)
 FLIP = 0.5
+Cut = Callable[[image_decoder.OpenedImage, np.random.Generator, int], np.ndarray]
 _BATCHES_AHEAD = 2
 _MOST_UNREADABLE = 100  # images in a row
 
@@ -79,6 +80,7 @@ def batches(
     start: int,
     stop: int,
     workers: int,
+    cut: Cut = random_crop,
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Yield the batches of steps, decoded ahead by threads.
 
@@ -92,6 +94,7 @@ def batches(
       start: The first step.
       stop: The step after the last one.
       workers: Number of threads.
+      cut: Function that makes an image of that size, as `random_crop` does.
 
     Yields:
       uint8 [B, S, S, 3] and labels, int [B].
@@ -105,7 +108,7 @@ def batches(
         for i in range(_MOST_UNREADABLE):
             shown = (index + i) % len(source)
             try:
-                crop = random_crop(source.open(shown), rng, size)
+                crop = cut(source.open(shown), rng, size)
                 return crop, int(source.labels[shown])
             except image_decoder.BadImage as error:
                 reason = str(error)

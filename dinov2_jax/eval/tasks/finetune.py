@@ -79,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_flags.add_transform(parser)
     for flag, kind, default, about in _NUMBERS:
         parser.add_argument(flag, type=kind, default=default, help=about)
+    parser.add_argument(
+        "--augmentation",
+        choices=("crops", "none"),
+        default="crops",
+        help="random-resized crops and flips, or central crops, such as for digits",
+    )
     part = parser.add_mutually_exclusive_group()
     part.add_argument(
         "--last-blocks",
@@ -110,6 +116,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     import jax.numpy as jnp
     import numpy as np
 
+    from dinov2_jax.data import preprocessing
     from dinov2_jax.eval import protocol_card, report
     from dinov2_jax.eval.classification import labelled, test_sets, train_crops
     from dinov2_jax.eval.finetuning import adaptation, finetuner, training
@@ -133,6 +140,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     )
     order = train_crops.TrainOrder(len(train_source), recipe.batch_size, recipe.seed)
 
+    def central(image, rng, size):
+        return preprocessing.resize_and_crop(image.pixels(), args.resize, size)
+
     def batches(start):
         return train_crops.batches(
             train_source,
@@ -142,10 +152,12 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             start=start,
             stop=recipe.steps,
             workers=backbone.workers,
+            cut=central if args.augmentation == "none" else train_crops.random_crop,
         )
 
-    settings = {"size": args.size} | dataclasses.asdict(recipe)
-    settings |= dataclasses.asdict(part)
+    settings = {name: getattr(args, name) for name in ("resize", "size")}
+    settings |= {"augmentation": args.augmentation}
+    settings |= dataclasses.asdict(recipe) | dataclasses.asdict(part)
     identity = {
         "weights": backbone.digest,
         "dtype": backbone.dtype,
@@ -172,13 +184,12 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     card = protocol_card.make_card(
         "finetune",
         backbone,
-        settings | {"resize": args.resize},
+        settings,
         reference={"size": None},  # it has no code for this
         prepare=prepare,
         fields={
             "trained": _trained(part),
             "optimizer": "AdamW, betas 0.9 and 0.999, cosine",
-            "augmentation": "random-resized crops and flips",
             "evaluated": "average of the weights" if recipe.ema else "last weights",
             "selected on": "nothing: the last step is evaluated",
             "train": f"{len(train_source)} images of {args.train_path}",

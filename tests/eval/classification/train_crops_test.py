@@ -27,11 +27,18 @@ class Pictures:
         return image_decoder.from_array(self.pixels[index])
 
 
-def run(source, start=0, stop=4, workers=3):
+def run(source, start=0, stop=4, workers=3, **options):
     order = train_crops.TrainOrder(len(source), 5, seed=2)
     return list(
         train_crops.batches(
-            source, order, size=14, seed=2, start=start, stop=stop, workers=workers
+            source,
+            order,
+            size=14,
+            seed=2,
+            start=start,
+            stop=stop,
+            workers=workers,
+            **options,
         )
     )
 
@@ -67,6 +74,17 @@ def test_the_crop_is_pillows():
             )
         np.testing.assert_array_equal(ours, np.asarray(expected))
     assert 4 < flips < 16
+
+
+def test_images_are_cut_in_another_way():
+    source = Pictures()
+
+    def cut(image, rng, size):
+        return image.pixels()[:size, :size]
+
+    for images, labels in run(source, cut=cut):
+        for image, label in zip(images, labels):
+            np.testing.assert_array_equal(image, source.pixels[label][:14, :14])
 
 
 def test_unreadable_images_are_replaced():

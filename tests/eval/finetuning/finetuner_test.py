@@ -179,7 +179,6 @@ def results(folder, devices):
         group_size=2,
         drop_path=0.5,
         smoothing=0.1,
-        mixup_alpha=0.8,
         cutmix_alpha=1.0,
         clip_grad=1.0,
         ema=0.5,

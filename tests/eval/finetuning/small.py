@@ -1,6 +1,7 @@
 """A tiny backbone, its fine-tuner and batches."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import vits
 
@@ -13,11 +14,15 @@ def backbone(**options):
     """A ViT of two blocks, 32 wide, for 16 px, and its parameters."""
     settings = dict(embed_dim=32, depth=2, num_heads=2, patch_size=4, image_size=16)
     module = vits.make(**settings, layerscale=1.0, **options)
-    params = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"]
+    image = np.zeros((1, 16, 16, 3), np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
     rng = np.random.default_rng(1)
-    return module, jax.tree.map(
-        lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), params
-    )
+
+    def draw(path, leaf):
+        around = 1.0 if path[-1].key in ("scale", "gamma") else 0.0
+        return jnp.float32(around + 0.1 * rng.standard_normal(leaf.shape))
+
+    return module, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def tuner(module, part=None, **settings):
