@@ -43,7 +43,11 @@ def run(trainer, workdir, *flags, resumed=False, changed=False, **environment):
         **environment,
     )
     assert finished.code == 0, finished.output
-    expected = ("the images changed since", "evaluation leaves out")
+    expected = (
+        "the images changed since",
+        "evaluation leaves out",
+        "evaluation.train_path and evaluation.val_path are the same",
+    )
     printed = processes.noise(finished.output)
     assert all(line.startswith(expected) for line in printed), finished.output
     assert sum(line.startswith(expected[0]) for line in printed) == changed

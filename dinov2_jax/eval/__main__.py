@@ -7,7 +7,8 @@ import pathlib
 import sys
 from typing import Any
 
-from dinov2_jax import cli, errors, files
+from dinov2_jax import cli, files
+from dinov2_jax.data.decode import pillow_setup
 from dinov2_jax.embed import __main__ as embed
 
 # Task -> one line about it; each is a module of `eval.tasks` with `add_arguments` and
@@ -27,7 +28,7 @@ TASKS = {
 }
 # Tasks that sum gradients over devices. CPU devices share the cores' threads: one of
 # them may hold all and wait for another for ever.
-_TRAINING = ("linear", "segmentation", "depth")
+_TRAINING = ("linear", "finetune", "segmentation", "depth")
 
 _DESCRIPTION = """
 Evaluates the frozen features of a backbone. TASK is one of
@@ -43,15 +44,11 @@ OUT/report.html.
 def main(argv: list[str] | None = None) -> int:
     """Evaluate as the flags say and return the exit code."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def run() -> None:
         evaluate(args)
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes", file=sys.stderr)
-        return errors.INTERRUPTED
-    return 0
+
+    return cli.exit_code(run, interrupted="the same command resumes the evaluation")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -149,4 +146,5 @@ if __name__ == "__main__":
     cli.keep_freed_memory()
     if not set(_TRAINING) & set(sys.argv[1:2]):
         embed.one_device_a_core()
-    sys.exit(main())
+    pillow_setup.configure()
+    cli.start(main)

@@ -6,10 +6,10 @@ those beside them alone: of the same ViT untrained, and of pixels.
 
 import dataclasses
 import pathlib
-import sys
 from typing import Any
 
 from dinov2_jax import cli, errors
+from dinov2_jax.data.decode import pillow_setup
 from dinov2_jax.eval import __main__ as program
 
 _PICTURES = 3  # of a backbone in a task
@@ -119,15 +119,17 @@ def main(argv: list[str] | None = None) -> int:
         description="Runs every evaluation on data that needs no download.",
     )
     parser.add_argument("--model", required=True, help="as of dinov2-jax evaluate")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--out", required=True, type=cli.path, metavar="DIR")
     parser.add_argument("--tasks", nargs="+", choices=[case.task for case in CASES])
     args = parser.parse_args(argv)
-    try:
-        run(args.model, args.out, args.tasks)
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return cli.exit_code(
+        lambda: _run(args.model, args.out, args.tasks),
+        interrupted="the same command resumes the demonstration",
+    )
+
+
+def _run(model: str, out: pathlib.Path, tasks: list[str] | None) -> None:
+    run(model, out, tasks)
 
 
 def run(model: str, out: pathlib.Path, tasks: list[str] | None = None) -> Any:
@@ -229,4 +231,5 @@ def _summary(found: list[tuple[Case, Any]]) -> Any:
 
 if __name__ == "__main__":
     cli.keep_freed_memory()
-    sys.exit(main())
+    pillow_setup.configure()
+    cli.start(main)

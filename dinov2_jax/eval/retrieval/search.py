@@ -4,10 +4,10 @@ import argparse
 import json
 import os
 import pathlib
-import sys
 from typing import Any
 
 from dinov2_jax import cli, errors
+from dinov2_jax.data.decode import pillow_setup
 
 _DESCRIPTION = """
 Finds the images most similar to each IMAGE, by cosine, among those whose features INDEX
@@ -37,14 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="DIR",
         help="the folder that was embedded; needed for --out",
     )
-    add("--out", type=pathlib.Path, metavar="PNG", help="draw what was found")
+    add("--out", type=cli.path, metavar="PNG", help="draw what was found")
     args = parser.parse_args(argv)
-    try:
-        search(args)
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return cli.exit_code(lambda: search(args))
 
 
 def search(args: argparse.Namespace) -> None:
@@ -184,4 +179,5 @@ def _query_features(args: argparse.Namespace, queries: Any, settings: Any) -> An
 
 if __name__ == "__main__":
     cli.keep_freed_memory()
-    sys.exit(main())
+    pillow_setup.configure()
+    cli.start(main)
