@@ -439,7 +439,16 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("to", PATHS)
+_QUICK = ("torch-hub", "orbax")  # tests/convert runs all formats
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        *_QUICK,
+        *(pytest.param(t, marks=pytest.mark.slow) for t in PATHS if t not in _QUICK),
+    ],
+)
 def test_what_was_fine_tuned_is_saved(registers, tmp_path, monkeypatch, to):
     assert PATHS.keys() == formats.FORMATS.keys()
     monkeypatch.setenv("HOME", str(tmp_path))

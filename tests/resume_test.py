@@ -211,7 +211,7 @@ def test_a_terminal_that_closes(uninterrupted, trainer, tmp_path):
     events = event_log.read(tmp_path)
     (noted,) = [event for event in events if event["event"] == "console"]
     assert noted["why"] == "No space left on device"
-    assert events[-1]["reason"].startswith(f"asked to end: saved step {saved}")
+    assert events[-1]["reason"].startswith(f"stopped on request: saved step {saved}")
 
 
 def test_interrupted_from_the_keyboard(uninterrupted, in_process, tmp_path):

@@ -36,7 +36,7 @@ train.train(debug.get_config(), sys.argv[0] + ".run")
 @pytest.mark.parametrize(
     "script, said",
     [
-        (LOADS, "loader worker 0 of 2 could not start, its error is above; put what"),
+        (LOADS, "of 2 could not start, its error is above; put what"),
         (SCANS, "cannot start a process (the decoder's process ended with code 1;"),
         pytest.param(TRAINS, "loader worker 0 of ", marks=pytest.mark.slow),
     ],

@@ -213,6 +213,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_results_of_one(tmp_path):
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
