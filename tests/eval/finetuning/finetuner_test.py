@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 import small
 from peers import torch, transformers
 
