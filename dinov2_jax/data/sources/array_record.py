@@ -105,7 +105,7 @@ class ArrayRecordSource(base.Source):
         if not len(self):
             raise errors.UserError(
                 f"no records in {messages.counted(len(shards), 'ArrayRecord file')} of "
-                f"{field} = {self._said}: write them anew or choose others"
+                f"{field} = {self._said}: recreate them or choose others"
             )
         self._check_first(field)
 
@@ -265,8 +265,7 @@ def _find_records(said: str, shards: list[str]) -> index_cache.Index:
             count = None
         if count is None:
             raise errors.UserError(
-                f"{shard} is not a whole ArrayRecord file: write it anew or leave it "
-                "out"
+                f"{shard} is not a whole ArrayRecord file: recreate it or leave it out"
             )
         counts.append(count)
     arrays = index_cache.text_arrays("shards", paths)

@@ -82,7 +82,7 @@ class ManifestSource(folder.FilesSource):
         """Raise UserError if there are no paths, or none of the first files exists."""
         if not len(self):
             raise errors.UserError(
-                f"no paths in {what}: write one path a line (.txt), or a "
+                f"no paths in {what}: write one path per line (.txt), or a "
                 f"column called {', '.join(_PATH_COLUMNS)} (.csv, .tsv, .parquet)"
             )
         count = min(len(self), _LOOKED_AT)
@@ -173,7 +173,7 @@ def _read(manifest: str, said: str) -> tuple[list[bytes], list[str | None]]:
         paths, labels = _split_labels(manifest, _lines(manifest))
     else:
         raise errors.UserError(
-            f"{said} is not a manifest that is known: its name has to end with "
+            f"{said} is not a known kind of manifest: its name must end with "
             f"{', '.join(EXTENSIONS)}"
         )
     for path in paths:

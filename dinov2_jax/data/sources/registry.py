@@ -106,7 +106,7 @@ def _mixture(config: Any, decoder: image_decoder.Decoder) -> base.Source:
     data = config.data
     if data.path or data.tfds_name or data.source != "auto":
         raise errors.UserError(
-            f"data.mixture is set beside data.path = {data.path!r}, data.tfds_name = "
+            f"data.mixture is set with data.path = {data.path!r}, data.tfds_name = "
             f"{data.tfds_name!r}, data.source = {data.source!r}: name all images in "
             "data.mixture and set the others to '', '' and auto"
         )
@@ -132,7 +132,7 @@ def _mixture_entry(entry: Any) -> tuple[str, float, str]:
     ):
         raise errors.UserError(
             f"data.mixture has the entry {entry!r}: write a path and a weight, and "
-            "perhaps a kind, such as (('/data/a', 3.0), ('/data/b', 1.0, 'folder'))"
+            "optionally a kind, such as (('/data/a', 3.0), ('/data/b', 1.0, 'folder'))"
         )
     path, weight = entry[:2]
     kind = entry[2] if len(entry) == 3 else "auto"
@@ -248,7 +248,7 @@ def _sniff_folder(said: str, field: str) -> str:
     if len(found) > 1:
         kinds = " or ".join(sorted(found))
         raise errors.UserError(
-            f"{field} = {said} holds images or folders beside shards: "
+            f"{field} = {said} holds images or folders as well as shards: "
             + (
                 f"say which to read with --config.data.source={kinds}"
                 if field == "data.path"

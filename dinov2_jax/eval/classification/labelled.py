@@ -65,7 +65,7 @@ def open_images(path: str, flag: str, *, max_images: int = 0) -> Any:
     """
     source = registry.open_path(path, image_decoder.Decoder(), field=flag)
     if not len(source):
-        raise errors.UserError(f"{flag} = {path} has no images: name others")
+        raise errors.UserError(f"{flag} = {path} has no images: choose another path")
     if max_images and len(source) > max_images:
         chosen = np.linspace(0, len(source) - 1, max_images).astype(int)
         return Subset(source, chosen)

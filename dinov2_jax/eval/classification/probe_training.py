@@ -114,7 +114,7 @@ class Trainer:
         """Refuse to go on when every classifier has diverged."""
         if not np.isfinite(np.asarray(losses)).any():
             raise errors.UserError(
-                f"the losses of all classifiers are not finite at step {done}: are the "
+                f"no classifier has a finite loss at step {done}: are the "
                 "weights right, and --dtype=float32?",
                 exit_code=errors.NON_FINITE,
             )

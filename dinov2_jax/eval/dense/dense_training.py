@@ -253,7 +253,7 @@ def _resume(path: pathlib.Path, state: Any, fingerprint: str) -> tuple[Any, int]
             found = [arrays[f"leaf_{i}"] for i in range(len(leaves))] if same else []
     except (OSError, ValueError, KeyError) as error:
         raise errors.UserError(
-            f"cannot resume from {path} ({error}): delete it to start again"
+            f"cannot resume from {path} ({error}): delete it to start over"
         ) from error
     if not same:
         raise errors.UserError(

@@ -49,7 +49,7 @@ class Pairs:
             raise errors.UserError(
                 f"{self.targets[index]} is {target.shape[0]}x{target.shape[1]} px and "
                 f"its image {self.images[index]} {image.shape[0]}x{image.shape[1]}: "
-                "make the target anew at the size of the image"
+                "recreate the target at the size of the image"
             )
         if self.crop is not None:
             return self.crop(image), self.crop(target)
@@ -145,7 +145,7 @@ def match_folders(
         )
         if not paths:
             raise errors.UserError(
-                f"there is no file *{end}.png or the like in {folder}: check the "
+                f"there is no file *{end}.png or similar in {folder}: check the "
                 "folder, see docs/evaluation.md for its layout"
             )
         keys = (str(p.relative_to(folder).with_suffix("")) for p in paths)
@@ -193,11 +193,11 @@ def from_list(
       UserError: The list is empty or a file is missing.
     """
     if not lines:
-        raise errors.UserError(f"{source} lists no pair of files: check it")
+        raise errors.UserError(f"{source} lists no pairs of files: check it")
     missing = [path for line in lines for path in line if not path.is_file()]
     if missing:
         raise errors.UserError(
-            f"{len(missing)} files of {source} are not there, the first is "
+            f"{len(missing)} files listed in {source} do not exist, the first is "
             f"{missing[0]}: check the folder"
         )
     images, targets = zip(*lines)

@@ -158,7 +158,7 @@ def check_unit(
     ]
     hint = f"--depth-unit={fitting[-1]}" if fitting else "the right --depth-unit"
     raise errors.UserError(
-        f"{path}: with {unit:g} values a metre the median depth is {middle:.3g} m, and "
-        f"depths go up to {max_depth:g} m here: pass {hint} (values of a metre: 1000 "
+        f"{path}: with {unit:g} units per metre the median depth is {middle:.3g} m but "
+        f"depths go up to {max_depth:g} m here: pass {hint} (units per metre: 1000 "
         "for millimetres) or another --max-depth"
     )

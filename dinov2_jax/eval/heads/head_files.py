@@ -139,7 +139,7 @@ def check_backbone(head: Head, width: int, depth: int) -> None:
     if head.spec.layers > depth:
         raise errors.UserError(
             f"the head {head.name} takes {head.spec.layers} blocks and the model has "
-            f"{depth}: take a head of one block"
+            f"{depth}: use a head for one block"
         )
 
 
@@ -167,11 +167,11 @@ def _tensors(tree: Any, path: pathlib.Path) -> dict[str, lazy_tensor.LazyTensor]
     if isinstance(tree, Mapping) and isinstance(tree.get("state_dict"), Mapping):
         tree = tree["state_dict"]
     if not isinstance(tree, Mapping) or not tree:
-        raise errors.UserError(f"{path} holds no tensors: pass the file of a head")
+        raise errors.UserError(f"{path} holds no tensors: pass a head file")
     wrong = [k for k, v in tree.items() if not isinstance(v, lazy_tensor.LazyTensor)]
     if wrong:
         raise errors.UserError(
-            f"{path} holds {wrong[0]!r}, which is no tensor: pass the file of a head"
+            f"{path} holds {wrong[0]!r}, which is not a tensor: pass a head file"
         )
     prefix = head_names.PREFIX
     if any(name.startswith("backbone.") for name in tree):
@@ -215,7 +215,7 @@ def _check_shapes(
         more = len(problems) - _MAX_LISTED
         tail = f" and {more} more" if more > 0 else ""
         raise errors.UserError(
-            f"{path} is not the head that it should be: "
+            f"{path} is not the expected head: "
             f"{'; '.join(problems[:_MAX_LISTED])}{tail}: check the name of the file "
             "and the width of the backbone"
         )
@@ -233,6 +233,6 @@ def _read(tensor: lazy_tensor.LazyTensor, name: str, path: pathlib.Path) -> jax.
     array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise errors.UserError(
-            f"{name} of {path} is not finite: get the file again, or train again"
+            f"{name} of {path} is not finite: download the file again, or retrain"
         )
     return jnp.asarray(array)

@@ -177,8 +177,8 @@ def read_amstertime(folder: str) -> tuple[ListedImages, ListedImages]:
     alone = sorted(set(by_name["old"]) ^ set(by_name["new"]))
     if alone:
         raise errors.UserError(
-            f"{len(alone)} images of {folder} are in old or new alone, such as "
-            f"{alone[0]}: each needs a partner of its name"
+            f"{len(alone)} images of {folder} are only in old or only in new, such as "
+            f"{alone[0]}: each needs a partner with the same name"
         )
     old, new = (
         ListedImages([by_name[part][n] for n in by_name["old"]], flag="--data")

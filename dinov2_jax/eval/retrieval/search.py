@@ -59,8 +59,7 @@ def search(args: argparse.Namespace) -> None:
 
     if args.out and not args.folder:
         raise errors.UserError(
-            "--out needs the pictures themselves: add --folder, the folder that was "
-            "embedded"
+            "--out needs the images: add --folder, the folder that was embedded"
         )
     rows, description = _read_index(pathlib.Path(args.index))
     queries = retrieval_data.ListedImages(

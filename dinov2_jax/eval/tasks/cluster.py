@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=data_flags.path,
         metavar="IMAGE",
-        help="images or folders; clusters are of all of them together",
+        help="images or folders, clustered together",
     )
     add("--clusters", type=cli.positive, default=6, help="default: 6")
     add("--short", type=cli.positive, default=448, help="short side, px (448)")
-    add("--seed", type=int, default=0, help="of k-means")
-    add("--max-images", type=cli.positive, default=20, help="of each folder (20)")
+    add("--seed", type=int, default=0, help="seed of k-means")
+    add("--max-images", type=cli.positive, default=20, help="images per folder (20)")
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:

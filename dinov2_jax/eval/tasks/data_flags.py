@@ -19,21 +19,21 @@ def add_labelled(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=path,
         metavar="PATH",
-        help="labelled images to learn from: a folder with a sub-folder a class, or "
-        "whatever the trainer reads",
+        help="labelled training images: a folder with one sub-folder per class, or "
+        "any other source the trainer reads",
     )
     parser.add_argument(
         "--val-path",
         required=True,
         type=path,
         metavar="PATH",
-        help="labelled images of the same classes to test on",
+        help="labelled test images of the same classes",
     )
     parser.add_argument(
         "--max-images",
         type=cli.positive,
         default=0,
-        help="of each set, evenly spaced; default: all",
+        help="images per set, evenly spaced; default: all",
     )
 
 
@@ -70,6 +70,6 @@ def add_baselines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines",
         action="store_true",
-        help="the same with the same ViT untrained and with pixels as features, which "
-        "says what the numbers are worth; takes three times as long",
+        help="also run with the same ViT untrained and with pixels as features, for "
+        "comparison; takes three times as long",
     )

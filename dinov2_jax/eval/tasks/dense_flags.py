@@ -45,16 +45,16 @@ def add_training(
         "--train-batch-size",
         type=cli.positive,
         default=batch_size,
-        help="images of a step, over all devices (default: %(default)s)",
+        help="images per step, over all devices (default: %(default)s)",
     )
     add("--lr", type=float, default=lr, help="default: %(default)s")
     add(
         "--warmup-steps",
         type=int,
-        help="steps until the whole rate; default: the reference's share of --steps",
+        help="steps of warm-up; default: the reference's share of --steps",
     )
-    add("--seed", type=int, default=0, help="of weights, order and augmentation")
-    add("--save-every", type=cli.positive, default=500, help="steps (default: 500)")
+    add("--seed", type=int, default=0, help="seed of weights, order, augmentation")
+    add("--save-every", type=cli.positive, default=500, help="in steps (default: 500)")
 
 
 def model_of(backbone: Any) -> Any:

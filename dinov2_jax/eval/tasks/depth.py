@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--format",
         choices=("nyu", "kitti", "sun", "pairs"),
-        help="of --data; default: by its lists",
+        help="format of --data; default: detected from its lists",
     )
     add("--train-data", type=data_flags.path, metavar="DIR", help="default: --data")
     dense_flags.add_head(parser, "nyu_linear4")
@@ -49,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head-kind",
         choices=("lin1", "lin4", "dpt"),
         default="lin4",
-        help="of the head to train (default: lin4)",
+        help="kind of head to train (default: lin4)",
     )
     add("--max-depth", type=float, help="metres; default: 80 for KITTI, else 10")
     add(
         "--depth-unit",
         type=float,
-        help="values of a metre in the files of pairs: 1000 for millimetres; default: "
+        help="units per metre in the files of pairs: 1000 for millimetres; default: "
         "1000 for whole numbers, 1 for floats",
     )
     add(
@@ -65,14 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nyu-range",
         choices=("10", "80"),
         default="10",
-        help="metres of released linear heads of NYUd; 80 is a mistake of the "
+        help="range in metres of released linear NYUd heads; 80 is a mistake in the "
         "reference's hub",
     )
     add(
         "--sun-resize",
         choices=("keep", "portrait"),
         default="keep",
-        help="portrait stretches images of SUN RGB-D to 480x640 px, as the config says",
+        help="portrait stretches SUN RGB-D images to 480x640 px, as its config does",
     )
     add(
         "--rmse",
@@ -80,10 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="mean_of_images",
         help="published numbers are means of images",
     )
-    add("--max-images", type=cli.positive, help="to test on; default: all")
+    add("--max-images", type=cli.positive, help="test images; default: all")
     dense_flags.add_training(parser, steps=38_400, batch_size=16, lr=1e-4)
     add(
-        "--crop", type=cli.positive, nargs=2, metavar=("H", "W"), help="px, of training"
+        "--crop",
+        type=cli.positive,
+        nargs=2,
+        metavar=("H", "W"),
+        help="training crop, px",
     )
     add(
         "--gradient-loss",

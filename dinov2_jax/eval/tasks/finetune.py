@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--augmentation",
         choices=("crops", "none"),
         default="crops",
-        help="random-resized crops and flips, or central crops, such as for digits",
+        help="random-resized crops and flips, or central crops (for digits, say)",
     )
     part = parser.add_mutually_exclusive_group()
     part.add_argument(
@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=cli.positive,
         default=0,
         metavar="R",
-        help="train the head and changes of rank R of the attention's weights, such as "
+        help="train the head and rank-R updates of the attention weights, such as "
         "8, with a larger --lr, such as 1e-3",
     )
 

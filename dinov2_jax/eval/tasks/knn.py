@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         default=REFERENCE["temperature"],
-        help="of the votes (default: %(default)s)",
+        help="temperature of the votes (default: %(default)s)",
     )
     parser.add_argument(
         "--per-class",
@@ -43,13 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=(),
         metavar="N",
-        help="also with N images of each class alone, such as --per-class 1 5 10",
+        help="also use only N images per class, such as --per-class 1 5 10",
     )
     parser.add_argument(
         "--tries",
         type=cli.positive,
         default=1,
-        help="choices of the images of each class; results are their means",
+        help="random choices of those images; results are averaged over them",
     )
 
 

@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grid",
         choices=tuple(reference_settings.PROBE_GRIDS),
         default="code",
-        help="13 learning rates: of the code, times batch / 256, or of the paper",
+        help="13 learning rates: the code's, times batch / 256, or the paper's",
     )
     add(
         "--train-batch-size",
         type=cli.positive,
         default=REFERENCE["train batch"],
-        help="images in a step, over all devices (default: %(default)s; the published "
+        help="images per step, over all devices (default: %(default)s; the published "
         "numbers used 1024)",
     )
     add(
@@ -76,15 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the best of the classifiers is chosen: on --val-path itself, as "
         "the reference does, or on a held-out tenth of --train-path",
     )
-    add("--seed", type=int, default=0, help="of weights, order and crops (default: 0)")
+    add("--seed", type=int, default=0, help="seed of weights, order, crops (0)")
     add(
         "--test-path",
         type=data_flags.path,
         nargs="*",
         default=(),
         metavar="PATH",
-        help="further test sets, such as ImageNet-A, -R, -V2 and Sketch; their classes "
-        "may be some of the training set's",
+        help="more test sets, such as ImageNet-A, -R, -V2 and Sketch; their classes "
+        "may be a subset of the training set's",
     )
     add(
         "--real",
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--imagenet-c",
         type=data_flags.path,
         metavar="PATH",
-        help="ImageNet-C, a folder for each corruption",
+        help="ImageNet-C, with one folder per corruption",
     )
 
 
@@ -220,7 +220,7 @@ def _parts(args, train_source, val_source):
         return train_source, val_source
     if len(train_source) < 10:
         raise errors.UserError(
-            f"a tenth of {len(train_source)} training images is none: use "
+            f"a tenth of {len(train_source)} training images is empty: use "
             "--select-on=test"
         )
     inner, outer = splits.hold_out(len(train_source), seed=args.seed)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labelled images to choose C on; default: a tenth of --train-path",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the held-out tenth (default: 0)"
+        "--seed", type=int, default=0, help="seed of the held-out tenth (0)"
     )
 
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         raise errors.UserError(f"--cs has {min(cs):g}: every C must be above 0")
     if len(train) < 10 and not select:
         raise errors.UserError(
-            f"a tenth of {len(train)} training images is none: add --select-path"
+            f"a tenth of {len(train)} training images is empty: add --select-path"
         )
     everything = np.asarray(train.rows), train.labels
     if select:
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         selected_on = f"a held-out tenth of train, {len(outer)} images"
     if len(np.unique(fitted[1])) < 2:
         raise errors.UserError(
-            "the images to fit have one class alone: name more with --train-path"
+            "the training images have only one class: add more with --train-path"
         )
     tried = []
     for c, value in logistic_regression.select_c(fitted, held_out, cs, metric=metric):

@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of images; photographs of many places are best",
     )
     add("--size", type=cli.positive, default=224, help="side of a crop, px (224)")
-    add("--crops", type=cli.positive, default=4, help="pairs of an image (4)")
-    add("--within", type=float, default=1.0, help="patches that count as found (1)")
+    add("--crops", type=cli.positive, default=4, help="pairs per image (4)")
+    add("--within", type=float, default=1.0, help="allowed distance, patches (1)")
     add("--max-images", type=cli.positive, default=100, help="default: 100")
-    add("--seed", type=int, default=0, help="of the crops")
+    add("--seed", type=int, default=0, help="seed of the crops")
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head",
         required=True,
         type=data_flags.path,
-        help="a released head such as dinov2_vits14_nyu_dpt, or the file of one",
+        help="a released head such as dinov2_vits14_nyu_dpt, or a head file",
     )
     add(
         "--class-names",
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text file with a name on each line; default: those in the head's file",
     )
-    add("--top", type=cli.positive, default=5, help="classes of an image to write (5)")
+    add("--top", type=cli.positive, default=5, help="classes per image to write (5)")
     add("--short", type=cli.positive, help="short side for segmentation, px (512)")
     add("--views", type=float, nargs="+", default=[1.0], help="scales to average (1)")
     add(
@@ -49,10 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nyu-range",
         choices=("10", "80"),
         default="10",
-        help="metres of released linear heads of NYUd; 80 is a mistake of the "
+        help="range in metres of released linear NYUd heads; 80 is a mistake in the "
         "reference's hub",
     )
-    add("--max-images", type=cli.positive, default=1000, help="of each folder (1000)")
+    add(
+        "--max-images", type=cli.positive, default=1000, help="images per folder (1000)"
+    )
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:

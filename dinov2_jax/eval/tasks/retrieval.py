@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--query-crop",
         choices=("on", "off"),
         default="on",
-        help="revisited: cut queries to their boxes, as the benchmark says",
+        help="revisited: crop queries to their boxes, as the benchmark says",
     )
     add("--mini", action="store_true", help="met: the small training set")
-    add("--max-images", type=cli.positive, default=0, help="folders: of each set")
+    add("--max-images", type=cli.positive, default=0, help="folders: images per set")
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:
@@ -109,8 +109,8 @@ def _extract(backbone, prepare, *sources):
         if features.skipped:
             index, reason = next(iter(features.skipped.items()))
             raise errors.UserError(
-                f"{len(features.skipped)} images of the benchmark cannot be read, such "
-                f"as {source.name(index)} ({reason}): unpack them again"
+                f"{len(features.skipped)} benchmark images cannot be read, such "
+                f"as {source.name(index)} ({reason}): unpack the benchmark again"
             )
         found.append(features.rows)
     return found

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--format",
         choices=("ade20k", "voc2012", "cityscapes", "pairs"),
-        help="of --data; default: by its folders",
+        help="format of --data; default: detected from its folders",
     )
     add("--train-split", default="train", help="default: train")
     add("--val-split", default="val", help="default: val")
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,
-        help="whether label 0 is ignored and others move down; default: for ADE20K",
+        help="ignore label 0 and shift the others down by one; default: for ADE20K",
     )
     add("--short", type=cli.positive, help="short side of images, px (512; 640 of +ms)")
     add("--window", type=cli.positive, help="windows and training crops, px (--short)")
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--flip", action=argparse.BooleanOptionalAction, help="mirror views (with --ms)"
     )
-    add("--max-images", type=cli.positive, help="to test on; default: all")
+    add("--max-images", type=cli.positive, help="test images; default: all")
     dense_flags.add_training(parser, steps=40_000, batch_size=16, lr=1e-3)
     add(
         "--ce-denominator",
@@ -172,8 +172,8 @@ def _checked_head(head, num_classes):
         )
     if num_classes and num_classes != head.spec.num_classes:
         raise errors.UserError(
-            f"the head {head.name} has {head.spec.num_classes} classes and the data "
-            f"{num_classes}: take the head of this data set, or train one"
+            f"the head {head.name} has {head.spec.num_classes} classes, the data has "
+            f"{num_classes}: use a head for this data set, or train one"
         )
     return head.spec.num_classes
 

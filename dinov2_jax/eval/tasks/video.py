@@ -33,18 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-videos",
         type=cli.positive,
         default=0,
-        help="of each set, evenly spaced; default: all",
+        help="videos per set, evenly spaced; default: all",
     )
     data_flags.add_transform(parser)
-    add("--frames", type=cli.positive, default=8, help="of each video (default: 8)")
+    add("--frames", type=cli.positive, default=8, help="frames per video (default: 8)")
     add(
         "--combine",
         choices=("mean", "concat"),
         default="mean",
-        help="what the head sees of a video's frames (default: mean)",
+        help="how frame features are combined (default: mean)",
     )
     add("--cs", type=float, nargs="+", help="values of C; default: 45 from 1e-6 to 1e5")
-    add("--seed", type=int, default=0, help="of the held-out tenth (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the held-out tenth (0)")
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     inner, outer = splits.hold_out(len(y), seed=args.seed)
     if len(np.unique(y[inner])) < 2:
         raise errors.UserError(
-            "the videos to fit have one class alone: name more with --train-path"
+            "the training videos have only one class: add more with --train-path"
         )
     tried = list(
         logistic_regression.select_c((x[inner], y[inner]), (x[outer], y[outer]), cs)
