@@ -145,6 +145,9 @@ def get_config() -> config_dict.ConfigDict:
     # Images per group, the reference's batch per GPU. KoLeo neighbours, drop-path
     # subsets and mask ratios stay inside a group. Devices divide the groups.
     c.train.group_size = 64
+    # Parts in which each device computes its groups, one after the other: the memory of
+    # one part, the same numbers. Devices times parts divide the groups.
+    c.train.micro_batches = 1
     c.train.steps = 125_000  # reference: 100 epochs x 1250
     c.train.centering = "centering"  # of teacher targets: centering | sinkhorn_knopp
     # Consecutive bad steps (loss not finite, or above 1.5 times that of a uniform

@@ -18,6 +18,7 @@ HARMLESS = (
     "train.max_nonfinite_steps",
     "train.max_rollbacks",
     "train.hang_timeout",
+    "train.micro_batches",
     "data.workers",
     "data.prefetch",
     "data.timeout",
@@ -57,7 +58,7 @@ _CHOICES = {
 }
 _POSITIVE = (
     "crops.global_crops_size crops.local_crops_size model.scan_unroll "
-    "train.batch_size train.group_size train.steps "
+    "train.batch_size train.group_size train.micro_batches train.steps "
     "train.max_nonfinite_steps dino.head_n_prototypes dino.head_bottleneck_dim "
     "dino.head_nlayers dino.head_hidden_dim ibot.head_n_prototypes "
     "ibot.head_bottleneck_dim ibot.head_nlayers ibot.head_hidden_dim "
@@ -117,6 +118,7 @@ _ADDED = {
     "crops.policy": "rgb",
     "optim.name": "adamw",
     "model.block": "folded",
+    "train.micro_batches": 1,
     **{f"crops.{name}": None for name in policies.FIELDS},
 }
 
@@ -389,7 +391,7 @@ def check_devices(config: Any, num_devices: int) -> None:
                 f"a divisor of {num_devices}"
             )
     batch, group = config.train.batch_size, config.train.group_size
-    groups = batch // group
+    groups, parts = batch // group, config.train.micro_batches
     if groups % num_devices:
         valid_sizes = [
             size
@@ -405,6 +407,15 @@ def check_devices(config: Any, num_devices: int) -> None:
         raise errors.UserError(
             f"{num_devices} devices do not divide the {groups} groups of a batch "
             f"(train.batch_size = {batch}, train.group_size = {group}): {fix}"
+        )
+    if groups // num_devices % parts:
+        on_device = groups // num_devices
+        fitting = max(n for n in range(1, parts) if on_device % n == 0)
+        raise errors.UserError(
+            f"train.micro_batches = {parts} does not divide the {on_device} groups of "
+            f"a device (train.batch_size = {batch}, train.group_size = {group}, "
+            f"{num_devices} devices): use --config.train.micro_batches={fitting} or "
+            "smaller groups"
         )
 
 

@@ -213,10 +213,15 @@ def devices_divide(num_groups: int) -> bool:
     return mesh.size == 1 or len(mesh.manual_axes) == len(mesh.axis_names)
 
 
+def num_devices() -> int:
+    """Return the number of devices of our mesh; 1 if it is not in context."""
+    mesh = _own_mesh()
+    return 1 if mesh is None else mesh.size
+
+
 def is_divided() -> bool:
     """Whether the compiler partitions this code over several devices of our mesh."""
-    mesh = _own_mesh()
-    return mesh is not None and mesh.size > 1
+    return num_devices() > 1
 
 
 def _own_mesh() -> AbstractMesh | None:

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dinov2_jax import patch_choice
 from dinov2_jax import teacher as teacher_lib
-from dinov2_jax.augment import policies
+from dinov2_jax.augment import on_device, policies
 from dinov2_jax.losses import dino, koleo
 from dinov2_jax.losses.tiled import cross_entropy
-from dinov2_jax.models import network
+from dinov2_jax.models import network, stochastic_depth
 
 Batch = teacher_lib.Batch
 
@@ -31,6 +32,8 @@ class SSLMetaArch:
       koleo_loss_weight: Weight of KoLeo, for each of the two views.
       ibot_loss_weight: Weight of the masked patches' cross-entropy.
       policy: Augmentation of crops whose batch has `augmentation_keys`.
+      views: Teacher views that the global crops are paired with, see `losses.dino`.
+      patches: The patches of the iBOT loss, and no masks; None: the masked ones.
     """
 
     student: network.Network
@@ -39,6 +42,26 @@ class SSLMetaArch:
     koleo_loss_weight: float
     ibot_loss_weight: float
     policy: policies.Policy = policies.POLICIES["rgb"]
+    views: str = "other"
+    patches: patch_choice.PatchChoice | None = None
+
+    def prepare(
+        self,
+        batch: Batch,
+        key: jax.Array,
+        micro_batch: stochastic_depth.MicroBatch | None = None,
+    ) -> Batch:
+        """Return the batch as teacher and student take it.
+
+        Args:
+          batch: The batch, see `data/batch_builder.py`.
+          key: PRNG key of the step.
+          micro_batch: The groups of the batch that these are; None: all.
+        """
+        batch = on_device.augment(batch, self.policy)
+        if self.patches is not None:
+            batch = self.patches(batch, key, micro_batch)
+        return batch
 
     def loss(
         self,
@@ -46,14 +69,17 @@ class SSLMetaArch:
         targets: teacher_lib.Targets,
         batch: Batch,
         drop_path_key: jax.Array,
+        micro_batch: stochastic_depth.MicroBatch | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Compute the student's loss.
 
         Args:
           params: The student's parameters.
           targets: The teacher's targets.
-          batch: The batch, see `data/batch_builder.py`; crops may be uint8.
+          batch: The batch, from `prepare`; crops may be uint8.
           drop_path_key: PRNG key of the stochastic-depth subsets.
+          micro_batch: The groups of the batch that these are; None: all. The losses of
+            all micro-batches sum to the batch's.
 
         Returns:
           The total and its weighted terms: `dino_local`, `dino_global`, `koleo` and
@@ -61,12 +87,14 @@ class SSLMetaArch:
         """
         global_crops, local_crops = batch["global_crops"], batch["local_crops"]
         num_groups, num_global = global_crops.shape[:2]
+        if micro_batch is not None:
+            num_groups = micro_batch.num_groups
         crops, masks = [global_crops], [batch["masks"]]
         if local_crops.shape[1]:
             crops.append(local_crops)
             masks.append(None)
         cls, masked = self.student.tokens(
-            params, crops, masks, batch["masked_indices"], drop_path_key
+            params, crops, masks, batch["masked_indices"], drop_path_key, micro_batch
         )
         images = num_global // 2
         heads = self.student.heads(params)
@@ -74,7 +102,7 @@ class SSLMetaArch:
         if self.dino_loss_weight:
             views = [network.by_image(x, x.shape[1] // images) for x in cls]
             x, weights = heads["dino"](jnp.concatenate(views, axis=2))
-            pairs, normaliser = dino.crop_pairs(num_local=x.shape[2] - 2)
+            pairs, normaliser = dino.crop_pairs(x.shape[2] - 2, self.views)
             scale = self.dino_loss_weight / (num_groups * images * normaliser)
             terms["dino"], by_crop = cross_entropy.cross_entropy(
                 x, weights, targets["dino"], jnp.full(x.shape[:2], scale), pairs=pairs
@@ -82,8 +110,8 @@ class SSLMetaArch:
             parts["dino_local"] = jnp.sum(by_crop[2:])
             parts["dino_global"] = jnp.sum(by_crop[:2])
         if self.koleo_loss_weight:
-            views = cls[0].reshape(num_groups, 2, images, -1)
-            per_view = jnp.mean(koleo.koleo_loss(views), axis=0)
+            views = cls[0].reshape(-1, 2, images, cls[0].shape[-1])
+            per_view = jnp.sum(koleo.koleo_loss(views), axis=0) / num_groups
             terms["koleo"] = self.koleo_loss_weight * jnp.sum(per_view)
             parts["koleo"] = terms["koleo"]
         if self.ibot_loss_weight and batch["masked_indices"].shape[1]:

@@ -4,7 +4,7 @@ In self-distillation it has the student's network, and its parameters are the EM
 student's. A frozen teacher may have another architecture, and its parameters never
 change; only the numbers of prototypes must agree. Mirrors `get_teacher_output` of the
 reference's `train/ssl_meta_arch.py`. Shapes: G groups, b images a group, M masked-patch
-slots, K prototypes.
+slots, K prototypes, C channels of the bottleneck, D width.
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dinov2_jax import teacher_view
 from dinov2_jax.losses.tiled import targets as targets_lib
 from dinov2_jax.models import network
 
 Batch = dict[str, jax.Array]
 Centers = dict[str, jax.Array]
 Targets = dict[str, targets_lib.Targets]
+Outputs = dict[str, tuple[jax.Array, jax.Array | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Teacher:
       network: The backbone and heads.
       centering: Kind of targets, "sinkhorn_knopp" or "centering".
       terms: Loss terms that need targets, from "dino" and "ibot".
+      view: What it sees of the global crops; None: what the student sees.
     """
 
     network: network.Network
     centering: str
     terms: tuple[str, ...] = ("dino", "ibot")
+    view: teacher_view.TeacherView | None = None
 
     def init_centers(self) -> Centers:
         """Return initial centres for EMA centring, [K] zeros; none for Sinkhorn."""
@@ -59,25 +63,58 @@ class Teacher:
           Targets of the terms in use, {"dino": for rows [G, b, 2], "ibot": for rows
           [G, M, 1]}, and the centres for the next step.
         """
-        (cls,), masked = self.network.tokens(
-            params, [batch["global_crops"]], [None], batch["masked_indices"]
-        )
-        rows, valid = {}, {"dino": None, "ibot": batch["masked_weights"] > 0}
+        return self.assign(params, centers, self.outputs(params, batch), temp)
+
+    def outputs(self, params: network.Params, batch: Batch) -> Outputs:
+        """Compute what the targets are made of; groups do not affect each other.
+
+        Args:
+          params: The teacher's parameters.
+          batch: The batch, or whole groups of it.
+
+        Returns:
+          For each term in use, features of the bottleneck, "dino" [G, b, 2, C] and
+          "ibot" [G, M, 1, C], and which of them count, bool [G, M] or None for all.
+        """
+        cls, patches = teacher_view.tokens(self.network, params, batch, self.view)
+        heads, outputs = self.network.heads(params), {}
         if "dino" in self.terms:
-            rows["dino"] = network.by_image(cls, 2)
+            x, _ = heads["dino"](network.by_image(cls, 2))
+            outputs["dino"] = x, None
         if "ibot" in self.terms and batch["masked_indices"].shape[1]:
-            rows["ibot"] = masked[:, :, None]
-        heads = self.network.heads(params)
+            x, _ = heads["ibot"](patches[:, :, None])
+            outputs["ibot"] = x, batch["masked_weights"] > 0
+        return outputs
+
+    def assign(
+        self,
+        params: network.Params,
+        centers: Centers,
+        outputs: Outputs,
+        temp: jax.Array | float,
+    ) -> tuple[Targets, Centers]:
+        """Compute the targets from the outputs of all groups.
+
+        Args:
+          params: The teacher's parameters.
+          centers: The centres of the EMA centring.
+          outputs: What `outputs` returned, for the whole batch.
+          temp: The teacher's temperature.
+
+        Returns:
+          Targets and centres, as `targets` does.
+        """
+        prototypes = self.network.prototypes(params)
         targets, new_centers = {}, dict(centers)
-        for term, x in rows.items():
-            x, weights = heads[term](x)
+        for term, (x, valid) in outputs.items():
+            weights = prototypes[term]
             if self.centering == "sinkhorn_knopp":
                 targets[term] = targets_lib.sinkhorn_knopp(
-                    x, weights, temp, valid=valid[term]
+                    x, weights, temp, valid=valid
                 )
             else:
                 targets[term] = targets_lib.centered(x, weights, temp, centers[term])
                 new_centers[term] = targets_lib.update_center(
-                    centers[term], targets[term], valid[term]
+                    centers[term], targets[term], valid
                 )
         return targets, new_centers

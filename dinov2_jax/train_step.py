@@ -4,6 +4,8 @@ Mirrors the loop body of the reference's `train/train.py:do_train`.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import optimizer, sharding, ssl_meta_arch, train_state
-from dinov2_jax.augment import on_device
+from dinov2_jax import micro_batches, optimizer, sharding, ssl_meta_arch, train_state
 from dinov2_jax.models import network
 
 TrainState = train_state.TrainState
@@ -28,6 +29,7 @@ def train_step(
     meta_arch: ssl_meta_arch.SSLMetaArch,
     tx: optax.GradientTransformationExtraArgs,
     seed: int,
+    num_micro_batches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Compute one training step, without side effects.
 
@@ -42,23 +44,105 @@ def train_step(
       meta_arch: Student, teacher and losses.
       tx: The optimizer, from `make_optimizer`.
       seed: Seed of the run; stochastic depth at step n depends only on (seed, n).
+      num_micro_batches: Number of parts in which the batch is computed.
 
     Returns:
       The state at step n + 1, and float32 metrics: `loss/...`, `grad_norm/...` (before
       clipping), `skipped_in_a_row`, `skipped`.
     """
-    batch = on_device.augment(batch, meta_arch.policy)
-    targets, centers = meta_arch.teacher.targets(
-        state.teacher_params if frozen is None else frozen,
+    teacher_params = state.teacher_params if frozen is None else frozen
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    targets, centers, batch = compute_targets(
+        meta_arch,
+        teacher_params,
         state.centers,
         batch,
         scalars["teacher_temp"],
+        key,
+        num_micro_batches,
     )
-    drop_path_key = jax.random.fold_in(jax.random.key(seed), state.step)
-    (loss, terms), grads = jax.value_and_grad(meta_arch.loss, has_aux=True)(
-        state.params, jax.lax.stop_gradient(targets), batch, drop_path_key
+    return update_student(
+        state,
+        targets,
+        centers,
+        batch,
+        scalars,
+        key,
+        meta_arch=meta_arch,
+        tx=tx,
+        num_micro_batches=num_micro_batches,
     )
-    grads = sharding.constrain_state(grads)
+
+
+def compute_targets(
+    meta_arch: ssl_meta_arch.SSLMetaArch,
+    teacher_params: network.Params,
+    centers: dict[str, jax.Array],
+    batch: ssl_meta_arch.Batch,
+    temp: jax.Array,
+    key: jax.Array,
+    num_micro_batches: int,
+) -> tuple[dict[str, Any], dict[str, jax.Array], ssl_meta_arch.Batch]:
+    """Return the targets, the centres after this step and the batch for the student.
+
+    Args:
+      meta_arch: Student, teacher and losses.
+      teacher_params: The teacher's parameters.
+      centers: The centres before this step.
+      batch: The batch, see `data/batch_builder.py`.
+      temp: The teacher's temperature.
+      key: PRNG key of the step.
+      num_micro_batches: Number of parts in which the batch is computed.
+    """
+    if num_micro_batches > 1:  # the batch is prepared again for each part
+        targets, centers = micro_batches.targets(
+            meta_arch, teacher_params, centers, batch, temp, key, num_micro_batches
+        )
+    else:
+        batch = meta_arch.prepare(batch, key)
+        targets, centers = meta_arch.teacher.targets(
+            teacher_params, centers, batch, temp
+        )
+    return jax.lax.stop_gradient(targets), centers, batch
+
+
+def update_student(
+    state: TrainState,
+    targets: dict[str, Any],
+    centers: dict[str, jax.Array],
+    batch: ssl_meta_arch.Batch,
+    scalars: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    meta_arch: ssl_meta_arch.SSLMetaArch,
+    tx: optax.GradientTransformationExtraArgs,
+    num_micro_batches: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """Compute loss and gradients, clip, and update the student and its EMA.
+
+    Args:
+      state: The state at step n.
+      targets: The teacher's targets.
+      centers: The centres after step n.
+      batch: The batch, from `compute_targets`.
+      scalars: The schedules' values at step n.
+      key: PRNG key of the step.
+      meta_arch: Student, teacher and losses.
+      tx: The optimizer.
+      num_micro_batches: Number of parts in which the batch is computed.
+
+    Returns:
+      The state at step n + 1 and metrics, as `train_step` does.
+    """
+    if num_micro_batches > 1:
+        loss, terms, grads = micro_batches.value_and_grad(
+            meta_arch, state.params, targets, batch, key, num_micro_batches
+        )
+    else:
+        (loss, terms), grads = jax.value_and_grad(meta_arch.loss, has_aux=True)(
+            state.params, targets, batch, key
+        )
+        grads = sharding.constrain_state(grads)
     norms = optimizer.submodule_norms(grads)
     finite = jnp.isfinite(loss)
     for norm in norms.values():
@@ -115,6 +199,7 @@ def make_train_step(
     *,
     seed: int,
     frozen: network.Params | None = None,
+    num_micro_batches: int = 1,
 ) -> jax.stages.Wrapped:
     """Return `train_step` jitted over the mesh, with the state donated.
 
@@ -126,18 +211,38 @@ def make_train_step(
       seed: Seed of the run.
       frozen: Parameters of a frozen teacher with the shardings to use, real or
         abstract; None if the teacher is the student's EMA.
+      num_micro_batches: Number of parts in which the batch is computed.
 
     Returns:
       (state, batch, scalars[, frozen]) -> (state, metrics), a `jax.jit` object to call
       or lower under `jax.set_mesh(mesh)`.
     """
+    step = functools.partial(
+        train_step,
+        meta_arch=meta_arch,
+        tx=tx,
+        seed=seed,
+        num_micro_batches=num_micro_batches,
+    )
+    return jit(step, state, mesh, frozen=frozen)
+
+
+def jit(
+    step: Callable[..., tuple[Any, Metrics]],
+    state: Any,
+    mesh: Mesh,
+    *,
+    frozen: network.Params | None,
+) -> jax.stages.Wrapped:
+    """Return a step jitted over the mesh, with the state donated.
+
+    Args:
+      step: Function (state, batch, scalars[, frozen]) -> (state, metrics).
+      state: A state with the shardings to use, real or abstract.
+      mesh: The mesh, from `sharding.make_mesh`.
+      frozen: Parameters of a frozen teacher, likewise; None if there is none.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen))
-
-    def step(state, batch, scalars, *frozen):
-        return train_step(
-            state, batch, scalars, *frozen, meta_arch=meta_arch, tx=tx, seed=seed
-        )
-
     return jax.jit(
         step,
         donate_argnums=0,

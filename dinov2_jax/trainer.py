@@ -74,7 +74,12 @@ class Trainer:
         It maps (state, batch, scalars) to (state, metrics) and donates the state.
         """
         return train_step.make_train_step(
-            self.meta_arch, self.tx, self.state, self.mesh, seed=self._config.seed
+            self.meta_arch,
+            self.tx,
+            self.state,
+            self.mesh,
+            seed=self._config.seed,
+            num_micro_batches=self._config.train.micro_batches,
         )
 
     def lower(self) -> jax.stages.Lowered:

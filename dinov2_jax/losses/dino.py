@@ -46,18 +46,29 @@ def dino_loss(
     return global_loss * scale, local_loss * scale
 
 
-def crop_pairs(num_local: int) -> tuple[tuple[tuple[int, ...], ...], int]:
+# Teacher views that global crop 0 and global crop 1 are paired with.
+VIEWS = {
+    "other": ((1,), (0,)),
+    "same": ((0,), (1,)),
+    "both": ((0, 1), (0, 1)),
+}
+
+
+def crop_pairs(
+    num_local: int, views: str = "other"
+) -> tuple[tuple[tuple[int, ...], ...], int]:
     """Return the teacher views paired with each crop of an image, and the normaliser.
 
     Args:
       num_local: Number of local crops of an image.
+      views: Views that the global crops are paired with, a key of `VIEWS`.
 
     Returns:
       The views, 0 or 1, paired with each of the 2 + num_local crops; and the number of
       pairs that divides their sum (one more without local crops, as in the reference).
     """
-    pairs = ((1,), (0,)) + ((0, 1),) * num_local
-    return pairs, 2 + max(2 * num_local, 1)
+    pairs = VIEWS[views] + ((0, 1),) * num_local
+    return pairs, sum(map(len, VIEWS[views])) + max(2 * num_local, 1)
 
 
 def ibot_loss(

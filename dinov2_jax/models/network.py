@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dinov2_jax.augment import policies
-from dinov2_jax.models import dino_head, vision_transformer
+from dinov2_jax.models import dino_head, stochastic_depth, vision_transformer
 
 Params = dict[str, Any]
 
@@ -68,6 +68,7 @@ class Network:
         masks: Sequence[jax.Array | None],
         indices: jax.Array,
         drop_path_key: jax.Array | None = None,
+        micro_batch: stochastic_depth.MicroBatch | None = None,
     ) -> tuple[list[jax.Array], jax.Array]:
         """Compute the tokens that enter the losses.
 
@@ -77,6 +78,7 @@ class Network:
           masks: Masked patches of each crop group, bool [G, B, h*w] or None each.
           indices: Patches of the first crop group, [G, M], flat over B*h*w.
           drop_path_key: PRNG key of the stochastic-depth subsets; None drops nothing.
+          micro_batch: The groups of the batch that these are; None: all.
 
         Returns:
           Normalised class tokens, [G, B, D] a crop group, and patches [G, M, D].
@@ -87,6 +89,7 @@ class Network:
             masks,
             indices,
             drop_path_key,
+            micro_batch,
             method="forward_chosen",
         )
         return tokens
@@ -102,18 +105,31 @@ class Network:
           prototypes. Without an iBOT head, the DINO head is used for both.
         """
 
-        def call(head, params):
-            weights = head.apply({"params": params}, method="prototypes")  # once a step
+        prototypes = self.prototypes(params)  # once a step
+
+        def call(term, head, params):
             return lambda x: (
                 head.apply({"params": params}, x, method="bottleneck"),
-                weights,
+                prototypes[term],
             )
 
-        heads = {"dino": call(self.dino_head, params["dino_head"])}
+        heads = {"dino": call("dino", self.dino_head, params["dino_head"])}
         heads["ibot"] = heads["dino"]
         if self.ibot_head is not None:
-            heads["ibot"] = call(self.ibot_head, params["ibot_head"])
+            heads["ibot"] = call("ibot", self.ibot_head, params["ibot_head"])
         return heads
+
+    def prototypes(self, params: Params) -> dict[str, jax.Array]:
+        """Return the prototypes of each loss term, {"dino", "ibot"} of [K, C]."""
+
+        def call(head, params):
+            return head.apply({"params": params}, method="prototypes")
+
+        weights = {"dino": call(self.dino_head, params["dino_head"])}
+        weights["ibot"] = weights["dino"]
+        if self.ibot_head is not None:
+            weights["ibot"] = call(self.ibot_head, params["ibot_head"])
+        return weights
 
 
 def by_image(crops: jax.Array, views: int) -> jax.Array:

@@ -23,6 +23,18 @@ Branch = Callable[
 Kept = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
 
 
+class MicroBatch(NamedTuple):
+    """Which groups of a batch are computed together.
+
+    Attributes:
+      groups: Their numbers in the batch, int32 [g].
+      num_groups: Number of groups of the whole batch.
+    """
+
+    groups: jax.Array
+    num_groups: int
+
+
 class Run(NamedTuple):
     """Consecutive blocks that share a drop rate.
 
@@ -49,6 +61,7 @@ def draw_kept(
     num_groups: int,
     depth: int,
     batches: Sequence[int],
+    micro_batch: MicroBatch | None = None,
 ) -> Kept:
     """Draw the samples that each block computes, for all blocks at once.
 
@@ -58,19 +71,24 @@ def draw_kept(
       num_groups: Number of groups G.
       depth: Number of blocks L that share this rate.
       batches: Number of samples b of each crop group.
+      micro_batch: The groups to draw for, which get what the whole batch would draw;
+        None: all.
 
     Returns:
       For each of the two branches, indices int32 [L, G, k] of each crop group.
     """
 
+    def draw_crop_group(key, batch):
+        if micro_batch is None:
+            ranks = jax.random.uniform(key, (depth, num_groups, batch))
+        else:
+            ranks = jax.random.uniform(key, (depth, micro_batch.num_groups, batch))
+            ranks = ranks[:, micro_batch.groups]
+        return jnp.argsort(ranks, axis=-1)[..., : num_kept(batch, rate)]
+
     def draw(branch_key):
         keys = jax.random.split(branch_key, len(batches))
-        return tuple(
-            jnp.argsort(jax.random.uniform(k, (depth, num_groups, batch)), axis=-1)[
-                ..., : num_kept(batch, rate)
-            ]
-            for k, batch in zip(keys, batches)
-        )
+        return tuple(draw_crop_group(k, batch) for k, batch in zip(keys, batches))
 
     first, second = jax.random.split(key, 2)
     return draw(first), draw(second)
@@ -82,6 +100,7 @@ def draw_runs(
     *,
     num_groups: int,
     batches: Sequence[int],
+    micro_batch: MicroBatch | None = None,
 ) -> list[Run]:
     """Draw the samples that all blocks compute.
 
@@ -90,6 +109,7 @@ def draw_runs(
       rates: Drop rate of each block.
       num_groups: Number of groups G.
       batches: Number of samples b of each crop group.
+      micro_batch: The groups to draw for, as in `draw_kept`.
 
     Returns:
       The blocks in order, with neighbours of the same rate in one run.
@@ -105,6 +125,7 @@ def draw_runs(
                 num_groups=num_groups,
                 depth=stop - start,
                 batches=batches,
+                micro_batch=micro_batch,
             )
         runs.append(Run(start, stop, kept))
         start = stop

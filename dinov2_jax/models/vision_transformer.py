@@ -215,6 +215,7 @@ class VisionTransformer(nn.Module):
         masks: Sequence[jax.Array | None],
         indices: jax.Array,
         drop_path_key: jax.Array | None = None,
+        micro_batch: stochastic_depth.MicroBatch | None = None,
     ) -> tuple[list[jax.Array], jax.Array]:
         """Compute only the class tokens and chosen patches of `forward_crops`.
 
@@ -226,12 +227,13 @@ class VisionTransformer(nn.Module):
           masks: Masked patches, as in `forward_crops`.
           indices: Patches of the first crop group, [G, M], flat over its B*h*w.
           drop_path_key: PRNG key, as in `forward_crops`.
+          micro_batch: The groups of the batch that these are; None: all.
 
         Returns:
           Normalised class tokens, [G, B, D] a crop group, and patches [G, M, D].
         """
         _, parts, sequences = self._embed(crops, masks)
-        runs = self._kept_samples(sequences, len(parts[0]), drop_path_key)
+        runs = self._kept_samples(sequences, len(parts[0]), drop_path_key, micro_batch)
         parts, _ = self._run_blocks(parts, sequences, runs, stop=self.config.depth - 1)
         kept = runs[-1].kept
         tokens = self._checkpoint(self._last_block, static_argnums=2)(
@@ -397,7 +399,7 @@ class VisionTransformer(nn.Module):
     def _all_kept(self):
         return [stochastic_depth.Run(0, self.config.depth, None)]
 
-    def _kept_samples(self, sequences, num_groups, key):
+    def _kept_samples(self, sequences, num_groups, key, micro_batch=None):
         """Draw the blocks' kept samples; see `stochastic_depth.draw_runs`."""
         if key is None or not self.drop_path_rate:
             return self._all_kept()
@@ -406,7 +408,11 @@ class VisionTransformer(nn.Module):
             rates = np.linspace(0, self.drop_path_rate, self.config.depth).tolist()
         batches = [count for count, _ in sequences]
         return stochastic_depth.draw_runs(
-            key, rates, num_groups=num_groups, batches=batches
+            key,
+            rates,
+            num_groups=num_groups,
+            batches=batches,
+            micro_batch=micro_batch,
         )
 
     def _features(self, parts, sequences, grids, *, norm):
