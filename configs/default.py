@@ -121,6 +121,38 @@ def get_config() -> config_dict.ConfigDict:
     # backbones of student and teacher do not change.
     c.init.heads_only_steps = 0
 
+    # A frozen teacher instead of the student's EMA, which is then only the product.
+    c.distill = config_dict.ConfigDict()
+    # "": none. Else anything that `init.source` takes; to plan, also the .py config of
+    # a teacher.
+    c.distill.source = ""
+    c.distill.which = ""  # teacher | student, if there are both; "": the teacher
+    # prototypes: the losses of pretraining, for teachers with heads. features:
+    # regression of class and patch tokens, for any teacher.
+    c.distill.objective = "prototypes"
+    # Patches that the student learns from: all | masked, where `ibot` would mask them,
+    # though the student sees every patch.
+    c.distill.patches = "all"
+    c.distill.patch_share = 1.0  # of all patches, drawn anew in each step
+    # Teacher views that a global crop of the student is paired with: other | same |
+    # both. The objective "features" takes the same.
+    c.distill.views = "other"
+    # Side of the global crops that the teacher sees, px; 0: as many patches as the
+    # student's. Another grid of patches is resized to the student's.
+    c.distill.teacher_size = 0
+    # Several students of one teacher in one program: (("small",
+    # "model.arch=vit_small"), ("base", "model.arch=vit_base optim.base_lr=5e-4")).
+    c.distill.students = ()
+    c.distill.features = config_dict.ConfigDict()
+    c.distill.features.cls_weight = 1.0  # weight of the class token's loss
+    c.distill.features.patch_weight = 1.0  # weight of the patches' loss
+    c.distill.features.loss = "mse"  # mse | cosine
+    # Scale of the targets, whose mean is 0: global (one for all channels) | channel |
+    # none (as they are).
+    c.distill.features.standardize = "global"
+    c.distill.features.head = "linear"  # linear | mlp
+    c.distill.features.calibration_images = 4096  # first images, measured for the scale
+
     c.dino = config_dict.ConfigDict()
     c.dino.loss_weight = 1.0  # 0 turns the DINO loss off
     c.dino.head_n_prototypes = 65536  # outputs of the head, K

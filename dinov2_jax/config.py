@@ -10,6 +10,7 @@ from typing import Any
 from dinov2_jax import errors
 from dinov2_jax.augment import policies
 from dinov2_jax.data.sources import registry
+from dinov2_jax.losses import dino
 from dinov2_jax.models import model_config
 
 # Fields, or prefixes of fields, that may change when a run is resumed.
@@ -28,6 +29,7 @@ HARMLESS = (
     "model.remat",
     "model.scan_unroll",
     "mesh.",
+    "distill.source",  # WORKDIR/teacher.json tells whether it is the same
     "checkpoint.",
     "log.",
     "evaluation.",
@@ -42,6 +44,13 @@ _CHOICES = {
     "data.augmentation": ("device", "host"),
     "crops.policy": tuple(policies.POLICIES),
     "crops.blur": tuple(policies.BLUR_PROBABILITIES),
+    "distill.which": ("", "teacher", "student"),
+    "distill.objective": ("prototypes", "features"),
+    "distill.patches": ("all", "masked"),
+    "distill.views": tuple(dino.VIEWS),
+    "distill.features.loss": ("mse", "cosine"),
+    "distill.features.standardize": ("global", "channel", "none"),
+    "distill.features.head": ("linear", "mlp"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": (
         *("auto", "xla", "by_image", "by_block", "cudnn"),
@@ -66,7 +75,8 @@ _POSITIVE = (
     "data.max_pixels teacher.warmup_teacher_temp teacher.teacher_temp "
     "evaluation.batch_size evaluation.image_size evaluation.resize_size "
     "evaluation.picture_size evaluation.knn_temperature evaluation.matching_images "
-    "optim.base_lr optim.layerwise_decay"
+    "optim.base_lr optim.layerwise_decay distill.patch_share "
+    "distill.features.calibration_images"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
@@ -77,12 +87,13 @@ _NOT_NEGATIVE = (
     "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
     "teacher.warmup_teacher_temp_steps checkpoint.keep_every evaluation.every seed "
     "checkpoint.minutes evaluation.max_images init.heads_only_steps mesh.replica "
-    "mesh.fsdp mesh.processes mesh.devices"
+    "mesh.fsdp mesh.processes mesh.devices distill.teacher_size "
+    "distill.features.cls_weight distill.features.patch_weight"
 ).split()
 _SHARES = (
     "data.max_bad_share model.drop_path_rate ibot.mask_sample_probability "
     "teacher.momentum_teacher teacher.final_momentum_teacher optim.adamw_beta1 "
-    "optim.adamw_beta2"
+    "optim.adamw_beta2 distill.patch_share"
 ).split()
 _LISTS = (
     "data.mean data.std data.value_range crops.global_crops_scale "
@@ -107,6 +118,22 @@ _STARTS_FROM = {
     "init.heads": "fresh",
     "init.heads_only_steps": 0,
 }
+_DISTILL = {
+    "distill.source": "",
+    "distill.which": "",
+    "distill.objective": "prototypes",
+    "distill.patches": "all",
+    "distill.patch_share": 1.0,
+    "distill.views": "other",
+    "distill.teacher_size": 0,
+    "distill.students": [],
+    "distill.features.cls_weight": 1.0,
+    "distill.features.patch_weight": 1.0,
+    "distill.features.loss": "mse",
+    "distill.features.standardize": "global",
+    "distill.features.head": "linear",
+    "distill.features.calibration_images": 4096,
+}
 _ADDED = {
     **_STARTS_FROM,
     "data.mixture": [],
@@ -119,6 +146,7 @@ _ADDED = {
     "optim.name": "adamw",
     "model.block": "folded",
     "train.micro_batches": 1,
+    **_DISTILL,
     **{f"crops.{name}": None for name in policies.FIELDS},
 }
 
@@ -316,6 +344,7 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
                     f"{name} = {flat[name]!r} has no effect without initial weights: "
                     "set --config.init.source=..."
                 )
+    yield from _distillation(flat)
     if flat["init.heads_only_steps"] > flat["train.steps"]:
         yield (
             f"init.heads_only_steps = {flat['init.heads_only_steps']} exceeds "
@@ -334,6 +363,34 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{labelled[0]} needs labelled images to learn from: set both "
             "evaluation.train_path and evaluation.val_path, or neither"
+        )
+
+
+def _distillation(flat: dict[str, Any]) -> Iterator[str]:
+    students, source = flat["distill.students"], flat["distill.source"]
+    if students and not source:
+        yield "distill.students has no effect without a teacher: set distill.source=..."
+    if students and flat["init.source"]:
+        yield (
+            "init.source starts one student, but distill.students names "
+            f"{len(students)}: leave one of them empty"
+        )
+    if not source:
+        return
+    if flat["distill.patches"] == "all" and flat["ibot.mask_sample_probability"]:
+        yield (
+            "distill.patches = 'all' has no use for masks: set "
+            "--config.ibot.mask_sample_probability=0"
+        )
+    if flat["distill.patches"] == "masked" and not flat["ibot.mask_sample_probability"]:
+        yield (
+            "distill.patches = 'masked', but nothing is masked: set "
+            "--config.ibot.mask_sample_probability=0.5 or distill.patches=all"
+        )
+    if flat["distill.objective"] == "features" and flat["crops.local_crops_number"]:
+        yield (
+            "distill.objective = 'features' learns from global crops only: set "
+            "--config.crops.local_crops_number=0"
         )
 
 

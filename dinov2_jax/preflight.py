@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinov2_jax import cli, errors, files, sharding, trainer
+from dinov2_jax import cli, errors, files, several_students, sharding
 from dinov2_jax import config as config_lib
 from dinov2_jax.checkpoint import checkpointer, disk_space
 from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
+from dinov2_jax.distillation import frozen_teacher
 from dinov2_jax.eval import evaluator
 from dinov2_jax.runtime import distributed
 from dinov2_jax.runtime import workdir as workdir_lib
@@ -135,7 +136,9 @@ class _Preflight:
         processes, devices = jax.process_count(), jax.device_count()
         config_lib.check_cluster(self.config, processes, devices)
         config_lib.check_devices(self.config, devices)
-        self.trainer = trainer.Trainer(self.config)
+        teacher = frozen_teacher.read(self.config)
+        self.config = frozen_teacher.resolve(self.config, teacher)
+        self.trainer = several_students.make_trainer(self.config, teacher)
         replica, fsdp = self.trainer.mesh.devices.shape
         return (
             f"{messages.counted(processes, 'process', 'processes')}, {devices} "
@@ -261,10 +264,11 @@ class _Preflight:
         with jax.set_mesh(self.trainer.mesh):
             start = time.monotonic()
             compiled = self.trainer.compile()
+            frozen = self.trainer.place_teacher()
             times = [time.monotonic() - start]
             for _ in range(2):
                 start = time.monotonic()
-                state, metrics = compiled(state, batch, scalars)
+                state, metrics = compiled(state, batch, scalars, *frozen)
                 values = {name: np.asarray(x).item() for name, x in metrics.items()}
                 times.append(time.monotonic() - start)
         non_finite = [f"{k} = {v}" for k, v in values.items() if not math.isfinite(v)]

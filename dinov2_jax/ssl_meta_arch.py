@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax import patch_choice
+from dinov2_jax import patch_choice, teacher_view
 from dinov2_jax import teacher as teacher_lib
 from dinov2_jax.augment import on_device, policies
 from dinov2_jax.losses import dino, koleo
@@ -128,12 +128,32 @@ class SSLMetaArch:
         return sum(terms.values()), parts
 
 
-def make_ssl_meta_arch(config: Any, dtype: Any) -> SSLMetaArch:
-    """Return self-distillation as a config describes it, with matmuls in `dtype`."""
+def make_ssl_meta_arch(
+    config: Any,
+    dtype: Any,
+    frozen: network.Network | None = None,
+    view: teacher_view.TeacherView | None = None,
+) -> SSLMetaArch:
+    """Return self-distillation, or distillation, as a config describes it.
+
+    Args:
+      config: A checked config.
+      dtype: Dtype of the matmuls.
+      frozen: The network of a frozen teacher; None: the student's.
+      view: Sizes at which the frozen teacher sees the student's crops, or None.
+    """
     student = network.make_network(config, dtype)
     weights = {"dino": config.dino.loss_weight, "ibot": config.ibot.loss_weight}
+    distilled: dict[str, Any] = {}
+    if frozen is not None:
+        distill = config.distill
+        distilled["views"] = distill.views
+        distilled["patches"] = patch_choice.PatchChoice(
+            distill.patches, distill.patch_share
+        )
     teacher = teacher_lib.Teacher(
-        network=student,
+        network=student if frozen is None else frozen,
+        view=view,
         centering=config.train.centering,
         terms=tuple(term for term, weight in weights.items() if weight),
     )
@@ -144,4 +164,5 @@ def make_ssl_meta_arch(config: Any, dtype: Any) -> SSLMetaArch:
         koleo_loss_weight=config.dino.koleo_loss_weight,
         ibot_loss_weight=config.ibot.loss_weight,
         policy=policies.make_policy(config),
+        **distilled,
     )

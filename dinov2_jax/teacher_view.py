@@ -45,12 +45,10 @@ def tokens(
       Class tokens [G, B, D], and the tokens [G, M, D] of the chosen patches.
     """
     crops, indices = batch["global_crops"], batch["masked_indices"]
-    if view is None:
-        (cls,), patches = network.tokens(params, [crops], [None], indices)
-        return cls, patches
-    crops = resize(network.normalize(crops), view.size)
-    grid = view.size // network.backbone.config.patch_size
-    if grid == view.grid:
+    if view is not None:
+        crops = resize(network.normalize(crops), view.size)
+    grid = crops.shape[2] // network.backbone.config.patch_size
+    if view is None or grid == view.grid:
         (cls,), patches = network.tokens(params, [crops], [None], indices)
         return cls, patches
     num_groups, batch_size = crops.shape[:2]

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import errors, files, sharding, trainer
+from dinov2_jax import errors, files, several_students, sharding
 from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
 from dinov2_jax.data import batch_builder, loader, workers
 from dinov2_jax.data.decode import value_use
 from dinov2_jax.data.sources import base, messages, registry
+from dinov2_jax.distillation import frozen_teacher
 from dinov2_jax.eval import evaluator
 from dinov2_jax.runtime import (
     bad_images,
@@ -62,6 +63,8 @@ def train(
     config_lib.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)
     lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
+    teacher = frozen_teacher.read(config)
+    config = frozen_teacher.resolve(config, teacher)
     if checkpointer.has_checkpoint(workdir):  # without one, the run starts over
         config_lib.check_resume(config, workdir)
         moved = config_lib.moved(config, workdir)
@@ -75,7 +78,7 @@ def train(
             config.train.hang_timeout, workdir, process=process
         )
         stack.callback(hang_watchdog.close)
-        run = Run(config, workdir, source, account, hang_watchdog)
+        run = Run(config, workdir, source, account, hang_watchdog, teacher)
         profiler = profiler_lib.Profiler(workdir, steps=profile, process=process)
         error = None
         try:
@@ -107,13 +110,16 @@ class Run:
         source: base.Source,
         account: timing.TimeAccount,
         hang_watchdog: watchdog.Watchdog,
+        teacher: frozen_teacher.FrozenTeacher | None = None,
     ):
         self.config, self.workdir, self.source = config, workdir, source
         self.account, self.watchdog = account, hang_watchdog
-        self.trainer = trainer.Trainer(config)
-        self.evaluator = evaluator.make_evaluator(
-            config, self.trainer.meta_arch, self.trainer.mesh
-        )
+        self.trainer = several_students.make_trainer(config, teacher)
+        self.frozen = self.trainer.place_teacher()
+        self.evaluators = {
+            name: evaluator.make_evaluator(config, own.meta_arch, own.mesh)
+            for name, (own, _) in self.trainer.students(self.trainer.state).items()
+        }
         self.guard = rollback.make_loss_guard(config)
         self.rollbacks = rollback.Rollbacks(workdir)
         changed_fields = config_lib.differing(config, workdir)
@@ -152,6 +158,15 @@ class Run:
         lines += [f"warning: {line}" for line in source.warnings()]
         lines += [changed] if changed else []
         lines += _doubts(config)
+        if teacher is not None:
+            digest = teacher.digest
+            lines += [teacher.description, *teacher.warnings(self.trainer.num_params)]
+            workdir_lib.update_teacher_record(
+                workdir,
+                {"source": config.distill.source, "digest": digest},
+                resumed=self.start_step > 0,
+                write=is_first_process,
+            )
         if is_first_process:
             lines += value_use.check(source, config.data.value_range)
         for line in lines:
@@ -235,7 +250,7 @@ class Run:
     def _steps(self, step_fn, batches, profiler) -> None:
         """Run steps up to the last; read metrics after dispatching the next step."""
         total = self.config.train.steps
-        if self.evaluator and self.config.init.source and not self.start_step:
+        if self._evaluates and self.config.init.source and not self.start_step:
             self._evaluate(0)  # the baseline for the adapted model
         self.account.begin(timing.STEP)
         self.log.rates.restart()
@@ -250,7 +265,10 @@ class Run:
                 batch = next(batches)
             self.bad_images.add(batch.pop("bad_images"))
             self.state, step_metrics = step_fn(
-                self.state, self.trainer.place(batch), self.trainer.scalars(step)
+                self.state,
+                self.trainer.place(batch),
+                self.trainer.scalars(step),
+                *self.frozen,
             )
             if pending is not None:
                 self._finish(*pending)
@@ -331,16 +349,22 @@ class Run:
             )
         )
 
+    @property
+    def _evaluates(self) -> bool:
+        return any(self.evaluators.values())
+
     def _evaluate_every(self) -> int:
-        return self.config.evaluation.every if self.evaluator else 0
+        return self.config.evaluation.every if self._evaluates else 0
 
     def _evaluate_and_save(self, step: int, save_due: bool) -> None:
         last = step == self.config.train.steps
         every = self._evaluate_every()
-        if self.evaluator and (last or (every and step % every == 0)):
-            backbone = self._evaluate(step)
+        if self._evaluates and (last or (every and step % every == 0)):
+            self._evaluate(step)
             if last:
-                self._picture(backbone)
+                self._pictures()
+        if last and self.config.distill.students:
+            several_students.export(self.trainer, self.state, self.workdir)
         every = self.config.checkpoint.every
         due = save_due or step % every == 0 or self.checkpoints.failed
         # Do not save weights with a bad loss: a rollback would return to them.
@@ -348,11 +372,14 @@ class Run:
             next_save = min(step - step % every + every, self.config.train.steps)
             self._save(step, None if last else next_save)
 
-    def _picture(self, backbone: Any) -> None:
-        try:
-            self.evaluator.picture(backbone, self.config.seed, self.workdir / "pca.png")
-        except errors.UserError as error:  # the run is still saved
-            self.log.message(str(error))
+    def _pictures(self) -> None:
+        for name, (_, state) in self.trainer.students(self.state).items():
+            path = self.workdir / name / "pca.png"
+            backbone = state.teacher_params["backbone"]
+            try:
+                self.evaluators[name].picture(backbone, self.config.seed, path)
+            except errors.UserError as error:  # the run is still saved
+                self.log.message(str(error))
 
     def _save(self, step: int, next_save: int | None) -> None:
         with self.account.during("save"):
@@ -374,16 +401,17 @@ class Run:
             exit_code=errors.REQUEUE,
         )
 
-    def _evaluate(self, step: int) -> Any:
-        """Measure and log what the teacher backbone is worth; return the backbone."""
-        backbone = self.state.teacher_params["backbone"]
+    def _evaluate(self, step: int) -> None:
+        """Measure and log what the teacher backbones are worth."""
         with (
             self.account.during("evaluate"),
             self.watchdog.during(f"the evaluation after step {step}", _LONG),
         ):
-            accuracies = self.evaluator.evaluate(backbone, self.config.seed)
-        self.log.evaluated(step, accuracies)
-        return backbone
+            for name, (_, state) in self.trainer.students(self.state).items():
+                accuracies = self.evaluators[name].evaluate(
+                    state.teacher_params["backbone"], self.config.seed
+                )
+                self.log.evaluated(step, accuracies, student=name)
 
     def close(self, error: BaseException | None) -> None:
         """Close everything that writes, after finishing a save in progress."""

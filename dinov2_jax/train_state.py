@@ -96,7 +96,7 @@ def make_state(
     """
     abstract = abstract_state(meta_arch, tx, mesh)
     loaded = {
-        name: jax.tree.map(_place, tree, abstract.params[name])
+        name: jax.tree.map(place, tree, abstract.params[name])
         for name, tree in (loaded or {}).items()
     }
     init = jax.jit(
@@ -110,7 +110,7 @@ def make_state(
         return init(jax.random.key(seed), loaded)
 
 
-def _place(array: np.ndarray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+def place(array: np.ndarray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
     """Place a host array on the devices, copying to each only its own shard."""
     return jax.make_array_from_callback(
         array.shape, abstract.sharding, lambda index: array[index]

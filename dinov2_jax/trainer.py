@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import (
+    feature_regression,
     optimizer,
     schedules,
     sharding,
@@ -16,6 +17,7 @@ from dinov2_jax import (
     train_step,
 )
 from dinov2_jax.data import batch_spec
+from dinov2_jax.distillation import frozen_teacher
 
 
 class Trainer:
@@ -25,6 +27,7 @@ class Trainer:
       config: A locked `ConfigDict`, see `configs/default.py`.
       mesh: The mesh to train on; None: all devices, as `config.mesh` divides them.
       dtype: The dtype of the matmuls; None: what `config.model.dtype` says.
+      teacher: The frozen teacher; None if it is the student's EMA.
 
     Attributes:
       mesh: The mesh.
@@ -36,11 +39,18 @@ class Trainer:
       schedules: Step -> scalars, in float64.
     """
 
-    def __init__(self, config: Any, *, mesh: Mesh | None = None, dtype: Any = None):
-        self._config = config
+    def __init__(
+        self,
+        config: Any,
+        *,
+        mesh: Mesh | None = None,
+        dtype: Any = None,
+        teacher: frozen_teacher.FrozenTeacher | None = None,
+    ):
+        self._config, self._teacher = config, teacher
         self.mesh = mesh or sharding.make_mesh(config.mesh.replica, config.mesh.fsdp)
         self.dtype = dtype or _compute_dtype(config)
-        self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, self.dtype)
+        self.meta_arch = _make_meta_arch(config, self.dtype, teacher)
         self.params = jax.eval_shape(self.meta_arch.student.init, jax.random.key(0))
         self.tx = optimizer.make_optimizer(config, self.params)
         self.state = train_state.abstract_state(self.meta_arch, self.tx, self.mesh)
@@ -48,13 +58,15 @@ class Trainer:
 
     @property
     def num_params(self) -> int:
-        """The number of the student's parameters, heads included."""
+        """The number of the parameters of all students, heads included."""
         return sum(x.size for x in jax.tree.leaves(self.params))
 
-    def first_state(
-        self, params: dict[str, Any] | None = None
-    ) -> train_state.TrainState:
-        """Return the state at step 0.
+    def students(self, state: Any) -> dict[str, tuple["Trainer", Any]]:
+        """Return trainer and state of each student, by name; "" is a lone one's."""
+        return {"": (self, state)}
+
+    def first_state(self, params: dict[str, Any] | None = None) -> Any:
+        """Return the `TrainState` at step 0.
 
         Args:
           params: Submodules that were read, NumPy arrays; the rest is drawn from the
@@ -64,14 +76,15 @@ class Trainer:
             self._config.seed, self.meta_arch, self.tx, self.mesh, params
         )
 
-    def scalars(self, step: int) -> dict[str, np.float32]:
+    def scalars(self, step: int) -> dict[str, Any]:
         """Return the schedules at a step, as the compiled step takes them."""
         return {k: np.float32(v) for k, v in self.schedules(step).items()}
 
     def make_step(self) -> jax.stages.Wrapped:
         """Return the jitted step, to be called or lowered with `mesh` set.
 
-        It maps (state, batch, scalars) to (state, metrics) and donates the state.
+        It maps (state, batch, scalars[, frozen]) to (state, metrics) and donates the
+        state; `frozen` is what `place_teacher` returns.
         """
         return train_step.make_train_step(
             self.meta_arch,
@@ -80,7 +93,14 @@ class Trainer:
             self.mesh,
             seed=self._config.seed,
             num_micro_batches=self._config.train.micro_batches,
+            frozen=self._teacher and self._teacher.abstract(self.mesh, self.dtype),
         )
+
+    def place_teacher(self) -> tuple[Any, ...]:
+        """Return (parameters,) of the frozen teacher on the devices, () without one."""
+        if self._teacher is None:
+            return ()
+        return (self._teacher.place(self.mesh, self.dtype),)
 
     def lower(self) -> jax.stages.Lowered:
         """Trace the step for the batches of the config; nothing is allocated."""
@@ -90,7 +110,10 @@ class Trainer:
             for name, (shape, dtype) in batch_spec.batch_spec(self._config).items()
         }
         with jax.set_mesh(self.mesh):
-            return self.make_step().lower(self.state, batch, self.scalars(0))
+            frozen = ()
+            if self._teacher is not None:
+                frozen = (self._teacher.abstract(self.mesh, self.dtype),)
+            return self.make_step().lower(self.state, batch, self.scalars(0), *frozen)
 
     def compile(self) -> Any:
         """Compile the step ahead of its first use."""
@@ -103,6 +126,20 @@ class Trainer:
             name: jax.make_array_from_process_local_data(batch_sharding, rows)
             for name, rows in batch.items()
         }
+
+
+def _make_meta_arch(
+    config: Any, dtype: Any, teacher: frozen_teacher.FrozenTeacher | None
+) -> Any:
+    """Return student, teacher and losses of a config."""
+    if teacher is None:
+        return ssl_meta_arch.make_ssl_meta_arch(config, dtype)
+    network, view = teacher.make_network(config, dtype), teacher.view(config)
+    if config.distill.objective == "features":
+        make = feature_regression.make_feature_regression
+    else:
+        make = ssl_meta_arch.make_ssl_meta_arch
+    return make(config, dtype, network, view)
 
 
 def _compute_dtype(config: Any) -> Any:

@@ -16,11 +16,12 @@ ROWS = (
     "models.model_config",
     "kernels losses checkpoint data.decode",
     "models data.sources",
-    "config converted_config data",
+    "config config_file converted_config data",
     "ssl_meta_arch optimizer train_state train_step teacher teacher_view patch_choice "
-    "micro_batches data.tools runtime",
+    "feature_regression micro_batches data.tools runtime",
     "weights",
-    "feature_extractor trainer status launch convert",
+    "distillation",
+    "feature_extractor several_students trainer status launch convert",
     "pretrained model_inputs",
     "embed visualize",
     "eval aot",
@@ -151,7 +152,7 @@ def test_grain_stays_in_the_loader():
 
 def test_only_programs_read_flags_and_configs():
     assert importers("dinov2_jax.configs") <= {
-        *("main", "aot.config_file", "converted_config"),
+        *("main", "config_file", "converted_config"),
     }
     assert not importers("configs")  # of whoever starts a program
     assert importers("ml_collections") <= {"main"}

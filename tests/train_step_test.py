@@ -154,6 +154,9 @@ class Rootful:
     def targets(self, teacher_params, centers, batch, temp):
         return {}, jax.tree.map(lambda c: c + 1.0, centers)
 
+    def prepare(self, batch, key):
+        return batch
+
     def loss(self, params, targets, batch, key):
         x = params["backbone"]["blocks"]["gamma"] * batch["x"]
         loss = jnp.sqrt(jnp.sum(x * x)) + jnp.sum(params["dino_head"]["kernel"])

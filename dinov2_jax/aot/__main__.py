@@ -11,9 +11,9 @@ import logging
 import sys
 import time
 
-from dinov2_jax import cli, errors, files
+from dinov2_jax import cli, config_file, errors, files
 from dinov2_jax import config as config_lib
-from dinov2_jax.aot import config_file, machines, profiles
+from dinov2_jax.aot import machines, profiles
 
 
 def main(argv: list[str] | None = None) -> int:

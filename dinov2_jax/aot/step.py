@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax import sharding, trainer
+from dinov2_jax import several_students, sharding
 from dinov2_jax.aot import hlo, machines
+from dinov2_jax.distillation import frozen_teacher
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
@@ -111,7 +112,9 @@ def compile_step(
         replica = mesh.shape["replica"]
         return Program(memory, *seconds, module, quick, weights, replica)
 
-    built = trainer.Trainer(config, mesh=mesh, dtype=dtype)
+    teacher = frozen_teacher.describe(config)
+    config = frozen_teacher.resolve(config, teacher)
+    built = several_students.make_trainer(config, teacher, mesh=mesh, dtype=dtype)
     lowered = built.lower()
     weights = [
         (leaf.shape, any(getattr(key, "key", None) == "blocks" for key in path))

@@ -12,26 +12,27 @@ import jax
 import jax.numpy as jnp
 
 from dinov2_jax.augment import policies
-from dinov2_jax.models import dino_head, stochastic_depth, vision_transformer
+from dinov2_jax.models import dino_head as head_lib
+from dinov2_jax.models import stochastic_depth, vision_transformer
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Pure functions of parameters {"backbone", "dino_head"[, "ibot_head"]}.
+    """Pure functions of parameters {"backbone"[, "dino_head"[, "ibot_head"]]}.
 
     Attributes:
       backbone: The ViT.
-      dino_head: The head for class tokens.
+      dino_head: The head for class tokens; None if there are no prototypes.
       ibot_head: The head for patches; None if the DINO head is used for both.
       mean: Mean of each channel of the images, with values in [0, 1].
       std: Standard deviation of each channel.
     """
 
     backbone: vision_transformer.VisionTransformer
-    dino_head: dino_head.DINOHead
-    ibot_head: dino_head.DINOHead | None = None
+    dino_head: head_lib.DINOHead | None = None
+    ibot_head: head_lib.DINOHead | None = None
     mean: tuple[float, ...] = policies.IMAGENET_MEAN
     std: tuple[float, ...] = policies.IMAGENET_STD
 
@@ -41,10 +42,9 @@ class Network:
         size = self.backbone.config.image_size
         image = jnp.zeros((1, size, size, self.backbone.config.in_chans))
         token = jnp.zeros((1, self.backbone.config.embed_dim))
-        params = {
-            "backbone": self.backbone.init(keys[0], image)["params"],
-            "dino_head": self.dino_head.init(keys[1], token)["params"],
-        }
+        params = {"backbone": self.backbone.init(keys[0], image)["params"]}
+        if self.dino_head is not None:
+            params["dino_head"] = self.dino_head.init(keys[1], token)["params"]
         if self.ibot_head is not None:
             params["ibot_head"] = self.ibot_head.init(keys[2], token)["params"]
         return params
@@ -160,10 +160,10 @@ def make_network(config: Any, dtype: Any) -> Network:
     """Return the network that a config describes, with matmuls in `dtype`."""
     ibot_head = None
     if config.ibot.separate_head and config.ibot.loss_weight:
-        ibot_head = dino_head.make_dino_head(config.ibot, dtype)
+        ibot_head = head_lib.make_dino_head(config.ibot, dtype)
     return Network(
         backbone=vision_transformer.make_vision_transformer(config, dtype),
-        dino_head=dino_head.make_dino_head(config.dino, dtype),
+        dino_head=head_lib.make_dino_head(config.dino, dtype),
         ibot_head=ibot_head,
         mean=tuple(config.data.mean) or policies.IMAGENET_MEAN,
         std=tuple(config.data.std) or policies.IMAGENET_STD,

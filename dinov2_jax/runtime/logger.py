@@ -145,11 +145,21 @@ class RunLog:
     def _seconds(self) -> dict[str, float]:
         return {what: round(s, 3) for what, s in self._account.seconds().items()}
 
-    def evaluated(self, step: int, accuracies: Mapping[str, float]) -> None:
-        """Log what the teacher's features are worth."""
-        self._writer.write(step, accuracies)
-        self.events.add("evaluate", step=step, accuracies=dict(accuracies))
-        self.message(progress.describe_evaluation(step, accuracies))
+    def evaluated(
+        self, step: int, accuracies: Mapping[str, float], student: str = ""
+    ) -> None:
+        """Log what the teacher's features are worth.
+
+        Args:
+          step: Number of finished steps.
+          accuracies: Metrics of the evaluation.
+          student: Name of the student, if there are several.
+        """
+        prefix, of = (f"{student}/", f"{student}, ") if student else ("", "")
+        named = {f"{prefix}{name}": value for name, value in accuracies.items()}
+        self._writer.write(step, named)
+        self.events.add("evaluate", step=step, accuracies=named)
+        self.message(of + progress.describe_evaluation(step, accuracies))
 
     def save_failed(self, step: int, how: str) -> None:
         """Log a failed save after which training goes on."""

@@ -16,7 +16,7 @@ from dinov2_jax.data.sources import messages
 # What a run writes.
 _FILES = (
     *("run.lock", "config.json", "data.json", "metrics.jsonl", "events.jsonl"),
-    *("bad_images.txt", "rollbacks.json", "pca.png"),
+    *("bad_images.txt", "rollbacks.json", "pca.png", "teacher.json"),
 )
 _FOLDERS = ("checkpoints", "damaged_checkpoints", "tensorboard", "profile")
 _EFFECTIVE = os.access in os.supports_effective_ids
@@ -82,6 +82,33 @@ def write_config(config: Any, workdir: pathlib.Path) -> None:
     """Write WORKDIR/config.json atomically."""
     fields = json.loads(config.to_json_best_effort())
     files.write_text(workdir / "config.json", json.dumps(fields, indent=2) + "\n")
+
+
+def update_teacher_record(
+    workdir: pathlib.Path, now: dict[str, str], *, resumed: bool, write: bool
+) -> None:
+    """Check that a frozen teacher is the run's, and record it in WORKDIR/teacher.json.
+
+    Args:
+      workdir: The run's folder.
+      now: Source and digest of the teacher.
+      resumed: False if the run starts from step 0; the record is then not compared.
+      write: Whether to write the record; False for every process but the first.
+
+    Raises:
+      UserError: The run began with another teacher.
+    """
+    path = workdir / "teacher.json"
+    if resumed and path.exists():
+        before = json.loads(path.read_text())
+        if before["digest"] != now["digest"]:
+            raise errors.UserError(
+                f"the run in {workdir} learns from {before['source']} (digest "
+                f"{before['digest']}), not from {now['source']} ({now['digest']}): set "
+                "--config.distill.source to that teacher or choose another --workdir"
+            )
+    if write:
+        files.write_text(path, json.dumps(now, indent=2) + "\n")
 
 
 def update_data_record(

@@ -16,7 +16,7 @@ import numpy as np
 
 from dinov2_jax import errors, ssl_meta_arch
 from dinov2_jax.models import model_config, pos_embed
-from dinov2_jax.weights import architecture, reading
+from dinov2_jax.weights import architecture, head_sizes, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
     run_model = meta_arch.student.backbone.config
     expected = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
     released = [size[:2] for size in model_config.ARCHS.values()]
-    with _on_host():
+    with on_host():
         try:
             weights = reading.read(
                 source,
@@ -83,7 +83,7 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
     return InitialWeights(params, _describe(config.init, *sides))
 
 
-def _on_host() -> contextlib.AbstractContextManager:
+def on_host() -> contextlib.AbstractContextManager:
     """Return a context with new arrays on the CPU, if jax is allowed to use it."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
@@ -189,7 +189,10 @@ def _check_heads(
         )
     rows, flags = [], []
     for head in sorted(expected_heads):
-        actual_shapes, expected_shapes = _shapes(params[head]), _shapes(expected[head])
+        actual_shapes, expected_shapes = (
+            head_sizes.shapes(params[head]),
+            head_sizes.shapes(expected[head]),
+        )
         rows += [
             f"  {head}/{name}  expected {expected_shapes.get(name, 'none')}, found "
             f"{actual_shapes.get(name, 'none')}"
@@ -198,8 +201,8 @@ def _check_heads(
         ]
         section = head.removesuffix("_head")
         actual_settings, expected_settings = (
-            _head_settings(actual_shapes),
-            _head_settings(expected_shapes),
+            head_sizes.settings(actual_shapes),
+            head_sizes.settings(expected_shapes),
         )
         flags += [
             f"--config.{section}.head_{name}={value}"
@@ -211,22 +214,3 @@ def _check_heads(
             f"the heads of {source} do not match the config: set {' '.join(flags)}, "
             f"{fresh}\n" + "\n".join(rows)
         )
-
-
-def _shapes(tree: Any) -> dict[str, list[int]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _head_settings(shapes: Mapping[str, list[int]]) -> dict[str, int]:
-    """Return the config fields, less `head_`, that give a head of these shapes."""
-    kernels = [shapes[k] for k in shapes if k.startswith("mlp") and "kernel" in k]
-    settings = {"nlayers": len(kernels)}
-    if "last_layer/weight_v" in shapes:
-        prototypes, bottleneck = shapes["last_layer/weight_v"]
-        settings |= {"n_prototypes": prototypes, "bottleneck_dim": bottleneck}
-    if "mlp/0/kernel" in shapes:
-        settings["hidden_dim"] = shapes["mlp/0/kernel"][1]
-    return settings

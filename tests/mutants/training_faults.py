@@ -17,8 +17,8 @@ FAULTS = (
     Fault(
         "teacher-views-not-swapped",
         "dinov2_jax/losses/dino.py",
-        "pairs = ((1,), (0,))",
-        "pairs = ((0,), (1,))",
+        '"other": ((1,), (0,))',
+        '"other": ((0,), (1,))',
         (f"{_TILED}test_dino",),
     ),
     Fault(
@@ -38,15 +38,15 @@ FAULTS = (
     Fault(
         "koleo-across-groups",
         "dinov2_jax/ssl_meta_arch.py",
-        "cls[0].reshape(num_groups, 2, images, -1)",
-        "cls[0].reshape(1, 2, num_groups * images, -1)",
+        "cls[0].reshape(-1, 2, images, cls[0].shape[-1])",
+        "cls[0].reshape(1, 2, num_groups * images, cls[0].shape[-1])",
         (f"{_META_ARCH}test_sinkhorn_knopp_spans_the_groups_but_koleo_does_not",),
     ),
     Fault(
         "teacher-sees-the-masks",
-        "dinov2_jax/teacher.py",
-        "[None]",
-        '[batch["masks"]]',
+        "dinov2_jax/teacher_view.py",
+        "[crops], [None], indices",
+        '[crops], [batch["masks"]], indices',
         (f"{_META_ARCH}test_teacher_sees_only_unmasked_global_crops",),
     ),
     Fault(
