@@ -193,9 +193,9 @@ def _broken_config(error: BaseException | None, argv: list[str]) -> str:
             lines.append((error.filename, error.lineno))
         for file, line in reversed(lines):
             if file in given:
-                said = " ".join(str(error).split())[:600]
+                reason = " ".join(str(error).split())[:600]
                 kind = type(error).__name__
-                return f"the config {file} does not load, line {line}: {kind}: {said}"
+                return f"the config {file} does not load, line {line}: {kind}: {reason}"
         error = error.__context__
     return ""
 

@@ -282,7 +282,7 @@ def load(
         orbax export of this project, or a name such as "dinov2_vitb14_reg". "~" is the
         home folder.
       which: "teacher" or "student", if the source holds both; None takes the teacher.
-        "ema" is the moving average that a file of timm holds beside the weights.
+        "ema" is the moving average in a file of timm.
       heads: Whether to load the projection heads too.
       num_heads: Number of attention heads, if neither width nor folder determines it.
       image_size: Side in px of the square to which the position embeddings are

@@ -38,7 +38,7 @@ def votes(
       num_classes: Number of classes C.
 
     Returns:
-      [len(ks), M, C]; it sums to 1 over the classes for the largest k alone.
+      [len(ks), M, C]; it sums to 1 over the classes only for the largest k.
     """
     weights = jax.nn.softmax(similarities / temperature, axis=-1)
     rows = jnp.arange(len(weights))[:, None]
