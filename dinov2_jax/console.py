@@ -35,7 +35,7 @@ class Messages:
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, as far as that is possible."""
+        """Flush the stream, as far as possible."""
         if self._stream is not None:
             try:
                 self._stream.flush()

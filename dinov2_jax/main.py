@@ -34,7 +34,7 @@ _PROFILE = flags.DEFINE_string(
     "profile", None, "FIRST:LAST steps to trace into WORKDIR/profile."
 )
 _PREFLIGHT = flags.DEFINE_bool(
-    "preflight", False, "Try what the run will need, say what is wrong, and end."
+    "preflight", False, "Check all that the run will need, report problems, and end."
 )
 # For several processes, where jax does not detect the cluster.
 _COORDINATOR = flags.DEFINE_string(

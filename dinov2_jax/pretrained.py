@@ -90,7 +90,7 @@ class Model:
 
         Raises:
           BadImage: A file is not a readable image.
-          ValueError: There are no images, one is of another kind, results of several
+          ValueError: There are no images, one has another type, results of several
             shapes cannot be one batch, S is no multiple of the patch size, or the model
             does not take three channels.
         """

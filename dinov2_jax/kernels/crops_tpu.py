@@ -313,7 +313,7 @@ class _Plan:
         return rows + 4 * (math.prod(self.wide.shape) + numbers)
 
     def params(self, slots: int) -> pltpu.CompilerParams:
-        """Limit the vector memory to what is needed: XLA keeps arrays in the rest."""
+        """Limit the vector memory to the need: XLA keeps arrays in the rest."""
         return pltpu.CompilerParams(
             dimension_semantics=("arbitrary",),
             vmem_limit_bytes=self.vmem_bytes(slots) + 4 * 2**20,

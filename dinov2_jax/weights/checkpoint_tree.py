@@ -52,7 +52,7 @@ def submodules(
       key: Name of the file's entry that holds the weights; empty finds it.
 
     Returns:
-      {"backbone": {name: tensor}, "dino_head": ..., ...}, only what is there, and
+      {"backbone": {name: tensor}, "dino_head": ..., ...}, as far as present, and
       "teacher", "student" or, if unknown, None. Unknown names are left in
       "backbone", where `architecture.check` reports them.
 

@@ -52,7 +52,7 @@ class Folder:
 
 
 class Known(Protocol):
-    """Folders that are known from an earlier walk."""
+    """Folders known from an earlier walk."""
 
     def find(self, folder: Folder) -> int:
         """Return the number of a folder that need not be listed again, or -1."""

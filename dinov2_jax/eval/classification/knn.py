@@ -108,7 +108,7 @@ def knn_accuracy(
       ks: Numbers of neighbours that vote; a k above N is taken as N.
       temperature: Temperature of the softmax over cosine similarities.
       num_classes: Number of classes C.
-      tops: Numbers of classes among which the label has to be.
+      tops: Numbers of classes that must include the label.
       mesh: Devices that share the training features; None takes this process's.
 
     Returns:

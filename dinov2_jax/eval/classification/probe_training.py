@@ -1,4 +1,4 @@
-"""Training of linear probes on augmented images or on features that are there."""
+"""Training of linear probes on augmented images or on cached features."""
 
 import contextlib
 import dataclasses
