@@ -151,7 +151,7 @@ def exit_code(
 
     Args:
       run: The program; it returns an exit code, or None for success.
-      interrupted: What a user who presses Ctrl-C should know.
+      interrupted: Message for a user who presses Ctrl-C.
       process: Function that returns the prefix of errors of one process among several.
       crash_on_file_errors: Whether other file errors than a failing disk are raised,
         because the program has files of its own, not only those that users name.
@@ -189,7 +189,7 @@ def _describe(error: OSError, process: str) -> str:
 
 
 def _writer(error: OSError) -> str:
-    """Return who met an error that names no file."""
+    """Return the name to put before an error that names no file."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" of {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
     return f"a file{where}"

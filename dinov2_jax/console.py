@@ -12,7 +12,7 @@ class Messages:
     """A text stream for messages, such as standard error, that never fails.
 
     The terminal of a long run closes, the reader of a pipe ends, the disk of a log is
-    full: what cannot be written is dropped, and the work goes on.
+    full: what cannot be written is dropped, and the program continues.
 
     Args:
       stream: The stream to write to; None if the process has none.
@@ -35,7 +35,7 @@ class Messages:
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, as far as that is possible."""
+        """Flush the stream, as far as possible."""
         if self._stream is not None:
             try:
                 self._stream.flush()

@@ -147,7 +147,7 @@ def _of_reference(path: pathlib.Path) -> tuple[Any, list[str]]:
 
 
 def _read_yaml(path: pathlib.Path) -> Mapping[str, Any]:
-    import yaml  # for this kind of file alone
+    import yaml  # only for this kind of file
 
     try:
         content = yaml.safe_load(path.read_text())

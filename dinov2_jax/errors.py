@@ -2,7 +2,7 @@
 
 DONE = 0
 CRASHED = 1  # unexpected error, with a traceback
-DOES_NOT_FIT = 1  # `aot` alone: its answer is no
+DOES_NOT_FIT = 1  # only of `aot`
 BAD_INPUT = 2  # config, data or weights: do not retry
 NON_FINITE = 3  # stopped on non-finite values: do not retry
 REQUEUE = 42  # stopped on request, to be started again

@@ -34,7 +34,7 @@ _PROFILE = flags.DEFINE_string(
     "profile", None, "FIRST:LAST steps to trace into WORKDIR/profile."
 )
 _PREFLIGHT = flags.DEFINE_bool(
-    "preflight", False, "Try what the run will need, say what is wrong, and end."
+    "preflight", False, "Check all that the run will need, report problems, and end."
 )
 # For several processes, where jax does not detect the cluster.
 _COORDINATOR = flags.DEFINE_string(
@@ -193,9 +193,9 @@ def _broken_config(error: BaseException | None, argv: list[str]) -> str:
             lines.append((error.filename, error.lineno))
         for file, line in reversed(lines):
             if file in given:
-                said = " ".join(str(error).split())[:600]
+                reason = " ".join(str(error).split())[:600]
                 kind = type(error).__name__
-                return f"the config {file} does not load, line {line}: {kind}: {said}"
+                return f"the config {file} does not load, line {line}: {kind}: {reason}"
         error = error.__context__
     return ""
 

@@ -90,7 +90,7 @@ class Model:
 
         Raises:
           BadImage: A file is not a readable image.
-          ValueError: There are no images, one is of another kind, results of several
+          ValueError: There are no images, one has another type, results of several
             shapes cannot be one batch, S is no multiple of the patch size, or the model
             does not take three channels.
         """
@@ -282,7 +282,7 @@ def load(
         orbax export of this project, or a name such as "dinov2_vitb14_reg". "~" is the
         home folder.
       which: "teacher" or "student", if the source holds both; None takes the teacher.
-        "ema" is the moving average that a file of timm holds beside the weights.
+        "ema" is the moving average in a file of timm.
       heads: Whether to load the projection heads too.
       num_heads: Number of attention heads, if neither width nor folder determines it.
       image_size: Side in px of the square to which the position embeddings are

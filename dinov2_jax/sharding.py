@@ -171,7 +171,7 @@ def on_groups(
       num_groups: Number of groups G.
 
     Returns:
-      The function of the arrays alone.
+      A function of only the arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not is_divided() or not devices_divide(num_groups):

@@ -234,7 +234,7 @@ class Run:
                 self._roll_back(blown_up)
         with self.watchdog.during("the last save", times=1):
             self.checkpoints.close()
-        self.log.message(progress.where_to_look(self.workdir))
+        self.log.message(progress.list_outputs(self.workdir))
 
     def _batches(self) -> loader.Loader:
         return loader.make_loader(

@@ -1,8 +1,8 @@
 """Search for the smallest change with which a step fits, by compiling candidates.
 
-Changes that leave the results of the run alone come first (rematerialisation), then
+Changes that do not affect the results of the run come first (rematerialisation), then
 more devices for the same batch, then changes that make it another run (fewer images).
-The rematerialisation is kept in the later ones, as it was not enough alone.
+The rematerialisation is kept in the later ones, since it was not enough by itself.
 """
 
 import dataclasses

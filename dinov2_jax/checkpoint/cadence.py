@@ -1,4 +1,4 @@
-"""Checkpoints by the clock, so that a kill loses minutes however long a step takes."""
+"""Checkpoints at intervals of time, so that a kill loses only minutes."""
 
 import time
 
@@ -8,13 +8,13 @@ from jax.experimental import multihost_utils
 
 
 class Cadence:
-    """Decides when a save is due, by process 0's clock for all processes.
+    """Decides when a save is due, using the clock of process 0 for all processes.
 
     Several processes communicate only every `ask_every` steps, because the answer waits
     for the steps that are still running.
 
     Args:
-      minutes: Minutes from one save to the next; 0: no save is ever due.
+      minutes: Minutes from one save to the next; 0 means no save is ever due.
       ask_every: Steps between two checks if there are several processes.
     """
 

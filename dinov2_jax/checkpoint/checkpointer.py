@@ -78,7 +78,7 @@ class Checkpointer:
         """Start saving; training may go on at once.
 
         If this save or the one before has failed, its files are removed and `step` is
-        saved again, synchronously. `failed` tells earlier than the next save does.
+        saved again, synchronously. `failed` detects a failure before the next save.
 
         Args:
           step: Number of finished steps.
@@ -158,7 +158,7 @@ class Checkpointer:
         """Wait for a running save; remove it if it fails.
 
         Raises:
-          UserError: It failed, and there are other processes, which may not know.
+          UserError: It failed, and other processes may not have noticed.
         """
         reason = self._finish()
         if reason and jax.process_count() > 1:
@@ -238,7 +238,7 @@ class Checkpointer:
             differ from the one that saved.
 
         Raises:
-          UserError: The checkpoint cannot be read or is of another model.
+          UserError: The checkpoint cannot be read or belongs to a different model.
         """
         step = self.latest_step()
         try:

@@ -23,7 +23,7 @@ def free(path: pathlib.Path) -> int:
 
 
 def needed_and_free(path: pathlib.Path, needed: int) -> str:
-    """Describe the space that is needed and the space that is free."""
+    """Describe the needed and the free space."""
     available = _format_bytes(free(path))
     return f"{_format_bytes(needed)} needed, {available} free at {path}"
 

@@ -90,7 +90,7 @@ def checked_params(
 
 
 def _differences(found: Any, expected: Any) -> list[str]:
-    """Return the paths of leaves that are in one tree alone or differ in shape."""
+    """Return the paths of leaves that are in only one tree or differ in shape."""
     shapes = [
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape

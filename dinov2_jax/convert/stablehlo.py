@@ -1,4 +1,4 @@
-"""Export of the ViT as a StableHLO program with weights, which jax alone can run.
+"""Export of the ViT as a StableHLO program with weights, which needs only jax.
 
 Mirrors `models/vision_transformer.py` at one image size and any batch size, on CPU,
 CUDA and TPU. The weights are an argument, not constants, because a program is limited
@@ -149,7 +149,7 @@ def write(
 
 
 def run(directory: str | os.PathLike, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute features with the directory's own example, in a CPU process of its own.
+    """Compute features with the directory's own example, in a separate CPU process.
 
     Args:
       directory: Folder that `write` wrote; its example is executed.

@@ -8,7 +8,7 @@ from dinov2_jax.data.decode import pillow_setup
 
 # Each is a module in tools/ with `add_flags(parser)` and `run(args)`.
 _PROGRAMS = {
-    "scan": "count, measure and fully decode every image; name the bad ones",
+    "scan": "count, measure and fully decode every image; list the bad ones",
     "shard": "pack images into ArrayRecord files, which are faster to read",
     "bench": "images a second of each stage, and the bottleneck",
     "stats": "mean and deviation of each channel, as flags to paste",

@@ -13,17 +13,17 @@ global crop, M the upper bound of masked patches per group.
     augmentation_keys  uint32 [G, B, 2]        one per image, if the device augments
     bad_images      BAD_IMAGE [any]            unreadable images; stays on the host
 
-The batch of step n is a function of (seed, data, n) alone. Image i of group g is number
+The batch of step n depends only on (seed, data, n). Image i of group g is number
 n * G * B + g * B + i in the run; every pass over the data is a permutation of it that
 depends on (seed, pass); crops and keys depend on (seed, pass, image), masks on (seed,
 number of the group in the run). In a mixture, which may show an image several times in
-a pass, the place in the pass (see `mixture`) is used instead of the image. The number
+a pass, the place in the pass (see `mixture`) replaces the image. The number
 of workers and restarts make no difference. After a rollback (see `rollback`), n also
 counts the skipped batches.
 With P processes, process p builds the groups p * G / P to (p + 1) * G / P - 1.
 
 An unreadable image is replaced by another one, drawn from (seed, pass, offset,
-attempt), and reported in `bad_images` by the process that tried to read it.
+attempt), and reported in `bad_images` by the process that failed to read it.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import base
 
 BAD_IMAGE = np.dtype([("index", np.int64), ("name", "U1024"), ("reason", "U120")])
-_LARGE = 2**24  # pixels; the size of larger images is recorded with their name
+_LARGE = 2**24  # pixels; larger images are recorded with their size
 MAX_ATTEMPTS = 64  # unreadable images in a row before the loader gives up
 
 # Every use of randomness has its own stream.
@@ -137,7 +137,7 @@ class BatchBuilder:
         return self.source.resolve(pass_number, place)
 
     def place(self, pass_number: int, offset: int) -> int:
-        """Return the place at an offset of a pass, which is a permutation of places."""
+        """Return the place at an offset of a pass (a permutation of places)."""
         places = self.source.pass_length
         if places == 1:
             return 0

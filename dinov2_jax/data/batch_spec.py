@@ -16,7 +16,7 @@ def patch_grid(config: Any) -> tuple[int, int]:
 def batch_spec(config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return (shape, dtype) of the arrays that go to the devices, over all processes.
 
-    `data.batch_builder` says what they mean.
+    `data.batch_builder` describes them.
     """
     b = config.train.group_size
     g = config.train.batch_size // b

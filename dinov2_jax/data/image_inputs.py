@@ -1,4 +1,4 @@
-"""Images in the forms in which people hold them, as uint8 pixels."""
+"""Conversion of paths, bytes, Pillow images and arrays to uint8 pixels."""
 
 import io
 import os
@@ -55,7 +55,7 @@ def to_pixels(image: Any) -> np.ndarray:
 
 
 def _as_numpy(image: Any) -> np.ndarray:
-    """Return an array of any library as one of NumPy, with the channels last."""
+    """Convert an array of any library to NumPy, with the channels last."""
     library = type(image).__module__.partition(".")[0]
     if library == "torch":
         image = image.detach().cpu()
@@ -84,7 +84,7 @@ def _from_array(image: np.ndarray) -> np.ndarray:
     if floats is None:
         raise ValueError(f"{what}: {_EXPECTED}")
     low, high = floats.min(), floats.max()
-    if not (0 <= low and high <= 1):  # also where they are not finite
+    if not (0 <= low and high <= 1):  # also if they are not finite
         fix = "divide by the largest possible value"
         if low < 0:
             fix = "if it is normalised already, pass it to the model itself"

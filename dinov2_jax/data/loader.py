@@ -74,7 +74,7 @@ def make_loader(
 
 
 class Loader:
-    """Iterator over batches that processes or one thread build ahead.
+    """Iterator over batches built ahead of time by processes or one thread.
 
     Close it (or use it in a `with` statement), so that no worker outlives it.
     """
@@ -126,8 +126,8 @@ class Loader:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # not under app.run; grain reads flags
         iterator = iter(dataset)
-        # Grain creates the workers' iterators when it is first asked for a state or an
-        # element. Asking now makes all workers start below, in their environment.
+        # Grain creates the workers' iterators at the first request for a state or an
+        # element. Requesting it now starts all workers below, in their environment.
         with shared_batches.semaphores():
             iterator.get_state()
         self._asked: queue.SimpleQueue = queue.SimpleQueue()
@@ -171,16 +171,16 @@ class Loader:
             with contextlib.suppress(queue.Empty):
                 batch, error = self._answers.get(timeout=_LOOK_EVERY)
                 break
-            self._look(time.monotonic() - start)
+            self._check_health(time.monotonic() - start)
         if error is None:
             return batch
         if not isinstance(error, StopIteration | errors.UserError):
-            self._look_for_dead()  # which grain may be reporting
+            self._check_for_dead_workers()  # which grain may be reporting
         raise error
 
-    def _look(self, waited: float) -> None:
+    def _check_health(self, waited: float) -> None:
         """Raise UserError if a worker died or the timeout has passed."""
-        self._look_for_dead()
+        self._check_for_dead_workers()
         pids = [worker.pid for worker in self._workers] or [os.getpid()]
         at = [self._activity.of(pid) for pid in pids]
         self._name_slow(at)
@@ -188,15 +188,15 @@ class Loader:
             at = [f"{name} for {seconds:.0f} s" for name, seconds in at if name]
             self._abandon()
             raise errors.UserError(
-                f"no batch for {waited:.0f} s; the loader is at "
-                f"{', '.join(at) or 'no image'}: see whether the file system still "
-                "answers, or raise --config.data.timeout (seconds); then run the same "
+                f"no batch for {waited:.0f} s; the loader is reading "
+                f"{', '.join(at) or 'no image'}: check that the file system "
+                "responds, or raise --config.data.timeout (seconds); then run the same "
                 "command again",
                 exit_code=errors.TRY_AGAIN,
             )
 
     def _name_slow(self, at: list[tuple[str, float]]) -> None:
-        """Log each image that a worker is at for long, the first few only."""
+        """Log images that take a worker long; only the first few."""
         for name, seconds in at:
             new = name and name not in self._slow and len(self._slow) < _MAX_SLOW
             if new and seconds > _SLOW:
@@ -209,7 +209,7 @@ class Loader:
                     seconds,
                 )
 
-    def _look_for_dead(self) -> None:
+    def _check_for_dead_workers(self) -> None:
         for number, worker in enumerate(self._workers):
             if worker.exitcode:
                 if worker.exitcode > 0 and not self._activity.has(worker.pid):

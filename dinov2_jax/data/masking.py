@@ -22,8 +22,8 @@ def block_mask(
     Args:
       rng: The only source of randomness.
       grid: (h, w), patches of a crop.
-      num_patches: How many to mask. Some masks stay a few patches short because no
-        block was found that fits; none exceeds it.
+      num_patches: Number to mask. Some masks stay a few patches short because no
+        fitting block was found; none exceeds it.
 
     Returns:
       bool [h, w].

@@ -1,9 +1,9 @@
 """The crops of one image: two global and L local ones.
 
-Mirrors the reference's DataAugmentationDINO (`data/augmentations.py`). On the host, as
-in the reference, the image is decoded at full size and its crops are augmented here. Or
-split: a JPEG is decoded no larger than its crops need, crops are cut and resized here,
-and the device does the rest (`on_device`).
+Mirrors the reference's DataAugmentationDINO (`data/augmentations.py`). With
+augmentation on the host, as in the reference, the image is decoded at full size and its
+crops are augmented here. Otherwise a JPEG is decoded no larger than its crops need,
+crops are cut and resized here, and the device does the rest (`on_device`).
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class MultiCrop:
         """Draw all crops of an image.
 
         Args:
-          image: The image, as its source opened it.
+          image: The image, as opened by its source.
           rng: The only source of randomness.
 
         Returns:

@@ -75,7 +75,7 @@ def size_in_patches(
 
     Returns:
       (width, height), px. The longer side is the multiple of the patch size nearest to
-      `size`, the other the multiple nearest to the aspect ratio; at least one patch.
+      `size`, the other is the multiple nearest to the aspect ratio; at least one patch.
     """
     longer = max(int(size / patch_size + 0.5), 1)
     scale = longer / max(width, height)
@@ -98,7 +98,7 @@ def resize_and_crop(
     """
     if not isinstance(image, Image.Image):
         if image.ndim == 3 and image.shape[2] != 3:
-            # One by one: Pillow would take the fourth channel for alpha.
+            # One by one: Pillow would treat the fourth channel as alpha.
             planes = [
                 resize_and_crop(np.ascontiguousarray(plane), resize_size, crop_size)
                 for plane in np.moveaxis(image, 2, 0)

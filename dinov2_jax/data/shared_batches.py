@@ -1,7 +1,7 @@
-"""Transfer of batches from worker processes to the trainer by files in shared memory.
+"""Transfer of batches from workers to the trainer through files in shared memory.
 
-Each loader locks a folder of its own while it lives; the next loader removes folders
-that killed ones left. Python's shared memory objects, which grain uses, are registered
+Each loader locks its own folder while it lives; the next loader removes folders left by
+killed ones. Python's shared memory objects, which grain uses, are registered
 with a process that warns at exit about each one that a race left behind.
 """
 
@@ -22,13 +22,13 @@ from dinov2_jax import errors, files
 
 _MEMORY = pathlib.Path("/dev/shm")
 _PREFIX = "dinov2_jax_loader_"
-_LEAST = 2**20  # bytes without which shared memory is not used
+_LEAST = 2**20  # bytes; with less, shared memory is not used
 _SMALL = 4096  # bytes; smaller arrays go through the pipe
 _ALIGNED = 64  # bytes; alignment that jax prefers for host arrays
 
 
 class Folder:
-    """A folder that `remove` deletes, or the next loader after a crash."""
+    """A folder deleted by `remove` or, after a crash, by the next loader."""
 
     def __init__(self):
         self.in_memory = os.access(_MEMORY, os.W_OK) and _free(_MEMORY) > _LEAST
@@ -47,7 +47,7 @@ class Folder:
         return _free(self.path) if self.in_memory else 0
 
     def remove(self) -> None:
-        """Remove it with all batches that nobody has opened. May be called twice."""
+        """Remove it with all unopened batches. May be called twice."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)

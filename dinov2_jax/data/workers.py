@@ -1,4 +1,4 @@
-"""Start and end of the loader's worker processes, and a record of what each works on.
+"""Start and end of the loader's worker processes, and a record of their current work.
 
 They hold no accelerator, use one thread each, leave signals to the trainer, and do not
 outlive it. When one dies or hangs, the trainer names the image it was working on.
@@ -25,7 +25,7 @@ _ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
 }
 GUARD = (
-    "put what your script does below `if __name__ == '__main__':`, because each worker "
+    "put your script's code below `if __name__ == '__main__':`, because each worker "
     "imports the script"
 )
 _SIZE = 4096  # bytes of a worker's file
@@ -51,7 +51,7 @@ def environment():
 
 
 def check_main_guard() -> None:
-    """Check that this process does not run a script only because it imports it.
+    """Check that this process is not a worker that runs its parent's script.
 
     Raises:
       UserError: It is a worker that imports the script that started it.
@@ -66,7 +66,7 @@ def initialise(index: int, count: int, activity: "Activity | None" = None) -> No
     Args:
       index: Number of the worker.
       count: Number of workers.
-      activity: The record in which the worker is to note that it has started.
+      activity: The record in which the worker notes that it has started.
     """
     del index, count
     if activity is not None:
@@ -90,7 +90,7 @@ def initialise(index: int, count: int, activity: "Activity | None" = None) -> No
 
 
 class Activity:
-    """Record of what each process works on, in one small memory-mapped file each.
+    """Record of the current work of each process, in a small memory-mapped file each.
 
     Copies sent to workers write to the same folder; the file outlives even a process
     that was killed.

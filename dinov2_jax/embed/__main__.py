@@ -249,7 +249,7 @@ def _preprocessing(args: argparse.Namespace, patch_size: int, prepare: Any = Non
 
 
 def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int | None):
-    """Append the rows of all images that are left.
+    """Append the rows of all remaining images.
 
     Args:
       rows: The output, a `resumable_output.Unfinished`.

@@ -41,7 +41,7 @@ BASELINES: dict[str, Callable[[features.Backbone], features.Backbone]] = {
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UserError if a trained head is given, which fits one backbone alone.
+    """Raise UserError if a trained head is given, which fits only one backbone.
 
     Args:
       args: The parsed flags.

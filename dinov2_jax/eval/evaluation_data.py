@@ -65,12 +65,12 @@ def open_data(config: Any) -> Data | None:
         return None
     pictures = []
     if channels in (1, 3):
-        pictures = unseen or _some(queries, NUM_PICTURES)
+        pictures = unseen or _read_images(queries, NUM_PICTURES)
     size = c.picture_size
     pictures = [preprocessing.resize_and_crop(p, size, size) for p in pictures]
     images = []
     if "matching" in c.tasks:
-        images = unseen or _some(queries, c.matching_images)
+        images = unseen or _read_images(queries, c.matching_images)
         side = 2 * c.image_size  # its crops are at least half as long
         images = [preprocessing.resize_and_crop(x, side, side) for x in images]
         if not images:
@@ -105,7 +105,7 @@ def _check_labels(bank: base.Source, queries: base.Source, c: Any) -> None:
         logging.warning("%s", doubt)
 
 
-def _some(source: base.Source, count: int) -> list[np.ndarray]:
+def _read_images(source: base.Source, count: int) -> list[np.ndarray]:
     """Read up to `count` evenly spaced images, skipping unreadable ones."""
     found = []
     for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):

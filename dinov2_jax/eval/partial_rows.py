@@ -1,4 +1,4 @@
-"""Results of single images, kept in a file so that a killed evaluation goes on."""
+"""Results of single images, kept in a file so that a killed evaluation can resume."""
 
 import json
 import pathlib
@@ -44,7 +44,7 @@ def collect(
 
 
 def _read(path: pathlib.Path, fingerprint: str) -> list[list[float]]:
-    """Return the whole rows of a file, none if it is of another evaluation."""
+    """Return the whole rows of a file, none if it belongs to another evaluation."""
     try:
         lines = path.read_text().splitlines(keepends=True)
         whole = [json.loads(line) for line in lines if line.endswith("\n")]

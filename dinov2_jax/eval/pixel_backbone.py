@@ -54,7 +54,7 @@ class PixelBackbone:
           variables: Ignored.
           images: Normalised images, [B, H, W, C].
           layers: Blocks after which features are wanted too.
-          method: "class_tokens" for the class tokens alone.
+          method: "class_tokens" for only the class tokens.
 
         Returns:
           Class tokens [B, D], or `vision_transformer.Features`.

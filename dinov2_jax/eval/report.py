@@ -56,7 +56,7 @@ class Result:
     Attributes:
       card: Its protocol.
       numbers: {name: value}; accuracies in [0, 1].
-      notes: What a reader of the numbers has to know, such as what was selected on the
+      notes: Caveats for readers of the numbers, such as what was selected on the
         test data.
       tables: Further tables.
       pictures: Pictures.

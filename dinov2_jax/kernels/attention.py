@@ -2,8 +2,8 @@
 
 Mirrors the block-diagonal attention of the reference's `layers/attention.py`
 (`MemEffAttention` over a list of crops), with static lengths in place of a mask. This
-file has the plain form, "xla", and chooses among the faster ones, which are equal to it
-and have a file each.
+file has the plain form, "xla", and chooses among the faster ones, which give the same
+result and have a file each.
 """
 
 import importlib

@@ -15,7 +15,7 @@ class token and registers of 256 patches) would take a whole tile of 128 columns
 they are kept as rows. Whole score matrices fit in vector memory, so softmax is never
 online, and the backward kernel recomputes it from q and k: nothing else is saved.
 
-The compiler's scheduler sees little further than one crop, so the program itself
+The compiler's scheduler looks little further than one crop, so the program itself
 interleaves crops: it computes the next crop's scores before this one's softmax. Every
 choice was made by counting scheduled bundles (`benchmarks/tpu_cycles.py`).
 

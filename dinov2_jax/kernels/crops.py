@@ -1,7 +1,7 @@
-"""Taking kept crops out of a stream of tokens, and adding a branch's output to them.
+"""Extraction of kept crops from a token stream, and addition of a branch's output.
 
-The backward pass of taking is adding and that of adding is taking, so two functions do
-everything, each with a plain form and one for TPUs.
+Each is the backward pass of the other, so two functions suffice, each with a plain form
+and one for TPUs.
 
 Shapes: G groups, B crops of N tokens, of which k are kept, D width.
 """
@@ -63,8 +63,8 @@ def rejoin(
       x: The stream, [G, B, N, D].
       kept: Indices of the kept crops, int32 [G, k], without duplicates.
       residual: The branch's output, [G, k * N, D], in the dtype of `x`.
-      bias: Bias of the residual, [D], or None; its gradient is summed in the pass that
-        takes the residual's.
+      bias: Bias of the residual, [D], or None; its gradient is summed in the same pass
+        as the residual's.
 
     Returns:
       The new stream, [G, B, N, D].

@@ -1,14 +1,14 @@
-"""Taking kept crops out of a stream and adding to them, as Pallas kernels for TPU.
+"""Extraction of kept crops from a stream, and addition to them, in Pallas for TPU.
 
 In the stream a crop begins at a tile of 8 rows; in the flat rows that matmuls and
 attention read it may begin at any row, because 50 or 257 tokens are not whole tiles.
-XLA moves everything an extra time between the two. Here crops are shifted in vector
-memory on the way, and other work that needs every row is done in the same pass: means
-and deviations for the norm, sums for the gradient of a bias.
+XLA copies everything once more to convert between the two. Here crops are shifted in
+vector memory as they are copied, and other work on every row is done in the same pass:
+means and deviations for the norm, sums for the gradient of a bias.
 
-Crops are copied explicitly, the next block's during the work on this one, because each
-comes from a different place. Rows are shifted as float32: only 32-bit rows can begin
-anywhere.
+Crops are copied explicitly, because each comes from a different place; the next block's
+crops are copied during the work on this one. Rows are shifted as float32: only 32-bit
+rows can begin anywhere.
 
 Shapes: G groups, B crops of N tokens, of which k are kept, D width.
 """
@@ -313,7 +313,7 @@ class _Plan:
         return rows + 4 * (math.prod(self.wide.shape) + numbers)
 
     def params(self, slots: int) -> pltpu.CompilerParams:
-        """Limit the vector memory to what is needed: XLA keeps arrays in the rest."""
+        """Limit the vector memory to the need: XLA keeps arrays in the rest."""
         return pltpu.CompilerParams(
             dimension_semantics=("arbitrary",),
             vmem_limit_bytes=self.vmem_bytes(slots) + 4 * 2**20,

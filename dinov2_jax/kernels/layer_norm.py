@@ -1,4 +1,4 @@
-"""LayerNorm with the reference's epsilon, alone or folded into linear layers.
+"""LayerNorm with the reference's epsilon, separate or folded into linear layers.
 
 Statistics are float32. Shapes: [..., D] tokens, F features of a linear layer.
 """
@@ -31,7 +31,7 @@ def project(
     for each, "norm" in the remat policies. They are named where the forward pass does
     not use the named values: jax puts a `reduce_precision` on values that are both kept
     and used in the forward pass, which on TPUs is a pass over them. Norm and matmuls
-    are one function because the matmuls' gradients need the normalised tokens again.
+    are one function because the matmuls' gradients need the normalised tokens.
 
     Args:
       x: Tokens, [..., D].
@@ -40,7 +40,7 @@ def project(
         With bfloat16 kernels, tokens are multiplied as they are and the products are
         divided, which accelerators do as part of the matmul.
       statistics: Mean and 1 / deviation of each row, float32 [..., 1], if known. The
-        gradient of `x` is that of the whole function in any case.
+        gradient of `x` is the same with and without them.
 
     Returns:
       Products, [..., F] each.

@@ -73,7 +73,7 @@ def _activated_forward(activation, hidden, biases, kernel):
 def _activated_backward(activation, saved, grad):
     hidden, biases, kernel = saved
     inner, pull = jax.vjp(activation, *map(_plus, hidden, biases))
-    # XLA:CPU copies the transposed left operand, so put the narrower one there. For
+    # XLA:CPU copies the transposed left operand, so put the narrower one there. On
     # TPUs (ViT-L on v5e) the compiler predicts the same step time either way.
     d_kernel = jnp.einsum("...d,...f->df", grad, inner).T
     d_hidden = pull(jnp.einsum("...d,fd->...f", grad, kernel))

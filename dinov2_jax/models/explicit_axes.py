@@ -1,8 +1,8 @@
 """Models on arrays whose mesh has Explicit axes, as `jax.make_mesh` makes them.
 
-With such axes every operation has to state how its result is sharded. Inside a model
-that is left to the compiler: there the axes are of type Auto, and the features come out
-with the images' sharding.
+With such axes every operation must state how its result is sharded. Inside a model the
+axes are of type Auto, so the compiler decides, and the features have the sharding of
+the images.
 """
 
 import functools
@@ -19,7 +19,7 @@ def as_auto(method: types.FunctionType) -> Callable[..., Any]:
 
     Args:
       method: Method of a flax module: (images [B, ...], ...) -> a tree of arrays with
-        leading axis B. In the result, that axis is sharded as the images' is.
+        leading axis B. In the result, that axis is sharded like that of the images.
     """
 
     @functools.wraps(method)

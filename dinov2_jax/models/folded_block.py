@@ -6,7 +6,7 @@ shifted in place of every token. With r = 1 / deviation,
   (r (x - mean) scale + shift) @ W + b = r x @ C(scale W) + (shift @ W + b),
   gamma * (x @ W + b) = x @ (W gamma) + b gamma,
 
-where C subtracts its mean from each column, so that x need not be centred. What is left
+where C subtracts its mean from each column, so that x need not be centred. What remains
 of a norm is `kernels.layer_norm.project`; the gradients of scale and shift are sums
 over weights instead of tokens.
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-LARGEST = 2**20  # of every number in a file
+LARGEST = 2**20  # largest number accepted in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Rule:
 
     Attributes:
       is_valid: Whether a value, of any type, is one of them.
-      words: What they are, for messages, such as "true or false".
+      words: Description of them in messages, such as "true or false".
       in_tensors: Whether the names and shapes of a model's tensors determine the value.
     """
 
@@ -37,7 +37,7 @@ def is_number(value: Any) -> bool:
 
 
 def whole_number(minimum: int, in_tensors: bool = True) -> Rule:
-    """Return the rule of whole numbers from `minimum` to `LARGEST`."""
+    """Return the rule for whole numbers from `minimum` to `LARGEST`."""
     return Rule(
         lambda value: type(value) is int and minimum <= value <= LARGEST,
         f"a whole number from {minimum} to {LARGEST}",
@@ -68,7 +68,7 @@ class ModelConfig:
       depth: Number of blocks.
       num_heads: Number of attention heads; it divides `embed_dim`.
       patch_size: Side of a patch, px.
-      image_size: Side of the square image that the position embeddings are for, px.
+      image_size: Side of the square image that the position embeddings fit, px.
       in_chans: Number of channels of the images.
       ffn_layer: Kind of the FFN: "mlp" (exact GELU) or "swiglufused".
       ffn_ratio: Hidden width of the FFN over `embed_dim`.
@@ -106,7 +106,7 @@ class ModelConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along a side of the image that the position embeddings are for."""
+        """Patches along a side of the image that the position embeddings fit."""
         return self.image_size // self.patch_size
 
     @property
@@ -131,7 +131,7 @@ class ModelConfig:
 RULES: dict[str, Rule] = {
     field.name: field.metadata["rule"] for field in dataclasses.fields(ModelConfig)
 }
-# Options that no tensor determines, so that files have to state them.
+# Options that no tensor determines, so files must state them.
 NOT_IN_TENSORS = tuple(name for name, rule in RULES.items() if not rule.in_tensors)
 SIZES = ("embed_dim", "depth", "num_heads")
 
@@ -150,7 +150,7 @@ def gated_width(hidden_dim: int) -> int:
 
 
 def inconsistency(options: Mapping[str, Any]) -> str:
-    """Return what is wrong between options that are valid one by one, or "".
+    """Describe a conflict between options that are valid one by one; "" if none.
 
     Args:
       options: Some or all options.

@@ -1,7 +1,7 @@
 """Rematerialisation policies: what a block keeps for its backward pass.
 
-The rest is recomputed. Norms and activation functions always are: their own backward
-passes do so.
+The rest is recomputed. Norms and activation functions are always recomputed, by their
+own backward passes.
 """
 
 import jax

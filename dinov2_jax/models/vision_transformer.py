@@ -166,8 +166,8 @@ class VisionTransformer(nn.Module):
     def class_tokens(self, images: jax.Array) -> jax.Array:
         """Compute only the class tokens of `__call__`.
 
-        The last block's attention and FFN act on the class token alone, which with
-        twelve blocks saves a sixteenth of the work.
+        The last block's attention and FFN act only on the class token, which saves a
+        sixteenth of the work of twelve blocks.
 
         Args:
           images: Normalised images, [B, H, W, C].

@@ -21,7 +21,7 @@ class RecordFile:
         # Unbuffered and in append mode, so that a record is a single write.
         self._file = open(path, "ab", buffering=0)
         self._waiting = b""
-        self._said = False
+        self._warned = False
 
     def write(self, record: bytes) -> None:
         """Write a record, after any that are still pending."""
@@ -34,17 +34,17 @@ class RecordFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(size)
-            self._say(error)
+            self._warn(error)
         else:
             self._waiting = b""
 
     def sync(self) -> None:
-        """Flush all records to disk, as far as that is possible."""
+        """Flush all records to disk, as far as possible."""
         self.write(b"")
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._say(error)
+            self._warn(error)
 
     def close(self) -> None:
         """Close the file; may be called more than once."""
@@ -52,11 +52,11 @@ class RecordFile:
             self.write(b"")
             self._file.close()
 
-    def _say(self, error: OSError) -> None:
-        if not self._said:
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
             logging.warning(
-                "cannot write to %s (%s): what belongs there waits in memory",
+                "cannot write to %s (%s): rows are kept in memory until it works",
                 self._path,
                 error.strerror,
             )
-        self._said = True
+        self._warned = True

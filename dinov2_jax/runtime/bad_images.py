@@ -1,4 +1,4 @@
-"""The list of unreadable images that the processes of a run have met.
+"""The list of unreadable images found by the processes of a run.
 
 Each process writes its own file, since not every file system lets several processes
 append to one: WORKDIR/bad_images.txt for the first, bad_images-3.txt for process 3. An
@@ -16,7 +16,7 @@ from typing import Any
 from dinov2_jax import errors
 from dinov2_jax.runtime import append_file, distributed
 
-_LOOK_EVERY = 10.0  # minimum seconds between reads of the other processes' files
+_LOOK_EVERY = 10.0  # minimum seconds between reads of other processes' files
 _FIRST_COUNT = 4  # bad images, after which their number is logged at each doubling
 
 
@@ -27,7 +27,7 @@ def paths(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def names(workdir: pathlib.Path) -> set[str]:
-    """Return the names of the unreadable images that any process has met."""
+    """Return the names of the unreadable images found by any process."""
     return set().union(*map(_names_in, paths(workdir)))
 
 
@@ -43,7 +43,7 @@ class BadImages:
       workdir: The run's folder.
       source: The images; only their number is used.
       max_share: Share of the images that may be unreadable, in [0, 1].
-      process: Index of the process that logs; None for this one.
+      process: Index of the process that logs; None means this one.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class BadImages:
         self._seen: set[str] = set()
         self._sizes: dict[pathlib.Path, int] = {}
         self._log: append_file.RecordFile | None = None
-        self._look()
+        self._update()
         self._next_count = max(_FIRST_COUNT, 2 * len(self._seen))
         self._looked = -math.inf  # the first new image reads the files again
 
     @property
     def count(self) -> int:
-        """Distinct unreadable images that all processes have met so far."""
-        self._look()
+        """Distinct unreadable images found by all processes so far."""
+        self._update()
         return len(self._seen)
 
     def add(self, bad: Iterable[Any]) -> None:
         """Log the new ones among a batch's `bad_images`.
 
-        The first one is named, and their number each time that it doubles.
+        The first one is named, and the count is logged whenever it doubles.
 
         Raises:
           UserError: More than the allowed share of the source is unreadable.
@@ -85,7 +85,7 @@ class BadImages:
             if name in self._seen:
                 continue
             if time.monotonic() - self._looked >= _LOOK_EVERY:
-                self._look()
+                self._update()
                 if name in self._seen:
                     continue
             self._seen.add(name)
@@ -105,7 +105,7 @@ class BadImages:
             self._next_count = 2 * len(self._seen)
             logging.warning("%sso far %s", self._label, self.summary())
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         """Read the files of all processes that have changed since the last time."""
         self._looked = time.monotonic()
         for path in paths(self._workdir):

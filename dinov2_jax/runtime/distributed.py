@@ -1,4 +1,4 @@
-"""Start and end of a process that is one of several in a run."""
+"""Start and end of one of several processes in a run."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,7 @@ def make_cluster(
     if missing:
         raise errors.UserError(
             f"{' and '.join(missing)} missing: give --coordinator=HOST:PORT, "
-            "--num_processes=N and --process_id=I together, or none of them where jax "
+            "--num_processes=N and --process_id=I together, or none where jax "
             "finds the cluster (Cloud TPU, SLURM, GKE, Open MPI)"
         )
     if not re.fullmatch(r"\S+:\d+", coordinator):
@@ -78,7 +78,7 @@ def initialize(cluster: Cluster | None = None, *, heartbeat_timeout: int = 30) -
 
     Args:
       cluster: The cluster that the flags describe. None: jax detects Cloud TPU pods,
-        SLURM, Kubernetes and Open MPI; elsewhere the process runs alone.
+        SLURM, Kubernetes and Open MPI; elsewhere there is only this process.
       heartbeat_timeout: Seconds without a heartbeat from one process after which all
         others end.
 
@@ -128,9 +128,9 @@ def _ask_to_end(*_) -> None:
 def preempted(step: int) -> bool:
     """Return whether to save and exit after a step, the same in every process.
 
-    True after SIGTERM, which is also how Cloud TPU hosts, GKE pods and SLURM tasks are
-    told that they are being preempted, and after SIGHUP, when a terminal is closed. In
-    a cluster, jax handles SIGTERM and makes the processes agree on a step.
+    True after SIGTERM, which Cloud TPU hosts, GKE pods and SLURM tasks also get when
+    they are preempted, and after SIGHUP, which closing a terminal sends. In a cluster,
+    jax handles SIGTERM and makes the processes agree on a step.
 
     Args:
       step: Number of finished steps; call this after each.
@@ -152,7 +152,7 @@ def name() -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process, without waiting for the others if it alone has failed.
+    """End this process, without waiting for the others if only this one failed.
 
     A normal exit from a cluster waits up to five minutes for the other processes. They
     may be waiting for this one to compute, and the launcher for its exit code.

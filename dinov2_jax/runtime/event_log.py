@@ -3,7 +3,7 @@
 Unlike metrics.jsonl it is never truncated: events of steps that a kill or a rollback
 discarded remain.
 
-    event     fields besides `time` and, where there is one, `step`
+    event     fields besides `time` and, if known, `step`
     start     host, pid, processes, devices, device, jax, seconds; step: the first one
     compiled  seconds
     progress  seconds: time of this process so far, by activity; once a minute

@@ -100,7 +100,7 @@ class Workload:
         empty slots included.
       dino_widths: Widths of the DINO head from its input to the prototypes; () if its
         loss is off.
-      ibot_widths: The same of the head that serves the iBOT loss.
+      ibot_widths: The same for the head used for the iBOT loss.
     """
 
     group_size: int
@@ -209,7 +209,7 @@ def step_flops(work: Workload) -> StepFlops:
 def peak_flops(device_kind: str) -> float | None:
     """Return the dense bfloat16 FLOP/s of a device by its `device_kind`, or None.
 
-    A CPU has no entry: nobody measures against the peak of its cores.
+    CPUs have no entry, because MFU is not used for them.
     """
     for text, name in _KINDS:
         if text in device_kind:

@@ -34,8 +34,8 @@ class RunLog:
       every: Steps from one logged step to the next; the last is always logged.
       tensorboard: Whether to write TensorBoard files too.
       rates: The rates of the steps to log.
-      uniform_loss: Monitor of a run that learns nothing.
-      data_wait: Monitor of devices that wait for data.
+      uniform_loss: Monitor that warns when a run learns nothing.
+      data_wait: Monitor that warns when the devices wait for data.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RunLog:
         self._tensorboard = tensorboard
         self._leads = jax.process_index() == 0
         self.events = event_log.Events(workdir, enabled=self._leads)
-        self._told = time.monotonic()
+        self._last_progress = time.monotonic()
         self._step = start_step
         self._writer = self._make_writer(start_step)
         self._progress = progress.Progress(total_steps, start_step, enabled=self._leads)
@@ -105,8 +105,8 @@ class RunLog:
         if self.compilations.happened():
             self.events.add("recompiled", step=step)
             self.message(f"step {step}: something was compiled that had been before")
-        if time.monotonic() - self._told > _PROGRESS_EVERY:
-            self._told = time.monotonic()
+        if time.monotonic() - self._last_progress > _PROGRESS_EVERY:
+            self._last_progress = time.monotonic()
             self.events.add("progress", step=step, seconds=self._seconds())
         self._note_console()
         if step % self._every and step != self._total_steps:
@@ -148,7 +148,7 @@ class RunLog:
     def evaluated(
         self, step: int, accuracies: Mapping[str, float], student: str = ""
     ) -> None:
-        """Log what the teacher's features are worth.
+        """Log an evaluation of the teacher's features.
 
         Args:
           step: Number of finished steps.
@@ -162,7 +162,7 @@ class RunLog:
         self.message(of + progress.describe_evaluation(step, accuracies))
 
     def save_failed(self, step: int, how: str) -> None:
-        """Log a failed save after which training goes on."""
+        """Log a failed save; training continues."""
         self.events.add("save failed", step=step, how=how)
         self.message(how)
 

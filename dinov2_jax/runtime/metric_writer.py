@@ -79,7 +79,7 @@ class MetricsWriter:
         self._file = append_file.RecordFile(self.path)
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
             logging.info(
-                "no files for TensorBoard, which is not installed (pip install "
+                "TensorBoard is not installed, so it gets no files (pip install "
                 "tensorboard): metrics.jsonl has all numbers"
             )
         elif tensorboard:
@@ -91,7 +91,7 @@ class MetricsWriter:
         Args:
           step: Number of finished training steps.
           metrics: name -> number (Python, NumPy or jax scalar), string, list or None.
-            TensorBoard gets the numbers alone.
+            TensorBoard gets only the numbers.
         """
         if self._file is None:
             return
@@ -103,7 +103,7 @@ class MetricsWriter:
             self._tensorboard.write(step, row)
 
     def sync(self) -> None:
-        """Flush all rows to disk, as far as that is possible."""
+        """Flush all rows to disk, as far as possible."""
         if self._file is not None:
             self._file.sync()
 

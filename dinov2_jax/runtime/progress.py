@@ -21,7 +21,7 @@ class Progress:
 
     Attributes:
       message: Function that prints a line without breaking the bar.
-      close: Function that leaves the bar as it stands and ends its line.
+      close: Function that ends the line of the bar.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Progress:
 
     @property
     def failure(self) -> str:
-        """Why a line could not be written, "" if all were."""
+        """The reason why a line could not be written; "" if all were written."""
         return self._bar.failure
 
     def update(
@@ -131,13 +131,13 @@ def banner(
     )
 
 
-def where_to_look(workdir: pathlib.Path) -> str:
-    """List the files that a finished run leaves, with what is in them."""
+def list_outputs(workdir: pathlib.Path) -> str:
+    """List the files of a finished run and describe each."""
     files = {
-        "metrics.jsonl": "the losses and accuracies, a line a step",
+        "metrics.jsonl": "losses and accuracies, one line per step",
         "tensorboard": "the same for tensorboard --logdir",
         "checkpoints": "the weights",
-        "pca.png": "what the patches have learned to tell apart",
+        "pca.png": "what the patch features distinguish",
     }
     found = [(workdir / name, about) for name, about in files.items()]
     found = [f"  {path}: {about}" for path, about in found if path.exists()]

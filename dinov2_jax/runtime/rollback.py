@@ -1,7 +1,7 @@
 """Rollback to a checkpoint when the loss blows up, skipping the batches in between.
 
 After a rollback from step F to step S, the step that follows S takes the batch that
-would have followed F: the batches in between are left out, as in PaLM (section 5.1).
+would have followed F: the batches in between are skipped, as in PaLM (section 5.1).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class LossGuard:
     the loss of a uniform prediction, where training starts.
 
     Args:
-      uniform: Loss of a uniform prediction; 0 checks for non-finite losses alone.
+      uniform: Loss of a uniform prediction; 0 checks only for non-finite losses.
       patience: Number of consecutive bad steps at which `check` raises.
 
     Attributes:
@@ -121,8 +121,8 @@ class Rollbacks:
                 self._all = [Rollback(int(r["failed"]), int(r["to"])) for r in content]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise errors.UserError(
-                    f"cannot read {self.path} ({error}): it says which batches the run "
-                    "leaves out; restore it, or remove it to take them again"
+                    f"cannot read {self.path} ({error}): it lists the batches that the "
+                    "run skips; restore it, or remove it to use them again"
                 ) from error
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ class Rollbacks:
             self.path.unlink(missing_ok=True)
 
     def skips(self) -> tuple[tuple[int, int], ...]:
-        """Return (step, batches left out from this step on), see `batch_builder`.
+        """Return (step, batches skipped from this step on), see `batch_builder`.
 
         Skips at steps that a later rollback discarded are included in its own skip.
         """

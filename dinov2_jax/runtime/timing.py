@@ -66,7 +66,7 @@ class Rates:
       account: The time account of this process.
       batch_size: Images per step.
       peak_rate: Images/s with all devices at their peak (`runtime.flops.peak_rate`);
-        None if that is not known.
+        None if unknown.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ def goodput(
 
 
 def _stretches(log) -> tuple[list[_Stretch], collections.Counter[int]]:
-    """Return the stretches of a run and the number of steps that each process did."""
+    """Return the stretches of a run and the number of steps of each process."""
     stretches: list[_Stretch] = []
     done: collections.Counter[int] = collections.Counter()
     process = -1

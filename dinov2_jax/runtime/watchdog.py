@@ -1,7 +1,7 @@
-"""A watchdog that ends a process that hangs, after writing its stack traces.
+"""A watchdog that ends a hanging process after writing its stack traces.
 
-One hung process keeps all others of a cluster waiting forever: neither XLA's
-collectives nor jax's heartbeat notice it.
+One hanging process keeps all others of a cluster waiting forever: neither XLA's
+collectives nor jax's heartbeat detect it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ class Watchdog:
 
     Args:
       seconds: Time limit for one activity; 0 waits forever.
-      workdir: The folder that the stack traces are written to, besides standard error.
+      workdir: The folder for the stack traces, which also go to standard error.
       process: Index of this process.
 
     Attributes:
@@ -76,8 +76,8 @@ class Watchdog:
         print(
             f"error: {name}nothing was finished for {waited:.0f} s (at {self._doing}): "
             f"a device, another process or a file system hangs; all stacks are below "
-            f"and in {path}; the same command goes on, and where this may take so long "
-            "raise --config.train.hang_timeout",
+            f"and in {path}; run the same command to resume, and if this may take so "
+            "long, raise --config.train.hang_timeout",
             file=sys.stderr,
         )
         faulthandler.dump_traceback(sys.stderr, all_threads=True)

@@ -27,8 +27,8 @@ def make_workdir(workdir: pathlib.Path) -> None:
     """Create the run's folder.
 
     Raises:
-      UserError: The folder cannot be written to, or something in it is in the way of
-        what the run writes.
+      UserError: The folder cannot be written to, or something in it blocks a file or
+        folder of the run.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -138,23 +138,22 @@ def update_data_record(
         return ""
     then = messages.counted(before["images"], "image")
     if before["images"] == now["images"]:
-        what = f"{then} then and now, but other names, sizes or times of change"
+        what = f"{then} then and now, but other names, sizes or modification times"
     else:
         what = f"{then} then, {now['images']:,} now"
     return (
-        f"the images changed since this run last started: {what}; the run goes on with "
-        "those of now, in another order than without the change"
+        f"the images changed since this run last started: {what}; the run "
+        "continues with the current ones, in an order that differs from before"
     )
 
 
 def check_images(source: Any, workdir: pathlib.Path, moved: list[str]) -> None:
-    """Check that a run whose images are in another place now goes on with the same.
+    """Check that a run whose images were moved continues with the same images.
 
     Args:
       source: The images, a `data.sources.base.Source`.
       workdir: The run's folder.
-      moved: The changes of the config that name another place; without any, nothing
-        is checked.
+      moved: The config changes that move the images; if empty, nothing is checked.
 
     Raises:
       UserError: The images are not those of WORKDIR/data.json.
@@ -163,7 +162,7 @@ def check_images(source: Any, workdir: pathlib.Path, moved: list[str]) -> None:
     if moved and before.get("fingerprint") != source.fingerprint:
         raise errors.UserError(
             f"the run in {workdir} was started with other images ({'; '.join(moved)}; "
-            "names, sizes or times of change differ): undo the change or choose "
+            "names, sizes or modification times differ): undo the change or choose "
             "another --workdir"
         )
 

@@ -32,7 +32,7 @@ class Matches:
       scores: float [m], cosine similarities.
       leads: float [m], how far the score is above that of the best other partner that
         either patch has elsewhere in the other image. A patch of blank sky is very
-        similar to its match and to a hundred others: by score alone it would rank high.
+        similar to its match and to a hundred others: by its score it would rank high.
     """
 
     first: np.ndarray

@@ -158,7 +158,7 @@ def draw(
 
     Args:
       seen: Views of any shapes.
-      masks: bool [h, w] per view, its foreground; adds a column with a PCA of it alone.
+      masks: bool [h, w] per view, its foreground; adds a column with its own PCA.
     """
     grids = [view.patches for view in seen]
     columns = [("all patches", joint_colors(grids))]

@@ -224,8 +224,8 @@ def check(found: Shapes, expected: Shapes, source: str, model: str = "") -> None
       found: Names (the reference's) and shapes of the tensors in the file.
       expected: Expected names and shapes, for example from `backbone_shapes`.
       source: Name of the file in errors.
-      model: Name in errors of the model that expects them; empty where it was inferred
-        from the file itself.
+      model: Name of the model in errors; empty if it was inferred from the file
+        itself.
 
     Raises:
       UserError: They are not; the message has a table of the differences and their
@@ -312,7 +312,7 @@ def _cause(found: Shapes, expected: Shapes) -> str:
         have, want = (math.isqrt(s["pos_embed"][1] - 1) for s in (found, expected))
         return (
             f"its position embeddings are a {have}x{have} grid, not {want}x{want}: it "
-            "is for another image size"
+            "was made for a different image size"
         )
     if missing and not extra:
         return f"{len(missing)} tensors are missing: the file is damaged or partial"

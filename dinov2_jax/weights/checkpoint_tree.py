@@ -2,8 +2,8 @@
 
 The reference writes {"teacher": {"backbone.blocks.0.0...": ...}} for evaluation and
 {"model": {"student.backbone...", "teacher.backbone...", ...}} to resume; DINO and
-related code add `module.`. A hub file is the backbone alone. Of what other projects put
-around a backbone, the error names what to strip.
+related code add `module.`. A hub file is only the backbone. For files of other projects
+the error says which prefix or key to strip.
 """
 
 import logging
@@ -17,7 +17,7 @@ SUBMODULES = ("backbone", "dino_head", "ibot_head")
 WHICH = ("teacher", "student")
 EMA = "ema"
 _CONTAINERS = ("model", "state_dict", "module")
-# timm saves the moving average beside the weights.
+# timm saves the moving average next to the weights.
 _AVERAGES = ("state_dict_ema", "model_ema")
 # The class token, in each naming scheme that says which prefix a backbone has.
 _FIRST = ("cls_token", "embeddings.cls_token")
@@ -52,8 +52,8 @@ def submodules(
       key: Name of the file's entry that holds the weights; empty finds it.
 
     Returns:
-      {"backbone": {name: tensor}, "dino_head": ..., ...}, only what is there, and
-      "teacher", "student" or, if the file does not say, None. Unknown names are left in
+      {"backbone": {name: tensor}, "dino_head": ..., ...}, as far as present, and
+      "teacher", "student" or, if unknown, None. Unknown names are left in
       "backbone", where `architecture.check` reports them.
 
     Raises:
@@ -106,14 +106,14 @@ def _entry(tree: Any, key: str, source: str) -> Any:
     for name in [key] if isinstance(tree, Mapping) and key in tree else key.split("."):
         if not isinstance(tree, Mapping) or name not in tree:
             raise errors.UserError(
-                f"{source} has no entry {key!r}: {_held(tree)}, so take another key"
+                f"{source} has no entry {key!r}: {_held(tree)}, so pass another key"
             )
         tree = tree[name]
     return tree
 
 
 def _averaged(tree: Any, which: str | None, source: str) -> tuple[Any, str | None]:
-    """Choose between weights and their moving average; return what is left of which."""
+    """Choose between weights and their moving average; return the remaining `which`."""
     held = tree if isinstance(tree, Mapping) else {}
     found = [k for k in _AVERAGES if isinstance(held.get(k), Mapping)]
     raw = [k for k in _CONTAINERS if isinstance(held.get(k), Mapping)]
@@ -127,7 +127,7 @@ def _averaged(tree: Any, which: str | None, source: str) -> tuple[Any, str | Non
         return held[found[0]], None
     if found and raw:
         logging.warning(
-            "%s: read %s, not its moving average %s: pass which=%r for that",
+            "%s: read %s, not its moving average %s: pass which=%r to read that",
             *(source, raw[0], found[0], EMA),
         )
     return tree, which
@@ -149,7 +149,7 @@ def _below(tensors, prefix: str, source: str) -> dict[str, lazy_tensor.LazyTenso
 
 
 def _prefixes(names) -> list[str]:
-    """Return what stands before each backbone among the names."""
+    """Return the prefix of each backbone among the names."""
     ends = sorted(_FIRST, key=len, reverse=True)
     found = {}
     for name in names:
@@ -161,12 +161,12 @@ def _prefixes(names) -> list[str]:
 
 
 def _check_prefixes(names, source: str) -> None:
-    """Raise an error that says which prefix to strip, if there is a backbone then."""
+    """Raise an error with the prefix to strip, if that would reveal a backbone."""
     prefixes = _prefixes(names)
     if prefixes:
         ways = " or ".join(f"prefix={prefix!r}" for prefix in prefixes)
         raise errors.UserError(
-            f"{source} holds a backbone whose names begin otherwise: pass {ways}"
+            f"{source} has a backbone under different names: pass {ways}"
         )
 
 
@@ -186,7 +186,7 @@ def _keys(tree: Any, path: str = "") -> list[str]:
 
 
 def _held(tree: Any) -> str:
-    """Say what a tree holds."""
+    """Describe the content of a tree."""
     if not isinstance(tree, Mapping):
         return f"found {type(tree).__name__}"
     return f"found {list(tree)[:5]}"
@@ -217,12 +217,10 @@ def _flat(tree, which, source) -> tuple[dict[str, lazy_tensor.LazyTensor], str |
     keys = _keys(tree)
     if keys:
         ways = " or ".join(f"key={key!r}" for key in keys)
-        raise errors.UserError(
-            f"{source} holds a backbone in an entry of its own: pass {ways}"
-        )
+        raise errors.UserError(f"{source} has a backbone under a key: pass {ways}")
     raise errors.UserError(
         f"{source} holds no weights that could be a DINOv2 backbone ({_held(tree)}): "
-        'expected tensors by name, alone or under "teacher", "student" or "model"'
+        'expected tensors by name, at the top or under "teacher", "student" or "model"'
     )
 
 
@@ -242,7 +240,7 @@ def _missing_owner(which: str, owners: list[str], source: str) -> errors.UserErr
 
 
 def _unwrapped(key: str) -> str:
-    """Remove from the key what wrappers such as DDP and FSDP add to it."""
+    """Remove from the key the prefixes added by wrappers such as DDP and FSDP."""
     for wrapper in _WRAPPERS:
         key = key.removeprefix(wrapper)
         key = key.replace(f".{wrapper}", ".")

@@ -39,10 +39,10 @@ class Folder:
 
     Attributes:
       tensors: Tensors by the folder's own names, still on disk.
-      settings: Settings that `architecture.infer_backbone` cannot see in tensors.
+      settings: Settings that `architecture.infer_backbone` cannot infer from tensors.
       claims: Options of the model as config.json states them, to be checked.
       preprocessing: Preprocessing that the model expects; None if not stated.
-      preprocessing_file: File that states it.
+      preprocessing_file: File with that preprocessing.
     """
 
     tensors: Mapping[str, Any]
@@ -109,7 +109,7 @@ def _is_swiglu(config: Mapping[str, Any], folder: pathlib.Path) -> bool:
 
 
 def _report(folder: pathlib.Path) -> dict[str, Any]:
-    """Return what the report of `convert` adds to config.json."""
+    """Return the settings that the report of `convert` adds to config.json."""
     return report.read_settings(
         folder / "model.safetensors",
         report.path_of(folder),

@@ -39,8 +39,8 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
     Every process reads the whole file; nothing is put on an accelerator.
 
     Raises:
-      UserError: The source is missing, unreadable or of another model than the
-        config's; the message says what to set.
+      UserError: The source is missing, unreadable or does not match the config's
+        model; the message says what to set.
     """
     source, heads = config.init.source, config.init.heads == "loaded"
     if not source:
@@ -156,7 +156,7 @@ def _model_settings(actual, expected, custom: bool) -> dict[str, Any]:
             )
     for name in model_config.RULES:
         value, other = getattr(actual, name), getattr(expected, name)
-        if name == "layerscale":  # only whether there is one is known
+        if name == "layerscale":  # only its presence is known
             value, other = bool(value), bool(other)
         if value != other and name not in (*sizes, "image_size"):
             settings[name] = getattr(actual, name)

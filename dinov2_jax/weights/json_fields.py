@@ -40,7 +40,7 @@ def require(fields: Mapping[str, Any], name: str, kind: type, path: Any) -> Any:
     """Return a required field of type dict, list or bool.
 
     Raises:
-      UserError: The field is missing or of another type.
+      UserError: The field is missing or has another type.
     """
     value = fields.get(name)
     if not isinstance(value, kind):
@@ -60,7 +60,7 @@ def model(
       fields: The fields in the file.
       path: Path of the file, for errors.
       options: Options to return.
-      names: The file's names of options that it names differently, by option.
+      names: The file's names for options that it calls something else, by option.
 
     Returns:
       {option: value}.
@@ -94,8 +94,8 @@ def check_preprocessing(
       `prepare`.
 
     Raises:
-      UserError: A size is not a positive whole number, the crop is not in whole
-        patches, or mean or std are of another number of channels or not valid numbers.
+      UserError: A size is not a positive whole number, the crop is not a multiple of
+        the patch size, or mean or std have invalid values or the wrong length.
     """
     for name in ("resize_size", "crop_size"):
         value, rule = getattr(prepare, name), model_config.whole_number(1)

@@ -13,7 +13,7 @@ from dinov2_jax.data import preprocessing
 from dinov2_jax.models import model_config, vision_transformer
 from dinov2_jax.weights import architecture, json_fields, state_dict
 
-DESCRIPTION = "model.json"  # in an export, beside the folder `weights`
+DESCRIPTION = "model.json"  # in an export, next to the folder `weights`
 _BRANCHES = {"teacher": "teacher_params", "student": "params"}
 
 
@@ -40,7 +40,7 @@ def read(
 
     Args:
       folder: Folder for which `is_own` is true; a workdir gives its newest checkpoint.
-      which: "teacher" or "student"; None takes a run's teacher, or what an export has.
+      which: "teacher" or "student"; None reads a run's teacher, or what an export has.
 
     Returns:
       Module, {"backbone": params, ...}, preprocessing, and "teacher", "student" or, if
@@ -121,7 +121,7 @@ def read(
 
 
 def _check(module, weights, folder: pathlib.Path) -> None:
-    """Check that the backbone is the model in the JSON file beside it."""
+    """Check that the backbone is the model in the JSON file next to it."""
     arrays = state_dict.state_dict_from_params(
         weights["backbone"], patch_size=module.config.patch_size
     )
@@ -129,7 +129,7 @@ def _check(module, weights, folder: pathlib.Path) -> None:
         {key: array.shape for key, array in arrays.items()},
         module.config,
         str(folder),
-        "the model in the JSON file beside it",
+        "the model in the JSON file next to it",
     )
 
 

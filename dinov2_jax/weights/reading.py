@@ -64,15 +64,15 @@ def read(
       source: A `.pth` file of the reference (backbone or training checkpoint), a
         `.safetensors` file, a folder of Hugging Face or timm, a workdir, checkpoint or
         orbax export of this project, or the name of a released backbone.
-      which: "teacher" or "student" if the source holds both; None takes the teacher.
-        "ema" is the moving average that a file of timm holds beside the weights.
+      which: "teacher" or "student" if the source holds both; None reads the teacher.
+        "ema" is the moving average in a file of timm.
       heads: Whether to read the projection heads too.
-      num_heads: Number of attention heads, if width and folder do not determine it.
+      num_heads: Number of attention heads, if the source does not determine it.
       image_size: Side in px of the square to which position embeddings are resampled;
         None keeps their size.
       ignore: Prefixes of tensor names to leave out.
-      prefix: What the names of the backbone begin with in a file of another project,
-        such as "model.backbone."; other tensors are left out.
+      prefix: Prefix of the backbone's names in a file of another project, such as
+        "model.backbone."; other tensors are left out.
       key: Entry of such a file that holds the weights, such as "net".
 
     Raises:
@@ -94,7 +94,7 @@ def read(
         if prefix or key or which == checkpoint_tree.EMA:
             raise errors.UserError(
                 f"{source} is a folder of this project: leave out prefix, key and "
-                f"which={checkpoint_tree.EMA!r}, which are for files of others"
+                f"which={checkpoint_tree.EMA!r}, which are for other projects"
             )
         weights = Weights(*native.read(path, which))
     else:

@@ -1,4 +1,4 @@
-"""Reader of the report that `convert` writes beside a file or into a folder.
+"""Reader of the report that `convert` writes next to a file or into a folder.
 
 The report holds settings that tensors do not determine. It is used only if the weights
 still have the SHA-256 that it records.
@@ -34,10 +34,10 @@ def read_settings(
       fields: Fields of the model's description to return.
 
     Returns:
-      The fields' values; {} if there is no report, or it is about other bytes.
+      The fields' values; {} if there is no report, or it describes other bytes.
 
     Raises:
-      UserError: The report is about these bytes, but a field is missing or invalid.
+      UserError: The report describes these bytes, but a field is missing or invalid.
     """
     try:
         report: Any = json.loads(path.read_text())

@@ -23,7 +23,7 @@ from dinov2_jax import errors
 from dinov2_jax.weights import lazy_tensor, torch_pickle
 
 _MAX_PICKLE = 64 * 2**20  # bytes
-_MAX_DIRECTORY = 16 * 2**20  # bytes of zip directory, 200 000 entries
+_MAX_DIRECTORY = 16 * 2**20  # bytes of zip directory, 200,000 entries
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of name and of extra
 START = 32  # leading bytes of a file that identify its format
 ZIP = b"PK\x03\x04"
@@ -52,7 +52,7 @@ class _Entry:
     start: int  # offset of its local header, bytes
     stop: int  # offset of the next entry or the directory, bytes
     size: int
-    crc: int  # 0 if torch was told not to compute it
+    crc: int  # 0 if torch did not compute it
 
 
 def read(path: str | os.PathLike) -> Any:
@@ -71,7 +71,7 @@ def read(path: str | os.PathLike) -> Any:
       torch.Size a tuple, torch.device its name.
 
     Raises:
-      UserError: The file is not by `torch.save`, damaged, or holds other objects.
+      UserError: The file is not from `torch.save`, damaged, or has other objects.
     """
     path = pathlib.Path(path)
     _check_format(path)
@@ -123,7 +123,7 @@ def _check_format(path: pathlib.Path) -> None:
 
 
 def identify(start: bytes) -> tuple[str, str] | None:
-    """Return what else a file with these first `START` bytes is, and the fix."""
+    """Describe a file of another type by its first `START` bytes, with the fix."""
     if not start:
         return "is empty", _DOWNLOAD_AGAIN
     for magic, what, fix in _OTHER_FORMATS:

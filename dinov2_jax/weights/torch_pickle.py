@@ -1,4 +1,4 @@
-"""Interpreter of the few pickle opcodes that describe tensors; it executes nothing.
+"""Interpreter of the few pickle opcodes that describe tensors; executes nothing.
 
 Mirrors torch's `_weights_only_unpickler.py`. Python's unpickler is not safe, even with
 its globals restricted: eight bytes make it allocate gigabytes (LONG_BINPUT), and a
@@ -34,7 +34,7 @@ STORAGES: Mapping[str, np.dtype] = MappingProxyType(
     }
 )
 
-MAX_OPCODES = 2_000_000  # about 50 000 tensors; bounds time and memory
+MAX_OPCODES = 2_000_000  # about 50,000 tensors; bounds time and memory
 MAX_DEPTH = 100  # so that callers can walk the result recursively
 _MAX_DIMS = 32  # limit of NumPy 1
 _MAX_SIZE = 2**60  # elements, counting empty dimensions as one
@@ -255,7 +255,7 @@ class _Machine:
 def _global(name: str) -> Any:
     if name not in _GLOBALS:
         dotted = ascii(name.replace(" ", ".")[:100])[1:-1]
-        value, what = "v", "its weights alone"
+        value, what = "v", "only its weights"
         if "_rebuild_qtensor" in name:
             value, what = "v.dequantize()", "its weights dequantised"
         elif "_rebuild_tensor_v3" in name or "loat8" in name:  # since torch 2.1

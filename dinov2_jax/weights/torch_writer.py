@@ -1,10 +1,10 @@
 """Writer of `.pth` files that needs no torch, one tensor in memory at a time.
 
 The format is described in `torch_file.py`. The same tree gives the same bytes on every
-machine and under every file name: folder, times and versions are fixed, and there is no
-serialization id. The zip is written by hand because the standard library's output
-changes with its version. Every entry's data starts at a multiple of 64 bytes, as in
-torch, and zip64 is used where sizes or offsets need it.
+machine and under every file name: folder, times and versions are fixed, and no
+serialization id is written. The zip is written by hand because the standard library's
+output changes with its version. Every entry's data starts at a multiple of 64 bytes, as
+in torch, and zip64 is used where sizes or offsets need it.
 """
 
 import functools
@@ -40,7 +40,7 @@ _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"  # an empty one
 
 
 def write(path: str | os.PathLike, tree: Any) -> None:
-    """Write a file for `torch.load`, also with `weights_only` or `mmap`.
+    """Write a file that `torch.load` reads, also with `weights_only` or `mmap`.
 
     Args:
       path: Path of the file, which is written atomically.

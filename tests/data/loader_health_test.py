@@ -98,7 +98,7 @@ def test_a_file_system_that_hangs(workers, tmp_path):
             list(batches)
     error = caught.value
     assert isinstance(error, errors.UserError) and error.exit_code == errors.TRY_AGAIN
-    assert "the loader is at image 17 for" in str(error), error
+    assert "the loader is reading image 17 for" in str(error), error
     assert "--config.data.timeout" in str(error)
 
 

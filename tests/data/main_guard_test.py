@@ -36,7 +36,7 @@ train.train(debug.get_config(), sys.argv[0] + ".run")
 @pytest.mark.parametrize(
     "script, said",
     [
-        (LOADS, "of 2 could not start, its error is above; put what"),
+        (LOADS, "of 2 could not start, its error is above; put your"),
         (SCANS, "cannot start a process (the decoder's process ended with code 1;"),
         pytest.param(TRAINS, "loader worker 0 of ", marks=pytest.mark.slow),
     ],
@@ -50,4 +50,4 @@ def test_a_script_without_a_guard(tmp_path, script, said):
     *_, last = done.stderr.strip().splitlines()
     assert done.returncode == 1
     assert said in last and "if __name__ == '__main__':" in last
-    assert "a worker process ran the whole script: put what" in done.stderr
+    assert "a worker process ran the whole script: put your" in done.stderr

@@ -113,7 +113,7 @@ def judge(samples: list[Sample], log: list[dict]) -> tuple[list[str], bool]:
         median = {n: statistics.median(getattr(s, n) for s in inside) for n in names}
         medians.append(median)
         cells = [f"{part * sixth / 60:.0f} to {(part + 1) * sixth / 60:.0f}"]
-        cells += [f"{value:.0f}" for value in median.values()]
+        cells += [f"{value:,.0f}" for value in median.values()]
         table.append(f"| {' | '.join(cells)} |")
     first, last = medians[1], medians[-1]
     growth = {n: last[n] / first[n] - 1 for n in ("trainer", "workers")}

@@ -95,7 +95,7 @@ def test_further_back_where_the_newest_does_not_help(tmp_path):
     rollbacks.forget(write=True)
     assert len(rollback.Rollbacks(tmp_path)) == 0
     rollbacks.path.write_text("[{}]")
-    with pytest.raises(errors.UserError, match="which batches the run leaves out"):
+    with pytest.raises(errors.UserError, match="the batches that the run skips"):
         rollback.Rollbacks(tmp_path)
 
 

@@ -132,7 +132,7 @@ def without(name):
         ),
         (
             changed(image_size=70),
-            "a 5x5 grid, not 4x4: it is for another image size",
+            "a 5x5 grid, not 4x4: it was made for a different image size",
             "pos_embed [1, 17, 128] [1, 26, 128]",
         ),
         (without("norm.bias"), "1 tensors are missing", "norm.bias [128] none"),

@@ -1,8 +1,8 @@
 """Medical images in DICOM files, read by pydicom (the extra `dicom`).
 
-Values are those of the modality (Hounsfield units in CT): the stored ones by the
-rescale slope and intercept. MONOCHROME1 is inverted, so that high values are bright. A
-window (WindowCenter, WindowWidth) is for viewing and not applied.
+Values are in the units of the modality (Hounsfield units in CT): the stored values
+after the rescale slope and intercept. MONOCHROME1 is inverted, so that high values are
+bright. A window (WindowCenter, WindowWidth) is for viewing and not applied.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,11 @@ def open_dicom(
       check_size: Raises `Unusable` if a width and height are too large.
 
     Returns:
-      The width, the height, a function that reads uint8 [H, W, C], and whether it
-      scales to that.
+      The width, the height, a function that reads uint8 [H, W, C], and whether that
+      scales values to 8 bits.
 
     Raises:
-      Unusable: pydicom is missing, or such a file is not supported.
+      Unusable: pydicom is missing, or this kind of file is not supported.
       Exception: Almost any kind, on damaged bytes.
     """
     try:
@@ -63,13 +63,13 @@ def open_dicom(
 
 
 def _check(header: Any, channels: int) -> None:
-    """Raise `Unusable` if the file is of a kind that is not supported."""
+    """Raise `Unusable` if this kind of file is not supported."""
     if "Rows" not in header or "PhotometricInterpretation" not in header:
         raise pixel_formats.Unusable("is a DICOM file without an image")
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
         raise pixel_formats.Unusable(
-            f"is a DICOM file of {frames} frames: save each as a file of its own"
+            f"is a DICOM file of {frames} frames: save each as a separate file"
         )
     if channels not in (1, 3):
         raise pixel_formats.Unusable(
@@ -106,7 +106,7 @@ def _pixels(dataset: Any, value_range: tuple[float, float] | None) -> np.ndarray
                 "DICOM values that are signed or rescaled (CT: Hounsfield units): set "
                 "--config.data.value_range='(LOW,HIGH)'"
             )
-        # A byte is scaled too: its values may use fewer bits.
+        # Bytes are scaled too: their values may use fewer bits.
         wide = values.astype(np.float32) if values.dtype == np.uint8 else values
         pixels = pixel_formats.to_uint8(wide, value_range)[:, :, None]
         return 255 - pixels if photometric == "MONOCHROME1" else pixels

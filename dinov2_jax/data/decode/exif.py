@@ -15,7 +15,7 @@ _MAX_CHUNKS = 2**17
 def orientation(image: Image.Image, file: BinaryIO | None = None) -> int:
     """Return the EXIF orientation of an opened image; 1 if there is none.
 
-    Reads headers only. Pillow itself turns TIFFs upright, where it is a tag.
+    Reads headers only. Pillow itself turns TIFFs upright, whose orientation is a tag.
 
     Args:
       image: The image. Pillow reports the turns in an AVIF as EXIF orientation.

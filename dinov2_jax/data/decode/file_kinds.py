@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, whatever its name says."""
+"""Type of a file, detected from its first bytes and not from its name."""
 
-HEAD = 512  # bytes that `name_kind` looks at
+HEAD = 512  # bytes that `name_kind` needs
 
 HEIC, AVIF, JPEG_XL, DICOM = "a HEIC file", "an AVIF file", "a JPEG XL file", "DICOM"
 _NO_IMAGE = ", not an image"
@@ -60,7 +60,7 @@ _MARKUP = (
 
 
 def name_kind(head: bytes) -> tuple[str, str] | None:
-    """Return the kind of a file and what to do about it, or None if it is unknown.
+    """Return the kind of a file and a fix, or None if it is unknown.
 
     Args:
       head: The first `HEAD` bytes of the file.

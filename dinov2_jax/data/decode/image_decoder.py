@@ -1,10 +1,10 @@
-"""Decoding of one image file to uint8 [H, W, C], or a `BadImage` that says why not.
+"""Decoding of one image file to uint8 [H, W, C], or a `BadImage` with the reason.
 
-The reference opens files with PIL and calls `convert("RGB")`. So does this file, with
-these differences: 16-bit gray is scaled (PIL clips it to white), alpha is composited
-over white (PIL drops it), images are turned upright by their EXIF orientation, some
-TIFFs, DICOM, HEIC and JPEG XL are read by other libraries, and what cannot be decoded
-faithfully is refused. The first frame of an animation is used. docs/images.md has a
+The reference opens files with PIL and calls `convert("RGB")`. This file does the same,
+except that 16-bit gray is scaled (PIL clips it to white), alpha is composited over
+white (PIL drops it), images are turned upright by their EXIF orientation, some TIFFs,
+DICOM, HEIC and JPEG XL are read by other libraries, and images that cannot be decoded
+faithfully are refused. The first frame of an animation is used. docs/images.md has a
 table of all kinds.
 """
 
@@ -34,7 +34,7 @@ from dinov2_jax.data.decode import (
 
 PILLOWS_LIMIT = 178_956_970  # pixels
 _SCALABLE = ("JPEG", "MPO")  # MPO: phones' JPEGs with further images inside
-_METADATA = 2**26  # bytes besides the pixels: previews, profiles, further frames
+_METADATA = 2**26  # bytes in addition to the pixels: previews, profiles, further frames
 
 
 class BadImage(Exception):
@@ -51,7 +51,7 @@ class BadImage(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class OpenedImage:
-    """An image whose header was read.
+    """An image with its header parsed.
 
     Attributes:
       width: Width of the decoded image in pixels.
@@ -77,7 +77,7 @@ class OpenedImage:
           it.
 
         Raises:
-          BadImage: It is truncated, damaged, or of a kind that cannot be used.
+          BadImage: It is truncated, damaged, or of an unsupported kind.
         """
         return self.read(reduce)
 
@@ -134,7 +134,7 @@ class Decoder:
                 return self._parse(io.BytesIO(content)).read(reduce)
 
         opened = dataclasses.replace(parsed, read=read)
-        del parsed  # or its pixels would live as long as this image
+        del parsed  # otherwise its pixels would live as long as this image
         return opened
 
     def decode(
@@ -155,7 +155,7 @@ class Decoder:
         limit = _METADATA + self.max_pixels * bytes_per_pixel
         # Check the header of a large file first: if it is no image or has too many
         # pixels, the rest is not worth reading.
-        return regular_file.read(path, max_bytes=limit, look=self._check_header)
+        return regular_file.read(path, max_bytes=limit, check=self._check_header)
 
     def _check_header(self, file: BinaryIO) -> None:
         kind = file_kinds.name_kind(file.read(file_kinds.HEAD))
@@ -196,7 +196,7 @@ class Decoder:
             tiff_file.check_pages(file)
         if suits and not in_pages:
             file.seek(0)
-            # It may not know it: 13 bands, floating-point colour.
+            # Pillow may not support it: 13 bands, floating-point colour.
             with contextlib.suppress(Image.UnidentifiedImageError):
                 image = Image.open(file, formats=("TIFF",))
                 if self.channels in (1, 3) or len(image.getbands()) == self.channels:
@@ -277,7 +277,7 @@ def make_decoder(config: Any) -> Decoder:
 
 @contextlib.contextmanager
 def _reasons(name: str):
-    """Turn what Pillow and others raise into a `BadImage` with a short reason."""
+    """Turn exceptions of Pillow and others into a `BadImage` with a short reason."""
     try:
         yield
     except pixel_formats.Unusable as error:

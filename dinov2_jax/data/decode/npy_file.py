@@ -8,7 +8,7 @@ import numpy as np
 from dinov2_jax.data.decode import pixel_formats
 
 MAGIC = b"\x93NUMPY"
-# Width, height, a function that reads uint8 [H, W, C], and whether it scales to that.
+# Width, height, a function that reads uint8 [H, W, C], and whether it scales values.
 Opened = tuple[int, int, Callable[[], np.ndarray], bool]
 
 
@@ -19,7 +19,7 @@ def open_npy(
     value_range: tuple[float, float] | None,
     check_size: Callable[[int, int], None],
 ) -> Opened:
-    """Read the header of a .npy file; its data are never unpickled.
+    """Read the header of a .npy file without unpickling anything.
 
     Args:
       file: The file, at its start.

@@ -32,13 +32,13 @@ FORMATS = (
 def configure() -> None:
     """Make decoding in this process quiet and faster, for all of its code.
 
-    Programs call this when they start, and so do their worker processes. It is not
-    done at import: who imports the package keeps the settings of the process.
+    Programs and their worker processes call this when they start. It is not done at
+    import, so that importing the package does not change the settings of the process.
     """
-    # About EXIF blocks, TIFF tags and palettes: thousands of lines that help nobody.
+    # About EXIF blocks, TIFF tags and palettes: thousands of useless lines.
     warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\..*")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    for name in ("PIL", "tifffile"):  # they log what is also raised
+    for name in ("PIL", "tifffile"):  # they also log the errors that they raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # libtiff prints a message for every damaged line of pixels.
     with contextlib.suppress(OSError, AttributeError):  # if Pillow is linked otherwise

@@ -68,7 +68,7 @@ def to_array(
     channels: int,
     value_range: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Return an opened image's pixels as stored (not turned).
+    """Return an opened image's pixels as stored, not turned upright.
 
     One channel is the luma, three are RGB, with alpha composited over white; any other
     number is the file's own channels, unchanged.
@@ -122,12 +122,12 @@ def gray_or_rgb(pixels: np.ndarray, channels: int) -> np.ndarray:
 def over_white(
     pixels: np.ndarray, alpha: np.ndarray, premultiplied: bool
 ) -> np.ndarray:
-    """Lay pixels over white.
+    """Composite pixels over white.
 
     Args:
       pixels: uint8 [H, W, C].
       alpha: Opacity of each pixel, uint8 [H, W].
-      premultiplied: Whether the pixels are multiplied by it already.
+      premultiplied: Whether the pixels are already multiplied by it.
 
     Returns:
       uint8 [H, W, C].

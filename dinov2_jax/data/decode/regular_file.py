@@ -11,14 +11,15 @@ _LARGE = 2**22  # bytes; the header of larger files is checked first
 
 
 def read(
-    path: str | os.PathLike, *, max_bytes: int, look: Callable[[BinaryIO], Any]
+    path: str | os.PathLike, *, max_bytes: int, check: Callable[[BinaryIO], Any]
 ) -> bytes:
     """Read a file without the risk of hanging or filling the memory.
 
     Args:
       path: Path of the file.
       max_bytes: Larger files are refused.
-      look: Called with a large opened file; raises if it is not worth reading.
+      check: Function called with a large opened file; raises if the file cannot be
+        used.
 
     Raises:
       Unusable: It is a FIFO, a folder or the like, or too large.
@@ -29,11 +30,11 @@ def read(
         raise pixel_formats.Unusable(f"is {_file_kind(status.st_mode)}, not a file")
     if status.st_size > max_bytes:
         raise pixel_formats.Unusable(
-            f"a file of {status.st_size} bytes is more than images of max_pixels need"
+            f"a file of {status.st_size} bytes is too large for images of max_pixels"
         )
     with open(path, "rb", opener=_open_without_waiting) as file:
         if status.st_size > _LARGE:
-            look(file)
+            check(file)
             file.seek(0)
         return file.read(status.st_size)
 

@@ -1,4 +1,4 @@
-"""TIFFs that Pillow cannot hold or reads wrongly, by tifffile.
+"""Reader of TIFFs that Pillow cannot represent or reads wrongly; uses tifffile.
 
 13 satellite bands, slices of a volume, 16-bit colour, signed and floating-point pixels.
 """
@@ -25,7 +25,7 @@ def open_tiff(
 
     Args:
       file: The file.
-      layout: What `tiff_layout.read` found in it.
+      layout: The result of `tiff_layout.read`.
       channels: Number of channels, C. 1 and 3: also gray or RGB; others: the samples
         or pages of the file.
       value_range: See `pixel_formats.to_uint8`.
@@ -70,7 +70,7 @@ def open_tiff(
 def pages_are_channels(layout: tiff_layout.Layout, channels: int) -> bool:
     """Return whether each page of a TIFF is a channel.
 
-    They are if the file says so, or if the model's channels are not gray or RGB.
+    This is so if the file says it, or if the model's channels are not gray or RGB.
     """
     if layout.samples != 1 or channels == 1 == layout.channels:
         return False
@@ -132,7 +132,7 @@ def _converter(
     """Return the function from all samples, [H, W, S], to uint8 [H, W, C].
 
     Raises:
-      Unusable: There is none for such pixels.
+      Unusable: Such pixels are not supported.
     """
     gray = layout.photometric in (
         tiff_layout.WHITE_IS_ZERO,

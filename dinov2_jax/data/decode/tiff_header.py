@@ -1,8 +1,8 @@
 """Entries in the first directory of a TIFF, which is also the format of EXIF.
 
 Pillow, tifffile and libtiff stop at different places of a damaged directory, so the
-tile size that one reports does not bound what another one allocates. And Pillow takes
-0.2 ms to parse a camera's EXIF, of which only one number is needed.
+tile size that one reports does not bound the memory that another allocates. And Pillow
+takes 0.2 ms to parse a camera's EXIF, of which only one number is needed.
 """
 
 import struct

@@ -1,10 +1,10 @@
-"""What the tags of a TIFF say about its pixels, and which library reads them right.
+"""Pixel layout of a TIFF from its tags, and the library that reads it correctly.
 
-Pillow knows some combinations of tags that it then reads wrongly: it takes signed bytes
-for unsigned ones, does not invert 16-bit min-is-white, mixes up the bytes of planar
+Pillow accepts some combinations of tags but reads them wrongly: it treats signed bytes
+as unsigned ones, does not invert 16-bit min-is-white, mixes up the bytes of planar
 16-bit colour and of compressed big-endian numbers. So only the combinations that
-`tests/data/decode/tiff_matrix_test.py` proves go to Pillow; the others go to tifffile,
-or are refused by name.
+`tests/data/decode/tiff_matrix_test.py` verifies go to Pillow; the others go to
+tifffile, or are refused by name.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ _JPEG_2000 = (33003, 33004, 33005, 34712)
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The tags of a TIFF's first page that say how its pixels are stored.
+    """The tags of a TIFF's first page that describe how its pixels are stored.
 
     Attributes:
       bits: Bits of each sample.
@@ -54,7 +54,7 @@ class Layout:
       compression: Compression; 1: none.
       extra: ExtraSamples; 1: premultiplied alpha, 2: alpha, 0: unspecified.
       big_endian: Whether its numbers have their highest byte first.
-      channels: Channels over all pages by OME-XML or ImageJ; None if neither says so.
+      channels: Channels over all pages by OME-XML or ImageJ; None if neither is there.
       has_pages: Whether a second page follows.
     """
 
@@ -76,7 +76,7 @@ class Layout:
 
     @property
     def deep_jpeg_2000(self) -> bool:
-        """Whether it is JPEG 2000 whose bytes tifffile swaps or whose bits are lost."""
+        """Whether it is JPEG 2000 that tifffile decodes wrongly."""
         deep = self.bits > 16 or (self.bits > 8 and self.big_endian)
         return deep and self.compression in _JPEG_2000
 
@@ -90,7 +90,7 @@ class Layout:
         return f"{self.bits}-bit {sign}{photometric} TIFF"
 
     def suits_pillow(self, *, as_stored: bool, value_range: bool) -> bool:
-        """Return whether Pillow reads all bits of such pixels right, if it opens them.
+        """Return whether Pillow reads such pixels exactly, if it opens them.
 
         Args:
           as_stored: Whether the file's own channels are wanted, not gray or RGB.

@@ -1,8 +1,8 @@
-"""Images whose values are scaled to 8 bits so that hardly any remain.
+"""Detection of images that are nearly black or white after scaling to 8 bits.
 
 Cameras and satellites store 10, 12 or 14 bits in 16-bit files. Scaled by the range of
-the type, such images are nearly black. Scaled by a `data.value_range` that their values
-lie outside of, they are a plain black or white.
+the type, such images are nearly black. With a `data.value_range` that excludes their
+values, they are plain black or white.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from dinov2_jax.data.decode import image_decoder
 
 _DARK = 64  # the highest value of 14 bits in 16, scaled to 8
 _CLIPPED = 0.99  # share of the values at one end
-_SAMPLE = 8  # images that a run looks at when it starts
+_SAMPLE = 8  # images that a run checks when it starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RangeUse:
     """How badly an image uses the 256 values of its pixels.
 
     Attributes:
-      dark: Its highest value, if the image is nearly black only by its scaling; else 0.
+      dark: Its highest value if scaling makes the image nearly black; else 0.
       clipped: Whether nearly all values lie outside of the given range, at one end.
     """
 
@@ -55,17 +55,18 @@ def describe(uses: Sequence[RangeUse], value_range: Any) -> list[str]:
     """Return a warning for each kind of bad use among images.
 
     Args:
-      uses: What `examine` returned for each image.
+      uses: Results of `examine`.
       value_range: The decoder's range, or None.
     """
     lines = []
     dark = [use.dark for use in uses if use.dark]
     if dark:
-        # The scaled value is rounded: half a level less is surely reached.
+        # The scaled value is rounded, so subtract half a level.
         bits = math.ceil(math.log2((max(dark) - 0.5) / 255) + 16)
         lines.append(
-            f"{len(dark)} of {len(uses)} images are nearly black: of 16 bits they use "
-            f"the lower {bits}; set --config.data.value_range='(0,{2**bits - 1})'"
+            f"{len(dark)} of {len(uses)} images are nearly black: they use only "
+            f"the lower {bits} of 16 bits; set "
+            f"--config.data.value_range='(0,{2**bits - 1})'"
         )
     clipped = sum(use.clipped for use in uses)
     if clipped:
@@ -93,6 +94,6 @@ def check(source: Any, value_range: Any) -> list[str]:
             opened = source.open(int(index))
             pixels = opened.pixels() if opened.scaled else np.zeros(0, np.uint8)
             uses.append(examine(opened, pixels, value_range))
-        except image_decoder.BadImage:  # replaced and named when it is trained on
+        except image_decoder.BadImage:  # replaced and logged during training
             continue
     return describe(uses, value_range)

@@ -29,7 +29,7 @@ from dinov2_jax.data.sources import (
 )
 
 MAGIC = b"dinov2\x00\x01"
-SHARDS = "shards.json"  # in a folder that `shard` writes
+SHARDS = "shards.json"  # in a folder written by `shard`
 _LENGTH = struct.Struct("<I")
 _VERSION = "2"
 _STARTS = (  # (offset, first bytes there) of image files
@@ -98,14 +98,14 @@ class ArrayRecordSource(base.Source):
         shards = shard_files.find(
             path, shard_files.ARRAY_RECORD, what="ArrayRecord files", field=field
         )
-        self._said, self._decoder = os.path.expanduser(path), decoder
+        self._given, self._decoder = os.path.expanduser(path), decoder
         self._left_out = shard_files.left_out(path, shard_files.ARRAY_RECORD)
-        self._index = _find_records(os.path.abspath(self._said), shards)
+        self._index = _find_records(os.path.abspath(self._given), shards)
         self._load()
         if not len(self):
             raise errors.UserError(
                 f"no records in {messages.counted(len(shards), 'ArrayRecord file')} of "
-                f"{field} = {self._said}: recreate them or choose others"
+                f"{field} = {self._given}: recreate them or choose others"
             )
         self._check_first(field)
 
@@ -115,7 +115,7 @@ class ArrayRecordSource(base.Source):
         self._readers: dict[int, object] = {}
 
     def __getstate__(self):
-        kept = ("_said", "_decoder", "_left_out", "_index")
+        kept = ("_given", "_decoder", "_left_out", "_index")
         return {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state):
@@ -128,10 +128,10 @@ class ArrayRecordSource(base.Source):
         known = any(head[at:].startswith(start) for at, start in _STARTS)
         if record.startswith(MAGIC) or known:
             return
-        tfds_files.refuse(self._said, field)
+        tfds_files.refuse(self._given, field)
         raise errors.UserError(
-            f"the records of {self._said} are neither image files nor what "
-            "`python -m dinov2_jax.data shard` writes: for a data set of "
+            f"the records of {self._given} are neither image files nor "
+            "written by `python -m dinov2_jax.data shard`: for a data set of "
             "tensorflow-datasets set --config.data.source=tfds and "
             "--config.data.tfds_name"
         )
@@ -216,12 +216,12 @@ class ArrayRecordSource(base.Source):
         return self._labels[1]
 
     def left_out(self) -> dict[str, int]:
-        """Return how many other files with images are beside, by extension."""
+        """Return how many other files with images the folder holds, by extension."""
         return self._left_out
 
     def _where(self) -> str:
         count = messages.counted(len(self._shards), "ArrayRecord file")
-        return f"in {count} of {self._said}"
+        return f"in {count} of {self._given}"
 
 
 def _check_finished(folder: str) -> None:
@@ -233,8 +233,8 @@ def _check_finished(folder: str) -> None:
         return  # not written by `shard`
     if unfinished:
         raise errors.UserError(
-            f"{folder} is unfinished: run `python -m dinov2_jax.data shard` with it "
-            "again, which goes on where it stopped"
+            f"{folder} is unfinished: run the same `python -m dinov2_jax.data shard` "
+            "command again to complete it"
         )
 
 
@@ -245,9 +245,9 @@ def _reader(path: bytes | str, large: bool = False):
     return module().ArrayRecordReader(os.fsdecode(path), options)
 
 
-def _find_records(said: str, shards: list[str]) -> index_cache.Index:
+def _find_records(given: str, shards: list[str]) -> index_cache.Index:
     """Return the index of where each file's records end; files are counted once."""
-    key = index_cache.key("array_record", _VERSION, said)
+    key = index_cache.key("array_record", _VERSION, given)
     statuses = [os.stat(shard) for shard in shards]
     state = [[s.st_size, s.st_mtime_ns] for s in statuses]
     paths = [os.fsencode(shard) for shard in shards]

@@ -14,7 +14,7 @@ class Source(abc.ABC):
     """Images by index, the same at every call.
 
     A source is cheap to pickle, because each loader worker gets a copy, and opens files
-    in each process by itself.
+    itself in each process.
     """
 
     _shown_names = 3  # names of images in `describe`
@@ -97,7 +97,7 @@ class Source(abc.ABC):
         return {}
 
     def warnings(self) -> list[str]:
-        """Return a line for each thing that the user may not have meant."""
+        """Return a line for each likely mistake of the user."""
         return extensions.warnings(self.left_out(), len(self))
 
     def describe(self) -> str:

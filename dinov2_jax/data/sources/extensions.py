@@ -1,4 +1,4 @@
-"""Extensions of image files, and what to do about files that are left out."""
+"""Extensions of image files, and advice about files that are left out."""
 
 import importlib.util
 import os
@@ -20,9 +20,9 @@ IMAGES = tuple(  # in upper or lower case
 )
 SLIDES = ".bif .mrxs .ndpi .qptiff .scn .svs .svslide .vms .vmu .vsi".split()
 TILE_SLIDES = (
-    "whole slides are cut into tiles first, such as with `vips dzsave SLIDE TILES "
-    "--tile-size 512 --overlap 0` or openslide.deepzoom, and the folder of tiles is "
-    "named"
+    "cut whole slides into tiles first, such as with `vips dzsave SLIDE TILES "
+    "--tile-size 512 --overlap 0` or openslide.deepzoom, and name the folder of "
+    "tiles"
 )
 _CONVERT = "convert them to PNG or JPEG"
 _FIXES = (  # of files that hold images but are not read
@@ -67,7 +67,7 @@ _LONGEST = 13  # characters of `.array_record`
 def of(name: bytes) -> str:
     """Return the extension of a file's name in lower case, as files are counted by it.
 
-    What a name ends with after its last dot is no extension if it is a number or long.
+    The part after the last dot is no extension if it is a number or long.
     """
     ending = os.path.splitext(name)[1].lower()
     known = ending[1:].replace(b"_", b"").isalnum() and not ending[1:].isdigit()
@@ -87,7 +87,7 @@ def is_slide(name: str) -> bool:
 
 
 def fix(ending: str) -> str:
-    """Return what to do about files that hold images and are not read, or ""."""
+    """Return advice about files that hold images and are not read, or ""."""
     return _FIX_OF.get(ending, "")
 
 
@@ -118,7 +118,7 @@ def warnings(left_out: Mapping[str, int], num_images: int) -> list[str]:
     if total > num_images > 0:
         found = messages.counted(num_images, "image")
         lines.append(
-            f"more such files are left out than read: {total:,} beside {found}"
+            f"more such files are left out than read: {total:,} against {found}"
         )
     return lines
 

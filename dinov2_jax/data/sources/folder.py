@@ -123,29 +123,29 @@ class FolderSource(FilesSource):
         *,
         field: str = "data.path",
     ):
-        said = os.path.expanduser(os.fspath(path))
+        given = os.path.expanduser(os.fspath(path))
         fix = messages.set_path(field)
-        if not os.path.isdir(said):
-            what = "is not a folder" if os.path.exists(said) else "does not exist"
-            raise errors.UserError(f"{field} = {said} {what}: {fix}")
-        root = os.path.abspath(said)
+        if not os.path.isdir(given):
+            what = "is not a folder" if os.path.exists(given) else "does not exist"
+            raise errors.UserError(f"{field} = {given} {what}: {fix}")
+        root = os.path.abspath(given)
         try:
             index = folder_index.find_images(root)
         except OSError as error:
             raise errors.UserError(
-                f"cannot list {field} = {said} ({error.strerror}): change its "
+                f"cannot list {field} = {given} ({error.strerror}): change its "
                 "permissions or choose another folder"
             ) from error
         super().__init__(root, index, decoder)
         if not len(self):
-            tfds_files.refuse(said, field)
+            tfds_files.refuse(given, field)
             raise errors.UserError(
-                f"no images below {field} = {said}{self._why()}; looked for "
+                f"no images below {field} = {given}{self._why()}; looked for "
                 f"{' '.join(extensions.IMAGES)}{self._advice()}: {fix}"
             )
 
     def _why(self) -> str:
-        """Return the first reason why nothing was found, in brackets, or ""."""
+        """Return a reason why nothing was found, in brackets, or ""."""
         if self.unreadable_folders:
             return f" (could not list {self.unreadable_folders[0]})"
         skipped = self._index.header["skipped"]
@@ -155,7 +155,7 @@ class FolderSource(FilesSource):
         return ""
 
     def _advice(self) -> str:
-        """Return what to do about the files that were left out, or ""."""
+        """Return advice about the files that were left out, or ""."""
         return "".join(f"; {line}" for line in self.warnings())
 
     def left_out(self) -> dict[str, int]:
@@ -222,5 +222,5 @@ class GlobSource(FolderSource):
             raise errors.UserError(
                 f"no images match {field} = {pattern}{self._why()}{looked}: correct "
                 "the pattern (** stands for any folders, * for part of a name) and "
-                "quote it, so that the shell leaves it alone"
+                "quote it, so that the shell does not expand it"
             )

@@ -41,7 +41,8 @@ def find_images(root: str, rule: globbing.Rule | None = None, pattern: str = "")
     key = index_cache.key("images", _VERSION, root, pattern, *extensions.IMAGES)
     old = index_cache.newest(key)
     if old is not None and (
-        old.header["skipped_count"] > _SKIPPED_NAMES or not _looks_the_same(root, old)
+        old.header["skipped_count"] > _SKIPPED_NAMES
+        or not _sample_is_unchanged(root, old)
     ):
         old = None
     with progress_bar.Bar(None, what=f"indexing {root}", delay=2.0) as bar:
@@ -52,8 +53,8 @@ def find_images(root: str, rule: globbing.Rule | None = None, pattern: str = "")
     return _write(key, folders, old)
 
 
-def _looks_the_same(root: str, old: index_cache.Index) -> bool:
-    """Return whether a sample of the files still has its known sizes and times."""
+def _sample_is_unchanged(root: str, old: index_cache.Index) -> bool:
+    """Return whether a sample of the files still has the same sizes and times."""
     paths, sizes, mtimes = index_cache.Texts(old, "paths"), old["sizes"], old["mtimes"]
     count = len(paths)
     chosen = np.linspace(0, max(count - 1, 0), min(count, _SPOT_CHECKS)).astype(int)
@@ -105,7 +106,7 @@ class _Known:
 
 
 def _unchanged(folders: list[folder_walk.Folder], old: index_cache.Index) -> bool:
-    """Return whether the old index agrees with what was found in every folder."""
+    """Return whether the old index agrees with every folder."""
     if len(folders) != len(old["folder_how"]):
         return False
     fresh = []
@@ -182,7 +183,7 @@ def _write(key: str, folders: list[folder_walk.Folder], old) -> index_cache.Inde
     labels, names = first_level_labels(paths)
     if labels is not None:
         arrays["labels"] = labels
-    said = {n: a for n, a in arrays.items() if n != "folders"}
+    described = {n: a for n, a in arrays.items() if n != "folders"}
     arrays |= index_cache.text_arrays("folder_paths", [f.path for f in folders])
     for name, dtype in dict(
         how=np.int8, mtime=np.int64, inode=np.uint64, parent=np.int32
@@ -201,7 +202,7 @@ def _write(key: str, folders: list[folder_walk.Folder], old) -> index_cache.Inde
     skipped = _skipped(folders, old)
     unreadable = [f.path for f in folders if f.how == folder_walk.UNREADABLE]
     header = {
-        "fingerprint": index_cache.fingerprint(said),
+        "fingerprint": index_cache.fingerprint(described),
         "label_names": names,
         "folder_count": len(np.unique(arrays["folders"])),
         "unreadable": [os.fsdecode(path) for path in unreadable],
@@ -216,7 +217,7 @@ def _write(key: str, folders: list[folder_walk.Folder], old) -> index_cache.Inde
 
 
 def _skipped(folders: list[folder_walk.Folder], old) -> list[tuple[int, str, str]]:
-    """Return (folder, name, reason) of what cannot be used."""
+    """Return (folder, name, reason) of unusable entries."""
     found = []
     numbers = {f.old: number for number, f in enumerate(folders) if f.old >= 0}
     for number, name, reason in old.header["skipped"] if old is not None else ():
@@ -228,14 +229,14 @@ def _skipped(folders: list[folder_walk.Folder], old) -> list[tuple[int, str, str
 
 
 def _known_left_out(old: index_cache.Index) -> Iterable[tuple[int, str, int]]:
-    """Return (folder, extension, number of files) of what an old index left out."""
+    """Return (folder, extension, number of files) left out, from an old index."""
     names = old.header["left_out_kinds"]
     columns = (old[f"left_out_{n}"].tolist() for n in ("folders", "kinds", "counts"))
     return [(folder, names[kind], count) for folder, kind, count in zip(*columns)]
 
 
 def _left_out(folders: list[folder_walk.Folder], old) -> list[tuple[int, str, int]]:
-    """Return (folder, extension, number of files) of what is not read, sorted."""
+    """Return (folder, extension, number of files) of unread files, sorted."""
     found = []
     numbers = {f.old: number for number, f in enumerate(folders) if f.old >= 0}
     for number, kind, count in _known_left_out(old) if old is not None else ():

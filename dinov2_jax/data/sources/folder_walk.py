@@ -1,9 +1,9 @@
-"""The walk through a folder: which images are there, and what cannot be used.
+"""Recursive listing of a folder: its images, and entries that cannot be used.
 
 Links are followed. A folder that was visited before (a link to a parent) is skipped.
-What cannot be used is recorded with a reason and never opened: broken links, pipes,
-sockets, devices, folders without permission, and what runs of this program wrote. Files
-that are not read by their extension are counted.
+Unusable entries are recorded with a reason and never opened: broken links, pipes,
+sockets, devices, folders without permission, and outputs of runs. Files with other
+extensions are counted.
 """
 
 import concurrent.futures
@@ -25,7 +25,7 @@ _SETTLED_SECONDS = 3.0
 LISTED, UNSETTLED, UNREADABLE, SEEN = range(4)
 
 _LOCK, _CONFIG, _CHECKPOINTS = b"run.lock", b"config.json", b"checkpoints"
-# What a run writes into its folder, as far as images may be below.
+# Outputs of a run that may contain images.
 _OUTPUTS = (
     *(_CHECKPOINTS, b"damaged_checkpoints", b"preflight", b"profile"),
     *(b"tensorboard", b"pca.png"),
@@ -35,7 +35,7 @@ _OUTPUT = "output of a run"
 
 @dataclasses.dataclass
 class Folder:
-    """A folder as it was found; all names are bytes."""
+    """The listing of a folder; all names are bytes."""
 
     path: bytes  # relative to the root, ending with / unless it is the root
     parent: int
@@ -52,7 +52,7 @@ class Folder:
 
 
 class Known(Protocol):
-    """Folders that are known from an earlier walk."""
+    """Folders known from an earlier walk."""
 
     def find(self, folder: Folder) -> int:
         """Return the number of a folder that need not be listed again, or -1."""

@@ -23,7 +23,7 @@ def is_pattern(path: str) -> bool:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand `a{1..3}{x,y}` to [a1x, a1y, a2x, ...]; other braces are left alone."""
+    """Expand `a{1..3}{x,y}` to [a1x, a1y, a2x, ...]; other braces are kept."""
     for found in _BRACES.finditer(pattern):
         counted = _RANGE.fullmatch(found[1])
         if counted:

@@ -2,8 +2,8 @@
 
 A column holds an image file each: a struct of `bytes` and `path`, or plain bytes. The
 label is a column of `ClassLabel`, whose names the schema's metadata has, or one called
-`label`. `save_to_disk` writes Arrow files, of which images are read in place. Of a
-Parquet file a whole row group is read at a time.
+`label`. `save_to_disk` writes Arrow files, from which images are read in place. Of
+a Parquet file, a whole row group is read at a time.
 """
 
 import collections
@@ -27,7 +27,7 @@ from dinov2_jax.data.sources import (
     table_files,
 )
 
-_CACHES = re.compile(r"^(cache|indices|tmp)")  # that `datasets` leaves in its folders
+_CACHES = re.compile(r"^(cache|indices|tmp)")  # written by `datasets` into its folders
 _SPLIT = re.compile(r"^(.+?)-\d+-of-\d+")
 _SPLIT_FOLDERS = ("train", "test", "validation", "val", "valid", "dev")
 _DICT, _INFO, _STATE = "dataset_dict.json", "dataset_info.json", "state.json"
@@ -71,9 +71,9 @@ class HuggingFaceSource(base.Source):
     def __init__(
         self, path: str, decoder: image_decoder.Decoder, *, field: str = "data.path"
     ):
-        self._said, self._decoder = os.path.expanduser(path), decoder
-        what = f"{field} = {self._said}"
-        self._shards = _find(self._said, field)
+        self._given, self._decoder = os.path.expanduser(path), decoder
+        what = f"{field} = {self._given}"
+        self._shards = _find(self._given, field)
         self._names = shard_files.names(self._shards)
         self._column, self._label = "", None
         self._label_names: list[str] = []
@@ -224,33 +224,33 @@ class HuggingFaceSource(base.Source):
         return self._labels[1]
 
     def warnings(self) -> list[str]:
-        """Return that training reads more than it needs, if row groups are large."""
+        """Warn that training reads more than it needs, if row groups are large."""
         if self._row_group <= _SLOW_ROWS:
             return []
         return [
             f"each image is read with its row group of up to {self._row_group:,} rows: "
-            f"pack them first for speed (python -m dinov2_jax.data shard {self._said} "
+            f"pack them first for speed (python -m dinov2_jax.data shard {self._given} "
             "DST) and name DST"
         ]
 
     def _where(self) -> str:
         count = messages.counted(len(self._shards), "file")
-        return f"in column {self._column} of {count} of {self._said}"
+        return f"in column {self._column} of {count} of {self._given}"
 
 
-def _find(said: str, field: str) -> list[str]:
+def _find(given: str, field: str) -> list[str]:
     """Return the files of one split.
 
     Raises:
       UserError: There are none, or several splits.
     """
     found = shard_files.find(
-        said, table_files.EXTENSION, what="Parquet or Arrow files", field=field
+        given, table_files.EXTENSION, what="Parquet or Arrow files", field=field
     )
-    if not os.path.isdir(said):
+    if not os.path.isdir(given):
         return found
     found = [p for p in found if not _CACHES.search(os.path.basename(p))]
-    splits = {_split(path, said): path for path in reversed(found)}
+    splits = {_split(path, given): path for path in reversed(found)}
     if len(splits) > 1:
         path = next(iter(splits.values()))
         one = os.path.dirname(path)
@@ -259,14 +259,14 @@ def _find(said: str, field: str) -> list[str]:
             ending = os.path.splitext(path)[1]
             one = os.path.join(one, f"{match[1]}-*{ending}")
         raise errors.UserError(
-            f"{field} = {said} holds the splits {', '.join(sorted(splits))}: name one, "
-            f"such as '{one}'"
+            f"{field} = {given} holds the splits {', '.join(sorted(splits))}: name "
+            f"one, such as '{one}'"
         )
     return found
 
 
 def _split(path: str, root: str) -> str:
-    """Return the name of the split that a file belongs to, "" if it tells none."""
+    """Return the name of the split that a file belongs to, "" if unknown."""
     below = os.path.relpath(path, os.path.abspath(root)).split(os.sep)
     for folder in below[:-1]:
         if folder.lower() in _SPLIT_FOLDERS:

@@ -67,7 +67,7 @@ def _temporary_folder() -> pathlib.Path:
 
 
 def key(*parts: str) -> str:
-    """Return a name for what an index describes, such as ("folder", "/data")."""
+    """Return a name for the content of an index, such as ("folder", "/data")."""
     text = json.dumps(parts)  # escapes what is not UTF-8
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

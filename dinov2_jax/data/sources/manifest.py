@@ -57,22 +57,22 @@ class ManifestSource(folder.FilesSource):
     def __init__(
         self, path: str, decoder: image_decoder.Decoder, *, field: str = "data.path"
     ):
-        said = os.path.expanduser(path)
-        self.manifest = os.path.abspath(said)
-        if not os.path.isfile(said):
-            what = "is not a file" if os.path.exists(said) else "does not exist"
+        given = os.path.expanduser(path)
+        self.manifest = os.path.abspath(given)
+        if not os.path.isfile(given):
+            what = "is not a file" if os.path.exists(given) else "does not exist"
             raise errors.UserError(
-                f"{field} = {said} {what}: name a manifest ({' '.join(EXTENSIONS)})"
+                f"{field} = {given} {what}: name a manifest ({' '.join(EXTENSIONS)})"
             )
         try:
-            index = _index(self.manifest, said)
+            index = _index(self.manifest, given)
         except (OSError, UnicodeError, csv.Error) as error:
             raise errors.UserError(
-                f"cannot read {field} = {said} ({' '.join(str(error).split())}): "
+                f"cannot read {field} = {given} ({' '.join(str(error).split())}): "
                 "repair it or name another manifest"
             ) from error
         super().__init__(os.path.dirname(self.manifest), index, decoder)
-        self._check_first(f"{field} = {said}")
+        self._check_first(f"{field} = {given}")
         self._fingerprint = index_cache.fingerprint(
             index_cache.text_arrays("list", [index.header["fingerprint"].encode()])
             | {"statuses": self._statuses()}
@@ -100,7 +100,7 @@ class ManifestSource(folder.FilesSource):
             raise errors.UserError(
                 f"{what} lists files that do not exist, such as {self.name(0)[:200]!r} "
                 f"(looked for the first {count} in {self.path}, the list's folder): "
-                "move the list, or write whole paths"
+                "move the list, or write absolute paths"
             )
 
     def _statuses(self) -> np.ndarray:
@@ -109,7 +109,7 @@ class ManifestSource(folder.FilesSource):
         chosen = np.linspace(0, len(self) - 1, count).astype(int)
         root = os.fsencode(self.path)
 
-        def look(numbers: np.ndarray) -> list[int]:
+        def read_statuses(numbers: np.ndarray) -> list[int]:
             found = []
             for number in numbers:
                 try:
@@ -121,7 +121,7 @@ class ManifestSource(folder.FilesSource):
 
         parts = np.array_split(chosen, 4 * folder_walk.THREADS)
         with concurrent.futures.ThreadPoolExecutor(folder_walk.THREADS) as pool:
-            return np.array(sum(pool.map(look, parts), []), np.int64)
+            return np.array(sum(pool.map(read_statuses, parts), []), np.int64)
 
     @property
     def fingerprint(self) -> str:
@@ -135,14 +135,14 @@ class ManifestSource(folder.FilesSource):
         return f"listed in {self.manifest}"
 
 
-def _index(manifest: str, said: str) -> index_cache.Index:
+def _index(manifest: str, given: str) -> index_cache.Index:
     status = os.stat(manifest)
     key = index_cache.key("manifest", _VERSION, manifest)
     state = [status.st_size, status.st_mtime_ns]
     index = index_cache.newest(key)
     if index is not None and index.header["state"] == state:
         return index
-    paths, labels = _read(manifest, said)
+    paths, labels = _read(manifest, given)
     arrays = index_cache.text_arrays("paths", paths)
     numbers, names = numbered_labels(labels)
     if numbers is not None:
@@ -160,37 +160,37 @@ def _exists(root: bytes, path: bytes) -> bool:
     return True
 
 
-def _read(manifest: str, said: str) -> tuple[list[bytes], list[str | None]]:
+def _read(manifest: str, given: str) -> tuple[list[bytes], list[str | None]]:
     extension = os.path.splitext(manifest)[1].lower()
     labels: list[str | None] = []
     if extension == ".parquet":
-        paths, labels = _parquet(manifest, said)
+        paths, labels = _parquet(manifest, given)
     elif extension in (".csv", ".tsv"):
-        _check_encoding(manifest, said)
-        paths, labels = _table(manifest, said)
+        _check_encoding(manifest, given)
+        paths, labels = _table(manifest, given)
     elif extension == ".txt":
-        _check_encoding(manifest, said)
+        _check_encoding(manifest, given)
         paths, labels = _split_labels(manifest, _lines(manifest))
     else:
         raise errors.UserError(
-            f"{said} is not a known kind of manifest: its name must end with "
+            f"{given} is not a known kind of manifest: its name must end in "
             f"{', '.join(EXTENSIONS)}"
         )
     for path in paths:
         if b"://" in path and messages.is_url(os.fsdecode(path)):
             name = path.decode("utf-8", "backslashreplace")
-            raise errors.UserError(messages.url_problem(name, f"a path in {said}"))
+            raise errors.UserError(messages.url_problem(name, f"a path in {given}"))
     root = os.fsencode(os.path.dirname(manifest))
     return [_bare(root, path) for path in paths], labels
 
 
-def _check_encoding(manifest: str, said: str) -> None:
+def _check_encoding(manifest: str, given: str) -> None:
     with open(manifest, "rb") as file:
         head = file.read(32)
     halves = [half for half in (head[::2], head[1::2]) if half]
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or not all(map(any, halves)):
         raise errors.UserError(
-            f"{said} is in UTF-16: write it in UTF-8 (iconv -f UTF-16 -t UTF-8)"
+            f"{given} is in UTF-16: write it in UTF-8 (iconv -f UTF-16 -t UTF-8)"
         )
 
 
@@ -229,7 +229,7 @@ def _bare(root: bytes, path: bytes) -> bytes:
     return bare or path
 
 
-def _table(manifest, said) -> tuple[list[bytes], list[str | None]]:
+def _table(manifest, given) -> tuple[list[bytes], list[str | None]]:
     with open(
         manifest, newline="", encoding="utf-8-sig", errors="surrogateescape"
     ) as file:
@@ -237,14 +237,14 @@ def _table(manifest, said) -> tuple[list[bytes], list[str | None]]:
         file.seek(0)
         rows = csv.reader(file, delimiter=delimiter)
         header = [name.strip().lower() for name in next(rows, [])]
-        path_at, label_at = _columns(header, said)
+        path_at, label_at = _columns(header, given)
         paths, labels = [], []
         for row in rows:
             if not row:
                 continue
             if len(row) <= path_at or not row[path_at].strip():
                 raise errors.UserError(
-                    f"{said}, line {rows.line_num}, has no path: complete the line"
+                    f"{given}, line {rows.line_num}, has no path: complete the line"
                 )
             paths.append(os.fsencode(row[path_at]))
             if label_at is not None:
@@ -261,29 +261,29 @@ def _delimiter(line: str) -> str:
     return ","
 
 
-def _columns(header: list[str], said: str) -> tuple[int, int | None]:
+def _columns(header: list[str], given: str) -> tuple[int, int | None]:
     """Return the numbers of the path column and the label column or None."""
     for name in _PATH_COLUMNS:
         if name in header:
             label = header.index(_LABEL_COLUMN) if _LABEL_COLUMN in header else None
             return header.index(name), label
     raise errors.UserError(
-        f"{said} has no column for the paths, only {', '.join(header)[:200] or 'none'}"
+        f"{given} has no column for the paths, only {', '.join(header)[:200] or 'none'}"
         f": call one {' or '.join(_PATH_COLUMNS)} in its first line"
     )
 
 
-def _parquet(manifest, said) -> tuple[list[bytes], list[str | None]]:
+def _parquet(manifest, given) -> tuple[list[bytes], list[str | None]]:
     try:
         from pyarrow import lib, parquet
     except ImportError as error:
         raise errors.UserError(
-            f"{said} needs: pip install pyarrow ({error})"
+            f"{given} needs: pip install pyarrow ({error})"
         ) from error
     try:
         file = parquet.ParquetFile(manifest)
         header = [name.lower() for name in file.schema_arrow.names]
-        path_at, label_at = _columns(header, said)
+        path_at, label_at = _columns(header, given)
         at = (path_at, path_at if label_at is None else label_at)
         names = [file.schema_arrow.names[i] for i in at]
         paths: list[bytes] = []
@@ -292,7 +292,7 @@ def _parquet(manifest, said) -> tuple[list[bytes], list[str | None]]:
             for path in _values(batch, names[0]):
                 if not path:
                     raise errors.UserError(
-                        f"{said}, row {len(paths)}, has no path: complete the row"
+                        f"{given}, row {len(paths)}, has no path: complete the row"
                     )
                 paths.append(path if isinstance(path, bytes) else os.fsencode(path))
             if label_at is not None:
@@ -303,7 +303,7 @@ def _parquet(manifest, said) -> tuple[list[bytes], list[str | None]]:
     except (lib.ArrowException, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise errors.UserError(
-            f"cannot read {said} ({reason}): repair it or name another manifest"
+            f"cannot read {given} ({reason}): repair it or name another manifest"
         ) from error
     return paths, labels
 

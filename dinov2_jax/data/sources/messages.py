@@ -1,4 +1,4 @@
-"""Texts with which sources describe themselves and report what is missing."""
+"""Descriptions of sources, and their error messages."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,15 +26,15 @@ def set_path(field: str) -> str:
     return "name images: a folder, a pattern, a list or shards"
 
 
-def url_problem(said: str, what: str) -> str:
+def url_problem(given: str, what: str) -> str:
     """Return why a URL in place of a path cannot be read, and the fix.
 
     Args:
-      said: The URL.
+      given: The URL.
       what: Name of the setting that holds it, such as "data.path".
     """
     return (
-        f"{what} = {said} is a URL, and only files are read: mount it (gcsfuse, "
+        f"{what} = {given} is a URL, but only files are read: mount it (gcsfuse, "
         "mountpoint-s3) or copy it (gcloud storage rsync, aws s3 sync), and name its "
         "folder"
     )
@@ -53,11 +53,11 @@ def described(
     left_out: str,
     first: Sequence[str],
 ) -> str:
-    """Return one line: how many images, where, what is missing, the first names.
+    """Return one line: the number of images, location, skipped files, first names.
 
     Args:
       number: Number of images.
-      where: Where they are, such as "in 3 folders".
+      where: Their location, such as "in 3 folders".
       skipped: Number of skipped files for each reason.
       left_out: Numbers of files that are not read, such as "3 .txt"; "" for none.
       first: Names of the first images.

@@ -12,11 +12,11 @@ train, train, val, train, train, test. A pixel belongs to one column, hence to o
   a held-out column, because a run ends where a held-out column begins.
 * "bank": the 64-px tiles of the train columns, unchanged, as references for k-NN.
 * "val" and "test": the 64-px tiles of the held-out columns, `RENDERINGS` times each,
-  every time with another crop, flip and colour jitter, which depend on the index
-  alone. Settings may be chosen on "val"; none was ever chosen on "test".
+  every time with another crop, flip and colour jitter, which depend only on the
+  index. Settings may be chosen on "val"; none was ever chosen on "test".
 
-Two photographs are in no split; they serve for pictures of what was learned. Not used
-from the wheels: drawings, text, charts, and the right picture of the stereo pair (it
+Two photographs are in no split; pictures of learned features use them. Not used from
+the wheels: drawings, text, charts, and the right picture of the stereo pair (it
 shows the held-out part of the left one).
 """
 
@@ -62,7 +62,7 @@ _FILES = {
     ),
     "sklearn": ("china.jpg", "flower.jpg"),
 }
-# In no split; for the PCA picture at the end of a run.
+# In no split; used for the PCA picture at the end of a run.
 _UNSEEN = ("chelsea.png", "coffee.png")
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 

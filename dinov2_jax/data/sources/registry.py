@@ -31,10 +31,10 @@ def _never(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of source: how it is opened and how it is recognised.
+    """One kind of source, with the functions that open and recognise it.
 
     Attributes:
-      open: Function (path, decoder, field=) -> source; None if no path is enough.
+      open: Function (path, decoder, field=) -> source; None if a path is not enough.
       make: Function (config, decoder) -> source, where `open` is None.
       is_path: Whether a file, or a pattern of files, is read this way.
       is_folder: Whether a folder is read this way, whatever else is in it.
@@ -165,51 +165,53 @@ def open_path(
       UserError: There is nothing that can be read this way.
     """
     if kind == "auto":
-        kind = sniff(path, field=field)
+        kind = detect(path, field=field)
     open_kind = KINDS[kind].open
     if open_kind is None:
-        raise ValueError(f"a source of the kind {kind} is not opened by a path")
+        raise ValueError(f"a source of kind {kind} cannot be opened by path")
     return open_kind(path, decoder, field=field)
 
 
-def sniff(path: str, *, field: str = "data.path") -> str:
-    """Detect what is at a path: the name of a kind with `open`.
+def detect(path: str, *, field: str = "data.path") -> str:
+    """Detect the type of a path: the name of a kind with `open`.
 
     Raises:
-      UserError: There is nothing, or something unknown or ambiguous.
+      UserError: The path does not exist, or its type is unknown or ambiguous.
     """
-    said = os.path.expanduser(path)
-    if os.path.isdir(said):
-        return _sniff_folder(said, field)
-    exists = os.path.exists(said)
-    if not exists and messages.is_url(said):
-        raise errors.UserError(messages.url_problem(said, field))
-    if not exists and not globbing.is_pattern(said):
-        what = "is a broken link" if os.path.islink(said) else "does not exist"
-        raise errors.UserError(f"{field} = {said} {what}: {messages.set_path(field)}")
+    given = os.path.expanduser(path)
+    if os.path.isdir(given):
+        return _detect_folder(given, field)
+    exists = os.path.exists(given)
+    if not exists and messages.is_url(given):
+        raise errors.UserError(messages.url_problem(given, field))
+    if not exists and not globbing.is_pattern(given):
+        what = "is a broken link" if os.path.islink(given) else "does not exist"
+        raise errors.UserError(f"{field} = {given} {what}: {messages.set_path(field)}")
     for name, kind in KINDS.items():
-        if kind.is_path(said):
+        if kind.is_path(given):
             return name
-    if extensions.is_slide(said):
-        raise errors.UserError(f"{field} = {said} is one: {extensions.TILE_SLIDES}")
-    if extensions.is_image(said):
+    if extensions.is_slide(given):
         raise errors.UserError(
-            f"{field} = {said} is one image: name its folder, a pattern, or a list "
+            f"{field} = {given} is a whole slide: {extensions.TILE_SLIDES}"
+        )
+    if extensions.is_image(given):
+        raise errors.UserError(
+            f"{field} = {given} is one image: name its folder, a pattern, or a list "
             "of images (.txt)"
         )
-    if ".tfrecord" in os.path.basename(said):
+    if ".tfrecord" in os.path.basename(given):
         raise errors.UserError(
-            f"{field} = {said} is a TFRecord file, which has no random access: write "
+            f"{field} = {given} is a TFRecord file, which has no random access: write "
             "ArrayRecord files instead (tfds build --file_format=array_record)"
         )
     raise errors.UserError(
-        f"{field} = {said} is not a folder and of no kind that is known: name a folder "
-        f"of images, a list ({' '.join(manifest.EXTENSIONS)}), a pattern, .tar, "
-        f".array_record, .parquet or .arrow files{_fix(said)}"
+        f"{field} = {given} is neither a folder nor a known type of file: name a "
+        f"folder of images, a list ({' '.join(manifest.EXTENSIONS)}), a pattern, .tar, "
+        f".array_record, .parquet or .arrow files{_advice(given)}"
     )
 
 
-def _fix(path: str) -> str:
+def _advice(path: str) -> str:
     fix = extensions.fix(extensions.of(os.fsencode(path)))
     return f"; {fix}" if fix else ""
 
@@ -221,14 +223,14 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _sniff_folder(said: str, field: str) -> str:
+def _detect_folder(given: str, field: str) -> str:
     """Detect the kind of a folder from the names in its first level."""
     for name, kind in KINDS.items():
-        if kind.is_folder(said):
+        if kind.is_folder(given):
             return name
     found = set()
     try:
-        with os.scandir(said) as entries:
+        with os.scandir(given) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
@@ -242,17 +244,17 @@ def _sniff_folder(said: str, field: str) -> str:
                 )
     except OSError as error:
         raise errors.UserError(
-            f"cannot list {field} = {said} ({error.strerror}): change its permissions "
+            f"cannot list {field} = {given} ({error.strerror}): change its permissions "
             "or choose another folder"
         ) from error
     if len(found) > 1:
         kinds = " or ".join(sorted(found))
         raise errors.UserError(
-            f"{field} = {said} holds images or folders as well as shards: "
+            f"{field} = {given} holds both shards and images or folders: "
             + (
-                f"say which to read with --config.data.source={kinds}"
+                f"choose which to read with --config.data.source={kinds}"
                 if field == "data.path"
-                else f"say which to read, ({said!r}, WEIGHT, 'KIND') with {kinds}"
+                else f"choose which to read, ({given!r}, WEIGHT, 'KIND') with {kinds}"
                 if field == "data.mixture"
                 else "name the shards by a pattern, such as x-{00..99}.tar"
             )

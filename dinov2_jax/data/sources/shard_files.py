@@ -40,11 +40,11 @@ def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[s
     Raises:
       UserError: There are none, or one is missing.
     """
-    said = os.path.expanduser(path)
+    given = os.path.expanduser(path)
     fix = f"set --config.{field} to a file, a folder or a pattern such as x-{{00..99}}"
-    if os.path.isdir(said):
+    if os.path.isdir(given):
         found = []
-        for folder, folders, names in os.walk(said, followlinks=False):
+        for folder, folders, names in os.walk(given, followlinks=False):
             folders.sort()  # in place, so that os.walk enters them in order
             found += [
                 os.path.join(folder, name)
@@ -52,30 +52,30 @@ def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[s
                 if ending.search(name) and not name.startswith(".")
             ]
         if not found:
-            raise errors.UserError(f"no {what} below {field} = {said}: {fix}")
-    elif os.path.exists(said):
-        found = [said]
-    elif globbing.is_pattern(said):
+            raise errors.UserError(f"no {what} below {field} = {given}: {fix}")
+    elif os.path.exists(given):
+        found = [given]
+    elif globbing.is_pattern(given):
         found = []
-        for one in globbing.expand_braces(said):
+        for one in globbing.expand_braces(given):
             if glob.has_magic(one):
                 found += glob.glob(one, recursive=True)
             elif os.path.exists(one):
                 found.append(one)
             else:
                 raise errors.UserError(
-                    f"{one} does not exist, which {field} = {said} names: correct the "
+                    f"{one} does not exist, which {field} = {given} names: correct the "
                     "numbers in the braces"
                 )
         if not found:
-            raise errors.UserError(f"no {what} match {field} = {said}: {fix}")
+            raise errors.UserError(f"no {what} match {field} = {given}: {fix}")
     else:
-        raise errors.UserError(f"{field} = {said} does not exist: {fix}")
+        raise errors.UserError(f"{field} = {given} does not exist: {fix}")
     found = sorted({os.path.abspath(one) for one in found}, key=os.fsencode)
     for one in found:
         if not os.path.isfile(one):
             raise errors.UserError(
-                f"{one} is not a regular file, though {field} = {said} names it: "
+                f"{one} is not a regular file, though {field} = {given} names it: "
                 "leave it out"
             )
     return found
@@ -85,7 +85,7 @@ def left_out(path: str, ending: re.Pattern[str]) -> dict[str, int]:
     """Return how many other files with images or shards a folder holds, by extension.
 
     Args:
-      path: The path that was given; only folders hold others.
+      path: The given path; only folders hold others.
       ending: Ending of the shards' names.
     """
     total: dict[str, int] = {}

@@ -11,7 +11,7 @@ from dinov2_jax.data.sources import extensions
 
 _EXTENSIONS = frozenset(extension.encode() for extension in extensions.IMAGES)
 _LABEL_EXTENSIONS = (b"cls", b"json")
-_LABEL_FIELDS = ("label", "cls", "class")  # of a .json beside an image
+_LABEL_FIELDS = ("label", "cls", "class")  # in the .json of an image
 _MOST_LABEL_BYTES = 1 << 20
 
 
@@ -23,9 +23,9 @@ class Members:
       names: Names of the members.
       offsets: Offsets of their contents in bytes.
       sizes: Sizes of their contents in bytes.
-      labels: Labels from the `.cls` or `.json` beside them; None if there is none.
+      labels: Labels from their `.cls` or `.json`; None where there is none.
       left_out: Numbers of members that are neither images nor labels, by extension.
-      problem: Why the file, or its end, cannot be read; "" if all was read.
+      problem: The reason why the file, or its end, cannot be read; "" if all was read.
     """
 
     names: list[bytes] = dataclasses.field(default_factory=list)
@@ -70,8 +70,8 @@ def read(path: str) -> Members:
 def _regular_members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Yield (name, offset of the content, size) of every regular file in a tar file.
 
-    Plain headers are read here, in a third of the time that `tarfile` takes. It reads
-    the others: long names, pax headers, sizes that are not octal.
+    Plain headers are read here, in a third of the time of `tarfile`, which reads the
+    others: long names, pax headers, sizes that are not octal.
 
     Raises:
       tarfile.TarError: The file is damaged; members before the damage come first.

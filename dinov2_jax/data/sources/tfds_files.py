@@ -12,20 +12,20 @@ from dinov2_jax import errors
 
 _NOTE = "dataset_info.json"
 _DEPTH = 3  # folders below DATA_DIR
-_MOST = 10_000  # files of a data set whose times are checked
+_MOST = 10_000  # files of a data set to check for changes
 
 
-def refuse(said: str, field: str) -> None:
+def refuse(given: str, field: str) -> None:
     """Raise UserError if a path is part of a data set of tensorflow-datasets.
 
     Args:
-      said: The path: DATA_DIR, a folder in it, or a file.
+      given: The path: DATA_DIR, a folder in it, or a file.
       field: The configuration field, or the argument of a program.
 
     Raises:
       UserError: There is such a data set; the message says how to read it.
     """
-    folder = os.path.abspath(said)
+    folder = os.path.abspath(given)
     if not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     for depth in range(_DEPTH + 1):
@@ -33,8 +33,8 @@ def refuse(said: str, field: str) -> None:
         for path in itertools.islice(filter(_is_note, glob.iglob(pattern)), 1):
             name, data_dir = _name(path)
             raise errors.UserError(
-                f"{field} = {said} holds {name} of tensorflow-datasets: "
-                + _how(name, data_dir, field)
+                f"{field} = {given} holds {name} of tensorflow-datasets: "
+                + _advice(name, data_dir, field)
             )
 
 
@@ -61,7 +61,7 @@ def _name(note: str) -> tuple[str, str]:
     return f"{name}:{version}", os.path.dirname(folder)
 
 
-def _how(name: str, data_dir: str, field: str) -> str:
+def _advice(name: str, data_dir: str, field: str) -> str:
     if field == "data.path":
         return (
             f"set --config.data.source=tfds --config.data.tfds_name={name} "

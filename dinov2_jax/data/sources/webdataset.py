@@ -29,8 +29,8 @@ _MOST_OPEN = 256  # files; beyond that, every read opens its shard
 class TarSource(base.Source):
     """All images inside tar files, ordered by file and then by member.
 
-    The label of an image is the content of the `.cls` beside it, or the field `label`,
-    `cls` or `class` of the `.json`, if every image has one.
+    The label of an image is the content of its `.cls`, or the field `label`, `cls` or
+    `class` of its `.json`, if every image has one.
 
     Args:
       path: A file, a folder or a pattern.
@@ -54,16 +54,16 @@ class TarSource(base.Source):
                 ) from error
             if shard_files.is_compressed_tar(shard) or compressed:
                 raise errors.UserError(_compressed(shard))
-        self._said, self._decoder = os.path.expanduser(path), decoder
+        self._given, self._decoder = os.path.expanduser(path), decoder
         self._left_out = shard_files.left_out(path, shard_files.TAR)
-        self._index = _find_members(os.path.abspath(self._said), shards)
+        self._index = _find_members(os.path.abspath(self._given), shards)
         self._load()
         if not len(self):
             problems = self._index.header["problems"]
             why = f" ({problems[0][0]}: {problems[0][1]})" if problems else ""
             raise errors.UserError(
                 f"no images inside {messages.counted(len(shards), 'tar file')} of "
-                f"{field} = {self._said}{why}; looked for members called "
+                f"{field} = {self._given}{why}; looked for members called "
                 f"{' '.join(extensions.IMAGES)}"
                 f"{''.join(f'; {line}' for line in self.warnings())}: choose other "
                 "shards"
@@ -76,7 +76,7 @@ class TarSource(base.Source):
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        kept = ("_said", "_decoder", "_left_out", "_index")
+        kept = ("_given", "_decoder", "_left_out", "_index")
         return {k: self.__dict__[k] for k in kept}
 
     def __setstate__(self, state):
@@ -147,7 +147,7 @@ class TarSource(base.Source):
 
     def _where(self) -> str:
         problems = self._index.header["problems"]
-        where = f"in {messages.counted(len(self._shards), 'tar file')} of {self._said}"
+        where = f"in {messages.counted(len(self._shards), 'tar file')} of {self._given}"
         if problems:
             shard, reason = problems[0]
             count = messages.counted(len(problems), "file")
@@ -178,9 +178,9 @@ def _is_compressed(path: str) -> bool:
     return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
 
 
-def _find_members(said: str, shards: list[str]) -> index_cache.Index:
+def _find_members(given: str, shards: list[str]) -> index_cache.Index:
     """Return the index of all members; only shards that changed are read."""
-    key = index_cache.key("tar", _VERSION, said)
+    key = index_cache.key("tar", _VERSION, given)
     old = index_cache.newest(key)
     statuses = [os.stat(shard) for shard in shards]
     state = [[s.st_size, s.st_mtime_ns] for s in statuses]
@@ -225,7 +225,7 @@ def _find_members(said: str, shards: list[str]) -> index_cache.Index:
 
 def _reused(old, state):
     """Yield (shard, members) of unchanged shards."""
-    # An old index without labels does not say which images had one.
+    # An old index without labels does not record which images had one.
     if old is None or "labels" not in old and old.header["some_labels"]:
         return
     problems = dict(old.header["problems"])

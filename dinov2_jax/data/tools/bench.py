@@ -2,7 +2,7 @@
 
 Measures how fast this machine prepares images for training, with augmentation on the
 host and on the device (`data.augmentation`), next to the reference's transforms if
-torch is installed, and names the bottleneck. Without a path it makes its own JPEGs.
+torch is installed, and names the bottleneck. Without a path it generates JPEGs.
 """
 
 import argparse
@@ -21,14 +21,16 @@ from dinov2_jax import cli, errors, files, progress_bar
 from dinov2_jax.data.sources import photos
 from dinov2_jax.data.tools import program_flags, throughput
 
-_MOST_BYTES = 2**26  # most bytes of an image's crops; a batch has 32 images
+_MOST_BYTES = (
+    2**26
+)  # largest allowed size of an image's crops, bytes; a batch has 32 images
 _MADE_CHANNELS = (1, 3)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the program."""
     parser.add_argument(
-        "path", nargs="?", help="what --config.data.path takes; default: made JPEGs"
+        "path", nargs="?", help="as for --config.data.path; default: generated JPEGs"
     )
     parser.add_argument(
         "--images", type=int, default=2000, metavar="N", help="to make; default: 2000"
@@ -55,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=3.0, metavar="S", help="a turn; default: 3"
     )
     parser.add_argument(
-        "--json", type=cli.path, metavar="OUT", help="write all that was measured"
+        "--json", type=cli.path, metavar="OUT", help="write all measurements"
     )
     program_flags.add_images(parser)
 
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     _check_sizes(sizes, args.channels)
     if args.path is None and args.channels not in _MADE_CHANNELS:
         raise errors.UserError(
-            f"--channels={args.channels}: the made JPEGs have 1 or 3: name a PATH"
+            f"--channels={args.channels}: the generated JPEGs have 1 or 3: name a PATH"
         )
     with tempfile.TemporaryDirectory() as made:
         path = args.path
@@ -113,7 +115,7 @@ def make_jpegs(folder: pathlib.Path, count: int) -> None:
     """Write parts of photographs as JPEGs as large as ImageNet's, 500 px long."""
     photographs = photos.load_photographs()
     rng = np.random.default_rng(0)
-    for i in progress_bar.track(range(count), what="making JPEGs"):
+    for i in progress_bar.track(range(count), what="generating JPEGs"):
         image = Image.fromarray(photographs[i % len(photographs)])
         width, height = (int(n * rng.uniform(0.7, 1.0)) for n in image.size)
         left = int(rng.integers(0, image.width - width + 1))

@@ -1,9 +1,9 @@
-"""Work on many items in processes that may die: one item is lost, not the work.
+"""Work on many items in processes that may die, of which only one item is lost.
 
 `concurrent.futures` gives up all of its work when one process is killed, and waits
 forever for one that hangs. A file that crashes a decoder, fills the memory or never
-ends must cost no more than itself. Here every process has its own pipe; those of pebble
-share one, whose lock is lost with a process that is killed while it sends.
+ends must not affect other files. Here every process has its own pipe; those of pebble
+share one, whose lock is lost if a process is killed while it sends.
 """
 
 import collections
@@ -26,10 +26,10 @@ _START_SECONDS = 120.0  # time limit for a process to start, on a busy machine
 
 
 class Lost:
-    """Placeholder for a result: the process that worked on the item did not finish it.
+    """Placeholder for the result of an item that its process did not finish.
 
     Attributes:
-      reason: Why it did not, in words.
+      reason: The reason, in words.
     """
 
     def __init__(self, reason: str):

@@ -36,7 +36,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         "--tfds-name",
         default="",
         metavar="NAME",
-        help="data.tfds_name: of a data set of tensorflow-datasets in the path",
+        help="data.tfds_name: name of a data set of tensorflow-datasets in the path",
     )
     parser.add_argument(
         "--tfds-split", default="train", metavar="SPLIT", help="data.tfds_split"
@@ -89,7 +89,7 @@ def open_source(
 
 
 def describe(source: base.Source) -> str:
-    """Return the lines that say what a source is, and what may be wrong with it."""
+    """Return the lines that describe a source and its likely problems."""
     return "\n".join(
         [source.describe(), *(f"warning: {line}" for line in source.warnings())]
     )
@@ -119,7 +119,7 @@ def check_json(path: pathlib.Path | None) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise errors.UserError(
-            f"--json={path}: there is no folder {folder}: make it first"
+            f"--json={path}: there is no folder {folder}: create it first"
         )
     if path.is_dir():
         raise errors.UserError(f"--json={path} is a folder: name a file in it")

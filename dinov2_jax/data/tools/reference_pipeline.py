@@ -1,9 +1,9 @@
-"""The reference's augmentation as it is run there, to measure ours against.
+"""The reference's augmentation, for comparison with ours.
 
 The transforms of torchvision that the reference's `data/augmentations.py` composes, on
 Pillow images, written from torchvision's documentation and run by torch, which is
 needed only for this comparison. Random numbers are NumPy's, cheaper than torch's. It is
-part of the package because `data bench` tells users how many times as fast ours is.
+part of the package because `data bench` reports the speed relative to it.
 """
 
 import io

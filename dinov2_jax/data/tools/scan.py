@@ -1,4 +1,4 @@
-"""`python -m dinov2_jax.data scan PATH`: what is in a data set, and what is broken."""
+"""`python -m dinov2_jax.data scan PATH`: content and bad files of a data set."""
 
 import argparse
 import collections
@@ -22,9 +22,9 @@ _SHOWN = 10  # lines of a list in the table; the JSON has all
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the program."""
-    parser.add_argument("path", help="what --config.data.path takes")
+    parser.add_argument("path", help="as for --config.data.path")
     parser.add_argument(
-        "--json", type=cli.path, metavar="OUT", help="write all that was found"
+        "--json", type=cli.path, metavar="OUT", help="write the full report"
     )
     program_flags.add_images(parser)
     add_workers(parser)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         text = json.dumps({"path": args.path} | report, indent=1)
         files.write_text(args.json, text + "\n")
-        print(f"all of it is in {args.json}")
+        print(f"the full report is in {args.json}")
 
 
 def scan(
@@ -182,7 +182,7 @@ def table(report: dict[str, Any]) -> str:
         counts = ", ".join(f"{k} {v:,}" for k, v in report[name].items())
         lines.append(f"{name:<12} {counts or 'none'}")
     lines.append(
-        f"duplicates   {report['duplicate_images']:,} more than needed, in "
+        f"duplicates   {report['duplicate_images']:,} redundant, in "
         f"{messages.counted(report['duplicate_groups'], 'group')} of equal files"
     )
     for group in report["duplicates"][:_SHOWN]:
@@ -215,14 +215,14 @@ class Examined:
     """The result of examining an image.
 
     Attributes:
-      reason: Why it cannot be used; "" if it can.
+      reason: The reason why it cannot be used; "" if it can.
       format: File format, such as JPEG; "" if unknown.
-      mode: Pillow's colour mode, or such as "13 channels"; "" if unknown.
+      mode: Pillow's colour mode, or for example "13 channels"; "" if unknown.
       width: Width in px; 0 if unknown.
       height: Height in px; 0 if unknown.
       size: Size of the file in bytes.
       digest: First 16 bytes of the file's SHA-256; b"" if it could not be read.
-      use: How it uses the range of its values.
+      use: Use of the range of its values.
     """
 
     reason: str

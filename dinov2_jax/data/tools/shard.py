@@ -1,9 +1,9 @@
 """`python -m dinov2_jax.data shard SRC DST`: pack images into ArrayRecord files.
 
 DST gets `images-00000.array_record` and so on (`array_record` describes the records),
-`shards.json`, which lists their contents, and `bad_images.txt`. A stopped run continues
-where it was: a shard appears when it is complete, and the next one begins with the
-image after it, so the files are the same as those of an uninterrupted run.
+`shards.json`, which lists their contents, and `bad_images.txt`. If it is stopped,
+the same command continues: a shard appears when it is complete, and the next one begins
+with the image after it, so the files equal those of an uninterrupted run.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _BAD = "bad_images.txt"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the program."""
-    parser.add_argument("source", metavar="SRC", help="what --config.data.path takes")
+    parser.add_argument("source", metavar="SRC", help="as for --config.data.path")
     parser.add_argument(
         "destination", metavar="DST", type=cli.path, help="folder for the shards"
     )
@@ -171,8 +171,8 @@ def _write_all(packing, destination, limit, args) -> None:
     if not destination.records:
         raise errors.UserError(
             f"none of the {len(source):,} images of {args.source} could be read, the "
-            f"first one because: {shard.bad[0][1]}: choose others, or say what they "
-            "are with --channels and --value-range"
+            f"first one because: {shard.bad[0][1]}: choose others, or describe "
+            "them with --channels and --value-range"
         )
     lines = [f"{_escaped(name)}\t{reason}\n" for name, reason in destination.bad]
     files.write_text(destination.path / _BAD, "".join(lines))

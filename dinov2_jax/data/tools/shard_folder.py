@@ -1,6 +1,6 @@
 """The folder that `shard` fills: shards that appear when complete, and `shards.json`.
 
-The latter says which images went into which shard, so that a stopped run can continue.
+The latter lists the images of each shard, so that a stopped run can continue.
 """
 
 import io
@@ -42,7 +42,7 @@ class Destination:
             ) from error
         if same != self._head:
             raise errors.UserError(
-                f"{path} was begun with other images or other flags: delete it or name "
+                f"{path} was started with other images or flags: delete it or name "
                 "another folder"
             )
         for shard in shards:
@@ -87,7 +87,7 @@ class Shard:
         self.records = self.bytes = 0
         self.bad: list[list[str]] = []
         self._name = destination.shard_name()
-        # Hidden, so that no reader takes it for a shard.
+        # Hidden, so that no reader opens it as a shard.
         self._temporary = destination.path / f".{self._name}.tmp"
         # One record per chunk, for random access; images do not compress.
         self._writer = array_record.module().ArrayRecordWriter(

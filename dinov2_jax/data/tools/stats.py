@@ -23,7 +23,7 @@ from dinov2_jax.data.sources import base
 from dinov2_jax.data.tools import program_flags
 
 _SHOWN = 10  # bad images listed by name; the JSON has all
-_AHEAD = 2  # images in work or waiting, per thread
+_AHEAD = 2  # images in progress or waiting, per thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def sample(length: int, max_images: int, seed: int) -> np.ndarray:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the program."""
-    parser.add_argument("path", help="what --config.data.path takes")
+    parser.add_argument("path", help="as for --config.data.path")
     program_flags.add_images(parser)
     parser.add_argument(
         "--max-images", type=int, default=10_000, help="of the random sample; 0: all"

@@ -27,7 +27,7 @@ PATCH = 14  # pixels
 _CONTESTANTS = ("reference", "host", "split")
 _STAGE_IMAGES = 48
 _CHUNK = 8  # images per task
-_POLICIES = {1: "gray", 3: "rgb"}  # by channels; all others are multispectral
+_POLICIES = {1: "gray", 3: "rgb"}  # by number of channels; all others are multispectral
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +217,8 @@ def workers_pool(
 ) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """Run processes like the loader's: one thread each, without an accelerator.
 
-    They are killed at the end: they ignore signals, and whoever waits for one to finish
-    its work could wait forever.
+    They are killed at the end, because they ignore signals, and waiting for one to
+    finish its work could take forever.
     """
     others = set(multiprocessing.active_children())
     with shared_batches.semaphores():
@@ -293,7 +293,7 @@ def _loader(
 
 
 def _bottleneck(stages, medians, count) -> str:
-    """Say what takes longest in the default mode, and what helps."""
+    """Describe the slowest part of the default mode, and the remedy."""
     names = ("read", "decode, as small as crops allow", "cut and resize")
     parts = {name: stages[name] for name in names}
     slowest = max(parts, key=parts.get)
@@ -302,8 +302,8 @@ def _bottleneck(stages, medians, count) -> str:
     if delivered < 0.7 * medians["split"]:
         return (
             f"batches reach the trainer at {delivered:.0f} of {medians['split']:.0f} "
-            "images/s: the way between processes; a larger /dev/shm or faster memory "
-            "helps"
+            "images/s: the transfer between processes; a larger /dev/shm or faster "
+            "memory helps"
         )
     advice = {
         "read": "pack the images: python -m dinov2_jax.data shard PATH DST",

@@ -173,7 +173,7 @@ class VideoFrames(base.Source):
         if first:
             try:
                 future.set_result(read_frames(self._paths[video], self._frames))
-            except BaseException as error:  # for those who wait, too
+            except BaseException as error:  # also passed on to waiting threads
                 future.set_exception(error)
         return future.result()
 

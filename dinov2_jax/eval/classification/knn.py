@@ -38,7 +38,7 @@ def votes(
       num_classes: Number of classes C.
 
     Returns:
-      [len(ks), M, C]; it sums to 1 over the classes for the largest k alone.
+      [len(ks), M, C]; it sums to 1 over the classes only for the largest k.
     """
     weights = jax.nn.softmax(similarities / temperature, axis=-1)
     rows = jnp.arange(len(weights))[:, None]
@@ -108,7 +108,7 @@ def knn_accuracy(
       ks: Numbers of neighbours that vote; a k above N is taken as N.
       temperature: Temperature of the softmax over cosine similarities.
       num_classes: Number of classes C.
-      tops: Numbers of classes among which the label has to be.
+      tops: Numbers of classes that must include the label.
       mesh: Devices that share the training features; None takes this process's.
 
     Returns:

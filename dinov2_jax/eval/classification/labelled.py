@@ -125,7 +125,7 @@ def check_same_classes(train: Any, val: Any, train_path: str, val_path: str) -> 
     differing = sorted(set(ours) ^ set(theirs))
     raise errors.UserError(
         f"{train_path} has {len(ours)} classes and {val_path} has {len(theirs)}; "
-        f"{len(differing)} are in one of them alone, such as {differing[0]!r}: both "
+        f"{len(differing)} are in only one of them, such as {differing[0]!r}: both "
         "need the same sub-folders"
     )
 

@@ -44,7 +44,7 @@ class Solution:
     Attributes:
       weights: Weights, float64 [K, D].
       biases: Biases, float64 [K].
-      classes: Label of each row, int [K], ascending; those of the training set alone.
+      classes: Label of each row, int [K], ascending; only those of the training set.
       objective: C * sum_i CE_i + |W|^2 / 2 at the solution.
       iterations: Number of iterations of the solver.
     """

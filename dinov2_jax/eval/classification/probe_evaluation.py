@@ -1,4 +1,4 @@
-"""Accuracies of linear probes on features that are there."""
+"""Accuracies of linear probes on cached features."""
 
 import functools
 

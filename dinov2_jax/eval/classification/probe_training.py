@@ -1,4 +1,4 @@
-"""Training of linear probes on augmented images or on features that are there."""
+"""Training of linear probes on augmented images or on cached features."""
 
 import contextlib
 import dataclasses
@@ -60,7 +60,7 @@ class Trainer:
           after: Function of the number of steps done and the state.
 
         Raises:
-          UserError: The saved state is of another run, or cannot be written.
+          UserError: The saved state belongs to another run, or cannot be written.
         """
         start, state = self._restore()
         total = self.probe.total_steps

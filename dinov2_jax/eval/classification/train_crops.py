@@ -2,7 +2,7 @@
 
 Mirrors the reference's classification transform for training: a random-resized crop of
 8 % to 100 % of the area, bicubic, and a flip. The batch of a step is a function of the
-seed and the step alone, whatever the number of threads, restarts or devices.
+seed and the step, whatever the number of threads, restarts or devices.
 """
 
 import collections

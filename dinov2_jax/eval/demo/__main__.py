@@ -1,7 +1,7 @@
 """Every task on real data that needs no download: python -m dinov2_jax.eval.demo.
 
-Small images and short trainings, minutes on two cores. Numbers are to be compared with
-those beside them alone: of the same ViT untrained, and of pixels.
+Small images and short trainings, minutes on two cores. Compare numbers only with
+those in the same row: of the same ViT untrained, and of pixels.
 """
 
 import dataclasses
@@ -223,9 +223,7 @@ def _summary(found: list[tuple[Case, Any]]) -> Any:
     card = protocol_card.Card(
         "demo", "ours", {}, {name: first.fields[name] for name in kept}
     )
-    notes = [
-        "small data and short trainings: compare the columns with each other alone"
-    ]
+    notes = ["small data and short trainings: compare the columns only with each other"]
     return report.Result(card, numbers, notes, [table], pictures)
 
 

@@ -182,7 +182,7 @@ def fit(
       All parameters of the head, and the loss of every step since the start or resume.
 
     Raises:
-      UserError: The loss is not finite, or `save` is of another run.
+      UserError: The loss is not finite, or `save` belongs to another run.
     """
     mesh = batch_placement.make_mesh(recipe.batch_size)
     tx = make_optimizer(recipe)
@@ -257,8 +257,8 @@ def _resume(path: pathlib.Path, state: Any, fingerprint: str) -> tuple[Any, int]
         ) from error
     if not same:
         raise errors.UserError(
-            f"{path} is of another run (model, data or settings differ): delete it, or "
-            "pass another --out"
+            f"{path} belongs to another run (model, data or settings differ): delete "
+            "it, or pass another --out"
         )
     found = [jnp.asarray(x, leaf.dtype) for x, leaf in zip(found, leaves)]
     return jax.tree.unflatten(structure, found), about["step"]

@@ -66,7 +66,7 @@ class Pairs:
         return found.hexdigest()[:16]
 
     def part(self, chosen: slice) -> "Pairs":
-        """Return some of the pairs alone."""
+        """Return only some of the pairs."""
         return dataclasses.replace(
             self, images=self.images[chosen], targets=self.targets[chosen]
         )

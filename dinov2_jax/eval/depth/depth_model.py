@@ -148,7 +148,7 @@ def train(
       weight_decay: Weight decay of all parameters.
       clip: Largest norm of the gradient; 0 for none.
       gradient: "none" or "spatial", see `depth_losses.depth_loss`.
-      warm_up_loss: Whether the first 100 steps see the mean of the loss alone.
+      warm_up_loss: Whether the first 100 steps see only the mean of the loss.
       seed: Seed of weights, order and augmentation.
       run: Further arguments of `dense_training.fit`.
 

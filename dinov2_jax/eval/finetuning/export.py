@@ -37,7 +37,7 @@ def save_head(path: pathlib.Path, head: Any, class_names: Sequence[str]) -> None
 
 
 def save_backbone(path: pathlib.Path, weights: reading.Weights) -> None:
-    """Write the backbone alone, by the reference's names, to a `.safetensors`.
+    """Write only the backbone, by the reference's names, to a `.safetensors`.
 
     Args:
       path: Path of the file.

@@ -49,8 +49,8 @@ def fit(
       start or resume.
 
     Raises:
-      UserError: The loss is not finite, or the saved state is of another run, or cannot
-        be written.
+      UserError: The loss is not finite, or the saved state belongs to another run, or
+        cannot be written.
     """
     recipe = tuner.recipe
     devices = jax.local_devices() if devices is None else devices

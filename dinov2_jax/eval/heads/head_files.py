@@ -52,7 +52,7 @@ def load_head(
     Args:
       source: Name of a released head such as "dinov2_vits14_nyu_dpt", which is
         downloaded once, or the path of a file of one, or of one trained here.
-      width: Width of the backbone, if the file is of another than the released ones.
+      width: Width of the backbone, if it is not a released one.
       depth_range: Least and largest depth in metres; None takes what the name or the
         file says, 0.001 to 10 if they say nothing.
       hub_range: Whether to take 0.001 to 80 m for linear NYUd heads, as the
@@ -78,9 +78,9 @@ def load_head(
         wanted = head_names.guess(shapes, width)
     if wanted is None:
         raise errors.UserError(
-            f"{path} fits no head of one width alone ({_listed(shapes)}): pass a "
-            "classification, segmentation or depth head, and the width of its backbone"
-            + (f", which is not {width}" if width else "")
+            f"{path} does not match any head of a single width ({_listed(shapes)}): "
+            "pass a classification, segmentation or depth head, and the width of "
+            "its backbone" + (f", which is not {width}" if width else "")
         )
     _check_shapes(shapes, head_names.shapes(wanted), path)
     if wanted.kind in ("depth", "dpt"):
@@ -144,7 +144,7 @@ def check_backbone(head: Head, width: int, depth: int) -> None:
 
 
 def class_names(head: Head, names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the names of a head's classes; numbers where nobody names them.
+    """Return the names of a head's classes; numbers if they have no names.
 
     Args:
       head: The head.
@@ -176,7 +176,7 @@ def _tensors(tree: Any, path: pathlib.Path) -> dict[str, lazy_tensor.LazyTensor]
     prefix = head_names.PREFIX
     if any(name.startswith("backbone.") for name in tree):
         raise errors.UserError(
-            f"{path} holds a backbone too: save the tensors of {prefix}* alone"
+            f"{path} also contains a backbone: save only the tensors of {prefix}*"
         )
     if "blocks.0.norm1.weight" in tree or "cls_token" in tree:
         raise errors.UserError(

@@ -174,11 +174,11 @@ def read_amstertime(folder: str) -> tuple[ListedImages, ListedImages]:
                 f"--data={folder} has no folder {part}: name the one with old and new"
             )
         by_name[part] = {p.stem: p for p in sorted(root.iterdir()) if p.is_file()}
-    alone = sorted(set(by_name["old"]) ^ set(by_name["new"]))
-    if alone:
+    unpaired = sorted(set(by_name["old"]) ^ set(by_name["new"]))
+    if unpaired:
         raise errors.UserError(
-            f"{len(alone)} images of {folder} are only in old or only in new, such as "
-            f"{alone[0]}: each needs a partner with the same name"
+            f"{len(unpaired)} images of {folder} are only in old or only in new, such "
+            f"as {unpaired[0]}: each needs a partner with the same name"
         )
     old, new = (
         ListedImages([by_name[part][n] for n in by_name["old"]], flag="--data")

@@ -104,7 +104,7 @@ def _read_index(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
         names = description["names"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.UserError(
-            f"{path} is not what dinov2-jax embed writes ({error}): make it with "
+            f"{path} is not an output of dinov2-jax embed ({error}): make it with "
             "dinov2-jax embed FOLDER --out=features.npy"
         ) from error
     if not complete or len(names) != len(rows):
@@ -138,7 +138,7 @@ def _query_features(args: argparse.Namespace, queries: Any, settings: Any) -> An
     digest = settings["weights"].removeprefix("sha256 ")
     if digest != backbone.digest:
         raise errors.UserError(
-            f"{args.index} holds features of other weights (sha256 {digest[:12]}) than "
+            f"{args.index} was made with different weights (sha256 {digest[:12]}) than "
             f"--model={args.model} (sha256 {backbone.digest[:12]}): name the model it "
             "was made with, or embed the folder again"
         )

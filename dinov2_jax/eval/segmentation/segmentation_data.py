@@ -92,7 +92,7 @@ def open_data(
       split: "train" or "val".
       data_format: One of `FORMATS`; None guesses.
       reduce_zero_label: Whether label 0 is ignored and the others move down by one;
-        None does so for ADE20K alone.
+        None does so only for ADE20K.
 
     Raises:
       UserError: Files are missing.

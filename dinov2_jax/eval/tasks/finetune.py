@@ -302,7 +302,7 @@ def _save(out, module, tuned, prepare, classes):
     except errors.UserError as error:
         path = out / "backbone.safetensors"
         export.save_backbone(path, weights)
-        return path, f"saved for this project alone: {error}"
+        return path, f"saved only for this project: {error}"
     path = out / "huggingface"
     export.save_huggingface(path, weights, tuned["head"], classes)
     return path, None

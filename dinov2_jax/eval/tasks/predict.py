@@ -2,7 +2,7 @@
 
 Segmentation writes NAME.png, a palette image whose values are the classes. Depth writes
 NAME.png, 16 bits, in millimetres (centimetres beyond 65 m). Classification writes the
-best classes alone. NAME.json beside it has the classes with their shares, or the depths
+best classes. NAME.json next to it has the classes with their shares, or the depths
 in metres; predictions.json has all of them.
 """
 

@@ -1,7 +1,7 @@
 """Semantic segmentation with a linear head on frozen patch features.
 
 Mirrors the released configs of the reference, whose training code is not public: batch
-norm and a 1x1 convolution, trained for 40 000 steps, sliding windows, mean IoU. "+ms"
+norm and a 1x1 convolution, trained for 40,000 steps, sliding windows, mean IoU. "+ms"
 takes four blocks and averages five scales, each also mirrored.
 """
 

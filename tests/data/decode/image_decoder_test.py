@@ -202,7 +202,7 @@ def test_a_huge_file_is_not_read(tmp_path, start):
         file.write(start)
         file.truncate(100 * 2**30)
     with pytest.raises(
-        image_decoder.BadImage, match="107374182400 bytes is more than images"
+        image_decoder.BadImage, match="107374182400 bytes is too large for images"
     ):
         image_decoder.Decoder().decode(path, name="x")
 

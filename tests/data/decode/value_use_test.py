@@ -57,8 +57,11 @@ def test_few_bits_in_many(bits, layout):
     if bits == 8 and layout == "RGB TIFF":
         return  # Pillow takes the high byte: all of it is 0
     (line,) = warnings([content] * 3)
-    assert line.startswith("3 of 3 images are nearly black: of 16 bits they use the")
-    assert f"lower {bits}; set --config.data.value_range='(0,{2**bits - 1})'" in line
+    assert line.startswith("3 of 3 images are nearly black: they use only the")
+    assert (
+        f"lower {bits} of 16 bits; set --config.data.value_range='(0,{2**bits - 1})'"
+        in line
+    )
     assert not warnings([content], (0, 2**bits - 1))
 
 

@@ -50,9 +50,9 @@ def test_every_extension_is_counted(tmp_path):
         assert source.left_out() == want and len(source) == 3
         assert "(left out: 4 .svs, " in source.describe()
     said = "\n".join(source.warnings())
-    assert "4 .svs are left out: whole slides are cut into tiles first" in said
+    assert "4 .svs are left out: cut whole slides into tiles first" in said
     assert "1 .cr2 is left out: develop" in said
-    assert "more such files are left out than read: 6 beside 3 images" in said
+    assert "more such files are left out than read: 6 against 3 images" in said
     assert ".txt" not in said
 
 

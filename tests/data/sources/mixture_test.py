@@ -168,7 +168,7 @@ def test_an_entry_may_name_its_kind(config, tmp_path):
         registry.make_source(config)
     path = f"{tmp_path}/many"
     assert (
-        f"say which to read, ('{path}', WEIGHT, 'KIND') with folder or webdataset"
+        f"choose which to read, ('{path}', WEIGHT, 'KIND') with folder or webdataset"
         in (str(caught.value))
     )
     config.data.mixture = ((str(tmp_path / "few"), 1), (path, 1, "folder"))

@@ -274,15 +274,15 @@ def test_what_a_path_is(tmp_path):
         path.parent.mkdir(parents=True)
         path.touch()
         top = tmp_path / name.split("/")[0]
-        assert registry.sniff(str(top)) == kind
+        assert registry.detect(str(top)) == kind
         if kind not in ("folder",):
-            assert registry.sniff(str(path)) == kind
+            assert registry.detect(str(path)) == kind
     for name in ("l.txt", "l.CSV", "l.tsv", "l.parquet"):
         (tmp_path / name).touch()
-        assert registry.sniff(str(tmp_path / name)) == "manifest"
-    assert registry.sniff("/data/**/*.jpg") == "glob"
-    assert registry.sniff("/data/x-{000..003}.tar") == "webdataset"
-    assert registry.sniff("/data/*.array_record") == "array_record"
+        assert registry.detect(str(tmp_path / name)) == "manifest"
+    assert registry.detect("/data/**/*.jpg") == "glob"
+    assert registry.detect("/data/x-{000..003}.tar") == "webdataset"
+    assert registry.detect("/data/*.array_record") == "array_record"
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def change(path, edit):
             "bn.bias is [3] instead of [384]",
         ),
         (lambda d: d["decode_head.bn.bias"].fill_(np.nan), "bn.bias of"),
-        (lambda d: d.update({"backbone.x": torch.ones(1)}), "holds a backbone too"),
+        (lambda d: d.update({"backbone.x": torch.ones(1)}), "also contains a backbone"),
     ],
 )
 def test_what_is_not_exactly_the_head_is_refused(edit, message, tmp_path):

@@ -62,7 +62,7 @@ def test_an_image_finds_itself_first(index, capsys):
 @pytest.mark.parametrize(
     "flags, settings, text",
     [
-        ([], {"seed": 1}, "features of other weights"),
+        ([], {"seed": 1}, "made with different weights"),
         ([], {"image": "nowhere.png"}, "nowhere.png"),
         (["--out=x.png"], {}, "add --folder"),
     ],
@@ -75,4 +75,4 @@ def test_bad_input(index, capsys, flags, settings, text):
 def test_an_index_that_is_none(index, tmp_path, capsys):
     np.save(tmp_path / "features.npy", np.zeros((3, 4)))
     assert search.main([str(tmp_path / "features.npy"), "x.png", "--model=x"]) == 2
-    assert "not what dinov2-jax embed writes" in capsys.readouterr().err
+    assert "not an output of dinov2-jax embed" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_a_killed_training_resumes_to_the_same_head(data, trained, tmp_path):
     assert 10 <= len(losses) <= 30
     for name, value in trained[0].params.items():
         np.testing.assert_allclose(head.params[name], value, atol=1e-6)
-    with pytest.raises(errors.UserError, match="is of another run"):
+    with pytest.raises(errors.UserError, match="belongs to another run"):
         segmentation_training.train(
             dense_pairs.model(), train, **SETTINGS, **save, fingerprint="other"
         )

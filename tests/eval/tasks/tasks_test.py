@@ -222,7 +222,7 @@ def test_other_test_sets(evaluate, files):
 @pytest.mark.parametrize(
     "task, flags, paths, text",
     [
-        ("knn", [], {"val": "three"}, "7 are in one of them alone, such as '3'"),
+        ("knn", [], {"val": "three"}, "7 are in only one of them, such as '3'"),
         ("knn", [], {"val": "nowhere"}, "nowhere does not exist"),
         ("knn", [], {"val": "empty"}, "no images"),
         ("knn", ["--size=30"], {}, "multiple of the patch size 14: use --size=28"),
