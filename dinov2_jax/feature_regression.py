@@ -13,44 +13,16 @@ the widths of student and teacher.
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dinov2_jax import patch_choice, teacher_view
 from dinov2_jax.augment import on_device, policies
-from dinov2_jax.models import layers, network, stochastic_depth
+from dinov2_jax.models import network, regression_head, stochastic_depth
 
 TERMS = ("cls", "patch")
 Batch = dict[str, Any]
 _EPS = 1e-6  # added to variances
-
-
-class RegressionHead(nn.Module):
-    """LayerNorm and a linear layer, or an MLP, to the teacher's width.
-
-    Attributes:
-      out_dim: The teacher's width, D_T.
-      kind: "linear" or "mlp", which has a hidden layer of the teacher's width.
-      dtype: Dtype of the matmuls.
-    """
-
-    out_dim: int
-    kind: str
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map tokens [..., D_S] to predictions [..., D_T], float32."""
-        x = layers.LayerNorm(self.dtype, name="norm")(x)
-        if self.kind == "mlp":
-            x = layers.gelu(self._dense("hidden")(x))
-        return self._dense("out")(x).astype(jnp.float32)
-
-    def _dense(self, name):
-        return layers.dense(
-            self.out_dim, True, self.dtype, name, promote_dtype=layers.cast_and_gather
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +33,7 @@ class RegressionNetwork(network.Network):
       head: The head of class token and patches, each with its own parameters.
     """
 
-    head: RegressionHead | None = None
+    head: regression_head.RegressionHead | None = None
 
     def init(self, key: jax.Array) -> network.Params:
         """Return new float32 parameters."""
@@ -260,7 +232,9 @@ def make_feature_regression(
     """
     features = config.distill.features
     student = network.make_network(config, dtype)
-    head = RegressionHead(teacher.backbone.config.embed_dim, features.head, dtype)
+    head = regression_head.RegressionHead(
+        teacher.backbone.config.embed_dim, features.head, dtype
+    )
     return FeatureRegression(
         student=RegressionNetwork(
             backbone=student.backbone, mean=student.mean, std=student.std, head=head

@@ -120,11 +120,14 @@ class SeveralStudents(trainer.Trainer):
         first = next(iter(trainers.values()))
         self._config, self._teacher = config, teacher
         self.meta_arch, self.tx = first.meta_arch, first.tx
-        self._trainers = trainers
+        self._trainers, self._own = trainers, dict(students)
         self.mesh, self.dtype = first.mesh, first.dtype
         self.params = {name: own.params for name, own in trainers.items()}
         self.state = {name: own.state for name, own in trainers.items()}
         self.schedules = first.schedules
+
+    def _configs(self) -> list[Any]:
+        return list(self._own.values())
 
     def students(self, state: Any) -> dict[str, tuple[trainer.Trainer, Any]]:
         """Return trainer and state of each student, by name."""

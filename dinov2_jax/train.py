@@ -142,7 +142,9 @@ class Run:
             self.rollbacks.forget(write=is_first_process)
         if is_first_process:
             workdir_lib.write_config(config, workdir)
-        self.log = logger.make_run_log(config, workdir, self.start_step, account)
+        self.log = logger.make_run_log(
+            config, workdir, self.start_step, account, self.trainer.flops_per_image
+        )
         self.watchdog.report = lambda doing, path: self.log.events.add(
             "hang", doing=doing, path=path
         )

@@ -17,7 +17,8 @@ from dinov2_jax import (
     train_step,
 )
 from dinov2_jax.data import batch_spec
-from dinov2_jax.distillation import frozen_teacher
+from dinov2_jax.distillation import frozen_teacher, workloads
+from dinov2_jax.runtime import flops
 
 
 class Trainer:
@@ -60,6 +61,16 @@ class Trainer:
     def num_params(self) -> int:
         """The number of the parameters of all students, heads included."""
         return sum(x.size for x in jax.tree.leaves(self.params))
+
+    @property
+    def flops_per_image(self) -> float:
+        """The useful FLOPs per image of a step, as `runtime.flops` counts them."""
+        if self._teacher is None:
+            return flops.step_flops(flops.make_workload(self._config)).per_image
+        return workloads.flops_per_image(self._teacher, self._configs())
+
+    def _configs(self) -> list[Any]:
+        return [self._config]
 
     def students(self, state: Any) -> dict[str, tuple["Trainer", Any]]:
         """Return trainer and state of each student, by name; "" is a lone one's."""

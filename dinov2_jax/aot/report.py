@@ -10,7 +10,6 @@ from typing import Any
 
 from dinov2_jax.aot import collectives, cycles, machines
 from dinov2_jax.aot import step as step_lib
-from dinov2_jax.runtime import flops
 
 _TOP = 8  # number of places in the program that are listed
 _WIDTH = 100  # maximum length of their names
@@ -116,7 +115,7 @@ def _predict(config, machine, program, found) -> dict[str, Any] | None:
     sent = sum(c.sent_bytes for c in found)
     compute = work.total / chip.clock + work.kernel_seconds + work.moving_seconds
     link = sent / machine.send_bandwidth if machine.send_bandwidth else 0.0
-    useful = flops.step_flops(flops.make_workload(config)).per_image
+    useful = program.flops_per_image
     useful *= config.train.batch_size / machine.num_devices
 
     def outcome(seconds):

@@ -69,6 +69,7 @@ class Program:
       quick: Whether it was compiled without optimisation; its cycles mean nothing then.
       weights: (shape, whether stacked over blocks) of every parameter.
       replica: Number of copies of the state.
+      flops_per_image: Useful FLOPs per image.
     """
 
     memory: Memory
@@ -78,6 +79,7 @@ class Program:
     quick: bool
     weights: list[tuple[tuple[int, ...], bool]]
     replica: int
+    flops_per_image: float
 
 
 def compile_step(
@@ -110,7 +112,9 @@ def compile_step(
     def program(memory, module):
         seconds = time.monotonic() - start, time.process_time() - cpu_start
         replica = mesh.shape["replica"]
-        return Program(memory, *seconds, module, quick, weights, replica)
+        return Program(
+            memory, *seconds, module, quick, weights, replica, built.flops_per_image
+        )
 
     teacher = frozen_teacher.describe(config)
     config = frozen_teacher.resolve(config, teacher)

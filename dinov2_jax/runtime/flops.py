@@ -131,9 +131,6 @@ def make_workload(config: Any) -> Workload:
     kinds = [(2, crops.global_crops_size)]
     if crops.local_crops_number:
         kinds.append((crops.local_crops_number, crops.local_crops_size))
-    ffn_weights = 2 * model.embed_dim * model.hidden_dim
-    if model.ffn_layer == "swiglufused":  # three matrices
-        ffn_weights = 3 * model.embed_dim * model.gated_dim
     dino, ibot = config.dino, config.ibot
     return Workload(
         group_size=b,
@@ -142,7 +139,7 @@ def make_workload(config: Any) -> Workload:
         in_chans=model.in_chans,
         dim=model.embed_dim,
         num_registers=model.num_register_tokens,
-        ffn_weights=ffn_weights,
+        ffn_weights=ffn_weights(model),
         drop_rates=tuple(rates),
         masked=masking.max_masked(
             num_crops=2 * b,
@@ -157,6 +154,13 @@ def make_workload(config: Any) -> Workload:
             else ()
         ),
     )
+
+
+def ffn_weights(model: model_config.ModelConfig) -> int:
+    """Return the number of weights of a block's FFN, without biases."""
+    if model.ffn_layer == "swiglufused":  # three matrices
+        return 3 * model.embed_dim * model.gated_dim
+    return 2 * model.embed_dim * model.hidden_dim
 
 
 def _make_widths(head: Any, dim: int) -> tuple[int, ...]:

@@ -216,9 +216,17 @@ def make_run_log(
     workdir: pathlib.Path,
     start_step: int,
     account: timing.TimeAccount,
+    per_image: float,
 ) -> RunLog:
-    """Return the log that a run's config describes; other arguments as for `RunLog`."""
-    per_image = flops.step_flops(flops.make_workload(config)).per_image
+    """Return the log of a run.
+
+    Args:
+      config: The config of the run.
+      workdir: The run's folder.
+      start_step: Number of steps done.
+      account: Where the time goes.
+      per_image: Useful FLOPs per image of a step.
+    """
     device_kind = jax.devices()[0].device_kind
     peak_rate = flops.peak_rate(per_image, device_kind, jax.device_count())
     return RunLog(

@@ -74,6 +74,8 @@ def uniform_loss(terms: Iterable[tuple[float, int]]) -> float:
 def make_loss_guard(config: Any) -> LossGuard:
     """Return the guard that a run's config describes."""
     dino, ibot = config.dino, config.ibot
+    if config.distill.source and config.distill.objective == "features":
+        return LossGuard(0.0, config.train.max_nonfinite_steps)
     ibot_head = ibot if ibot.separate_head else dino
     uniform = uniform_loss(
         [
@@ -81,6 +83,7 @@ def make_loss_guard(config: Any) -> LossGuard:
             (ibot.loss_weight, ibot_head.head_n_prototypes),
         ]
     )
+    uniform *= len(config.distill.students) or 1
     return LossGuard(uniform, config.train.max_nonfinite_steps)
 
 

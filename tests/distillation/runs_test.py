@@ -1,0 +1,105 @@
+"""Distillation from the command line: runs, resumes and exports."""
+
+import json
+
+import numpy as np
+import processes
+import pytest
+
+import dinov2_jax
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    "--config=configs/distill.py",
+    "--config.data.source=photos",
+    "--config.data.workers=0",
+    "--config.crops.global_crops_size=24",
+    "--config.crops.local_crops_size=12",
+    "--config.crops.local_crops_number=1",
+    "--config.model.arch=custom",
+    "--config.model.patch_size=12",
+    "--config.model.embed_dim=16",
+    "--config.model.depth=1",
+    "--config.model.num_heads=2",
+    "--config.dino.head_hidden_dim=16",
+    "--config.dino.head_bottleneck_dim=8",
+    "--config.ibot.head_hidden_dim=16",
+    "--config.ibot.head_bottleneck_dim=8",
+    "--config.dino.head_n_prototypes=32",
+    "--config.ibot.head_n_prototypes=32",
+    "--config.train.batch_size=8",
+    "--config.train.group_size=8",
+    "--config.train.steps=4",
+    "--config.optim.warmup_steps=1",
+    "--config.evaluation.tasks=()",
+)
+
+
+def train(workdir, *flags):
+    return processes.train(f"--workdir={workdir}", *SMALL, *flags)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A pretraining run, wider than its students, and one with another seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        found = train(
+            folder / str(seed),
+            f"--config.seed={seed}",
+            "--config.model.embed_dim=32",
+            "--config.distill.source=",
+            "--config.ibot.mask_sample_probability=0.5",
+        )
+        assert found.code == 0, found.output
+    return folder
+
+
+def state(workdir, step):
+    weights = dinov2_jax.load(workdir / "checkpoints" / str(step), which="student")
+    return weights.params
+
+
+def test_a_run_resumes_to_the_bit_and_keeps_its_teacher(teacher, tmp_path):
+    source = f"--config.distill.source={teacher / '0'}"
+    every = "--config.checkpoint.every=2"
+    whole = train(tmp_path / "whole", source, every)
+    assert whole.code == 0, whole.output
+    assert "teacher: " in whole.output and "digest" in whole.output
+    record = json.loads((tmp_path / "whole" / "teacher.json").read_text())
+    assert record["digest"] in whole.output
+    half = train(tmp_path / "half", source, every, "--config.train.steps=2")
+    assert half.code == 0, half.output
+    other = train(tmp_path / "half", f"--config.distill.source={teacher / '1'}", every)
+    assert other.code != 0 and record["digest"] in other.output
+    assert "set --config.distill.source to that teacher" in other.output
+
+
+@pytest.mark.parametrize("objective", ["prototypes", "features"])
+def test_several_students(teacher, tmp_path, objective):
+    flags = ["--config.crops.local_crops_number=0"] * (objective == "features")
+    found = train(
+        tmp_path,
+        f"--config.distill.source={teacher / '0'}",
+        f"--config.distill.objective={objective}",
+        "--config.distill.students=(('narrow', 'model.embed_dim=8'), ('deep', "
+        "'model.depth=2'))",
+        "--config.evaluation.tasks=('knn',)",
+        "--config.evaluation.image_size=24",
+        "--config.evaluation.resize_size=24",
+        "--config.evaluation.picture_size=48",
+        *flags,
+    )
+    assert found.code == 0, found.output
+    assert "narrow, step 4:" in found.output and "deep, step 4:" in found.output
+    for name, width in (("narrow", 8), ("deep", 16)):
+        model = dinov2_jax.load(tmp_path / name)
+        assert model(np.zeros((1, 24, 24, 3), np.uint8)).cls.shape == (1, width)
+        assert (tmp_path / name / "pca.png").is_file()
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+    assert {"narrow/loss/total", "deep/loss/total"} <= set().union(*rows)
+    assert {"narrow/knn/top1", "deep/knn/top1"} <= set().union(*rows)

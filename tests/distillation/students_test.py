@@ -1,0 +1,152 @@
+"""Several students in one program learn what each learns alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from dinov2_jax import errors, several_students, sharding
+from dinov2_jax.distillation import frozen_teacher, students
+from dinov2_jax.models import network
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """A teacher of width 48 that no file holds."""
+    c = tiny.config(model={"embed_dim": 48, "depth": 1, "num_heads": 3})
+    made = network.make_network(c, jnp.float32)
+    params = jax.tree.map(np.array, made.init(jax.random.key(9)))
+    return frozen_teacher.FrozenTeacher(made.backbone.config, params, "teacher: tiny")
+
+
+def config(*entries, **train):
+    c = tiny.config(distill={"source": "teacher", "students": entries}, train=train)
+    c.ibot.mask_sample_probability = 0.0
+    c.model.update(depth=1, drop_path_rate=0.0)
+    c.train.batch_size = 8
+    return c
+
+
+def run(c, teacher, poison=None):
+    """State and metrics after some steps; `poison` is a student whose loss is NaN."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    made = several_students.make_trainer(c, teacher, mesh=mesh)
+    state = made.first_state()
+    if poison:
+        broken = jax.tree.map(lambda x: x * jnp.nan, state[poison].params)
+        state[poison] = dataclasses.replace(state[poison], params=broken)
+    step = made.make_step()
+    (frozen,) = made.place_teacher()
+    before = jax.tree.map(np.array, frozen)
+    with jax.set_mesh(mesh):
+        for n in range(STEPS):
+            batch = tiny.batch(c, seed=n)
+            state, metrics = step(state, batch, made.scalars(n), frozen)
+    jax.tree.map(np.testing.assert_array_equal, frozen, before)
+    return state, metrics
+
+
+NARROW = ("narrow", "model.embed_dim=24 optim.base_lr=1e-3")
+DEEP = ("deep", "model.depth=2")
+
+
+def same(found, expected):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6),
+        (found.params, found.teacher_params),
+        (expected.params, expected.teacher_params),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(teacher):
+    own = students.configs(config(NARROW, DEEP))
+    assert own["narrow"].model.embed_dim == 24 and own["deep"].model.embed_dim == 32
+    return {name: run(c, teacher) for name, c in own.items()}
+
+
+@pytest.mark.slow
+def test_together_is_alone(teacher, alone):
+    state, metrics = run(config(NARROW, DEEP), teacher)
+    for name, (expected, values) in alone.items():
+        same(state[name], expected)
+        for key, value in values.items():
+            assert float(metrics[f"{name}/{key}"]) == pytest.approx(
+                float(value), rel=1e-5
+            )
+    losses = [float(values["loss/total"]) for _, values in alone.values()]
+    assert float(metrics["loss/total"]) == pytest.approx(sum(losses), rel=1e-6)
+    assert int(metrics["skipped"]) == 0
+
+
+@pytest.mark.slow
+def test_one_that_is_not_finite_is_skipped_alone(teacher, alone):
+    state, metrics = run(config(NARROW, DEEP), teacher, poison="narrow")
+    same(state["deep"], alone["deep"][0])
+    assert int(state["narrow"].skipped) == STEPS and int(state["deep"].skipped) == 0
+    assert int(metrics["skipped_in_a_row"]) == STEPS
+
+
+@pytest.mark.slow
+def test_in_micro_batches(teacher, alone):
+    c = config(NARROW, DEEP, micro_batches=2)
+    state, _ = run(c, teacher)
+    for name, (expected, _) in alone.items():
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+            state[name].params,
+            expected.params,
+        )
+
+
+@pytest.mark.slow
+def test_the_ema_is_the_average_of_the_students_steps(teacher):
+    """With momenta m_k: sum of (1 - m_k) prod_{j>k} m_j p_k, and the start."""
+    c = config()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    made = several_students.make_trainer(c, teacher, mesh=mesh)
+    state, step, (frozen,) = made.first_state(), made.make_step(), made.place_teacher()
+    passed, momenta = [jax.tree.map(np.float64, state.params)], []
+    with jax.set_mesh(mesh):
+        for n in range(4):
+            scalars = made.scalars(n)
+            state, _ = step(state, tiny.batch(c, seed=n), scalars, frozen)
+            passed.append(jax.tree.map(np.float64, state.params))
+            momenta.append(float(scalars["momentum_teacher"]))
+    weights = [np.prod(momenta)]
+    weights += [(1 - m) * np.prod(momenta[k + 1 :]) for k, m in enumerate(momenta)]
+    jax.tree.map(
+        lambda found, *steps: np.testing.assert_allclose(
+            found, sum(w * p for w, p in zip(weights, steps)), rtol=1e-5, atol=1e-6
+        ),
+        state.teacher_params,
+        *passed,
+    )
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        (("small",), "each entry is a name and settings"),
+        ((("a b", "model.depth=2"),), "must be a name of letters"),
+        ((NARROW, NARROW), "different for each student"),
+        ((("s", "train.steps=3"),), "s sets train.steps, which all students share"),
+        ((("s", "model.patch_size=8"),), "model.patch_size, which all students share"),
+        ((("s", "model.depht=3"),), "did you mean --config.model.depth"),
+        ((("s", "model.embed_dim=30 model.num_heads=4"),), "s: model.arch = 'custom'"),
+    ],
+)
+def test_entries_that_are_wrong(entries, message):
+    with pytest.raises(errors.UserError, match=message):
+        students.configs(config(*entries))
+
+
+def test_students_share_targets_so_they_need_sinkhorn(teacher):
+    c = config(NARROW, DEEP, centering="centering")
+    with pytest.raises(errors.UserError, match="centering=sinkhorn_knopp"):
+        several_students.make_trainer(c, teacher)
