@@ -24,8 +24,13 @@ def is_own(folder: pathlib.Path) -> bool:
         or (
             (folder / "checkpoints").is_dir() and not list(folder.glob("*.safetensors"))
         )
-        or (folder.name.isdecimal() and folder.parent.name == "checkpoints")
+        or _is_step(folder)
     )
+
+
+def _is_step(folder: pathlib.Path) -> bool:
+    """Return whether a folder is a checkpoint; a run may have a number as its name."""
+    return folder.name.isdecimal() and folder.parent.name == "checkpoints"
 
 
 def read(
@@ -83,7 +88,7 @@ def read(
         weights = saved_weights.read((folder / "weights").absolute())
         _check(module, weights, folder)
         return module, weights, prepare, stored
-    if folder.name.isdecimal():
+    if _is_step(folder):
         step, workdir = folder, folder.parent.parent
     else:
         steps = [
