@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from dinov2_jax import teacher as teacher_lib
 from dinov2_jax.augment import policies
+from dinov2_jax.data import batch_spec
 from dinov2_jax.losses import dino, koleo
-from dinov2_jax.losses.tiled import cross_entropy
+from dinov2_jax.losses.tiled import cross_entropy, queue
 from dinov2_jax.models import network
 
 Batch = teacher_lib.Batch
@@ -108,6 +109,7 @@ def make_ssl_meta_arch(config: Any, dtype: Any) -> SSLMetaArch:
         network=student,
         centering=config.train.centering,
         terms=tuple(term for term, weight in weights.items() if weight),
+        queue=make_queue(config, student, dtype),
     )
     return SSLMetaArch(
         student=student,
@@ -117,3 +119,23 @@ def make_ssl_meta_arch(config: Any, dtype: Any) -> SSLMetaArch:
         ibot_loss_weight=config.ibot.loss_weight,
         policy=policies.make_policy(config),
     )
+
+
+def make_queue(config: Any, teacher: network.Network, dtype: Any) -> queue.Queue:
+    """Return the queue of Sinkhorn-Knopp that `train.sinkhorn_queue` describes.
+
+    Args:
+      config: The config of the run.
+      teacher: The network whose bottlenecks are kept.
+      dtype: Dtype of the bottlenecks.
+    """
+    groups, masked = batch_spec.batch_spec(config)["masked_indices"][0]
+    ibot_head = teacher.ibot_head or teacher.dino_head
+    images = groups, config.train.group_size, 2, teacher.dino_head.bottleneck_dim
+    patches = groups, masked, 1, ibot_head.bottleneck_dim
+    shapes = []
+    if config.dino.loss_weight:
+        shapes.append(("dino", images))
+    if config.ibot.loss_weight and masked:
+        shapes.append(("ibot", patches))
+    return queue.Queue(config.train.sinkhorn_queue, tuple(shapes), dtype)

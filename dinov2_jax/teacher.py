@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dinov2_jax.losses.tiled import queue as queue_lib
 from dinov2_jax.losses.tiled import targets as targets_lib
 from dinov2_jax.models import network
 
@@ -28,16 +29,18 @@ class Teacher:
       network: The backbone and heads.
       centering: Kind of targets, "sinkhorn_knopp" or "centering".
       terms: Loss terms that need targets, from "dino" and "ibot".
+      queue: Rows of the last batches that Sinkhorn-Knopp balances too.
     """
 
     network: network.Network
     centering: str
     terms: tuple[str, ...] = ("dino", "ibot")
+    queue: queue_lib.Queue = queue_lib.Queue()
 
     def init_centers(self) -> Centers:
-        """Return initial centres for EMA centring, [K] zeros; none for Sinkhorn."""
+        """Return initial centres, [K] zeros, or for Sinkhorn the empty queue if any."""
         if self.centering == "sinkhorn_knopp":
-            return {}
+            return self.queue.init()
         return {k: jnp.zeros((n,)) for k, n in self.network.num_prototypes().items()}
 
     def targets(
@@ -51,7 +54,7 @@ class Teacher:
 
         Args:
           params: The teacher's parameters.
-          centers: The centres of the EMA centring.
+          centers: The centres of the EMA centring, or the queue of Sinkhorn-Knopp.
           batch: The batch, see `data/batch_builder.py`.
           temp: The teacher's temperature.
 
@@ -72,9 +75,10 @@ class Teacher:
         for term, x in rows.items():
             x, weights = heads[term](x)
             if self.centering == "sinkhorn_knopp":
-                targets[term] = targets_lib.sinkhorn_knopp(
-                    x, weights, temp, valid=valid[term]
+                targets[term], queue = queue_lib.sinkhorn_knopp(
+                    x, weights, temp, valid=valid[term], entries=centers, term=term
                 )
+                new_centers |= queue
             else:
                 targets[term] = targets_lib.centered(x, weights, temp, centers[term])
                 new_centers[term] = targets_lib.update_center(

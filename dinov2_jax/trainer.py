@@ -1,5 +1,6 @@
 """What a config describes, built for the devices at hand: model, optimizer, step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import (
+    coding_rate_arch,
     optimizer,
     schedules,
     sharding,
@@ -16,6 +18,13 @@ from dinov2_jax import (
     train_step,
 )
 from dinov2_jax.data import batch_spec
+
+# `train.objective` -> function from a config and the dtype of the matmuls to student,
+# teacher and losses.
+OBJECTIVES: dict[str, Callable[[Any, Any], Any]] = {
+    "prototypes": ssl_meta_arch.make_ssl_meta_arch,
+    "coding_rate": coding_rate_arch.make_coding_rate_arch,
+}
 
 
 class Trainer:
@@ -40,7 +49,7 @@ class Trainer:
         self._config = config
         self.mesh = mesh or sharding.make_mesh(config.mesh.replica, config.mesh.fsdp)
         self.dtype = dtype or _compute_dtype(config)
-        self.meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, self.dtype)
+        self.meta_arch = OBJECTIVES[config.train.objective](config, self.dtype)
         self.params = jax.eval_shape(self.meta_arch.student.init, jax.random.key(0))
         self.tx = optimizer.make_optimizer(config, self.params)
         self.state = train_state.abstract_state(self.meta_arch, self.tx, self.mesh)

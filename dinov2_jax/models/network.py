@@ -99,11 +99,14 @@ class Network:
 
         Returns:
           {"dino", "ibot"} of functions: tokens [..., D] -> bottleneck features and the
-          prototypes. Without an iBOT head, the DINO head is used for both.
+          prototypes (None if the head has none). Without an iBOT head, the DINO head is
+          used for both.
         """
 
         def call(head, params):
-            weights = head.apply({"params": params}, method="prototypes")  # once a step
+            weights = None
+            if head.num_prototypes:  # computed once a step
+                weights = head.apply({"params": params}, method="prototypes")
             return lambda x: (
                 head.apply({"params": params}, x, method="bottleneck"),
                 weights,
@@ -142,12 +145,13 @@ def normalize(
 
 def make_network(config: Any, dtype: Any) -> Network:
     """Return the network that a config describes, with matmuls in `dtype`."""
+    prototypes = config.train.objective == "prototypes"
     ibot_head = None
     if config.ibot.separate_head and config.ibot.loss_weight:
-        ibot_head = dino_head.make_dino_head(config.ibot, dtype)
+        ibot_head = dino_head.make_dino_head(config.ibot, dtype, prototypes=prototypes)
     return Network(
         backbone=vision_transformer.make_vision_transformer(config, dtype),
-        dino_head=dino_head.make_dino_head(config.dino, dtype),
+        dino_head=dino_head.make_dino_head(config.dino, dtype, prototypes=prototypes),
         ibot_head=ibot_head,
         mean=tuple(config.data.mean) or policies.IMAGENET_MEAN,
         std=tuple(config.data.std) or policies.IMAGENET_STD,

@@ -98,8 +98,8 @@ class Workload:
       drop_rates: Drop-path rate of each block.
       masked: Slots for masked patches, M: the static bound of `masking.max_masked`,
         empty slots included.
-      dino_widths: Widths of the DINO head from its input to the prototypes; () if its
-        loss is off.
+      dino_widths: Widths of the DINO head from its input to the prototypes, or to the
+        bottleneck if there are none; () if its loss is off.
       ibot_widths: The same of the head that serves the iBOT loss.
     """
 
@@ -135,6 +135,13 @@ def make_workload(config: Any) -> Workload:
     if model.ffn_layer == "swiglufused":  # three matrices
         ffn_weights = 3 * model.embed_dim * model.gated_dim
     dino, ibot = config.dino, config.ibot
+    prototypes = config.train.objective == "prototypes"
+
+    def widths(head):
+        inner = [head.head_hidden_dim] * (head.head_nlayers - 1)
+        last = [head.head_n_prototypes] if prototypes else []
+        return model.embed_dim, *inner, head.head_bottleneck_dim, *last
+
     return Workload(
         group_size=b,
         crops=tuple(kinds),
@@ -150,19 +157,11 @@ def make_workload(config: Any) -> Workload:
             probability=ibot.mask_sample_probability,
             ratio_min_max=tuple(ibot.mask_ratio_min_max),
         ),
-        dino_widths=_make_widths(dino, model.embed_dim) if dino.loss_weight else (),
+        dino_widths=widths(dino) if dino.loss_weight else (),
         ibot_widths=(
-            _make_widths(ibot if ibot.separate_head else dino, model.embed_dim)
-            if ibot.loss_weight
-            else ()
+            widths(ibot if ibot.separate_head else dino) if ibot.loss_weight else ()
         ),
     )
-
-
-def _make_widths(head: Any, dim: int) -> tuple[int, ...]:
-    """Return the widths of the head that `config.dino` or `config.ibot` describes."""
-    inner = [head.head_hidden_dim] * (head.head_nlayers - 1)
-    return dim, *inner, head.head_bottleneck_dim, head.head_n_prototypes
 
 
 def step_flops(work: Workload) -> StepFlops:
