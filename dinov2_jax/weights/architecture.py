@@ -189,7 +189,7 @@ def check_head(found: Shapes, source: str, head: str, width: int) -> None:
         rows = found.get(f"{name}.weight", (0,))[0]
         expected |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
         columns = rows
-    if any(name.startswith("last_layer.") for name in found):
+    if not names or any(name.startswith("last_layer.") for name in found):
         prototypes = found.get("last_layer.weight_v", (0,))[0]
         expected["last_layer.weight_g"] = (prototypes, 1)
         expected["last_layer.weight_v"] = (prototypes, columns)
