@@ -172,6 +172,12 @@ def get_config() -> config_dict.ConfigDict:
     c.ibot.head_nlayers = 3
     c.ibot.head_hidden_dim = 2048
 
+    # The objective "coding_rate" alone; values of SimDINO (arXiv 2502.10385).
+    c.coding_rate = config_dict.ConfigDict()
+    c.coding_rate.weight = 1.0  # factor of the coding rate, besides the paper's gamma
+    # Distance between features of unit length up to which they count as equal.
+    c.coding_rate.eps = 0.05
+
     c.train = config_dict.ConfigDict()
     c.train.batch_size = 2048  # images per step on all devices; reference: 32 x 64
     # Images per group, the reference's batch per GPU. KoLeo neighbours, drop-path
@@ -181,7 +187,13 @@ def get_config() -> config_dict.ConfigDict:
     # one part, the same numbers. Devices times parts divide the groups.
     c.train.micro_batches = 1
     c.train.steps = 125_000  # reference: 100 epochs x 1250
+    # prototypes: DINO's and iBOT's cross-entropies | coding_rate: SimDINO's distances,
+    # whose heads end at the bottleneck; see docs/small-batches.md.
+    c.train.objective = "prototypes"
     c.train.centering = "centering"  # of teacher targets: centering | sinkhorn_knopp
+    # Last batches whose rows Sinkhorn-Knopp balances with the new ones, for batches
+    # that are small beside the number of prototypes; 0: none, as in the reference.
+    c.train.sinkhorn_queue = 0
     # Consecutive bad steps (loss not finite, or above 1.5 times that of a uniform
     # prediction) after which the run returns to its last checkpoint and skips the
     # batches since; and the number of such rollbacks before the run stops.

@@ -62,6 +62,7 @@ _CHOICES = {
     "init.which": ("", "teacher", "student"),
     "init.heads": ("fresh", "loaded"),
     "optim.name": ("adamw",),
+    "train.objective": ("prototypes", "coding_rate"),
     "train.centering": ("centering", "sinkhorn_knopp"),
     "evaluation.photos_split": ("val", "test"),
 }
@@ -76,10 +77,11 @@ _POSITIVE = (
     "evaluation.batch_size evaluation.image_size evaluation.resize_size "
     "evaluation.picture_size evaluation.knn_temperature evaluation.matching_images "
     "optim.base_lr optim.layerwise_decay distill.patch_share "
-    "distill.features.calibration_images"
+    "distill.features.calibration_images coding_rate.weight coding_rate.eps"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
+    "train.sinkhorn_queue "
     "crops.local_crops_number "
     "dino.loss_weight "
     "dino.koleo_loss_weight ibot.loss_weight "
@@ -147,6 +149,10 @@ _ADDED = {
     "model.block": "folded",
     "train.micro_batches": 1,
     **_DISTILL,
+    "train.objective": "prototypes",
+    "train.sinkhorn_queue": 0,
+    "coding_rate.weight": 1.0,
+    "coding_rate.eps": 0.05,
     **{f"crops.{name}": None for name in policies.FIELDS},
 }
 
@@ -309,6 +315,7 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
         for name in ("dino.loss_weight", "ibot.loss_weight", "dino.koleo_loss_weight")
     ):
         yield "every loss weight is 0: set --config.dino.loss_weight=1"
+    yield from _objective(flat)
     if flat["model.arch"] == "custom":
         dim, heads = flat["model.embed_dim"], flat["model.num_heads"]
         sizes = {name: flat[f"model.{name}"] for name in model_config.SIZES}
@@ -391,6 +398,41 @@ def _distillation(flat: dict[str, Any]) -> Iterator[str]:
         yield (
             "distill.objective = 'features' learns from global crops only: set "
             "--config.crops.local_crops_number=0"
+        )
+    if flat["train.objective"] != "prototypes":
+        yield (
+            f"train.objective = {flat['train.objective']!r} has no effect with a "
+            "frozen teacher, for which distill.objective is: set "
+            "--config.train.objective=prototypes"
+        )
+    if flat["train.sinkhorn_queue"]:
+        yield (
+            f"train.sinkhorn_queue = {flat['train.sinkhorn_queue']}: a frozen teacher "
+            "has no queue, set --config.train.sinkhorn_queue=0"
+        )
+
+
+def _objective(flat: dict[str, Any]) -> Iterator[str]:
+    simdino = flat["train.objective"] == "coding_rate"
+    if simdino and flat["dino.koleo_loss_weight"]:
+        yield (
+            f"dino.koleo_loss_weight = {flat['dino.koleo_loss_weight']} has no effect "
+            "with train.objective = 'coding_rate', which spreads features itself: set "
+            "--config.dino.koleo_loss_weight=0"
+        )
+    if simdino and not flat["dino.loss_weight"]:
+        yield (
+            "dino.loss_weight = 0 switches the coding rate off, without which all "
+            "features become equal: set --config.dino.loss_weight=1"
+        )
+    if flat["train.sinkhorn_queue"] and (
+        simdino or flat["train.centering"] != "sinkhorn_knopp"
+    ):
+        balanced = "--config.train.centering=sinkhorn_knopp"
+        fix = "--config.train.sinkhorn_queue=0" if simdino else balanced
+        yield (
+            f"train.sinkhorn_queue = {flat['train.sinkhorn_queue']} has no effect "
+            f"without Sinkhorn-Knopp: set {fix}"
         )
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from dinov2_jax import patch_choice, teacher_view
 from dinov2_jax import teacher as teacher_lib
 from dinov2_jax.augment import on_device, policies
+from dinov2_jax.data import batch_spec
 from dinov2_jax.losses import dino, koleo
-from dinov2_jax.losses.tiled import cross_entropy
+from dinov2_jax.losses.tiled import cross_entropy, queue
 from dinov2_jax.models import network, stochastic_depth
 
 Batch = teacher_lib.Batch
@@ -156,6 +157,7 @@ def make_ssl_meta_arch(
         view=view,
         centering=config.train.centering,
         terms=tuple(term for term, weight in weights.items() if weight),
+        queue=make_queue(config, student, dtype) if frozen is None else queue.Queue(),
     )
     return SSLMetaArch(
         student=student,
@@ -166,3 +168,23 @@ def make_ssl_meta_arch(
         policy=policies.make_policy(config),
         **distilled,
     )
+
+
+def make_queue(config: Any, teacher: network.Network, dtype: Any) -> queue.Queue:
+    """Return the queue of Sinkhorn-Knopp that `train.sinkhorn_queue` describes.
+
+    Args:
+      config: The config of the run.
+      teacher: The network whose bottlenecks are kept.
+      dtype: Dtype of the bottlenecks.
+    """
+    groups, masked = batch_spec.batch_spec(config)["masked_indices"][0]
+    ibot_head = teacher.ibot_head or teacher.dino_head
+    images = groups, config.train.group_size, 2, teacher.dino_head.bottleneck_dim
+    patches = groups, masked, 1, ibot_head.bottleneck_dim
+    shapes = []
+    if config.dino.loss_weight:
+        shapes.append(("dino", images))
+    if config.ibot.loss_weight and masked:
+        shapes.append(("ibot", patches))
+    return queue.Queue(config.train.sinkhorn_queue, tuple(shapes), dtype)

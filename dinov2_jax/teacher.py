@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dinov2_jax import teacher_view
+from dinov2_jax.losses.tiled import queue as queue_lib
 from dinov2_jax.losses.tiled import targets as targets_lib
 from dinov2_jax.models import network
 
@@ -31,17 +32,19 @@ class Teacher:
       centering: Kind of targets, "sinkhorn_knopp" or "centering".
       terms: Loss terms that need targets, from "dino" and "ibot".
       view: What it sees of the global crops; None: what the student sees.
+      queue: Rows of the last batches that Sinkhorn-Knopp balances too.
     """
 
     network: network.Network
     centering: str
     terms: tuple[str, ...] = ("dino", "ibot")
     view: teacher_view.TeacherView | None = None
+    queue: queue_lib.Queue = queue_lib.Queue()
 
     def init_centers(self) -> Centers:
-        """Return initial centres for EMA centring, [K] zeros; none for Sinkhorn."""
+        """Return initial centres, [K] zeros, or for Sinkhorn the empty queue if any."""
         if self.centering == "sinkhorn_knopp":
-            return {}
+            return self.queue.init()
         return {k: jnp.zeros((n,)) for k, n in self.network.num_prototypes().items()}
 
     def targets(
@@ -55,7 +58,7 @@ class Teacher:
 
         Args:
           params: The teacher's parameters.
-          centers: The centres of the EMA centring.
+          centers: The centres of the EMA centring, or the queue of Sinkhorn-Knopp.
           batch: The batch, see `data/batch_builder.py`.
           temp: The teacher's temperature.
 
@@ -109,9 +112,10 @@ class Teacher:
         for term, (x, valid) in outputs.items():
             weights = prototypes[term]
             if self.centering == "sinkhorn_knopp":
-                targets[term] = targets_lib.sinkhorn_knopp(
-                    x, weights, temp, valid=valid
+                targets[term], queue = queue_lib.sinkhorn_knopp(
+                    x, weights, temp, valid=valid, entries=centers, term=term
                 )
+                new_centers |= queue
             else:
                 targets[term] = targets_lib.centered(x, weights, temp, centers[term])
                 new_centers[term] = targets_lib.update_center(

@@ -96,7 +96,9 @@ def _doubts(config: Any) -> list[str]:
         f"{head}.head_n_prototypes = 1: every prediction is certain, so its loss is 0 "
         f"and teaches nothing; raise --config.{head}.head_n_prototypes"
         for head in ("dino", "ibot")
-        if config[head].head_n_prototypes == 1 and config[head].loss_weight
+        if config[head].head_n_prototypes == 1
+        and config[head].loss_weight
+        and config.train.objective == "prototypes"
     ]
 
 

@@ -21,7 +21,8 @@ class TrainState:
       params: The student's parameters, float32.
       teacher_params: EMA of `params`, float32.
       opt_state: State of the optimizer.
-      centers: Centres of the EMA centring; empty with Sinkhorn-Knopp.
+      centers: What the teacher's targets keep from step to step: centres of the EMA
+        centring, or the queue of Sinkhorn-Knopp, if any.
       skipped_in_a_row: Number of non-finite steps since the last finite one, int32.
       skipped: Number of all non-finite steps, int32.
     """

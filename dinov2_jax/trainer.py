@@ -1,5 +1,6 @@
 """What a config describes, built for the devices at hand: model, optimizer, step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import (
+    coding_rate_arch,
     feature_regression,
     optimizer,
     schedules,
@@ -19,6 +21,13 @@ from dinov2_jax import (
 from dinov2_jax.data import batch_spec
 from dinov2_jax.distillation import frozen_teacher, workloads
 from dinov2_jax.runtime import flops
+
+# `train.objective` -> function from a config and the dtype of the matmuls to student,
+# teacher and losses.
+OBJECTIVES: dict[str, Callable[[Any, Any], Any]] = {
+    "prototypes": ssl_meta_arch.make_ssl_meta_arch,
+    "coding_rate": coding_rate_arch.make_coding_rate_arch,
+}
 
 
 class Trainer:
@@ -144,7 +153,7 @@ def _make_meta_arch(
 ) -> Any:
     """Return student, teacher and losses of a config."""
     if teacher is None:
-        return ssl_meta_arch.make_ssl_meta_arch(config, dtype)
+        return OBJECTIVES[config.train.objective](config, dtype)
     network, view = teacher.make_network(config, dtype), teacher.view(config)
     if config.distill.objective == "features":
         make = feature_regression.make_feature_regression

@@ -45,7 +45,11 @@ BAD = [
     ("train.group_size", 0),
     ("train.steps", 0),
     ("train.steps", 1000),
+    ("train.objective", "dino"),
     ("train.centering", "sinkhorn"),
+    ("train.sinkhorn_queue", -1),
+    ("coding_rate.eps", 0.0),
+    ("coding_rate.weight", 0.0),
     ("teacher.momentum_teacher", 1.2),
     ("teacher.teacher_temp", 0.0),
     ("optim.base_lr", 0.0),
@@ -87,6 +91,7 @@ FIXES = [
     ("init.heads", "loaded", "--config.init.source="),
     ("init.heads_only_steps", 10, "--config.init.source="),
     ("evaluation.image_size", 230, "use 224 or 240"),
+    ("train.sinkhorn_queue", 4, "set --config.train.centering=sinkhorn_knopp"),
 ]
 
 
@@ -168,6 +173,22 @@ def test_all_weights_zero():
     weights = ("dino.loss_weight", "dino.koleo_loss_weight", "ibot.loss_weight")
     problem = message(changed(*((w, 0.0) for w in weights)))
     assert "--config.dino.loss_weight=1" in problem
+
+
+def test_the_coding_rate_needs_class_tokens_and_replaces_the_rest():
+    simdino = ("train.objective", "coding_rate")
+    off = ("dino.koleo_loss_weight", 0.0)
+    config_lib.check(changed(simdino, off))
+    problem = message(changed(simdino))
+    assert problem.startswith("dino.koleo_loss_weight = 0.1")
+    assert "--config.dino.koleo_loss_weight=0" in problem
+    problem = message(changed(simdino, off, ("dino.loss_weight", 0.0)))
+    assert problem.startswith("dino.loss_weight = 0 ") and "; " not in problem
+    balanced = ("train.centering", "sinkhorn_knopp")
+    queue = ("train.sinkhorn_queue", 4)
+    config_lib.check(changed(balanced, queue))
+    problem = message(changed(simdino, off, balanced, queue))
+    assert "set --config.train.sinkhorn_queue=0" in problem and "; " not in problem
 
 
 @pytest.mark.parametrize("heads, dim, depth", [(3, 32, 2), (0, 32, 2), (2, 32, 0)])

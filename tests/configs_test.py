@@ -62,7 +62,9 @@ SHORT = {
     "train.batch_size": 32 * 64,
     "train.group_size": 64,
     "train.steps": 100 * EPOCH,
+    "train.objective": "prototypes",
     "train.centering": "centering",
+    "train.sinkhorn_queue": 0,
     "teacher.momentum_teacher": 0.992,
     "teacher.final_momentum_teacher": 1.0,
     "teacher.warmup_teacher_temp": 0.04,
@@ -125,7 +127,7 @@ def test_equals_the_reference(name):
     }
     assert not differing
     # Every field outside the loop's own affairs is compared above.
-    own = ("data.", "mesh.", "log.", "evaluation.", "checkpoint.")
+    own = ("data.", "mesh.", "log.", "evaluation.", "checkpoint.", "coding_rate.")
     own += ("model.embed_dim", "model.depth", "model.num_heads", "model.dtype")
     own += (
         "model.block",

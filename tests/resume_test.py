@@ -182,6 +182,24 @@ def test_sigterm_saves_and_asks_for_a_restart(uninterrupted, in_process, tmp_pat
     assert_same_run(workdir, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--config.train.sinkhorn_queue=3"],
+        ["--config.train.objective=coding_rate", "--config.dino.koleo_loss_weight=0"],
+    ],
+)
+def test_with_a_queue_and_without_prototypes(in_process, tmp_path, flags):
+    whole, parts = ([*DEBUG, *flags, f"--workdir={tmp_path / n}"] for n in "ab")
+    finished = in_process.run(*whole)
+    assert finished.code == 0, finished.output
+    ask = {"step 5/": lambda: signal.raise_signal(signal.SIGTERM)}
+    assert_saved_for_a_restart(tmp_path / "b", in_process.run(*parts, when=ask))
+    assert in_process.run(*parts).code == 0
+    assert_same_run(tmp_path / "b", tmp_path / "a")
+
+
 def assert_saved_for_a_restart(workdir, finished):
     """Checks that a run saved its last step and exited with 42; returns the step."""
     assert finished.code == 42, finished.output

@@ -166,6 +166,24 @@ def test_separate_heads_have_their_own_sizes():
     assert not any(np.any(c) for c in centers.values())
 
 
+def test_the_queue_holds_rows_of_the_terms_in_use():
+    _, meta_arch = make(
+        ibot={"separate_head": True, "head_bottleneck_dim": 8},
+        train={"sinkhorn_queue": 3},
+    )
+    masked = tiny.batch(tiny.config())["masked_indices"].shape[1]
+    centers = meta_arch.teacher.init_centers()
+    shapes = {k: v.shape for k, v in centers.items() if not k.endswith("valid")}
+    bound = shapes["ibot_queue"][1] // 3
+    assert shapes == {
+        "dino_queue": (2, 3 * 4, 2, 16),
+        "ibot_queue": (2, 3 * bound, 1, 8),
+    }
+    assert 0 < bound <= masked  # that of the config, not of these batches
+    _, meta_arch = make(train={"sinkhorn_queue": 3}, ibot={"loss_weight": 0.0})
+    assert set(meta_arch.teacher.init_centers()) == {"dino_queue", "dino_queue_valid"}
+
+
 def test_uint8_crops_are_normalised(usual):
     c, meta_arch, batch, _ = usual
     rng = np.random.default_rng(7)

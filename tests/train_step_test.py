@@ -47,9 +47,16 @@ class Trainer(trainer_lib.Trainer):
             return self.step_fn(state, batch, self.scalars(number))
 
 
-@pytest.fixture(scope="module")
-def trainer():
-    c = tiny.config(train={"centering": "centering"}, ibot={"separate_head": True})
+@pytest.fixture(
+    scope="module",
+    params=[
+        {"centering": "centering"},
+        pytest.param({"sinkhorn_queue": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def trainer(request):
+    c = tiny.config(train=request.param, ibot={"separate_head": True})
     return Trainer(c, sharding.make_mesh(devices=jax.devices()[:1]))
 
 

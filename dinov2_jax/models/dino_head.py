@@ -14,7 +14,7 @@ class DINOHead(nn.Module):
     """MLP to a bottleneck, L2 normalisation, weight-normed linear to K prototypes.
 
     Attributes:
-      num_prototypes: Number of prototypes, K.
+      num_prototypes: Number of prototypes, K; 0: the head ends at the bottleneck.
       hidden_dim: Width of the MLP's hidden layers.
       bottleneck_dim: Width of the bottleneck, C.
       num_layers: Number of the MLP's linear layers; 1 is a single one named `mlp`.
@@ -35,10 +35,18 @@ class DINOHead(nn.Module):
             self.mlp = _Mlp(
                 self.hidden_dim, self.bottleneck_dim, self.num_layers, self.dtype
             )
-        self.last_layer = _WeightNormLinear(self.num_prototypes, self.bottleneck_dim)
+        if self.num_prototypes:
+            self.last_layer = _WeightNormLinear(
+                self.num_prototypes, self.bottleneck_dim
+            )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Compute float32 logits [..., K] of tokens [..., D]."""
+        """Compute float32 logits [..., K] of tokens [..., D].
+
+        Without prototypes, the bottleneck's features [..., C] instead.
+        """
+        if not self.num_prototypes:
+            return self.bottleneck(x).astype(jnp.float32)
         return jnp.einsum(
             "...c,kc->...k",
             self.bottleneck(x),
@@ -129,10 +137,16 @@ def _inverse_norm(v):
     return jax.lax.rsqrt(jnp.sum(v * v, axis=-1, keepdims=True))
 
 
-def make_dino_head(section: Any, dtype: Any) -> DINOHead:
-    """Return the head that a section, `config.dino` or `config.ibot`, describes."""
+def make_dino_head(section: Any, dtype: Any, *, prototypes: bool = True) -> DINOHead:
+    """Return the head that a section, `config.dino` or `config.ibot`, describes.
+
+    Args:
+      section: The section of the config.
+      dtype: Dtype of the matmuls.
+      prototypes: Whether the head has prototypes; False ends it at the bottleneck.
+    """
     return DINOHead(
-        num_prototypes=section.head_n_prototypes,
+        num_prototypes=section.head_n_prototypes if prototypes else 0,
         hidden_dim=section.head_hidden_dim,
         bottleneck_dim=section.head_bottleneck_dim,
         num_layers=section.head_nlayers,

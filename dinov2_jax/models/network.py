@@ -102,7 +102,8 @@ class Network:
 
         Returns:
           {"dino", "ibot"} of functions: tokens [..., D] -> bottleneck features and the
-          prototypes. Without an iBOT head, the DINO head is used for both.
+          prototypes (None if the head has none). Without an iBOT head, the DINO head is
+          used for both.
         """
 
         prototypes = self.prototypes(params)  # once a step
@@ -119,10 +120,15 @@ class Network:
             heads["ibot"] = call("ibot", self.ibot_head, params["ibot_head"])
         return heads
 
-    def prototypes(self, params: Params) -> dict[str, jax.Array]:
-        """Return the prototypes of each loss term, {"dino", "ibot"} of [K, C]."""
+    def prototypes(self, params: Params) -> dict[str, Any]:
+        """Return the prototypes of each loss term, {"dino", "ibot"} of [K, C] or None.
+
+        They are None if the head has none.
+        """
 
         def call(head, params):
+            if not head.num_prototypes:
+                return None
             return head.apply({"params": params}, method="prototypes")
 
         weights = {"dino": call(self.dino_head, params["dino_head"])}
@@ -158,12 +164,13 @@ def normalize(
 
 def make_network(config: Any, dtype: Any) -> Network:
     """Return the network that a config describes, with matmuls in `dtype`."""
+    prototypes = config.train.objective == "prototypes"
     ibot_head = None
     if config.ibot.separate_head and config.ibot.loss_weight:
-        ibot_head = head_lib.make_dino_head(config.ibot, dtype)
+        ibot_head = head_lib.make_dino_head(config.ibot, dtype, prototypes=prototypes)
     return Network(
         backbone=vision_transformer.make_vision_transformer(config, dtype),
-        dino_head=head_lib.make_dino_head(config.dino, dtype),
+        dino_head=head_lib.make_dino_head(config.dino, dtype, prototypes=prototypes),
         ibot_head=ibot_head,
         mean=tuple(config.data.mean) or policies.IMAGENET_MEAN,
         std=tuple(config.data.std) or policies.IMAGENET_STD,

@@ -98,9 +98,9 @@ class Workload:
       drop_rates: Drop-path rate of each block.
       masked: Slots for masked patches, M: the static bound of `masking.max_masked`,
         empty slots included.
-      dino_widths: Widths of the DINO head from its input to the prototypes; () if its
-        loss is off.
-      ibot_widths: The same for the head used for the iBOT loss.
+      dino_widths: Widths of the DINO head from its input to the prototypes, or to the
+        bottleneck if there are none; () if its loss is off.
+      ibot_widths: The same of the head that serves the iBOT loss.
     """
 
     group_size: int
@@ -132,6 +132,13 @@ def make_workload(config: Any) -> Workload:
     if crops.local_crops_number:
         kinds.append((crops.local_crops_number, crops.local_crops_size))
     dino, ibot = config.dino, config.ibot
+    prototypes = config.train.objective == "prototypes"
+
+    def widths(head):
+        inner = [head.head_hidden_dim] * (head.head_nlayers - 1)
+        last = [head.head_n_prototypes] if prototypes else []
+        return model.embed_dim, *inner, head.head_bottleneck_dim, *last
+
     return Workload(
         group_size=b,
         crops=tuple(kinds),
@@ -147,11 +154,9 @@ def make_workload(config: Any) -> Workload:
             probability=ibot.mask_sample_probability,
             ratio_min_max=tuple(ibot.mask_ratio_min_max),
         ),
-        dino_widths=_make_widths(dino, model.embed_dim) if dino.loss_weight else (),
+        dino_widths=widths(dino) if dino.loss_weight else (),
         ibot_widths=(
-            _make_widths(ibot if ibot.separate_head else dino, model.embed_dim)
-            if ibot.loss_weight
-            else ()
+            widths(ibot if ibot.separate_head else dino) if ibot.loss_weight else ()
         ),
     )
 

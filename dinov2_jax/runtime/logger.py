@@ -229,6 +229,7 @@ def make_run_log(
     """
     device_kind = jax.devices()[0].device_kind
     peak_rate = flops.peak_rate(per_image, device_kind, jax.device_count())
+    has_prototypes = config.train.objective == "prototypes"
     return RunLog(
         workdir,
         start_step,
@@ -239,7 +240,7 @@ def make_run_log(
         rates=timing.Rates(account, config.train.batch_size, peak_rate),
         uniform_loss=monitors.UniformLossMonitor(
             config.dino.head_n_prototypes,
-            loss_weight=config.dino.loss_weight,
+            loss_weight=config.dino.loss_weight if has_prototypes else 0.0,
             patience_steps=max(2 * config.optim.warmup_steps, 1000),
         ),
         data_wait=monitors.DataWaitMonitor(

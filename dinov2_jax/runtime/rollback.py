@@ -73,6 +73,8 @@ def uniform_loss(terms: Iterable[tuple[float, int]]) -> float:
 
 def make_loss_guard(config: Any) -> LossGuard:
     """Return the guard that a run's config describes."""
+    if config.train.objective != "prototypes":  # no prediction is uniform
+        return LossGuard(0.0, config.train.max_nonfinite_steps)
     dino, ibot = config.dino, config.ibot
     if config.distill.source and config.distill.objective == "features":
         return LossGuard(0.0, config.train.max_nonfinite_steps)

@@ -168,7 +168,7 @@ def backbone_shapes(m: model_config.ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_head(found: Shapes, source: str, head: str, width: int) -> None:
-    """Check that tensors are exactly one projection head.
+    """Check that tensors are exactly one projection head, with prototypes or without.
 
     Args:
       found: Names and shapes of the head's tensors, without its prefix.
@@ -189,9 +189,10 @@ def check_head(found: Shapes, source: str, head: str, width: int) -> None:
         rows = found.get(f"{name}.weight", (0,))[0]
         expected |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
         columns = rows
-    prototypes = found.get("last_layer.weight_v", (0,))[0]
-    expected["last_layer.weight_g"] = (prototypes, 1)
-    expected["last_layer.weight_v"] = (prototypes, columns)
+    if not names or any(name.startswith("last_layer.") for name in found):
+        prototypes = found.get("last_layer.weight_v", (0,))[0]
+        expected["last_layer.weight_g"] = (prototypes, 1)
+        expected["last_layer.weight_v"] = (prototypes, columns)
     check(found, expected, f"{head} of {source}", "a projection head")
 
 

@@ -187,6 +187,12 @@ def _check_heads(
             f"{source} has a separate ibot_head: set --config.ibot.separate_head=True, "
             f"{fresh}"
         )
+    objective = "prototypes" if "last_layer" in params["dino_head"] else "coding_rate"
+    if objective != config.train.objective:
+        raise errors.UserError(
+            f"the heads of {source} are those of another objective: set "
+            f"--config.train.objective={objective}, {fresh}"
+        )
     rows, flags = [], []
     for head in sorted(expected_heads):
         actual_shapes, expected_shapes = (

@@ -146,6 +146,17 @@ def test_matmuls_in_bfloat16_return_float32():
     assert 1e-5 < error < 0.03
 
 
+def test_without_prototypes_it_ends_at_the_bottleneck():
+    whole, head = make(), dino_head.DINOHead(0, HIDDEN, BOTTLENECK)
+    params = random_params(whole)
+    shapes = jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((1, DIM)))
+    assert set(shapes["params"]) == {"mlp"}
+    x = np.random.default_rng(1).standard_normal((4, DIM)).astype(np.float32)
+    found = head.apply({"params": {"mlp": params["mlp"]}}, x)
+    expected = whole.apply({"params": params}, x, method="bottleneck")
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_made_from_a_config_section():
     section = types.SimpleNamespace(
         head_n_prototypes=131_072,
@@ -153,6 +164,9 @@ def test_made_from_a_config_section():
         head_bottleneck_dim=384,
         head_nlayers=3,
     )
+    assert not dino_head.make_dino_head(
+        section, jnp.bfloat16, prototypes=False
+    ).num_prototypes
     head = dino_head.make_dino_head(section, jnp.bfloat16)
     shapes = jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((1, 1536)))
     zeros = jax.tree.map(

@@ -43,6 +43,20 @@ FAULTS = (
         (f"{_META_ARCH}test_sinkhorn_knopp_spans_the_groups_but_koleo_does_not",),
     ),
     Fault(
+        "coding-rate-of-both-views-together",
+        "dinov2_jax/coding_rate_arch.py",
+        "views = features.swapaxes(1, 2)",
+        "views = features.reshape(len(features), 1, -1, features.shape[-1])",
+        ("coding_rate_arch_test.py::test_equals_torch",),
+    ),
+    Fault(
+        "unfilled-places-of-the-queue-count",
+        "dinov2_jax/losses/tiled/queue.py",
+        "jnp.concatenate([valid, entries[queue_valid]], axis=1)",
+        "jnp.concatenate([valid, entries[queue_valid] | True], axis=1)",
+        ("losses/tiled/queue_test.py::test_an_empty_queue_changes_nothing",),
+    ),
+    Fault(
         "teacher-sees-the-masks",
         "dinov2_jax/teacher_view.py",
         "[crops], [None], indices",

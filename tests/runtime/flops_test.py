@@ -7,7 +7,7 @@ import pytest
 from jax.extend import core
 
 from configs import vitg, vitl, vitl16_short, vits
-from dinov2_jax import ssl_meta_arch
+from dinov2_jax import coding_rate_arch, ssl_meta_arch
 from dinov2_jax.data import batch_spec
 from dinov2_jax.runtime import flops
 
@@ -150,6 +150,26 @@ def test_the_loss_multiplies_so_much(separate_head, prototypes, most):
     assert least <= both / (expected.teacher + expected.student_forward) < most
     step = products_of(jax.value_and_grad(student), params, batch, key) / 4
     assert least <= step / expected.per_image < most
+
+
+def test_simdino_has_no_prototypes():
+    config = small()
+    config.train.objective = "coding_rate"
+    arch = coding_rate_arch.make_coding_rate_arch(config, jnp.float32)
+    params = jax.eval_shape(arch.student.init, jax.random.key(0))
+    batch = abstract_batch(config)
+    expected = flops.step_flops(flops.make_workload(config))
+    count = products_of(
+        lambda *args: arch.teacher.targets(args[0], {}, args[1], 0.07), params, batch
+    )
+    assert 1 - 2 / 3 / 12 <= count / 4 / expected.teacher < 1.001
+    # What is left out is the prototypes' products, forward and backward.
+    with_them = flops.step_flops(flops.make_workload(small()))
+    rows = [2 + 3 * (2 + 8)] + [4 * flops.make_workload(config).masked / 4]
+    difference = 2 * 256 * 65536 * sum(rows)
+    found = with_them.per_image - expected.per_image
+    assert found == pytest.approx(difference, rel=1e-9)
+    assert found == pytest.approx(with_them.heads - expected.heads, rel=1e-9)
 
 
 def test_parts_of_the_whole():

@@ -79,6 +79,8 @@ def test_uniform_loss_of_separate_heads():
     config.ibot.separate_head = False
     guard = rollback.make_loss_guard(config)
     assert guard.uniform == pytest.approx(2.5 * np.log(100))
+    config.train.objective = "coding_rate"  # finite losses of any size
+    assert rollback.make_loss_guard(config).uniform == 0
 
 
 def test_further_back_where_the_newest_does_not_help(tmp_path):

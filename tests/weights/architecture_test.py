@@ -194,6 +194,7 @@ def test_heads_are_checked():
     single = {"mlp.weight": (16, 128), "mlp.bias": (16,)}
     last = {k: s for k, s in HEAD.items() if "last" in k}
     architecture.check_head(single | last, "FILE", "dino_head", 128)
+    architecture.check_head(single, "FILE", "dino_head", 128)  # SimDINO's
     for damaged in (
         {k: s for k, s in HEAD.items() if k != "last_layer.weight_v"},
         {k: s for k, s in HEAD.items() if k != "mlp.0.bias"},

@@ -328,6 +328,7 @@ HEAD_MISFITS = [
     ("shared", {"dino": {"head_nlayers": 2}}, "mlp/4/kernel  expected none"),
     ("shared", {"dino": {"head_nlayers": 1}}, "mlp/kernel  expected [32, 16]"),
     ("shared", {"ibot": {"separate_head": True}}, "has no ibot_head"),
+    ("shared", {"train": {"objective": "coding_rate"}}, "another objective"),
     ("separate", {}, "has a separate ibot_head"),
     ("separate", {"ibot": {"separate_head": True}}, "[64, 1], found [32, 1]"),
 ]
