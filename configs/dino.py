@@ -32,7 +32,7 @@ def get_config():
     c.train.update(batch_size=512, group_size=64, steps=100 * _EPOCH)
     c.teacher.update(momentum_teacher=0.996, teacher_temp=0.04)
     c.teacher.warmup_teacher_temp_steps = 0
-    c.optim.update(base_lr=0.001 / math.sqrt(512 / 1024), warmup_steps=10 * _EPOCH)
+    c.optim.update(base_lr=0.001 * math.sqrt(1024 / 512), warmup_steps=10 * _EPOCH)
     c.optim.update(freeze_last_layer_steps=_EPOCH)
     c.optim.update(layerwise_decay=1.0, patch_embed_lr_mult=1.0)
     return c

@@ -1,8 +1,11 @@
 """ViT-S/14 from scratch on 100,000 images, one 24 GB device.
 
-Written by `dinov2-jax recipe --images 100000 --device-memory 24 --hours 8`; every value
-has its reason in a comment. Values called a guess are rules that no study has confirmed
-(docs/small.md).
+Written by
+
+    dinov2-jax recipe --images 100000 --device-memory 24 --hours 8
+
+Every value has its reason in a comment. Values called a guess are rules that no study
+has confirmed (docs/small.md).
 
 By estimate a step needs 17.0 GB, and 90% of 24 GB can be used; --verify compiles it.
 The run takes 7.9 hours if the images come fast enough, 517 a second: `dinov2-jax data

@@ -35,10 +35,9 @@ def render(recipe: choices.Recipe, compiled: str = "") -> str:
 def _paragraphs(recipe: choices.Recipe, compiled: str) -> list[list[str]]:
     """Return the docstring's paragraphs after the title, as lines."""
     needed, usable = plan.needed_bytes(recipe.config) / 1e9, plan.USABLE
-    written = (
-        f"Written by `{recipe.request.command}`; every value has its reason in a "
-        "comment. Values called a guess are rules that no study has confirmed "
-        "(docs/small.md)."
+    reasons = (
+        "Every value has its reason in a comment. Values called a guess are rules that "
+        "no study has confirmed (docs/small.md)."
     )
     memory = compiled or (
         f"By estimate a step needs {needed:.1f} GB, and {usable:.0%} of "
@@ -49,8 +48,11 @@ def _paragraphs(recipe: choices.Recipe, compiled: str) -> list[list[str]]:
         f"{recipe.images_per_second:,.0f} a second: `dinov2-jax data bench` measures "
         "that."
     )
-    texts = [written, f"{memory} {speed}", *recipe.advice]
-    return [textwrap.wrap(text, _WIDTH, break_on_hyphens=False) for text in texts]
+    texts = [reasons, f"{memory} {speed}", *recipe.advice]
+    command = ["Written by", "", f"{_INDENT}{recipe.request.command}"]
+    return [command] + [
+        textwrap.wrap(text, _WIDTH, break_on_hyphens=False) for text in texts
+    ]
 
 
 def _comment(choice: choices.Choice, differing: dict[str, Any]) -> list[str]:

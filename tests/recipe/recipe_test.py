@@ -38,7 +38,8 @@ def test_the_printed_file_is_the_config(asked, tmp_path):
     (tmp_path / "mine.py").write_text(text)
     config = config_file.read(str(tmp_path / "mine.py"), [])  # checks it
     assert flat(config) == flat(recipe.config)
-    assert max(map(len, text.splitlines())) <= 88
+    lines = [line for line in text.splitlines() if asked.command not in line]
+    assert max(map(len, lines)) <= 88
     # Only differences are set, and each has its comment.
     known, config = flat(default.get_config()), flat(config)
     for name, value in config.items():
