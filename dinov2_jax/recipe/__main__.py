@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mfu",
         type=_share,
-        default=0.45,
+        default=request.Request.mfu,
         help="share of the peak FLOP/s that a step reaches; the log of a run has it; "
         "default: 0.45, an assumption",
     )
