@@ -27,6 +27,7 @@ from dinov2_jax import console, errors, files
 _PROGRAMS = {
     "train": ("main", [], "train a model, or resume its training"),
     "preflight": ("main", ["--preflight"], "check everything that a run will need"),
+    "recipe": ("recipe", [], "print a config for your images and one device"),
     "embed": ("embed", [], "compute the features of all images in a folder"),
     "visualize": ("visualize", [], "draw features and attention of images"),
     "evaluate": ("eval", [], "measure how good frozen features are at tasks"),

@@ -8,6 +8,7 @@ import pytest
 
 from configs import default
 from dinov2_jax import config as config_lib
+from dinov2_jax import schedules
 from dinov2_jax.augment import policies
 
 EPOCH = 1250  # the reference's OFFICIAL_EPOCH_LENGTH
@@ -105,7 +106,33 @@ LONG = SHORT | {
     "optim.warmup_steps": 80 * EPOCH,
     "optim.layerwise_decay": 1.0,
 }
+# The options of the first DINO's program and their defaults, at 8 GPUs of 64 images.
+DINO_EPOCH = 1_281_167 // 512
+DINO = SHORT | {
+    "crops.global_crops_scale": (0.4, 1.0),
+    "crops.local_crops_scale": (0.05, 0.4),
+    "crops.blur": "intended",
+    "model.arch": "vit_small",
+    "model.layerscale": 0.0,
+    "model.drop_path_rate": 0.1,
+    "model.drop_path_uniform": False,
+    "dino.koleo_loss_weight": 0.0,
+    "ibot.loss_weight": 0.0,
+    "ibot.mask_sample_probability": 0.0,
+    "train.batch_size": 8 * 64,
+    "train.steps": 100 * DINO_EPOCH,
+    "teacher.momentum_teacher": 0.996,
+    "teacher.teacher_temp": 0.04,
+    "teacher.warmup_teacher_temp_steps": 0,
+    "optim.base_lr": 0.001 * 2**0.5,
+    "optim.warmup_steps": 10 * DINO_EPOCH,
+    "optim.freeze_last_layer_steps": DINO_EPOCH,
+    "optim.patch_embed_lr_mult": 1.0,
+    "optim.layerwise_decay": 1.0,
+}
+BLUR = {"reference": (0.0, 0.9, 0.5), "intended": (1.0, 0.1, 0.5)}
 EXPECTED = {
+    "dino": DINO,
     "default": SHORT,
     "vitl16_short": SHORT,
     "vitl": LONG | {"model.arch": "vit_large", "train.group_size": 32},
@@ -152,7 +179,7 @@ def test_equals_the_reference(name):
         "hue": 0.1,
         "grayscale_probability": 0.2,
         "solarize_probability": 0.2,
-        "blur_probabilities": (0.0, 0.9, 0.5),
+        "blur_probabilities": BLUR[EXPECTED[name]["crops.blur"]],
     }
 
 
@@ -164,6 +191,12 @@ def test_passes_the_check_and_is_locked(name):
     assert set(config_lib.flatten(c)) == set(config_lib.flatten(default.get_config()))
     with pytest.raises(AttributeError):
         c.optim.learning_rate = 1.0
+
+
+def test_the_first_dino_has_its_learning_rate():
+    """Twice 0.0005 at the batch of 512, by its linear rule."""
+    base = load("dino").optim.base_lr
+    assert schedules.scaled_lr(base, 512) == pytest.approx(0.001, rel=1e-12)
 
 
 def test_all_configs_are_found():

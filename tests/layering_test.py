@@ -25,7 +25,7 @@ ROWS = (
     "pretrained model_inputs",
     "embed visualize",
     "eval aot",
-    "preflight train main data.__main__",
+    "preflight train main data.__main__ recipe",
 )
 ROW = {room: i for i, row in enumerate(ROWS) for room in row.split()}
 ROW[""] = len(ROWS)  # the package, which offers `load`
