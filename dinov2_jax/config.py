@@ -35,7 +35,7 @@ HARMLESS = (
 # function for each.
 EVALUATIONS = {"knn": True, "logreg": True, "matching": False}
 _PLACES = ("data.path", "data.mixture")  # of the images; a run may follow them
-_PATHS = ("data.path", "init.source")
+_PATHS = ("data.path", "init.source", "gram.source")
 _CHOICES = {
     "data.source": registry.CHOICES,
     "data.augmentation": ("device", "host"),
@@ -65,13 +65,14 @@ _POSITIVE = (
     "data.max_pixels teacher.warmup_teacher_temp teacher.teacher_temp "
     "evaluation.batch_size evaluation.image_size evaluation.resize_size "
     "evaluation.picture_size evaluation.knn_temperature evaluation.matching_images "
-    "optim.base_lr optim.layerwise_decay"
+    "optim.base_lr optim.layerwise_decay gram.refresh_every"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
     "crops.local_crops_number "
     "dino.loss_weight "
-    "dino.koleo_loss_weight ibot.loss_weight "
+    "dino.koleo_loss_weight dino.local_loss_weight ibot.loss_weight "
+    "gram.loss_weight gram.start gram.refreshes "
     "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "
     "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
     "teacher.warmup_teacher_temp_steps checkpoint.keep_every evaluation.every seed "
@@ -117,6 +118,14 @@ _ADDED = {
     "crops.policy": "rgb",
     "optim.name": "adamw",
     "model.block": "folded",
+    "dino.local_loss_weight": 1.0,
+    "gram.loss_weight": 0.0,
+    "gram.source": "",
+    "gram.start": 0,
+    "gram.refresh_every": 10_000,
+    "gram.refreshes": 3,
+    "gram.scale": 1.0,
+    "gram.undistorted": True,
     **{f"crops.{name}": None for name in policies.FIELDS},
 }
 
@@ -276,7 +285,10 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
         )
     if not any(
         flat[f"{name}"]
-        for name in ("dino.loss_weight", "ibot.loss_weight", "dino.koleo_loss_weight")
+        for name in (
+            *("dino.loss_weight", "ibot.loss_weight", "dino.koleo_loss_weight"),
+            "gram.loss_weight",
+        )
     ):
         yield "every loss weight is 0: set --config.dino.loss_weight=1"
     if flat["model.arch"] == "custom":
@@ -302,6 +314,7 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             )
     yield from policies.problems(flat)
     yield from _channels(flat)
+    yield from _gram(flat)
     if flat["optim.warmup_steps"] > flat["train.steps"]:
         yield (
             f"optim.warmup_steps = {flat['optim.warmup_steps']} exceeds train.steps = "
@@ -350,6 +363,42 @@ def _channels(flat: dict[str, Any]) -> Iterator[str]:
                 f"--config.{name} to what `python -m dinov2_jax.data stats PATH "
                 f"--channels {channels}` prints"
             )
+
+
+def _gram(flat: dict[str, Any]) -> Iterator[str]:
+    source, start, scale = (flat[f"gram.{n}"] for n in ("source", "start", "scale"))
+    if not flat["gram.loss_weight"]:
+        if source:
+            yield (
+                f"gram.source = {source!r} has no effect without the loss: set "
+                "--config.gram.loss_weight=2"
+            )
+        return
+    if start >= flat["train.steps"]:
+        yield (
+            f"gram.start = {start} is not below train.steps = {flat['train.steps']}: "
+            "lower it"
+        )
+    if flat["gram.undistorted"] and flat["data.augmentation"] == "host":
+        yield (
+            "gram.undistorted = True needs crops that the device augments: set "
+            "--config.data.augmentation=device or --config.gram.undistorted=False"
+        )
+    if scale != 1 and not flat["gram.undistorted"]:
+        yield (
+            f"gram.scale = {scale} is for undistorted crops: set "
+            "--config.gram.undistorted=True or --config.gram.scale=1"
+        )
+    size, patch = flat["crops.global_crops_size"], flat["model.patch_size"]
+    side = round(size * scale)
+    if scale < 1:
+        yield f"gram.scale = {scale}: must be at least 1"
+    elif size % patch == 0 and (side % patch or abs(size * scale - side) > 1e-3):
+        near = round(size * scale / patch) * patch / size
+        yield (
+            f"gram.scale = {scale} makes crops of {size * scale:g} px, not a multiple "
+            f"of model.patch_size = {patch}: use {near:.9g}"
+        )
 
 
 def check_cluster(config: Any, num_processes: int, num_devices: int) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import optimizer, sharding, ssl_meta_arch, train_state
+from dinov2_jax import gram_teacher, optimizer, sharding, ssl_meta_arch, train_state
 from dinov2_jax.augment import on_device
 from dinov2_jax.models import network
 
@@ -47,13 +47,23 @@ def train_step(
       The state at step n + 1, and float32 metrics: `loss/...`, `grad_norm/...` (before
       clipping), `skipped_in_a_row`, `skipped`.
     """
-    batch = on_device.augment(batch, meta_arch.policy)
+    gram = meta_arch.gram
+    batch = on_device.augment(
+        batch, meta_arch.policy, undistorted=gram is not None and gram.undistorted
+    )
+    if gram:  # before all else, so that a skipped step keeps it
+        state = dataclasses.replace(
+            state,
+            centers=gram.refresh(state.centers, state.teacher_params, state.step),
+        )
     targets, centers = meta_arch.teacher.targets(
         state.teacher_params if frozen is None else frozen,
         state.centers,
         batch,
         scalars["teacher_temp"],
     )
+    if gram:
+        targets[gram_teacher.KEY] = gram.target(state.centers, batch, state.step)
     drop_path_key = jax.random.fold_in(jax.random.key(seed), state.step)
     (loss, terms), grads = jax.value_and_grad(meta_arch.loss, has_aux=True)(
         state.params, jax.lax.stop_gradient(targets), batch, drop_path_key

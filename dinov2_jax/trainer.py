@@ -52,16 +52,17 @@ class Trainer:
         return sum(x.size for x in jax.tree.leaves(self.params))
 
     def first_state(
-        self, params: dict[str, Any] | None = None
+        self, params: dict[str, Any] | None = None, gram: Any = None
     ) -> train_state.TrainState:
         """Return the state at step 0.
 
         Args:
           params: Submodules that were read, NumPy arrays; the rest is drawn from the
             seed.
+          gram: Backbone of the first Gram teacher that was read, NumPy arrays.
         """
         return train_state.make_state(
-            self._config.seed, self.meta_arch, self.tx, self.mesh, params
+            self._config.seed, self.meta_arch, self.tx, self.mesh, params, gram
         )
 
     def scalars(self, step: int) -> dict[str, np.float32]:
