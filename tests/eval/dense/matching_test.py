@@ -34,7 +34,7 @@ def test_a_crop_matches_itself_and_flips_change_nothing():
     assert matching.matching_accuracy(same, same, [box, box]) == (1.0, 20 * 30)
     other = (0, 20, 50, 50)
     crops = same, crop(features, other)
-    noisy = [x + np.random.default_rng(1).standard_normal(x.shape) / 4 for x in crops]
+    noisy = [x + np.random.default_rng(1).standard_normal(x.shape) / 20 for x in crops]
     accuracy, count = matching.matching_accuracy(*noisy, [box, other])
     assert 0.05 < accuracy < 0.95
     # The photograph and with it both crops and boxes turned left to right.
