@@ -15,11 +15,14 @@ import jax
 import numpy as np
 
 from configs import quickstart
-from dinov2_jax import cli, train, trainer
+from dinov2_jax import cli, errors, train, trainer
 from dinov2_jax.data import loader
 from dinov2_jax.data.sources import registry
 from dinov2_jax.eval import evaluator
 from dinov2_jax.weights import reading
+
+_MATCHING = "matching/accuracy"
+_LEAST_LOSS = 0.05  # of the matching accuracy, below which shares of it are noise
 
 
 def run_study(
@@ -42,6 +45,9 @@ def run_study(
     Returns:
       Metrics of "pretrained", "damaged", "plain" and "anchored" models, and under
       "recovered" the share of the lost matching that the last two regain.
+
+    Raises:
+      UserError: The noise costs too little matching to measure what is regained.
     """
     config = _make_config(seed, pretrain_steps)
     workdir = folder / f"pretrained-{seed}"
@@ -50,26 +56,29 @@ def run_study(
     params = reading.read(workdir, heads=True, num_heads=heads).params
     params = jax.tree.map(np.asarray, params)
     damaged = params | {"backbone": _damage(params["backbone"], seed, noise)}
-    states = {
-        "pretrained": params["backbone"],
-        "damaged": damaged["backbone"],
-        "plain": _train_on(_make_config(seed, steps), damaged, None),
-        "anchored": _train_on(
-            _make_config(seed, steps, loss_weight=2.0, source=str(workdir)),
-            damaged,
-            params["backbone"],
-        ),
-    }
     built = trainer.Trainer(config)
     judge = evaluator.make_evaluator(config, built.meta_arch, built.mesh)
-    results = {name: judge.evaluate(x, seed) for name, x in states.items()}
-    matching = {k: v["matching/accuracy"] for k, v in results.items()}
-    lost = matching["pretrained"] - matching["damaged"]
-    results["recovered"] = {
-        name: (matching[name] - matching["damaged"]) / lost
-        for name in ("plain", "anchored")
+    results = {
+        name: judge.evaluate(tree["backbone"], seed)
+        for name, tree in {"pretrained": params, "damaged": damaged}.items()
     }
-    return results
+    worst = results["damaged"][_MATCHING]
+    lost = results["pretrained"][_MATCHING] - worst
+    if lost < _LEAST_LOSS:
+        raise errors.UserError(
+            f"noise = {noise} costs {lost:.3f} of the matching accuracy, less than "
+            f"{_LEAST_LOSS}: raise --noise"
+        )
+    recovered = {}
+    for name, gram in {
+        "plain": {},
+        "anchored": {"loss_weight": 2.0, "source": str(workdir)},
+    }.items():
+        anchor = params["backbone"] if gram else None
+        backbone = _train_on(_make_config(seed, steps, **gram), damaged, anchor)
+        results[name] = judge.evaluate(backbone, seed)
+        recovered[name] = (results[name][_MATCHING] - worst) / lost
+    return results | {"recovered": recovered}
 
 
 def _make_config(seed: int, steps: int, **gram: Any) -> Any:
