@@ -160,6 +160,8 @@ def get_config() -> config_dict.ConfigDict:
     c.dino.head_nlayers = 3  # linear layers before the prototypes
     c.dino.head_hidden_dim = 2048  # width of the layers between
     c.dino.koleo_loss_weight = 0.1
+    # Factor on the pairs with local crops; DINOv3's Gram phase has 0.5.
+    c.dino.local_loss_weight = 1.0
 
     c.ibot = config_dict.ConfigDict()
     c.ibot.loss_weight = 1.0  # 0 turns the iBOT loss off
@@ -177,6 +179,25 @@ def get_config() -> config_dict.ConfigDict:
     c.coding_rate.weight = 1.0  # factor of the coding rate, besides the paper's gamma
     # Distance between features of unit length up to which they count as equal.
     c.coding_rate.eps = 0.05
+    # Gram anchoring (DINOv3 paper, section 4), for long trainings whose patch features
+    # decay: docs/gram.md.
+    c.gram = config_dict.ConfigDict()
+    c.gram.loss_weight = 0.0  # 0 turns it off; DINOv3: 2.0
+    # The first Gram teacher. "": the run's own EMA at step `start`; else anything that
+    # `init.source` accepts, of this architecture.
+    c.gram.source = ""
+    c.gram.start = 0  # first step with the loss
+    # The EMA replaces the Gram teacher this many steps after `start`, and again after
+    # as many, `refreshes` times in all.
+    c.gram.refresh_every = 10_000
+    c.gram.refreshes = 3
+    # Side of the Gram teacher's crops over that of the student's global crops. 1 costs
+    # a forward pass on them; DINOv3's best is 2, for four times that and larger crops
+    # from the host.
+    c.gram.scale = 1.0
+    # Its crops are flipped as the student's, but keep their colours and are not
+    # blurred; needs data.augmentation "device". False: the student's own crops.
+    c.gram.undistorted = True
 
     c.train = config_dict.ConfigDict()
     c.train.batch_size = 2048  # images per step on all devices; reference: 32 x 64

@@ -114,6 +114,12 @@ class CodingRateArch:
     ibot_loss_weight: float
     eps: float
     policy: policies.Policy = policies.POLICIES["rgb"]
+    gram: None = None  # anchoring is for pretraining with prototypes
+
+    def init_centers(self, params: network.Params) -> dict[str, Any]:
+        """Return what the targets keep from step to step, at step 0."""
+        del params
+        return self.teacher.init_centers()
 
     def prepare(
         self,

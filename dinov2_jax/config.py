@@ -38,7 +38,7 @@ HARMLESS = (
 # function for each.
 EVALUATIONS = {"knn": True, "logreg": True, "matching": False}
 _PLACES = ("data.path", "data.mixture")  # of the images; a run may follow them
-_PATHS = ("data.path", "init.source")
+_PATHS = ("data.path", "init.source", "gram.source")
 _CHOICES = {
     "data.source": registry.CHOICES,
     "data.augmentation": ("device", "host"),
@@ -77,14 +77,16 @@ _POSITIVE = (
     "evaluation.batch_size evaluation.image_size evaluation.resize_size "
     "evaluation.picture_size evaluation.knn_temperature evaluation.matching_images "
     "optim.base_lr optim.layerwise_decay distill.patch_share "
-    "distill.features.calibration_images coding_rate.weight coding_rate.eps"
+    "distill.features.calibration_images coding_rate.weight coding_rate.eps "
+    "gram.refresh_every"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
     "train.sinkhorn_queue "
     "crops.local_crops_number "
     "dino.loss_weight "
-    "dino.koleo_loss_weight ibot.loss_weight "
+    "dino.koleo_loss_weight dino.local_loss_weight ibot.loss_weight "
+    "gram.loss_weight gram.start gram.refreshes "
     "optim.min_lr optim.warmup_steps optim.weight_decay optim.weight_decay_end "
     "optim.clip_grad optim.freeze_last_layer_steps optim.patch_embed_lr_mult "
     "teacher.warmup_teacher_temp_steps checkpoint.keep_every evaluation.every seed "
@@ -153,6 +155,14 @@ _ADDED = {
     "train.sinkhorn_queue": 0,
     "coding_rate.weight": 1.0,
     "coding_rate.eps": 0.05,
+    "dino.local_loss_weight": 1.0,
+    "gram.loss_weight": 0.0,
+    "gram.source": "",
+    "gram.start": 0,
+    "gram.refresh_every": 10_000,
+    "gram.refreshes": 3,
+    "gram.scale": 1.0,
+    "gram.undistorted": True,
     **{f"crops.{name}": None for name in policies.FIELDS},
 }
 
@@ -312,7 +322,10 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
         )
     if not any(
         flat[f"{name}"]
-        for name in ("dino.loss_weight", "ibot.loss_weight", "dino.koleo_loss_weight")
+        for name in (
+            *("dino.loss_weight", "ibot.loss_weight", "dino.koleo_loss_weight"),
+            "gram.loss_weight",
+        )
     ):
         yield "every loss weight is 0: set --config.dino.loss_weight=1"
     yield from _objective(flat)
@@ -339,6 +352,7 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             )
     yield from policies.problems(flat)
     yield from _channels(flat)
+    yield from _gram(flat)
     if flat["optim.warmup_steps"] > flat["train.steps"]:
         yield (
             f"optim.warmup_steps = {flat['optim.warmup_steps']} exceeds train.steps = "
@@ -405,6 +419,11 @@ def _distillation(flat: dict[str, Any]) -> Iterator[str]:
             "frozen teacher, for which distill.objective is: set "
             "--config.train.objective=prototypes"
         )
+    if flat["gram.loss_weight"]:
+        yield (
+            f"gram.loss_weight = {flat['gram.loss_weight']}: a frozen teacher is anchor "
+            "enough, set --config.gram.loss_weight=0"
+        )
     if flat["train.sinkhorn_queue"]:
         yield (
             f"train.sinkhorn_queue = {flat['train.sinkhorn_queue']}: a frozen teacher "
@@ -451,6 +470,42 @@ def _channels(flat: dict[str, Any]) -> Iterator[str]:
                 f"--config.{name} to what `python -m dinov2_jax.data stats PATH "
                 f"--channels {channels}` prints"
             )
+
+
+def _gram(flat: dict[str, Any]) -> Iterator[str]:
+    source, start, scale = (flat[f"gram.{n}"] for n in ("source", "start", "scale"))
+    if not flat["gram.loss_weight"]:
+        if source:
+            yield (
+                f"gram.source = {source!r} has no effect without the loss: set "
+                "--config.gram.loss_weight=2"
+            )
+        return
+    if start >= flat["train.steps"]:
+        yield (
+            f"gram.start = {start} is not below train.steps = {flat['train.steps']}: "
+            "lower it"
+        )
+    if flat["gram.undistorted"] and flat["data.augmentation"] == "host":
+        yield (
+            "gram.undistorted = True needs crops that the device augments: set "
+            "--config.data.augmentation=device or --config.gram.undistorted=False"
+        )
+    if scale != 1 and not flat["gram.undistorted"]:
+        yield (
+            f"gram.scale = {scale} is for undistorted crops: set "
+            "--config.gram.undistorted=True or --config.gram.scale=1"
+        )
+    size, patch = flat["crops.global_crops_size"], flat["model.patch_size"]
+    side = round(size * scale)
+    if scale < 1:
+        yield f"gram.scale = {scale}: must be at least 1"
+    elif size % patch == 0 and (side % patch or abs(size * scale - side) > 1e-3):
+        near = round(size * scale / patch) * patch / size
+        yield (
+            f"gram.scale = {scale} makes crops of {size * scale:g} px, not a multiple "
+            f"of model.patch_size = {patch}: use {near:.9g}"
+        )
 
 
 def check_cluster(config: Any, num_processes: int, num_devices: int) -> None:

@@ -155,6 +155,12 @@ class FeatureRegression:
     kind: str
     policy: policies.Policy
     patches: patch_choice.PatchChoice
+    gram: None = None  # anchoring is for pretraining with prototypes
+
+    def init_centers(self, params: network.Params) -> dict[str, Any]:
+        """Return what the targets keep from step to step, at step 0."""
+        del params
+        return self.teacher.init_centers()
 
     def prepare(
         self,

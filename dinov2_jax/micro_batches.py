@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax import sharding
+from dinov2_jax import gram_teacher, sharding
 from dinov2_jax.losses.tiled import targets as targets_lib
 from dinov2_jax.models import stochastic_depth
 
@@ -25,6 +25,7 @@ def targets(
     temp: jax.Array,
     key: jax.Array,
     count: int,
+    step: jax.Array,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """Compute the teacher's targets for the whole batch, its outputs part by part.
 
@@ -36,18 +37,23 @@ def targets(
       temp: The teacher's temperature.
       key: PRNG key of the step.
       count: Number of micro-batches, n.
+      step: Number of steps done.
 
     Returns:
-      What `meta_arch.teacher.targets` returns.
+      What `meta_arch.teacher.targets` returns, with the Gram teacher's target, if any.
     """
 
     def outputs(part):
         part_of_batch, groups = part
         prepared = meta_arch.prepare(part_of_batch, key, _describe(groups, count))
-        return meta_arch.teacher.outputs(teacher_params, prepared)
+        anchors = {}
+        if meta_arch.gram:
+            anchors[gram_teacher.KEY] = meta_arch.gram.target(centers, prepared, step)
+        return meta_arch.teacher.outputs(teacher_params, prepared), anchors
 
-    found = jax.lax.map(outputs, _parts(batch, count))
-    return meta_arch.teacher.assign(teacher_params, centers, merge(found), temp)
+    found, anchors = merge(jax.lax.map(outputs, _parts(batch, count)))
+    found, centers = meta_arch.teacher.assign(teacher_params, centers, found, temp)
+    return found | anchors, centers
 
 
 def value_and_grad(

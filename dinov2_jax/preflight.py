@@ -255,11 +255,15 @@ class _Preflight:
     def weights(self) -> str:
         """Read the weights that the run starts from."""
         self.first = initial.read(self.config, self.trainer.meta_arch)
-        return self.first.description if self.first else "from scratch"
+        self.gram = initial.read_gram(self.config, self.trainer.meta_arch)
+        first = self.first.description if self.first else "from scratch"
+        return f"{first}; {self.gram.description}" if self.gram else first
 
     def step(self) -> str:
         """Compile the step and run it twice."""
-        state = self.trainer.first_state(self.first and self.first.params)
+        state = self.trainer.first_state(
+            self.first and self.first.params, self.gram and self.gram.params["backbone"]
+        )
         batch, scalars = self.trainer.place(self.batch), self.trainer.scalars(0)
         with jax.set_mesh(self.trainer.mesh):
             start = time.monotonic()

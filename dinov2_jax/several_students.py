@@ -57,6 +57,7 @@ def step(
         scalars[first]["teacher_temp"],
         key,
         num_micro_batches,
+        states[first].step,
     )
     new_states, metrics, found = {}, {}, []
     for name, state in states.items():
@@ -133,9 +134,11 @@ class SeveralStudents(trainer.Trainer):
         """Return trainer and state of each student, by name."""
         return {name: (own, state[name]) for name, own in self._trainers.items()}
 
-    def first_state(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
+    def first_state(
+        self, params: dict[str, Any] | None = None, gram: Any = None
+    ) -> dict[str, Any]:
         """Return the states at step 0."""
-        del params  # `init` is for one student
+        del params, gram  # which are for one student without a frozen teacher
         return {name: own.first_state() for name, own in self._trainers.items()}
 
     def scalars(self, step: int) -> dict[str, Any]:

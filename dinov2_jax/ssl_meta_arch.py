@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax import patch_choice, teacher_view
+from dinov2_jax import gram_teacher, patch_choice, teacher_view
 from dinov2_jax import teacher as teacher_lib
 from dinov2_jax.augment import on_device, policies
 from dinov2_jax.data import batch_spec
-from dinov2_jax.losses import dino, koleo
+from dinov2_jax.losses import dino, gram, koleo
 from dinov2_jax.losses.tiled import cross_entropy, queue
 from dinov2_jax.models import network, stochastic_depth
 
@@ -35,6 +35,8 @@ class SSLMetaArch:
       policy: Augmentation of crops whose batch has `augmentation_keys`.
       views: Teacher views that the global crops are paired with, see `losses.dino`.
       patches: The patches of the iBOT loss, and no masks; None: the masked ones.
+      dino_local_loss_weight: Factor on the pairs with local crops in the DINO loss.
+      gram: The teacher of Gram anchoring; None leaves it out.
     """
 
     student: network.Network
@@ -45,6 +47,8 @@ class SSLMetaArch:
     policy: policies.Policy = policies.POLICIES["rgb"]
     views: str = "other"
     patches: patch_choice.PatchChoice | None = None
+    dino_local_loss_weight: float = 1.0
+    gram: gram_teacher.GramTeacher | None = None
 
     def prepare(
         self,
@@ -59,15 +63,23 @@ class SSLMetaArch:
           key: PRNG key of the step.
           micro_batch: The groups of the batch that these are; None: all.
         """
-        batch = on_device.augment(batch, self.policy)
+        undistorted = self.gram is not None and self.gram.undistorted
+        batch = on_device.augment(batch, self.policy, undistorted=undistorted)
         if self.patches is not None:
             batch = self.patches(batch, key, micro_batch)
         return batch
 
+    def init_centers(self, params: network.Params) -> dict[str, Any]:
+        """Return what the targets keep from step to step, for parameters at step 0."""
+        centers: dict[str, Any] = dict(self.teacher.init_centers())
+        if self.gram:
+            centers[gram_teacher.KEY] = self.gram.init(params)
+        return centers
+
     def loss(
         self,
         params: network.Params,
-        targets: teacher_lib.Targets,
+        targets: dict[str, Any],
         batch: Batch,
         drop_path_key: jax.Array,
         micro_batch: stochastic_depth.MicroBatch | None = None,
@@ -84,7 +96,7 @@ class SSLMetaArch:
 
         Returns:
           The total and its weighted terms: `dino_local`, `dino_global`, `koleo` and
-          `ibot` (the reference logs the last two halved).
+          `ibot` (the reference logs the last two halved), and `gram`.
         """
         global_crops, local_crops = batch["global_crops"], batch["local_crops"]
         num_groups, num_global = global_crops.shape[:2]
@@ -94,9 +106,18 @@ class SSLMetaArch:
         if local_crops.shape[1]:
             crops.append(local_crops)
             masks.append(None)
-        cls, masked = self.student.tokens(
-            params, crops, masks, batch["masked_indices"], drop_path_key, micro_batch
+        indices = batch["masked_indices"]
+        if self.gram:
+            count = num_global * batch["masks"].shape[2]
+            indices = gram_teacher.every_patch(len(global_crops), count)
+        cls, patches = self.student.tokens(
+            params, crops, masks, indices, drop_path_key, micro_batch
         )
+        masked = patches
+        if self.gram:
+            masked = jnp.take_along_axis(
+                patches, batch["masked_indices"][..., None], axis=1
+            )
         images = num_global // 2
         heads = self.student.heads(params)
         terms, parts = {}, {}
@@ -105,8 +126,14 @@ class SSLMetaArch:
             x, weights = heads["dino"](jnp.concatenate(views, axis=2))
             pairs, normaliser = dino.crop_pairs(x.shape[2] - 2, self.views)
             scale = self.dino_loss_weight / (num_groups * images * normaliser)
+            factors = (1.0, 1.0) + (self.dino_local_loss_weight,) * (len(pairs) - 2)
             terms["dino"], by_crop = cross_entropy.cross_entropy(
-                x, weights, targets["dino"], jnp.full(x.shape[:2], scale), pairs=pairs
+                x,
+                weights,
+                targets["dino"],
+                jnp.full(x.shape[:2], scale),
+                pairs=pairs,
+                factors=() if set(factors) == {1.0} else factors,
             )
             parts["dino_local"] = jnp.sum(by_crop[2:])
             parts["dino_global"] = jnp.sum(by_crop[:2])
@@ -126,6 +153,15 @@ class SSLMetaArch:
                 pairs=((0,),),
             )
             parts["ibot"] = terms["ibot"]
+        if self.gram:
+            target = targets[gram_teacher.KEY]
+            by_crop = gram.gram_loss(
+                patches.reshape(-1, num_global, *target.patches.shape[2:]),
+                target.patches,
+            )
+            scale = target.weights / (num_groups * num_global)
+            terms["gram"] = jnp.sum(scale * jnp.sum(by_crop, axis=1))
+            parts["gram"] = terms["gram"]
         return sum(terms.values()), parts
 
 
@@ -167,6 +203,8 @@ def make_ssl_meta_arch(
         ibot_loss_weight=config.ibot.loss_weight,
         policy=policies.make_policy(config),
         **distilled,
+        dino_local_loss_weight=config.dino.local_loss_weight,
+        gram=gram_teacher.make_gram_teacher(config, student),
     )
 
 

@@ -207,8 +207,11 @@ class Run:
                 return [*lines, f"resumed from step {self.start_step}"]
         # Random weights, or those that `config.init` names.
         weights = initial.read(self.config, self.trainer.meta_arch)
-        self.state = self.trainer.first_state(weights and weights.params)
-        return [*lines, weights.description] if weights else lines
+        gram = initial.read_gram(self.config, self.trainer.meta_arch)
+        self.state = self.trainer.first_state(
+            weights and weights.params, gram and gram.params["backbone"]
+        )
+        return [*lines, *(read.description for read in (weights, gram) if read)]
 
     def loop(self, profiler: profiler_lib.Profiler) -> None:
         """Run all remaining steps, rolling back if the loss blows up."""

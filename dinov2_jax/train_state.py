@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import sharding, ssl_meta_arch
+from dinov2_jax import gram_teacher, sharding, ssl_meta_arch
 
 
 @flax.struct.dataclass
@@ -21,8 +21,9 @@ class TrainState:
       params: The student's parameters, float32.
       teacher_params: EMA of `params`, float32.
       opt_state: State of the optimizer.
-      centers: What the teacher's targets keep from step to step: centres of the EMA
-        centring, or the queue of Sinkhorn-Knopp, if any.
+      centers: What the targets keep from step to step: centres of the EMA centring, or
+        the queue of Sinkhorn-Knopp, if any; with Gram anchoring also the Gram teacher's
+        backbone, "gram", in the dtype of the matmuls.
       skipped_in_a_row: Number of non-finite steps since the last finite one, int32.
       skipped: Number of all non-finite steps, int32.
     """
@@ -56,7 +57,7 @@ def state_from_params(
         params=params,
         teacher_params=jax.tree.map(jnp.copy, params),
         opt_state=tx.init(params),
-        centers=meta_arch.teacher.init_centers(),
+        centers=meta_arch.init_centers(params),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
     )
@@ -84,6 +85,7 @@ def make_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     loaded: dict[str, Any] | None = None,
+    gram: Any = None,
 ) -> TrainState:
     """Create the state at step 0 in one jit, so that no device holds it whole.
 
@@ -94,6 +96,8 @@ def make_state(
       mesh: The mesh, from `sharding.make_mesh`.
       loaded: Submodules of the parameters to start from, NumPy arrays, the same in
         every process; the teacher starts as a copy of them too.
+      gram: Backbone of the first Gram teacher, NumPy arrays likewise; None takes the
+        EMA's.
     """
     abstract = abstract_state(meta_arch, tx, mesh)
     loaded = {
@@ -108,7 +112,12 @@ def make_state(
         donate_argnums=1,
     )
     with jax.set_mesh(mesh):
-        return init(jax.random.key(seed), loaded)
+        state = init(jax.random.key(seed), loaded)
+    if gram is None:
+        return state
+    expected = abstract.centers[gram_teacher.KEY]
+    params = jax.tree.map(lambda x, to: place(x.astype(to.dtype), to), gram, expected)
+    return state.replace(centers={**state.centers, gram_teacher.KEY: params})
 
 
 def place(array: np.ndarray, abstract: jax.ShapeDtypeStruct) -> jax.Array:

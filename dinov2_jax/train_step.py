@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import micro_batches, optimizer, sharding, ssl_meta_arch, train_state
+from dinov2_jax import (
+    gram_teacher,
+    micro_batches,
+    optimizer,
+    sharding,
+    ssl_meta_arch,
+    train_state,
+)
 from dinov2_jax.models import network
 
 TrainState = train_state.TrainState
@@ -50,6 +57,12 @@ def train_step(
       The state at step n + 1, and float32 metrics: `loss/...`, `grad_norm/...` (before
       clipping), `skipped_in_a_row`, `skipped`.
     """
+    if meta_arch.gram:  # before all else, so that a skipped step keeps it
+        gram = meta_arch.gram
+        state = dataclasses.replace(
+            state,
+            centers=gram.refresh(state.centers, state.teacher_params, state.step),
+        )
     teacher_params = state.teacher_params if frozen is None else frozen
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     targets, centers, batch = compute_targets(
@@ -60,6 +73,7 @@ def train_step(
         scalars["teacher_temp"],
         key,
         num_micro_batches,
+        state.step,
     )
     return update_student(
         state,
@@ -82,6 +96,7 @@ def compute_targets(
     temp: jax.Array,
     key: jax.Array,
     num_micro_batches: int,
+    step: jax.Array,
 ) -> tuple[dict[str, Any], dict[str, jax.Array], ssl_meta_arch.Batch]:
     """Return the targets, the centres after this step and the batch for the student.
 
@@ -93,16 +108,27 @@ def compute_targets(
       temp: The teacher's temperature.
       key: PRNG key of the step.
       num_micro_batches: Number of parts in which the batch is computed.
+      step: Number of steps done.
     """
     if num_micro_batches > 1:  # the batch is prepared again for each part
         targets, centers = micro_batches.targets(
-            meta_arch, teacher_params, centers, batch, temp, key, num_micro_batches
+            meta_arch,
+            teacher_params,
+            centers,
+            batch,
+            temp,
+            key,
+            num_micro_batches,
+            step,
         )
     else:
         batch = meta_arch.prepare(batch, key)
-        targets, centers = meta_arch.teacher.targets(
+        targets, new_centers = meta_arch.teacher.targets(
             teacher_params, centers, batch, temp
         )
+        if meta_arch.gram:
+            targets[gram_teacher.KEY] = meta_arch.gram.target(centers, batch, step)
+        centers = new_centers
     return jax.lax.stop_gradient(targets), centers, batch
 
 

@@ -85,15 +85,18 @@ class Trainer:
         """Return trainer and state of each student, by name; "" is a lone one's."""
         return {"": (self, state)}
 
-    def first_state(self, params: dict[str, Any] | None = None) -> Any:
+    def first_state(
+        self, params: dict[str, Any] | None = None, gram: Any = None
+    ) -> Any:
         """Return the `TrainState` at step 0.
 
         Args:
           params: Submodules that were read, NumPy arrays; the rest is drawn from the
             seed.
+          gram: Backbone of the first Gram teacher that was read, NumPy arrays.
         """
         return train_state.make_state(
-            self._config.seed, self.meta_arch, self.tx, self.mesh, params
+            self._config.seed, self.meta_arch, self.tx, self.mesh, params, gram
         )
 
     def scalars(self, step: int) -> dict[str, Any]:

@@ -75,6 +75,11 @@ BAD = [
     ("crops.local_crops_scale", ("a", "b")),
     ("ibot.mask_ratio_min_max", (None, 1)),
     ("evaluation.knn_k", ("10",)),
+    ("dino.local_loss_weight", -0.5),
+    ("gram.loss_weight", -2.0),
+    ("gram.start", -1),
+    ("gram.refresh_every", 0),
+    ("gram.refreshes", -1),
 ]
 # field, bad value, what the message names to put in its place
 FIXES = [
@@ -92,6 +97,7 @@ FIXES = [
     ("init.heads_only_steps", 10, "--config.init.source="),
     ("evaluation.image_size", 230, "use 224 or 240"),
     ("train.sinkhorn_queue", 4, "set --config.train.centering=sinkhorn_knopp"),
+    ("gram.source", "runs/early", "--config.gram.loss_weight=2"),
 ]
 
 
@@ -169,8 +175,31 @@ def test_disabled_features_are_not_checked(changes):
     config_lib.check(changed(*changes))
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"gram.start": 125_000}, "not below train.steps = 125000"),
+        ({"data.augmentation": "host"}, "--config.gram.undistorted=False"),
+        ({"gram.scale": 0.5}, "must be at least 1"),
+        ({"gram.scale": 2.0, "gram.undistorted": False}, "--config.gram.scale=1"),
+        ({"gram.scale": 1.5, "model.patch_size": 14}, ""),
+        ({"gram.scale": 1.55}, "use 1.57142857"),
+        ({"gram.scale": 1.57142857}, ""),
+        ({"data.augmentation": "host", "gram.undistorted": False}, ""),
+    ],
+)
+def test_gram_anchoring(changes, words):
+    changes = {"gram.loss_weight": 2.0, "crops.local_crops_number": 0} | changes
+    c = changed(*changes.items())
+    if words:
+        assert words in message(c)
+    else:
+        config_lib.check(c)
+
+
 def test_all_weights_zero():
     weights = ("dino.loss_weight", "dino.koleo_loss_weight", "ibot.loss_weight")
+    config_lib.check(changed(*((w, 0.0) for w in weights), ("gram.loss_weight", 1.0)))
     problem = message(changed(*((w, 0.0) for w in weights)))
     assert "--config.dino.loss_weight=1" in problem
 

@@ -48,6 +48,7 @@ SHORT = {
     "dino.head_nlayers": 3,
     "dino.head_hidden_dim": 2048,
     "dino.koleo_loss_weight": 0.1,
+    "dino.local_loss_weight": 1.0,
     "ibot.loss_weight": 1.0,
     "ibot.mask_sample_probability": 0.5,
     "ibot.mask_ratio_min_max": (0.1, 0.5),
@@ -165,7 +166,7 @@ def test_equals_the_reference(name):
         "train.max_rollbacks",
         "train.hang_timeout",
     )
-    own += ("crops.policy", *(f"crops.{field}" for field in policies.FIELDS))
+    own += ("gram.", "crops.policy", *(f"crops.{field}" for field in policies.FIELDS))
     assert {f for f in flat if not f.startswith(own)} <= set(EXPECTED[name])
     # Constants of the reference's data/augmentations.py.
     assert dataclasses.asdict(policies.make_policy(load(name))) == {

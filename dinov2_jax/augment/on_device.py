@@ -48,7 +48,7 @@ class Draws:
 
 
 def augment(
-    batch: dict[str, jax.Array], policy: policies.Policy
+    batch: dict[str, jax.Array], policy: policies.Policy, *, undistorted: bool = False
 ) -> dict[str, jax.Array]:
     """Augment the crops of a batch as the host would.
 
@@ -56,6 +56,9 @@ def augment(
       batch: The batch, see `data/batch_builder.py`; without `augmentation_keys` it is
         returned unchanged.
       policy: Augmentations and their probabilities.
+      undistorted: Whether to add `gram_crops`: the global crops, or larger ones of the
+        same places if the batch has them, flipped and turned alike but not changed
+        otherwise.
     """
     if "augmentation_keys" not in batch:
         return batch
@@ -66,14 +69,20 @@ def augment(
     draws = draw(keys, policy, num_local=num_local)
     first = 2 * images
 
+    def changed(crops, start, stop, policy):
+        taken = {
+            field.name: getattr(draws, field.name)[..., start:stop]
+            for field in dataclasses.fields(draws)
+        }
+        return apply(crops, Draws(**taken), policy)
+
     def part(name, start, stop):
         if start < stop:
-            taken = {
-                field.name: getattr(draws, field.name)[..., start:stop]
-                for field in dataclasses.fields(draws)
-            }
-            batch[name] = apply(batch[name], Draws(**taken), policy)
+            batch[name] = changed(batch[name], start, stop, policy)
 
+    if undistorted:
+        crops = batch.get("gram_crops", batch["global_crops"])
+        batch["gram_crops"] = changed(crops, 0, first, policy.geometry())
     part("global_crops", 0, first)
     part("local_crops", first, first + num_local * images)
     return batch

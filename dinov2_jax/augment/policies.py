@@ -67,6 +67,16 @@ class Policy:
         """Probabilities for global crop 1, global crop 2 and local crops."""
         return 0.0, self.solarize_probability, 0.0
 
+    def geometry(self) -> "Policy":
+        """Return the policy that only flips and turns."""
+        return dataclasses.replace(
+            self,
+            jitter_probability=0.0,
+            grayscale_probability=0.0,
+            solarize_probability=0.0,
+            blur_probabilities=(0.0, 0.0, 0.0),
+        )
+
 
 _NO_COLOR = {"saturation": 0.0, "hue": 0.0, "grayscale_probability": 0.0}
 _ANY_SIDE_UP = {"vertical_flip_probability": 0.5, "quarter_turn_probability": 0.5}

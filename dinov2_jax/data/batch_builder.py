@@ -11,6 +11,7 @@ global crop, M the upper bound of masked patches per group.
     masked_indices  int32    [G, M]            ascending in the flat 2B * N; padding 0
     masked_weights  float32  [G, M]            1 / masked patches of the crop; padding 0
     augmentation_keys  uint32 [G, B, 2]        one per image, if the device augments
+    gram_crops      uint8    [G, 2B, S', S', C]  as global_crops, if S' is another size
     bad_images      BAD_IMAGE [any]            unreadable images; stays on the host
 
 The batch of step n depends only on (seed, data, n). Image i of group g is number
@@ -127,6 +128,8 @@ class BatchBuilder:
             masked_indices=indices,
             masked_weights=weights,
         )
+        if self.multi_crop.gram_crops_size:
+            group["gram_crops"] = _crop_major([larger for *_, larger in crops])
         if self.multi_crop.policy is None:
             group["augmentation_keys"] = np.stack(keys)
         return group
@@ -221,6 +224,7 @@ def make_batch_builder(
             "add images or lower --config.train.batch_size (and train.group_size)"
         )
     crops, on_host = config.crops, config.data.augmentation == "host"
+    gram_size = batch_spec_lib.gram_crops_size(config)
     return BatchBuilder(
         source=source,
         multi_crop=multi_crop.MultiCrop(
@@ -230,6 +234,7 @@ def make_batch_builder(
             local_crops_size=crops.local_crops_size,
             local_crops_scale=tuple(crops.local_crops_scale),
             policy=policies.make_policy(config) if on_host else None,
+            gram_crops_size=0 if gram_size == crops.global_crops_size else gram_size,
         ),
         seed=config.seed,
         batch_size=batch_size,

@@ -13,6 +13,12 @@ def patch_grid(config: Any) -> tuple[int, int]:
     return side, side
 
 
+def gram_crops_size(config: Any) -> int:
+    """Return the side in pixels of the Gram teacher's crops; 0 if it has none."""
+    size = config.crops.global_crops_size * config.gram.scale
+    return round(size) if config.gram.loss_weight else 0
+
+
 def batch_spec(config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return (shape, dtype) of the arrays that go to the devices, over all processes.
 
@@ -37,6 +43,9 @@ def batch_spec(config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         "masked_indices": ((g, size), np.int32),
         "masked_weights": ((g, size), np.float32),
     }
+    if gram_crops_size(config) not in (0, large):
+        side = gram_crops_size(config)
+        shapes["gram_crops"] = ((g, 2 * b, side, side, chans), np.uint8)
     if config.data.augmentation == "device":
         shapes["augmentation_keys"] = ((g, b, 2), np.uint32)
     return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}

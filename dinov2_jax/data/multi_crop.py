@@ -25,6 +25,8 @@ class MultiCrop:
       local_crops_size: Side of a local crop, s, in pixels.
       local_crops_scale: Smallest and largest share of the image's area.
       policy: Augmentation of the crops on the host; None leaves it to the device.
+      gram_crops_size: Side of a second copy of the global crops, S', in pixels, only
+        where the device augments; 0 cuts none.
     """
 
     global_crops_size: int = 224
@@ -33,10 +35,11 @@ class MultiCrop:
     local_crops_size: int = 96
     local_crops_scale: tuple[float, float] = (0.05, 0.32)
     policy: policies.Policy | None = None
+    gram_crops_size: int = 0
 
     def __call__(
         self, image: image_decoder.OpenedImage, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         """Draw all crops of an image.
 
         Args:
@@ -44,7 +47,8 @@ class MultiCrop:
           rng: The only source of randomness.
 
         Returns:
-          uint8 [2, S, S, C] and uint8 [L, s, s, C].
+          uint8 [2, S, S, C], uint8 [L, s, s, C] and, with `gram_crops_size`, uint8
+          [2, S', S', C] of the same boxes as the first.
 
         Raises:
           BadImage: The image cannot be decoded.
@@ -53,8 +57,9 @@ class MultiCrop:
         small = self.local_crops_size
         local_crops = np.empty((0, small, small, crops[0].shape[2]), np.uint8)
         if self.local_crops_number:
-            local_crops = np.stack(crops[2:])
-        return np.stack(crops[:2]), local_crops
+            local_crops = np.stack(crops[2 : 2 + self.local_crops_number])
+        larger = crops[2 + self.local_crops_number :]
+        return np.stack(crops[:2]), local_crops, *([np.stack(larger)] if larger else [])
 
     def _augmented(self, image, rng):
         pixels, crops = image.pixels(), []
@@ -67,7 +72,10 @@ class MultiCrop:
     def _cut(self, image, rng):
         views = self.views()
         boxes = [self._box(rng, image, scale) for _, _, scale in views]
-        pixels = image.pixels(crop_boxes.reduction(boxes, [v[1] for v in views]))
+        sizes = [size for _, size, _ in views]
+        if self.gram_crops_size:
+            boxes, sizes = boxes + boxes[:2], sizes + [self.gram_crops_size] * 2
+        pixels = image.pixels(crop_boxes.reduction(boxes, sizes))
         height, width = pixels.shape[:2]
         if (width, height) != (image.width, image.height):
             boxes = [
@@ -78,7 +86,7 @@ class MultiCrop:
             ]
         return [
             fast_resize.crop_and_resize(pixels, box, size)
-            for box, (_, size, _) in zip(boxes, views)
+            for box, size in zip(boxes, sizes)
         ]
 
     def views(self) -> list[tuple[int, int, tuple[float, float]]]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.data import masking
+from dinov2_jax.data import batch_spec, masking
 from dinov2_jax.models import model_config, stochastic_depth
 
 # Dense bfloat16 peak of one JAX device, FLOP/s, from the makers' data sheets. tpu7x: a
@@ -65,7 +65,8 @@ class StepFlops:
     """FLOPs per image of one training step.
 
     Attributes:
-      teacher: The teacher's forward pass over two global crops and its heads.
+      teacher: The teacher's forward pass over two global crops and its heads, and the
+        Gram teacher's if there is one.
       student_forward: The student's forward pass over all crops, only the samples that
         stochastic depth keeps, and its heads.
       heads: The part of `per_image` in the heads: the teacher's forward pass and the
@@ -101,6 +102,8 @@ class Workload:
       dino_widths: Widths of the DINO head from its input to the prototypes, or to the
         bottleneck if there are none; () if its loss is off.
       ibot_widths: The same of the head that serves the iBOT loss.
+      gram_size: Side in pixels of the two crops of the Gram teacher; 0 if there is
+        none. The similarities of patches are not counted: they are a thousandth.
     """
 
     group_size: int
@@ -114,6 +117,7 @@ class Workload:
     masked: int
     dino_widths: tuple[int, ...]
     ibot_widths: tuple[int, ...]
+    gram_size: int = 0
 
     def patches(self, size: int) -> int:
         """Return the number of patches of a crop whose side is `size` pixels."""
@@ -158,6 +162,7 @@ def make_workload(config: Any) -> Workload:
         ibot_widths=(
             widths(ibot if ibot.separate_head else dino) if ibot.loss_weight else ()
         ),
+        gram_size=batch_spec.gram_crops_size(config),
     )
 
 
@@ -197,10 +202,14 @@ def step_flops(work: Workload) -> StepFlops:
         linear, core = _block(work, size)
         cores.append(kept * core)
         blocks.append(kept * (linear + core))
-    teacher_count, size = kinds[0]
-    linear, core = _block(work, size)
-    teacher_core = teacher_count * depth * core
-    teacher_backbone = embed[0] + teacher_count * depth * (linear + core)
+    teacher_count, teacher_size = kinds[0]
+    teacher_core = teacher_backbone = 0.0
+    for size in (teacher_size, *filter(None, [work.gram_size])):
+        linear, core = _block(work, size)
+        teacher_core += teacher_count * depth * core
+        teacher_backbone += teacher_count * (
+            _patch_embed(work, size) + depth * (linear + core)
+        )
     teacher_heads = _heads(work, teacher_count)
     student_heads = _heads(work, sum(count for count, _ in kinds))
 

@@ -47,17 +47,13 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
         return None
     run_model = meta_arch.student.backbone.config
     expected = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
-    released = [size[:2] for size in model_config.ARCHS.values()]
     with on_host():
         try:
             weights = reading.read(
                 source,
                 which=config.init.which or None,
                 heads=heads,
-                # For an unreleased size only the config knows the number of heads.
-                num_heads=None
-                if (run_model.embed_dim, run_model.depth) in released
-                else run_model.num_heads,
+                num_heads=_unreleased_heads(run_model),
             )
         except errors.UserError as error:
             raise errors.UserError(f"--config.init.source: {error}") from error
@@ -65,22 +61,68 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
         _check_backbone(file_model, run_model, config.model.arch == "custom", source)
         if heads:
             _check_heads(params, expected, config)
-        sides = [m.grid_size for m in (file_model, run_model)]
-        params["backbone"] = params["backbone"] | {
-            "pos_embed": pos_embed.interpolate_pos_embed(
-                params["backbone"]["pos_embed"],
-                sides[1],
-                sides[1],
-                offset=run_model.interpolate_offset,
-                antialias=run_model.interpolate_antialias,
-            )
-        }
+        params["backbone"] = _resampled(params["backbone"], run_model)
         params = {
             name: jax.tree.map(np.asarray, params[name])
             for name in expected
             if name in params
         }
+    sides = [m.grid_size for m in (file_model, run_model)]
     return InitialWeights(params, _describe(config.init, *sides))
+
+
+def read_gram(
+    config: Any, meta_arch: ssl_meta_arch.SSLMetaArch
+) -> InitialWeights | None:
+    """Read the backbone of the first Gram teacher that `config.gram` names.
+
+    Returns:
+      The backbone alone; None if there is no Gram teacher or it is an EMA of the run.
+
+    Raises:
+      UserError: The source is missing, unreadable or of another model than the run's.
+    """
+    source = config.gram.source
+    if not (source and meta_arch.gram):
+        return None
+    run_model = meta_arch.student.backbone.config
+    with on_host():
+        try:
+            weights = reading.read(source, num_heads=_unreleased_heads(run_model))
+            _check_backbone(
+                weights.module.config, run_model, config.model.arch == "custom", source
+            )
+        except errors.UserError as error:
+            raise errors.UserError(
+                f"--config.gram.source must be a model of the run's kind: {error}"
+            ) from error
+        backbone = _resampled(weights.params["backbone"], run_model)
+        backbone = jax.tree.map(np.asarray, backbone)
+    return InitialWeights({"backbone": backbone}, f"Gram teacher read from {source}")
+
+
+def _unreleased_heads(run_model: model_config.ModelConfig) -> int | None:
+    """Return the number of heads, which only the config knows for unreleased sizes."""
+    released = [size[:2] for size in model_config.ARCHS.values()]
+    if (run_model.embed_dim, run_model.depth) in released:
+        return None
+    return run_model.num_heads
+
+
+def _resampled(
+    backbone: dict[str, Any], run_model: model_config.ModelConfig
+) -> dict[str, Any]:
+    """Resample a backbone's position embeddings to the run's global crops."""
+    side = run_model.grid_size
+    return backbone | {
+        "pos_embed": pos_embed.interpolate_pos_embed(
+            backbone["pos_embed"],
+            side,
+            side,
+            offset=run_model.interpolate_offset,
+            antialias=run_model.interpolate_antialias,
+        )
+    }
 
 
 def on_host() -> contextlib.AbstractContextManager:

@@ -268,6 +268,35 @@ def test_changes_do_not_depend_on_the_batch_position():
         np.testing.assert_array_equal(x, np.asarray(out[name]))
 
 
+def test_undistorted_crops_are_only_flipped_and_turned():
+    policy = dataclasses.replace(  # any side is up
+        policies.POLICIES["histology"],
+        jitter_probability=0.0,
+        blur_probabilities=(1.0, 1.0, 1.0),
+    )
+    crops, keys = crops_like_photographs(count=6), random_keys(2, 3)
+    batch = {
+        "global_crops": crops,
+        "local_crops": np.zeros((2, 0, 8, 8, 3), np.uint8),
+        "augmentation_keys": keys,
+        "gram_crops": crops.repeat(2, axis=2).repeat(2, axis=3),
+    }
+    drawn = on_device.draw(keys, policy, num_local=0)
+    fields = ("flip", "vertical_flip", "quarter_turn")
+    draws = {name: np.asarray(getattr(drawn, name)) for name in fields}
+    assert all(0 < x.sum() < x.size for x in draws.values())
+    out = on_device.augment(batch, policy, undistorted=True)["gram_crops"]
+    for group, crop in np.ndindex(2, 6):
+        expected = batch["gram_crops"][group, crop]
+        if draws["flip"][group, crop]:
+            expected = expected[:, ::-1]
+        if draws["vertical_flip"][group, crop]:
+            expected = expected[::-1]
+        if draws["quarter_turn"][group, crop]:
+            expected = np.rot90(expected)
+        np.testing.assert_array_equal(out[group, crop], expected)
+
+
 def test_without_keys_or_local_crops():
     batch = {"global_crops": crops_like_photographs(), "local_crops": None}
     assert on_device.augment(batch, policies.Policy()) is batch

@@ -123,6 +123,19 @@ def test_shapes_are_those_of_the_spec():
     assert spec["masks"][0] == (4, 4, 16)
 
 
+def test_larger_crops_for_a_gram_teacher():
+    config = small_config(gram__loss_weight=1.0)
+    assert "gram_crops" not in batch_spec.batch_spec(config)  # those of the student
+    config.gram.scale = 1.5
+    (batch,) = take(config, Noise(9), 0, 1)
+    batch.pop("bad_images")
+    spec = batch_spec.batch_spec(config)
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == spec
+    assert spec["gram_crops"] == ((4, 4, 24, 24, 3), np.dtype(np.uint8))
+    (plain,) = take(small_config(), Noise(9), 0, 1)
+    np.testing.assert_array_equal(batch["global_crops"], plain["global_crops"])
+
+
 def test_spec_of_the_reference_sizes():
     config = default.get_config()
     config.crops.local_crops_size = 98

@@ -37,6 +37,20 @@ def test_shapes_determinism_and_thin_images(policy):
                 assert not np.array_equal(a, c)
 
 
+def test_larger_crops_show_the_same_places():
+    image = opened(90, 70)
+    small = multi_crop.MultiCrop(
+        global_crops_size=16, local_crops_number=1, local_crops_size=8
+    )
+    both = dataclasses.replace(small, gram_crops_size=32)
+    large = dataclasses.replace(small, global_crops_size=32)
+    crops, only_small, only_large = (
+        made(image, np.random.default_rng(0)) for made in (both, small, large)
+    )
+    for found, expected in zip(crops, (*only_small, only_large[0]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("policy, channels", [("gray", 1), ("multispectral", 13)])
 def test_other_numbers_of_channels(policy, channels):
     for applied in (None, policies.POLICIES[policy]):

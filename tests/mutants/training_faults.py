@@ -55,6 +55,38 @@ FAULTS = (
         "jnp.concatenate([valid, entries[queue_valid]], axis=1)",
         "jnp.concatenate([valid, entries[queue_valid] | True], axis=1)",
         ("losses/tiled/queue_test.py::test_an_empty_queue_changes_nothing",),
+        "gram-loss-without-normalisation",
+        "dinov2_jax/losses/gram.py",
+        "    x = x / norm\n",
+        "",
+        ("losses/gram_test.py",),
+    ),
+    Fault(
+        "gram-teacher-replaced-once-too-often",
+        "dinov2_jax/gram_teacher.py",
+        "number <= self.refreshes",
+        "number <= self.refreshes + 1",
+        ("gram_teacher_test.py::test_steps_with_a_refresh",),
+    ),
+    Fault(
+        "gram-teacher-from-the-student",
+        "dinov2_jax/train_step.py",
+        "gram.refresh(state.centers, state.teacher_params, state.step)",
+        "gram.refresh(state.centers, state.params, state.step)",
+        (
+            "gram_teacher_test.py::"
+            "test_the_ema_becomes_the_gram_teacher_at_these_steps_alone",
+        ),
+    ),
+    Fault(
+        "gram-crops-distorted",
+        "dinov2_jax/augment/on_device.py",
+        "changed(crops, 0, first, policy.geometry())",
+        "changed(crops, 0, first, policy)",
+        (
+            "augment/on_device_test.py::"
+            "test_undistorted_crops_are_only_flipped_and_turned",
+        ),
     ),
     Fault(
         "teacher-sees-the-masks",

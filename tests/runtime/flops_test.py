@@ -187,6 +187,20 @@ def test_parts_of_the_whole():
     assert got.student_forward == pytest.approx(got.teacher)
 
 
+def test_a_gram_teacher_is_a_second_teacher_without_heads():
+    config = small()
+    config.dino.loss_weight = config.ibot.loss_weight = 0.0  # no heads
+    alone = flops.step_flops(flops.make_workload(config))
+    config.gram.loss_weight = 2.0
+    both = flops.step_flops(flops.make_workload(config))
+    assert both.teacher == pytest.approx(2 * alone.teacher)
+    added = both.per_image - alone.per_image
+    assert added == pytest.approx(alone.teacher)
+    config.gram.scale = 2.0  # four times the patches, and attention on top
+    larger = flops.step_flops(flops.make_workload(config))
+    assert 5 < larger.teacher / alone.teacher - 1 < 5.5
+
+
 @pytest.mark.parametrize(
     "kind, peak",
     [

@@ -200,6 +200,30 @@ def test_head_of_a_disabled_loss_is_ignored(folder):
     assert set(weights.params) == {"backbone", "dino_head"}
 
 
+def test_the_first_gram_teacher(folder, tmp_path):
+    c = config("", gram={"loss_weight": 2.0, "undistorted": False})
+    assert initial.read_gram(c, make_arch(c)) is None  # the EMA of the run
+    params = random_params(c, seed=3)
+    c.gram.source = str(write_hub_file(tmp_path / "early.pth", params))
+    arch = make_arch(c)
+    found = initial.read_gram(c, arch)
+    same_bits(found.params, {"backbone": params["backbone"]})
+    tx = optimizer.make_optimizer(
+        c, jax.eval_shape(arch.student.init, jax.random.key(0))
+    )
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    state = train_state.make_state(
+        c.seed, arch, tx, mesh, gram=found.params["backbone"]
+    )
+    same_bits(state.centers["gram"], params["backbone"])
+    differs_everywhere(
+        state.params["backbone"]["blocks"], state.centers["gram"]["blocks"]
+    )
+    c.model.update(depth=3)
+    with pytest.raises(errors.UserError, match="gram.source must be a model of the"):
+        initial.read_gram(c, make_arch(c))
+
+
 def test_from_scratch():
     assert read(config("")) is None
 

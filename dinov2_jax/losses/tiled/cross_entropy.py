@@ -29,6 +29,7 @@ def cross_entropy(
     weights: jax.Array,
     *,
     pairs: Pairs,
+    factors: tuple[float, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """Compute soft-target cross-entropy: sum over items of weight * sum over pairs.
 
@@ -41,26 +42,29 @@ def cross_entropy(
       targets: The teacher's targets for the same items.
       weights: Weight of each item, float32 [G, I]; 0 leaves it out.
       pairs: Teacher rows that each of the S student rows is paired with.
+      factors: Factor on the pairs of each of the S student rows; () is 1 for all.
 
     Returns:
       The total, and its parts by student row, [S], without gradient.
     """
-    return _cross_entropy(features, prototypes, targets, weights, pairs)
+    return _cross_entropy(features, prototypes, targets, weights, pairs, factors)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _cross_entropy(features, prototypes, targets, weights, pairs):
-    parts = _on_groups(features, prototypes, targets, weights, pairs, False)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(features, prototypes, targets, weights, pairs, factors):
+    parts = _on_groups(features, prototypes, targets, weights, pairs, factors, False)
     return jnp.sum(parts), parts
 
 
-def _forward(features, prototypes, targets, weights, pairs):
-    parts, *grads = _on_groups(features, prototypes, targets, weights, pairs, True)
+def _forward(features, prototypes, targets, weights, pairs, factors):
+    parts, *grads = _on_groups(
+        features, prototypes, targets, weights, pairs, factors, True
+    )
     return (jnp.sum(parts), parts), (*grads, targets, weights)
 
 
-def _backward(pairs, saved, grad):
-    del pairs
+def _backward(pairs, factors, saved, grad):
+    del pairs, factors
     d_features, d_prototypes, targets, weights = saved
     d_features = (d_features * grad[0]).astype(d_features.dtype)
     d_prototypes = (d_prototypes * grad[0]).astype(targets.prototypes.dtype)
@@ -71,7 +75,7 @@ def _backward(pairs, saved, grad):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _on_groups(features, prototypes, targets, weights, pairs, with_grads):
+def _on_groups(features, prototypes, targets, weights, pairs, factors, with_grads):
     """Run `_local` on each device's groups; return parts [S] and, if set, gradients."""
     args = (
         *(features, targets.features, targets.lse, weights),
@@ -81,7 +85,7 @@ def _on_groups(features, prototypes, targets, weights, pairs, with_grads):
     if with_grads:
         out_specs = (None, sharding.BATCH, sharding.scattered(len(prototypes)))
     return sharding.on_groups(
-        functools.partial(_local, pairs=pairs, with_grads=with_grads),
+        functools.partial(_local, pairs=pairs, factors=factors, with_grads=with_grads),
         in_specs=(sharding.BATCH,) * 4 + (None,) * 4,
         out_specs=out_specs,
         num_groups=len(features),
@@ -99,6 +103,7 @@ def _local(
     bias,
     *,
     pairs,
+    factors,
     with_grads,
     axes,
 ):
@@ -111,6 +116,8 @@ def _local(
     lse = tiles_lib.log_sum_exp(tiles, len(x))
     mass = jnp.tile(jnp.asarray([len(row) for row in pairs], jnp.float32), items)
     factor = jnp.repeat(weights.reshape(-1), len(pairs)) / dino.STUDENT_TEMP
+    if factors:
+        factor *= jnp.tile(jnp.asarray(factors, jnp.float32), items)
 
     def one(carry, tile):
         tile, teacher_tile, bias, kernel = tile
@@ -139,6 +146,8 @@ def _local(
     (expected, d_x), d_prototypes = jax.lax.scan(one, carry, xs)
     loss = (mass * lse - expected).reshape(items, -1)
     parts = jnp.einsum("is,i->s", loss, weights.reshape(-1), precision="highest")
+    if factors:
+        parts *= jnp.asarray(factors, jnp.float32)
     parts = jax.lax.psum(parts, axes)
     if not with_grads:
         return parts

@@ -27,6 +27,22 @@ def test_crops_of_one_picture_match_and_a_wrong_box_does_not():
     assert wrong < 0.1
 
 
+def test_a_crop_matches_itself_and_flips_change_nothing():
+    features = photograph(np.random.default_rng(0))
+    box = (4, 6, 40, 60)
+    same = crop(features, box)
+    assert matching.matching_accuracy(same, same, [box, box]) == (1.0, 20 * 30)
+    other = (0, 20, 50, 50)
+    crops = same, crop(features, other)
+    noisy = [x + np.random.default_rng(1).standard_normal(x.shape) / 20 for x in crops]
+    accuracy, count = matching.matching_accuracy(*noisy, [box, other])
+    assert 0.05 < accuracy < 0.95
+    # The photograph and with it both crops and boxes turned left to right.
+    flipped = [(top, 80 - left - w, h, w) for top, left, h, w in (box, other)]
+    turned = [x[:, ::-1] for x in noisy]
+    assert matching.matching_accuracy(*turned, flipped) == (accuracy, count)
+
+
 def test_crops_that_do_not_overlap_have_no_patches():
     features = photograph(np.random.default_rng(0))
     boxes = [(0, 0, 20, 20), (40, 40, 20, 20)]

@@ -137,8 +137,8 @@ def test_ibot():
     np.testing.assert_allclose(3.0 * without, total, rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_local", [0, 3])
-def test_dino(num_local):
+@pytest.mark.parametrize("num_local, factor", [(0, 1.0), (3, 1.0), (3, 0.5)])
+def test_dino(num_local, factor):
     images = 5
     features = draw(GROUPS, images, 2, CHANNELS)
     targets = targets_lib.sinkhorn_knopp(features, TEACHER[1], TEMP)
@@ -149,7 +149,12 @@ def test_dino(num_local):
 
     def ours(student, weights):
         return cross_entropy.cross_entropy(
-            student, weights, targets, scale, pairs=pairs
+            student,
+            weights,
+            targets,
+            scale,
+            pairs=pairs,
+            factors=() if factor == 1 else (1.0, 1.0, *[factor] * num_local),
         )
 
     def definition(student, weights):
@@ -157,6 +162,7 @@ def test_dino(num_local):
         major = lambda x: x.reshape(GROUPS, -1, K)  # noqa: E731
         teacher = targets.probabilities().swapaxes(1, 2)
         terms = dino.dino_loss(major(crops[:, :2]), major(crops[:, 2:]), major(teacher))
+        terms = terms[0], factor * terms[1]
         return sum(terms), jnp.stack(terms)
 
     results = [
