@@ -19,7 +19,7 @@ class TrainState:
     Attributes:
       step: Number of steps done, an int32 scalar; also the position in the data.
       params: The student's parameters, float32.
-      teacher_params: EMA of `params`, float32.
+      teacher_params: EMA of `params`, adapters merged into the backbone, float32.
       opt_state: State of the optimizer.
       centers: Centres of the EMA centring; empty with Sinkhorn-Knopp.
       skipped_in_a_row: Number of non-finite steps since the last finite one, int32.
@@ -53,7 +53,7 @@ def state_from_params(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        teacher_params=jax.tree.map(jnp.copy, params),
+        teacher_params=jax.tree.map(jnp.copy, meta_arch.student.merged(params)),
         opt_state=tx.init(params),
         centers=meta_arch.teacher.init_centers(),
         skipped_in_a_row=jnp.zeros((), jnp.int32),

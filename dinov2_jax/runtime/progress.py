@@ -137,6 +137,7 @@ def where_to_look(workdir: pathlib.Path) -> str:
         "metrics.jsonl": "the losses and accuracies, a line a step",
         "tensorboard": "the same for tensorboard --logdir",
         "checkpoints": "the weights",
+        "best": "those of the best evaluation",
         "pca.png": "what the patches have learned to tell apart",
     }
     found = [(workdir / name, about) for name, about in files.items()]
