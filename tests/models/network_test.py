@@ -18,21 +18,17 @@ def class_tokens(made, params):
     return jnp.sum(jnp.sin(cls))
 
 
-@pytest.fixture(scope="module")
-def gradients():
-    """{part that learns: (network, parameters, function to gradients)}."""
-    found = {}
-    for part in ("all", "last", "lora"):
-        c = tiny.config(optim={"trainable": part, "last_blocks": 1, "lora_rank": 2})
-        made = network.make_network(c, jnp.float32)
-        rng = np.random.default_rng(0)
-        params = jax.tree.map(
-            lambda x, rng=rng: 0.3 * rng.standard_normal(x.shape, np.float32),
-            jax.eval_shape(made.init, jax.random.key(0)),
-        )
-        gradient = jax.jit(jax.grad(functools.partial(class_tokens, made)))
-        found[part] = (made, params, gradient)
-    return found
+def make(part):
+    """A network of which a part learns, its parameters and their gradients."""
+    c = tiny.config(optim={"trainable": part, "last_blocks": 1, "lora_rank": 2})
+    made = network.make_network(c, jnp.float32)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: 0.3 * rng.standard_normal(x.shape, np.float32),
+        jax.eval_shape(made.init, jax.random.key(0)),
+    )
+    gradient = jax.jit(jax.grad(functools.partial(class_tokens, made)))
+    return made, params, gradient
 
 
 def leaves(tree):
@@ -47,10 +43,9 @@ def leaves(tree):
     return {name: np.asarray(leaf) for name, leaf in named.items()}
 
 
-def test_the_last_blocks_have_the_gradients_that_they_have_among_all(gradients):
+def test_the_last_blocks_have_the_gradients_that_they_have_among_all():
     every, last = (
-        leaves(gradient(params))
-        for _, params, gradient in (gradients["all"], gradients["last"])
+        leaves(gradient(params)) for _, params, gradient in map(make, ("all", "last"))
     )
     assert every.keys() == last.keys()
     learning = set()
@@ -67,14 +62,15 @@ def test_the_last_blocks_have_the_gradients_that_they_have_among_all(gradients):
     assert every["backbone/pos_embed"].any()
 
 
-def test_lora_has_the_gradients_of_the_chain_rule(gradients):
+@pytest.mark.slow
+def test_lora_has_the_gradients_of_the_chain_rule():
     """With W' = W + s A B and G the gradient of W': s G B^T and s A^T G."""
-    made, params, gradient = gradients["lora"]
+    made, params, gradient = make("lora")
     grads = gradient(params)
     assert not any(g.any() for g in leaves(grads["backbone"]).values())
     merged = made.merged(params)
     assert merged.keys() == params.keys() - {"lora"}
-    whole = gradients["all"][2](merged)["backbone"]["blocks"]["attn"]
+    whole = make("all")[2](merged)["backbone"]["blocks"]["attn"]
     for name, found in grads["lora"]["blocks"]["attn"].items():
         pair = params["lora"]["blocks"]["attn"][name]
         for i in range(2):
