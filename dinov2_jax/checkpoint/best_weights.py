@@ -154,12 +154,12 @@ class BestWeights:
             f"{name} {record.best[name]:.1%} ({100 * gain:+.1f} points)"
             for name, gain in record.gains(record.best).items()
         )
-        read_as = f"so {self._workdir} is read, converted and embedded as"
+        read_as = f"{self._workdir} is read, converted and embedded as"
         if not record.step:
             return f"no better than where it began: {read_as} its starting weights"
         return (
             f"better than the start: {gains} at step {record.step}, the best; "
-            f"{read_as} that step"
+            f"so {read_as} that step"
         )
 
 
