@@ -3,10 +3,11 @@
 Heads are new, since none were released. Users of the reference lost most of the k-NN
 accuracy within 20,000 images when they continued with new heads at pretraining's
 learning rates (its issue 204). So only the heads learn at first, then all layers at low
-rates, lower towards the input, with a slow teacher. For ViT-B:
+rates, lower towards the input, with a slow teacher; and the best weights are kept, the
+start included, so that the run cannot end below it: docs/adapt.md. For ViT-B:
 --config.init.source=dinov2_vitb14 --config.model.arch=vit_base. A value without a
-source in its comment is a guess that no run at this size has tested: compare `knn/top1`
-with its value at step 0, and try frozen features first.
+source in its comment is a guess that no run at this size has tested: try frozen
+features first.
 """
 
 from dinov2_jax.configs import default
@@ -31,6 +32,7 @@ def get_config():
     # The backbone starts to learn half-way through the warm-up.
     c.optim.update(warmup_steps=2000, freeze_last_layer_steps=0)
     c.checkpoint.every = 1000
-    # Only if evaluation.train_path and val_path name labelled images.
-    c.evaluation.every = 1000
+    # k-NN only if evaluation.train_path and val_path name labelled images.
+    c.evaluation.update(every=1000, tasks=("knn", "matching"))
+    c.checkpoint.keep_best = "all"
     return c

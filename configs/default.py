@@ -246,6 +246,16 @@ def get_config() -> config_dict.ConfigDict:
     c.optim.layerwise_decay = 0.9  # factor on the rate per block below the last
     c.optim.adamw_beta1 = 0.9
     c.optim.adamw_beta2 = 0.999
+    # Part of the backbone that learns when a run starts from `init` weights: all | last
+    # (the last blocks and the last LayerNorm) | lora (low-rank changes of all blocks).
+    # The rest keeps its bits. Heads always learn.
+    c.optim.trainable = "all"
+    c.optim.last_blocks = 4  # for last: number of blocks
+    c.optim.lora_rank = 16  # for lora: rank of the changes
+    c.optim.lora_alpha = 16.0  # for lora: the changes are scaled by alpha / rank
+    c.optim.lora_ffn = (
+        False  # for lora: change the FFN's matrices, not only attention's
+    )
 
     c.mesh = config_dict.ConfigDict()
     # Copies of the state (HSDP), and devices that share a copy; 0: set by the other.
@@ -266,6 +276,11 @@ def get_config() -> config_dict.ConfigDict:
     c.checkpoint.minutes = 10.0
     c.checkpoint.keep_last = 3  # newest checkpoints that are kept
     c.checkpoint.keep_every = 0  # also keep every multiple of this step; 0: none
+    # Keep the teacher of the best evaluation, step 0 included, and read the workdir as
+    # that: "" (off) | knn | logreg | matching | all (best in the one of
+    # `evaluation.tasks` that has gained least since step 0). Without `val_path`,
+    # matching is measured on images of `data`. See docs/adapt.md.
+    c.checkpoint.keep_best = ""
 
     c.log = config_dict.ConfigDict()
     c.log.every = 10  # steps

@@ -30,15 +30,23 @@ HARMLESS = (
     "model.scan_unroll",
     "mesh.",
     "distill.source",  # WORKDIR/teacher.json tells whether it is the same
-    "checkpoint.",
+    "checkpoint.every",
+    "checkpoint.minutes",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every",
     "log.",
     "evaluation.",
 )
 # Evaluations of `evaluation.tasks` and whether they need labels; `eval.in_loop` has a
 # function for each.
 EVALUATIONS = {"knn": True, "logreg": True, "matching": False}
+# Fields of `evaluation` that change no measure, so a run that keeps its best may too.
+_UNMEASURED = ("evaluation.every", "evaluation.batch_size", "evaluation.picture_size")
 _PLACES = ("data.path", "data.mixture")  # of the images; a run may follow them
-_PATHS = ("data.path", "init.source", "gram.source")
+_PATHS = (
+    *("data.path", "init.source", "gram.source"),
+    *("evaluation.train_path", "evaluation.val_path"),
+)
 _CHOICES = {
     "data.source": registry.CHOICES,
     "data.augmentation": ("device", "host"),
@@ -63,6 +71,8 @@ _CHOICES = {
     "init.heads": ("fresh", "loaded"),
     "optim.name": ("adamw",),
     "train.objective": ("prototypes", "coding_rate"),
+    "optim.trainable": ("all", "last", "lora"),
+    "checkpoint.keep_best": ("", "all", *EVALUATIONS),
     "train.centering": ("centering", "sinkhorn_knopp"),
     "evaluation.photos_split": ("val", "test"),
 }
@@ -78,7 +88,7 @@ _POSITIVE = (
     "evaluation.picture_size evaluation.knn_temperature evaluation.matching_images "
     "optim.base_lr optim.layerwise_decay distill.patch_share "
     "distill.features.calibration_images coding_rate.weight coding_rate.eps "
-    "gram.refresh_every"
+    "gram.refresh_every optim.last_blocks optim.lora_rank optim.lora_alpha"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
@@ -148,6 +158,12 @@ _ADDED = {
     "data.std": [],
     "crops.policy": "rgb",
     "optim.name": "adamw",
+    "optim.trainable": "all",
+    "optim.last_blocks": 4,
+    "optim.lora_rank": 16,
+    "optim.lora_alpha": 16.0,
+    "optim.lora_ffn": False,
+    "checkpoint.keep_best": "",
     "model.block": "folded",
     "train.micro_batches": 1,
     **_DISTILL,
@@ -371,6 +387,26 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"init.heads_only_steps = {flat['init.heads_only_steps']} exceeds "
             f"train.steps = {flat['train.steps']}: lower --config.init.heads_only_steps"
         )
+    if flat["optim.trainable"] != "all" and not flat["init.source"]:
+        yield (
+            f"optim.trainable = {flat['optim.trainable']!r} would keep random weights: "
+            "set --config.init.source=..., or --config.optim.trainable=all"
+        )
+    depth = (
+        flat["model.depth"]
+        or dict(
+            zip(
+                model_config.SIZES,
+                model_config.ARCHS.get(flat["model.arch"], (0, 0, 0)),
+            )
+        )["depth"]
+    )
+    if flat["optim.trainable"] == "last" and flat["optim.last_blocks"] > depth:
+        yield (
+            f"optim.last_blocks = {flat['optim.last_blocks']} exceeds the {depth} "
+            "blocks of the model: lower --config.optim.last_blocks"
+        )
+    yield from _keep_best(flat)
     if flat["evaluation.resize_size"] < flat["evaluation.image_size"]:
         yield (
             f"evaluation.resize_size = {flat['evaluation.resize_size']} is below "
@@ -391,6 +427,11 @@ def _distillation(flat: dict[str, Any]) -> Iterator[str]:
     students, source = flat["distill.students"], flat["distill.source"]
     if students and not source:
         yield "distill.students has no effect without a teacher: set distill.source=..."
+    if students and flat["checkpoint.keep_best"]:
+        yield (
+            f"checkpoint.keep_best = {flat['checkpoint.keep_best']!r} keeps one student: "
+            "set --config.checkpoint.keep_best= for several"
+        )
     if students and flat["init.source"]:
         yield (
             "init.source starts one student, but distill.students names "
@@ -452,6 +493,26 @@ def _objective(flat: dict[str, Any]) -> Iterator[str]:
         yield (
             f"train.sinkhorn_queue = {flat['train.sinkhorn_queue']} has no effect "
             f"without Sinkhorn-Knopp: set {fix}"
+        )
+
+
+def _keep_best(flat: dict[str, Any]) -> Iterator[str]:
+    keep_best, tasks = flat["checkpoint.keep_best"], flat["evaluation.tasks"]
+    if not keep_best:
+        return
+    if keep_best != "all" and keep_best not in tasks:
+        yield (
+            f"checkpoint.keep_best = {keep_best!r} is not measured: add it to "
+            "evaluation.tasks"
+        )
+    has_labels = flat["evaluation.train_path"] or flat["data.source"] == "photos"
+    judges = tasks if keep_best == "all" else [keep_best]
+    if not has_labels and all(EVALUATIONS[task] for task in judges):
+        yield (
+            f"checkpoint.keep_best = {keep_best!r} needs labelled images: set "
+            "evaluation.train_path and evaluation.val_path, or measure without labels: "
+            "--config.evaluation.tasks=\"('matching',)\" "
+            "--config.checkpoint.keep_best=matching"
         )
 
 
@@ -620,6 +681,13 @@ def _changes(config: Any, workdir: pathlib.Path) -> list[tuple[str, str]]:
         return []
     before = read_saved(path)
     now = flatten(json.loads(config.to_json_best_effort()))
+    keeps_best = before["checkpoint.keep_best"] and now.get("checkpoint.keep_best")
+    # All values that choose the best weights must be measured alike.
+    harmless = (
+        (*(n for n in HARMLESS if n != "evaluation."), *_UNMEASURED)
+        if keeps_best
+        else HARMLESS
+    )
     return [
         (
             name,
@@ -627,7 +695,7 @@ def _changes(config: Any, workdir: pathlib.Path) -> list[tuple[str, str]]:
         )
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
-        and not name.startswith(HARMLESS)
+        and not name.startswith(harmless)
         and not (name == "data.source" and _same_kind(before, now))
         and not (name in _PATHS and _same_path(before.get(name), now.get(name)))
     ]

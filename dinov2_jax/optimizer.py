@@ -33,7 +33,8 @@ class ParamGroup:
         parameter.
       wd_multiplier: Factor of the weight decay, 0.0 or 1.0.
       is_last_layer: Whether to use `last_layer_lr` (0 while the layer is frozen).
-      is_backbone: Whether to use `backbone_lr` (0 while only the heads learn).
+      is_backbone: Whether to use `backbone_lr` (0 while only the heads learn); also of
+        adapters of the backbone.
     """
 
     lr_multiplier: float | np.ndarray
@@ -43,7 +44,12 @@ class ParamGroup:
 
 
 def param_groups(
-    params: Any, *, layerwise_decay: float, patch_embed_lr_mult: float
+    params: Any,
+    *,
+    layerwise_decay: float,
+    patch_embed_lr_mult: float,
+    trainable: str = "all",
+    last_blocks: int = 0,
 ) -> Any:
     """Return a tree like `params` with a `ParamGroup` at every leaf.
 
@@ -53,6 +59,10 @@ def param_groups(
         (depth + 1 - layer) where embeddings are layer 0 and block i is layer i + 1;
         the final norm and the heads have factor 1.
       patch_embed_lr_mult: Additional factor for the patch embedding.
+      trainable: Part of the backbone that learns: "all", "last" (its last blocks and
+        its last norm) or "lora" (adapters, {"lora"} beside it, with factor 1). The rest
+        has factor 0.
+      last_blocks: Number of blocks that learn if `trainable` is "last".
     """
     depth = jax.tree.leaves(params["backbone"]["blocks"])[0].shape[0]
 
@@ -69,12 +79,16 @@ def param_groups(
                 lr_multiplier = np.array(decays)
             if names[1] == "patch_embed":
                 lr_multiplier *= patch_embed_lr_mult
+            if trainable == "lora" or (trainable == "last" and names[1] in _EMBEDDINGS):
+                lr_multiplier = 0.0
+            elif trainable == "last" and names[1] == "blocks":
+                lr_multiplier[: depth - last_blocks] = 0.0
         undecayed = names[-1] in ("bias", "gamma") or any("norm" in n for n in names)
         return ParamGroup(
             lr_multiplier=lr_multiplier,
             wd_multiplier=0.0 if undecayed else 1.0,
             is_last_layer="last_layer" in names,
-            is_backbone=names[0] == "backbone",
+            is_backbone=names[0] in ("backbone", "lora"),
         )
 
     return jax.tree_util.tree_map_with_path(group, params)
@@ -142,7 +156,8 @@ def with_param_groups(
     """Return an optimizer with a learning rate and weight decay for each parameter.
 
     A learning rate of 0 leaves its parameters bit-identical, without decay, while the
-    direction's moments are still updated.
+    direction's moments are still updated. A submodule whose multipliers are all 0 has
+    no moments.
 
     Args:
       direction: Transformation of clipped gradients into directions; its state is the
@@ -155,14 +170,27 @@ def with_param_groups(
       weight_decay) and `norms` (`submodule_norms` of the gradients) by keyword.
     """
 
+    is_group = lambda x: isinstance(x, ParamGroup)  # noqa: E731
+    frozen = {
+        name
+        for name, tree in groups.items()
+        if not any(
+            np.any(group.lr_multiplier)
+            for group in jax.tree.leaves(tree, is_leaf=is_group)
+        )
+    }
+
+    def learning(tree):
+        return {name: part for name, part in tree.items() if name not in frozen}
+
     def update(grads, state, params, *, scalars, norms, **extra_args):
         del extra_args
         factors = clip_factors(norms, clip_grad)
         clipped = {
             name: jax.tree.map(lambda g, f=factors[name]: g * f, tree)
-            for name, tree in grads.items()
+            for name, tree in learning(grads).items()
         }
-        directions, state = direction.update(clipped, state, params)
+        directions, state = direction.update(clipped, state, learning(params))
 
         def leaf(group, direction, p):
             rate = scalars["backbone_lr" if group.is_backbone else "lr"]
@@ -173,11 +201,16 @@ def with_param_groups(
             decay = scalars["weight_decay"] * group.wd_multiplier
             return -rate * (direction + decay * p)
 
-        is_group = lambda x: isinstance(x, ParamGroup)  # noqa: E731
-        updates = jax.tree.map(leaf, groups, directions, params, is_leaf=is_group)
-        return updates, state
+        updates = jax.tree.map(
+            leaf, learning(groups), directions, learning(params), is_leaf=is_group
+        )
+        zeros = {name: jax.tree.map(jnp.zeros_like, params[name]) for name in frozen}
+        return updates | zeros, state
 
-    return optax.GradientTransformationExtraArgs(direction.init, update)
+    def init(params):
+        return direction.init(learning(params))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def make_optimizer(config: Any, params: Any) -> optax.GradientTransformationExtraArgs:
@@ -191,6 +224,8 @@ def make_optimizer(config: Any, params: Any) -> optax.GradientTransformationExtr
         params,
         layerwise_decay=config.optim.layerwise_decay,
         patch_embed_lr_mult=config.optim.patch_embed_lr_mult,
+        trainable=config.optim.trainable,
+        last_blocks=config.optim.last_blocks,
     )
     direction = DIRECTIONS[config.optim.name](config.optim)
     return with_param_groups(direction, groups, clip_grad=config.optim.clip_grad)

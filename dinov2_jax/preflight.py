@@ -214,8 +214,10 @@ class _Preflight:
 
     def data(self) -> str:
         """Build this process's part of the first batch, as the run will."""
-        evaluator.make_evaluator(self.config, self.trainer.meta_arch, self.trainer.mesh)
         source = registry.make_source(self.config)
+        evaluator.make_evaluator(
+            self.config, self.trainer.meta_arch, self.trainer.mesh, source
+        )
         if checkpointer.has_checkpoint(self.workdir):
             moved = config_lib.moved(self.config, self.workdir)
             workdir_lib.check_images(source, self.workdir, moved)

@@ -12,12 +12,17 @@ import numpy as np
 
 from dinov2_jax import config as config_lib
 from dinov2_jax import errors, files, several_students, sharding
-from dinov2_jax.checkpoint import cadence, checkpointer, disk_space
+from dinov2_jax.checkpoint import (
+    best_weights,
+    cadence,
+    checkpointer,
+    disk_space,
+)
 from dinov2_jax.data import batch_builder, loader, workers
 from dinov2_jax.data.decode import value_use
 from dinov2_jax.data.sources import base, messages, registry
 from dinov2_jax.distillation import frozen_teacher
-from dinov2_jax.eval import evaluator
+from dinov2_jax.eval import evaluator, in_loop
 from dinov2_jax.runtime import (
     bad_images,
     distributed,
@@ -119,7 +124,7 @@ class Run:
         self.trainer = several_students.make_trainer(config, teacher)
         self.frozen = self.trainer.place_teacher()
         self.evaluators = {
-            name: evaluator.make_evaluator(config, own.meta_arch, own.mesh)
+            name: evaluator.make_evaluator(config, own.meta_arch, own.mesh, source)
             for name, (own, _) in self.trainer.students(self.trainer.state).items()
         }
         self.guard = rollback.make_loss_guard(config)
@@ -132,6 +137,7 @@ class Run:
             keep_every=config.checkpoint.keep_every,
         )
         lines = self._restore()
+        self.best = self._make_best()
         if self.start_step < config.train.steps:
             space_warning = disk_space.check(
                 self.checkpoints.path,
@@ -175,6 +181,20 @@ class Run:
             lines += value_use.check(source, config.data.value_range)
         for line in lines:
             self.log.message(line)
+
+    def _make_best(self) -> best_weights.BestWeights | None:
+        """Return the keeper of the best weights that the config asks for, or None."""
+        if not self.start_step and jax.process_index() == 0:
+            best_weights.forget(self.workdir)
+        keep_best = self.config.checkpoint.keep_best
+        if not (keep_best and self._evaluates):
+            return None
+        tasks = self.evaluators[""].tasks if keep_best == "all" else [keep_best]
+        return best_weights.BestWeights(
+            self.workdir,
+            [in_loop.FIRST[task] for task in tasks],
+            resumed=self.start_step > 0,
+        )
 
     def _banner(self) -> str:
         device = self.trainer.mesh.devices.flat[0]
@@ -242,6 +262,8 @@ class Run:
         with self.watchdog.during("the last save", times=1):
             self.checkpoints.close()
         self.log.message(progress.list_outputs(self.workdir))
+        if self.best:
+            self.log.message(self.best.promise())
 
     def _batches(self) -> loader.Loader:
         return loader.make_loader(
@@ -257,7 +279,8 @@ class Run:
     def _steps(self, step_fn, batches, profiler) -> None:
         """Run steps up to the last; read metrics after dispatching the next step."""
         total = self.config.train.steps
-        if self._evaluates and self.config.init.source and not self.start_step:
+        has_start = self.config.init.source or self.best
+        if self._evaluates and has_start and not self.start_step:
             self._evaluate(0)  # the baseline for the adapted model
         self.account.begin(timing.STEP)
         self.log.rates.restart()
@@ -419,6 +442,16 @@ class Run:
                     state.teacher_params["backbone"], self.config.seed
                 )
                 self.log.evaluated(step, accuracies, student=name)
+        if self.best:
+            self._keep_best(step, accuracies)
+
+    def _keep_best(self, step: int, accuracies: dict[str, float]) -> None:
+        with self.account.during("save"):
+            kept = self.best.offer(step, accuracies, self.state.teacher_params)
+        if kept:
+            self.log.events.add("best", step=step)
+            if step:
+                self.log.message(f"step {step}: the best so far, kept in best/")
 
     def close(self, error: BaseException | None) -> None:
         """Close everything that writes, after finishing a save in progress."""

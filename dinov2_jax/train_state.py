@@ -19,7 +19,7 @@ class TrainState:
     Attributes:
       step: Number of steps done, an int32 scalar; also the position in the data.
       params: The student's parameters, float32.
-      teacher_params: EMA of `params`, float32.
+      teacher_params: EMA of `params`, adapters merged into the backbone, float32.
       opt_state: State of the optimizer.
       centers: What the targets keep from step to step: centres of the EMA centring, or
         the queue of Sinkhorn-Knopp, if any; with Gram anchoring also the Gram teacher's
@@ -55,7 +55,7 @@ def state_from_params(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        teacher_params=jax.tree.map(jnp.copy, params),
+        teacher_params=jax.tree.map(jnp.copy, meta_arch.student.merged(params)),
         opt_state=tx.init(params),
         centers=meta_arch.init_centers(params),
         skipped_in_a_row=jnp.zeros((), jnp.int32),

@@ -181,7 +181,9 @@ def update_student(
     updated = {
         "params": params,
         "teacher_params": ema(
-            state.teacher_params, params, scalars["momentum_teacher"]
+            state.teacher_params,
+            meta_arch.student.merged(params),
+            scalars["momentum_teacher"],
         ),
         "opt_state": opt_state,
         "centers": centers,

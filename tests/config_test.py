@@ -98,6 +98,10 @@ FIXES = [
     ("evaluation.image_size", 230, "use 224 or 240"),
     ("train.sinkhorn_queue", 4, "set --config.train.centering=sinkhorn_knopp"),
     ("gram.source", "runs/early", "--config.gram.loss_weight=2"),
+    ("optim.trainable", "lora", "--config.init.source="),
+    ("optim.trainable", "head", "choose one of all, last, lora"),
+    ("checkpoint.keep_best", "matching", "add it to evaluation.tasks"),
+    ("checkpoint.keep_best", "all", "--config.checkpoint.keep_best=matching"),
 ]
 
 
@@ -236,6 +240,36 @@ def test_custom_sizes_must_fit(heads, dim, depth):
 def test_more_heads_only_steps_than_steps():
     problem = message(changed(("init.source", "x"), ("init.heads_only_steps", 125_001)))
     assert "init.heads_only_steps = 125001 exceeds train.steps = 125000" in problem
+
+
+def test_more_last_blocks_than_blocks():
+    fields = {"init.source": "x", "optim.trainable": "last", "optim.last_blocks": 24}
+    config_lib.check(changed(*fields.items()))
+    problem = message(changed(*fields.items(), ("optim.last_blocks", 25)))
+    assert "optim.last_blocks = 25 exceeds the 24 blocks" in problem
+
+
+def test_without_labels_only_matching_judges():
+    tasks = ("evaluation.tasks", ("knn", "matching"))
+    for keep_best in ("all", "matching"):
+        config_lib.check(changed(tasks, ("checkpoint.keep_best", keep_best)))
+    problem = message(changed(tasks, ("checkpoint.keep_best", "knn")))
+    assert "needs labelled images" in problem
+
+
+def test_what_chooses_the_best_weights_stays_the_same(tmp_path):
+    """Values of two evaluations could not be compared."""
+    keep = (("checkpoint.keep_best", "all"), ("evaluation.tasks", ("matching",)))
+    saved(changed(*keep), tmp_path)
+    for field, value in (("evaluation.every", 1), ("checkpoint.keep_last", 1)):
+        config_lib.check_resume(changed(*keep, (field, value)), tmp_path)
+    for field, value in (
+        ("evaluation.image_size", 112),
+        ("evaluation.val_path", "elsewhere"),
+        ("checkpoint.keep_best", ""),
+    ):
+        with pytest.raises(errors.UserError, match=f"{field}: "):
+            config_lib.check_resume(changed(*keep, (field, value)), tmp_path)
 
 
 def test_other_channels_need_their_mean_and_deviation():

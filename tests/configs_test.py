@@ -84,6 +84,7 @@ SHORT = {
     "optim.layerwise_decay": 0.9,
     "optim.adamw_beta1": 0.9,
     "optim.adamw_beta2": 0.999,
+    "optim.trainable": "all",
     "checkpoint.every": 3 * EPOCH,
     "checkpoint.keep_last": 3,
     "evaluation.every": 12500,
@@ -156,6 +157,7 @@ def test_equals_the_reference(name):
     assert not differing
     # Every field outside the loop's own affairs is compared above.
     own = ("data.", "mesh.", "log.", "evaluation.", "checkpoint.", "coding_rate.")
+    own += ("optim.last_blocks", "optim.lora_")  # without effect
     own += ("model.embed_dim", "model.depth", "model.num_heads", "model.dtype")
     own += (
         "model.block",

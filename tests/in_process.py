@@ -28,7 +28,8 @@ _SECTIONS = ("checkpoint", "evaluation", "init", "log")
 _FIELDS = (
     *("data.source", "data.path", "data.tfds_name", "data.workers"),
     *("data.max_bad_share", "mesh.devices", "mesh.heartbeat_timeout"),
-    *("optim.base_lr", "optim.warmup_steps"),
+    *("optim.base_lr", "optim.warmup_steps", "optim.freeze_last_layer_steps"),
+    "teacher.momentum_teacher",
     *("train.steps", "train.max_nonfinite_steps", "train.max_rollbacks"),
 )
 _compile = trainer.Trainer.compile

@@ -266,3 +266,39 @@ def test_multipliers_of_tokens_and_heads():
         last["dino_head.mlp.0.weight"]
     )
     assert np.all(wd["backbone.patch_embed.proj.bias"] == 0)
+
+
+def test_only_a_part_learns():
+    """The last two of three blocks have the rates they have among all."""
+    params, settings = random_tree(0), dict(layerwise_decay=0.5, patch_embed_lr_mult=1)
+    every, wd, _ = spread(params, **settings)
+    last, last_wd, _ = spread(params, trainable="last", last_blocks=2, **settings)
+    learning = re.compile(r"backbone\.(blocks\.[12]|norm)\.|(dino|ibot)_head\.")
+    assert sum(learning.match(name) is not None for name in every) > 3
+    for name in every:
+        expected = every[name] * (learning.match(name) is not None)
+        np.testing.assert_array_equal(last[name], expected, err_msg=name)
+        np.testing.assert_array_equal(last_wd[name], wd[name])
+    lora, _, _ = spread(params, trainable="lora", **settings)
+    for name in every:
+        np.testing.assert_array_equal(lora[name], every[name] * ("_head." in name))
+
+
+def test_a_submodule_that_never_learns_has_no_moments():
+    params = random_tree(0)
+    params["lora"] = {"blocks": {"a": np.ones((3, 4, 2), np.float32)}}
+    tx = make(params, trainable="lora")
+    state = tx.init(params)
+    assert state.mu.keys() == state.nu.keys() == params.keys() - {"backbone"}
+    scalars = dict(lr=0.0, last_layer_lr=0.0, backbone_lr=0.1, weight_decay=0.1)
+    updates, state = tx.update(
+        params, state, params, scalars=scalars, norms=optimizer.submodule_norms(params)
+    )
+    after = optax.apply_updates(params, updates)
+    assert state.mu.keys() == params.keys() - {"backbone"}
+    for name, tree in after.items():
+        same = [
+            np.array_equal(*pair)
+            for pair in zip(*map(jax.tree.leaves, (tree, params[name])))
+        ]
+        assert set(same) == {name != "lora"}, name  # which has the backbone's rate

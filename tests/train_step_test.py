@@ -159,6 +159,13 @@ class Rootful:
     def teacher(self):
         return self
 
+    @property
+    def student(self):
+        return self
+
+    def merged(self, params):
+        return params
+
     def targets(self, teacher_params, centers, batch, temp):
         return {}, jax.tree.map(lambda c: c + 1.0, centers)
 
@@ -211,6 +218,37 @@ def test_a_finite_loss_with_a_non_finite_gradient_is_skipped():
                 assert np.all(old != new)
 
 
+def test_the_teacher_averages_merged_matrices_of_lora():
+    c = tiny.config(
+        optim={"trainable": "lora", "lora_rank": 2, "warmup_steps": 0},
+        teacher={"momentum_teacher": 0.5},
+    )
+    trainer = Trainer(c, sharding.make_mesh(devices=jax.devices()[:1]))
+    state, start = trainer.copy(), to_numpy(trainer.start)
+    same_bits(
+        start.teacher_params, {k: v for k, v in start.params.items() if k != "lora"}
+    )
+    for number in range(2):
+        before = to_numpy(state)
+        state, metrics = trainer.step(state, tiny.batch(c), number)
+        after = to_numpy(state)
+        same_bits(after.params["backbone"], start.params["backbone"])
+        momentum = np.float64(trainer.scalars(number)["momentum_teacher"])
+        kept, old, new = (
+            tree["backbone"]["blocks"]["attn"]
+            for tree in (start.params, before.teacher_params, after.teacher_params)
+        )
+        for name, pair in after.params["lora"]["blocks"]["attn"].items():
+            a, b = (np.float64(pair[k]) for k in "ab")
+            assert (b != 0).any()
+            student = kept[name]["kernel"] + 8.0 * a @ b  # alpha / rank = 16 / 2
+            expected = momentum * old[name]["kernel"] + (1 - momentum) * student
+            np.testing.assert_allclose(new[name]["kernel"], expected, atol=1e-6)
+            assert (new[name]["kernel"] != kept[name]["kernel"]).any()
+    assert metrics["grad_norm/backbone"] == 0 and metrics["grad_norm/lora"] > 0
+    assert "backbone" not in after.opt_state.mu
+
+
 # --- eight devices --------------------------------------------------------------
 
 
@@ -220,6 +258,7 @@ def main(names):
         ibot={"separate_head": True},
         model={"drop_path_rate": 0.3},
         train={"batch_size": 32},
+        optim={"trainable": "lora" if "lora" in " ".join(names) else "all"},
     )
     devices, results, start = jax.devices(), {}, None
     meshes = {
@@ -228,7 +267,7 @@ def main(names):
         "2x4": sharding.make_mesh(replica=2, devices=devices),
     }
     for name in names:
-        mesh = meshes[name]
+        mesh = meshes[name.split()[0]]
         # One and eight devices initialise by themselves.
         trainer = Trainer(c, mesh, start if name == "2x4" else None)
         start = jax.device_get(trainer.start)
@@ -294,7 +333,9 @@ def trained_on():
 OF_EIGHT = ["8", pytest.param("2x4", marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("name", OF_EIGHT)
+@pytest.mark.parametrize(
+    "name", [*OF_EIGHT, pytest.param("8 lora", marks=pytest.mark.slow)]
+)
 def test_one_device_equals_eight(trained_on, name):
     meshes = trained_on("1", name)
     one, many = meshes["1"], meshes[name]

@@ -35,8 +35,13 @@ class Data:
     pictures: np.ndarray | None
 
 
-def open_data(config: Any) -> Data | None:
+def open_data(config: Any, training: base.Source | None = None) -> Data | None:
     """Open the images that `config.evaluation` names, None if there are none.
+
+    Args:
+      config: The config of the run.
+      training: Source of the training images, on which a run that keeps its best
+        weights measures matching if no others are named.
 
     Raises:
       UserError: A folder is missing, has no labels, or the labels do not match.
@@ -61,6 +66,8 @@ def open_data(config: Any) -> Data | None:
         unseen = photos.load_unseen()
         if channels == 1:
             unseen = [photos.luma(picture) for picture in unseen]
+    elif config.checkpoint.keep_best and training is not None:
+        queries = training
     else:
         return None
     pictures = []
@@ -75,7 +82,8 @@ def open_data(config: Any) -> Data | None:
         images = [preprocessing.resize_and_crop(x, side, side) for x in images]
         if not images:
             raise errors.UserError(
-                f"no image of {c.val_path} could be read for evaluation.tasks = "
+                f"no image of {c.val_path or config.data.path} could be read for "
+                "evaluation.tasks = "
                 "matching: set --config.evaluation.val_path to other images"
             )
     return Data(bank, queries, images, np.stack(pictures) if pictures else None)

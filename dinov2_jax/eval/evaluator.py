@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from dinov2_jax import feature_extractor, sharding, ssl_meta_arch
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.sources import base
 from dinov2_jax.eval import evaluation_data, in_loop, random_init
 from dinov2_jax.eval.classification import knn
 from dinov2_jax.visualize import pca
@@ -34,6 +35,9 @@ class Evaluator:
       batch_size: Images per forward pass, rounded up to a multiple of the devices.
       max_images: Maximum number of images of each source, evenly spaced; 0 for all.
       settings: Settings of the evaluations.
+
+    Attributes:
+      tasks: Names of the evaluations.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Evaluator:
             extractor(kind="cls"),
             extractor(kind="patches"),
         )
-        self._tasks, self._settings = tuple(tasks), settings
+        self.tasks, self._settings = tuple(tasks), settings
         self._data = data
         self._resize_size, self._image_size = resize_size, image_size
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -99,7 +103,7 @@ class Evaluator:
     def _measure(self, params: Any) -> dict[str, dict[str, float]]:
         """Return the metrics of a backbone by task."""
         found, labelled = {}, None
-        for name in self._tasks:
+        for name in self.tasks:
             if name in in_loop.DENSE:
                 found[name] = in_loop.DENSE[name](
                     self._data.images,
@@ -123,10 +127,11 @@ class Evaluator:
             )
 
         metrics = {}
-        for found in self._measure(self._random_init(jax.random.key(seed))).values():
-            first = next(iter(found))
+        measured = self._measure(self._random_init(jax.random.key(seed)))
+        for name, found in measured.items():
+            first = in_loop.FIRST[name]
             metrics[f"{first}_random_init"] = found[first]
-        if "knn" not in self._tasks:
+        if "knn" not in self.tasks:
             return metrics
         features = {
             "pixels": shrunk(knn.pixel_features),
@@ -206,23 +211,33 @@ class Evaluator:
 
 
 def make_evaluator(
-    config: Any, meta_arch: ssl_meta_arch.SSLMetaArch, mesh: Mesh
+    config: Any,
+    meta_arch: ssl_meta_arch.SSLMetaArch,
+    mesh: Mesh,
+    training: base.Source | None = None,
 ) -> Evaluator | None:
     """Return the evaluator that `config.evaluation` describes, None if nothing is set.
 
     It draws pictures only of images with 1 or 3 channels.
 
+    Args:
+      config: The config of the run.
+      meta_arch: Student, teacher and losses.
+      mesh: The mesh.
+      training: Source of the training images, see `evaluation_data.open_data`.
+
     Raises:
       UserError: A folder is missing, has no labels, or the labels do not match.
     """
-    data = evaluation_data.open_data(config)
+    data = evaluation_data.open_data(config, training)
     if data is None:
         return None
     c = config.evaluation
+    tasks = [t for t in c.tasks if t in in_loop.DENSE or data.bank is not None]
     return Evaluator(
         meta_arch,
         mesh,
-        tasks=c.tasks,
+        tasks=tasks,
         data=data,
         resize_size=c.resize_size,
         image_size=c.image_size,

@@ -1,7 +1,7 @@
 """Evaluations inside the training loop; `config.EVALUATIONS` names them.
 
-Each is a function of features and settings that returns metrics, the one to look at
-first. To add one, write such a function, enter it here and name it in
+Each is a function of features and settings that returns metrics. To add one, write such
+a function, enter it here with the metric to look at first, and name it in
 `config.EVALUATIONS`.
 
 Shapes: N labelled images, M images to classify, D width.
@@ -104,3 +104,9 @@ LABELLED: Mapping[str, Callable[[Labelled, Settings], dict[str, float]]] = {
     "logreg": measure_logreg,
 }
 DENSE: Mapping[str, Callable[..., dict[str, float]]] = {"matching": measure_matching}
+# The metric to look at first of each; higher is better.
+FIRST: Mapping[str, str] = {
+    "knn": "knn/top1",
+    "logreg": "logreg/top1",
+    "matching": "matching/accuracy",
+}

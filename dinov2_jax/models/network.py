@@ -13,14 +13,17 @@ import jax.numpy as jnp
 
 from dinov2_jax.augment import policies
 from dinov2_jax.models import dino_head as head_lib
-from dinov2_jax.models import stochastic_depth, vision_transformer
+from dinov2_jax.models import lora, stochastic_depth, vision_transformer
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Pure functions of parameters {"backbone"[, "dino_head"[, "ibot_head"]]}.
+    """Pure functions of parameters {"backbone"[, heads][, "lora"]}.
+
+    The heads are "dino_head" and "ibot_head". Where only a part of the backbone learns,
+    the rest has no gradient.
 
     Attributes:
       backbone: The ViT.
@@ -28,6 +31,9 @@ class Network:
       ibot_head: The head for patches; None if the DINO head is used for both.
       mean: Mean of each channel of the images, with values in [0, 1].
       std: Standard deviation of each channel.
+      last_blocks: Number of last blocks that learn, with the last LayerNorm; 0: the
+        whole backbone.
+      adapters: The LoRA that learns instead of the backbone; None for none.
     """
 
     backbone: vision_transformer.VisionTransformer
@@ -35,6 +41,8 @@ class Network:
     ibot_head: head_lib.DINOHead | None = None
     mean: tuple[float, ...] = policies.IMAGENET_MEAN
     std: tuple[float, ...] = policies.IMAGENET_STD
+    last_blocks: int = 0
+    adapters: lora.LoRA | None = None
 
     def init(self, key: jax.Array) -> Params:
         """Return new float32 parameters with the reference's initialisation."""
@@ -47,7 +55,26 @@ class Network:
             params["dino_head"] = self.dino_head.init(keys[1], token)["params"]
         if self.ibot_head is not None:
             params["ibot_head"] = self.ibot_head.init(keys[2], token)["params"]
+        if self.adapters is not None:
+            lora_key = jax.random.fold_in(key, 3)
+            params["lora"] = self.adapters.init(lora_key, params["backbone"])
         return params
+
+    def merged(self, params: Params) -> Params:
+        """Return the parameters with the adapters, if any, merged into the backbone.
+
+        Args:
+          params: The network's parameters, with or without adapters.
+
+        Returns:
+          {"backbone", "dino_head"[, "ibot_head"]}: what the EMA averages and everything
+          else reads.
+        """
+        if self.adapters is None or "lora" not in params:
+            return params
+        kept = jax.lax.stop_gradient(params["backbone"])
+        rest = {name: tree for name, tree in params.items() if name != "lora"}
+        return rest | {"backbone": self.adapters.merge(kept, params["lora"])}
 
     def num_prototypes(self) -> dict[str, int]:
         """Return the number of prototypes of each loss term."""
@@ -83,8 +110,11 @@ class Network:
         Returns:
           Normalised class tokens, [G, B, D] a crop group, and patches [G, M, D].
         """
+        backbone = self.merged(params)["backbone"]
+        if self.last_blocks:
+            backbone = _stop_below(backbone, self.last_blocks)
         tokens: Any = self.backbone.apply(
-            {"params": params["backbone"]},
+            {"params": backbone},
             [self.normalize(x) for x in crops],
             masks,
             indices,
@@ -138,6 +168,20 @@ class Network:
         return weights
 
 
+def _stop_below(backbone: Params, last_blocks: int) -> Params:
+    """Stop the gradients of all but the last blocks and the last LayerNorm."""
+
+    def stop(x):
+        learns = jnp.arange(len(x)) >= len(x) - last_blocks
+        learns = learns.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(learns, x, jax.lax.stop_gradient(x))
+
+    return jax.lax.stop_gradient(backbone) | {
+        "blocks": jax.tree.map(stop, backbone["blocks"]),
+        "norm": backbone["norm"],
+    }
+
+
 def by_image(crops: jax.Array, views: int) -> jax.Array:
     """Reorder crop-major tokens, [G, views * b, D] -> [G, b, views, D]."""
     groups, count, dim = crops.shape
@@ -174,4 +218,6 @@ def make_network(config: Any, dtype: Any) -> Network:
         ibot_head=ibot_head,
         mean=tuple(config.data.mean) or policies.IMAGENET_MEAN,
         std=tuple(config.data.std) or policies.IMAGENET_STD,
+        last_blocks=config.optim.last_blocks * (config.optim.trainable == "last"),
+        adapters=lora.make_lora(config.optim),
     )

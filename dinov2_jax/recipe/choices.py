@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from dinov2_jax import config as config_lib
-from dinov2_jax.aot import config_file
+from dinov2_jax import config_file
 from dinov2_jax.recipe import plan, rules, sizing
 from dinov2_jax.recipe import request as request_lib
 

@@ -12,6 +12,7 @@ discarded remain.
     save      (started, not yet finished)
     save failed  how
     evaluate  accuracies
+    best      (the weights of this evaluation are kept as the best so far)
     recompiled  (something was compiled when nothing should have been)
     profile   path
     hang      doing; path of the stack traces

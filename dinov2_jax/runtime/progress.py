@@ -137,6 +137,7 @@ def list_outputs(workdir: pathlib.Path) -> str:
         "metrics.jsonl": "losses and accuracies, one line per step",
         "tensorboard": "the same for tensorboard --logdir",
         "checkpoints": "the weights",
+        "best": "the weights of the best evaluation",
         "pca.png": "what the patch features distinguish",
     }
     found = [(workdir / name, about) for name, about in files.items()]

@@ -18,7 +18,7 @@ _FILES = (
     *("run.lock", "config.json", "data.json", "metrics.jsonl", "events.jsonl"),
     *("bad_images.txt", "rollbacks.json", "pca.png", "teacher.json"),
 )
-_FOLDERS = ("checkpoints", "damaged_checkpoints", "tensorboard", "profile")
+_FOLDERS = ("checkpoints", "damaged_checkpoints", "best", "tensorboard", "profile")
 _EFFECTIVE = os.access in os.supports_effective_ids
 _PATIENCE = 120  # seconds until a network file system drops the lock of a lost host
 

@@ -192,7 +192,9 @@ def _saved(workdir, log, now) -> str:
         return "nothing yet"
     saves = {e["step"]: e for e in _select(log, "save")}
     ago = f", {_ago(saves[steps[-1]], now)}" if steps[-1] in saves else ""
-    return f"step {steps[-1]:,}{ago}; {len(steps)} kept in {folder}"
+    best = [e["step"] for e in _select(log, "best")][-1:]
+    best = "".join(f"; best step {step:,} in {workdir / 'best'}" for step in best)
+    return f"step {steps[-1]:,}{ago}; {len(steps)} kept in {folder}{best}"
 
 
 def _accuracy(log) -> str:
@@ -249,6 +251,7 @@ def _last(log, now) -> str:
         "rollback": lambda e: f"rolled back from step {e['step']:,} to {e['to']:,}",
         "save": lambda e: f"saved step {e['step']:,}",
         "evaluate": lambda e: f"evaluated step {e['step']:,}",
+        "best": lambda e: f"kept step {e['step']:,} as the best so far",
         "recompiled": lambda e: f"recompiled at step {e['step']:,}",
         "profile": lambda e: f"wrote a trace to {e['path']}",
         "hang": lambda e: f"hung at {e['doing']}",

@@ -46,7 +46,10 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
     if not source:
         return None
     run_model = meta_arch.student.backbone.config
-    expected = jax.eval_shape(meta_arch.student.init, jax.random.key(0))
+    expected = jax.eval_shape(
+        lambda key: meta_arch.student.merged(meta_arch.student.init(key)),
+        jax.random.key(0),
+    )
     with on_host():
         try:
             weights = reading.read(
@@ -68,7 +71,7 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
             if name in params
         }
     sides = [m.grid_size for m in (file_model, run_model)]
-    return InitialWeights(params, _describe(config.init, *sides))
+    return InitialWeights(params, _describe(config.init, config.optim, *sides))
 
 
 def read_gram(
@@ -133,12 +136,16 @@ def on_host() -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
 
-def _describe(init: Any, side: int, new_side: int) -> str:
+def _describe(init: Any, optim: Any, side: int, new_side: int) -> str:
     which = f" ({init.which})" if init.which else ""
     resampled = f" -> {new_side}x{new_side}" if new_side != side else ""
     facts = [f"position embeddings {side}x{side}{resampled}", f"heads {init.heads}"]
     if init.heads_only_steps:
         facts.append(f"heads only for {init.heads_only_steps} steps")
+    if optim.trainable == "last":
+        facts.append(f"only the last {optim.last_blocks} blocks learn")
+    if optim.trainable == "lora":
+        facts.append(f"only LoRA of rank {optim.lora_rank} learns")
     return f"initialised from {init.source}{which}: {', '.join(facts)}"
 
 

@@ -1,36 +1,41 @@
-"""This project's own folders of weights: runs, their checkpoints and orbax exports."""
+"""This project's own folders of weights: runs, their checkpoints and orbax exports.
+
+A workdir is read as the best weights of the run if it keeps them, else as its newest
+checkpoint; WORKDIR/checkpoints is the newest one in any case.
+"""
 
 import dataclasses
 import json
+import logging
 import pathlib
 import types
 from collections.abc import Mapping
 from typing import Any
 
 from dinov2_jax import errors
-from dinov2_jax.checkpoint import saved_weights
+from dinov2_jax.checkpoint import best_weights, saved_weights
 from dinov2_jax.data import preprocessing
-from dinov2_jax.models import model_config, vision_transformer
+from dinov2_jax.models import lora, model_config, vision_transformer
 from dinov2_jax.weights import architecture, json_fields, state_dict
 
 DESCRIPTION = "model.json"  # in an export, next to the folder `weights`
+_CHECKPOINTS = "checkpoints"
 _BRANCHES = {"teacher": "teacher_params", "student": "params"}
 
 
 def is_own(folder: pathlib.Path) -> bool:
-    """Return whether a folder is a workdir, a checkpoint in it or an orbax export."""
+    """Return whether a folder is a workdir, checkpoints in it or an orbax export."""
     return (
         (folder / DESCRIPTION).is_file()
-        or (
-            (folder / "checkpoints").is_dir() and not list(folder.glob("*.safetensors"))
-        )
+        or (folder.name == _CHECKPOINTS and (folder.parent / "config.json").is_file())
+        or ((folder / _CHECKPOINTS).is_dir() and not list(folder.glob("*.safetensors")))
         or _is_step(folder)
     )
 
 
 def _is_step(folder: pathlib.Path) -> bool:
     """Return whether a folder is a checkpoint; a run may have a number as its name."""
-    return folder.name.isdecimal() and folder.parent.name == "checkpoints"
+    return folder.name.isdecimal() and folder.parent.name == _CHECKPOINTS
 
 
 def read(
@@ -88,20 +93,7 @@ def read(
         weights = saved_weights.read((folder / "weights").absolute())
         _check(module, weights, folder)
         return module, weights, prepare, stored
-    if _is_step(folder):
-        step, workdir = folder, folder.parent.parent
-    else:
-        steps = [
-            p
-            for p in (folder / "checkpoints").iterdir()
-            if p.name.isdecimal() and p.is_dir()
-        ]
-        if not steps:
-            raise errors.UserError(
-                f"{folder} has no finished checkpoint yet: continue training or choose "
-                "another"
-            )
-        step, workdir = max(steps, key=lambda p: int(p.name)), folder
+    step, workdir, best = _find(folder, which)
     path = workdir / "config.json"
     try:
         config = _namespace(json_fields.load(path))
@@ -114,7 +106,12 @@ def read(
         ) from error
     json_fields.model(module.config.to_dict(), path)
     which = which or "teacher"
-    weights = saved_weights.read(step.absolute(), _BRANCHES[which])
+    branch = None if best else _BRANCHES[which]
+    weights = saved_weights.read(step.absolute(), branch)
+    if "lora" in weights:
+        pairs = weights.pop("lora")
+        adapters = lora.make_lora(config.optim)
+        weights["backbone"] = adapters.merge(weights["backbone"], pairs)
     _check(module, weights, step)
     data = getattr(config, "data", None)  # missing in old configs
     prepare = preprocessing.for_patches(
@@ -123,6 +120,37 @@ def read(
         std=getattr(data, "std", ()),
     )
     return module, weights, prepare, which
+
+
+def _find(
+    folder: pathlib.Path, which: str | None
+) -> tuple[pathlib.Path, pathlib.Path, bool]:
+    """Return the weights to read, the workdir, and whether they are its best ones."""
+    if _is_step(folder):
+        return folder, folder.parent.parent, False
+    if folder.name == _CHECKPOINTS:
+        return _newest(folder), folder.parent, False
+    record = best_weights.read(folder)
+    if record is None:
+        return _newest(folder / _CHECKPOINTS), folder, False
+    if which == "student":
+        raise errors.UserError(
+            f"{folder} keeps its best weights, which are the teacher's: leave out "
+            f"which='student', or read the newest in {folder / _CHECKPOINTS}"
+        )
+    logging.info("%s is read as its best weights, of step %d", folder, record.step)
+    return best_weights.folder(folder, record), folder, True
+
+
+def _newest(checkpoints: pathlib.Path) -> pathlib.Path:
+    """Return the newest checkpoint of a run."""
+    steps = [p for p in checkpoints.iterdir() if p.name.isdecimal() and p.is_dir()]
+    if not steps:
+        raise errors.UserError(
+            f"{checkpoints.parent} has no finished checkpoint yet: continue training "
+            "or choose another"
+        )
+    return max(steps, key=lambda p: int(p.name))
 
 
 def _check(module, weights, folder: pathlib.Path) -> None:

@@ -9,7 +9,8 @@ from configs import debug
 from dinov2_jax import config as config_lib
 from dinov2_jax import sharding, ssl_meta_arch
 from dinov2_jax.data import preprocessing
-from dinov2_jax.eval import evaluator
+from dinov2_jax.data.sources import registry
+from dinov2_jax.eval import evaluation_data, evaluator
 
 SIZE = 16
 
@@ -93,6 +94,21 @@ def test_nothing_is_measured_where_nothing_is_named(source, tasks):
     meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, np.float32)
     mesh = sharding.make_mesh(1)
     assert evaluator.make_evaluator(config, meta_arch, mesh) is None
+
+
+def test_without_labels_matching_is_measured_on_the_training_images(tmp_path):
+    pixels = write(tmp_path / "images", 3)
+    config = debug.get_config()
+    config.data.update(source="folder", path=str(tmp_path / "images"))
+    config.evaluation.tasks = ("knn", "matching")
+    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, np.float32)
+    source, mesh = registry.make_source(config), sharding.make_mesh(1)
+    assert evaluator.make_evaluator(config, meta_arch, mesh, source) is None
+    config.checkpoint.keep_best = "all"
+    made = evaluator.make_evaluator(config, meta_arch, mesh, source)
+    assert made.tasks == ("matching",)
+    images = evaluation_data.open_data(config, source).images
+    assert len(images) == len(pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 13])

@@ -10,10 +10,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import processes
 import pytest
 from PIL import Image
+
+from dinov2_jax.checkpoint import best_weights
+from dinov2_jax.weights import reading
 
 LOCAL = processes.ROOT / "launch/local.sh"
 PROGRAM = pathlib.Path(__file__).with_name("shared_compilations.py")
@@ -384,3 +388,33 @@ def test_preflight_does_not_change_a_run(alone_in, flags, in_process):
     assert devices[:2] == ["WRONG", "devices"]
     assert "mesh.devices = 2, but there are 1" in devices[2]
     assert {result for result, *_ in others} == {"skipped"}
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_best_weights(environment, flags, tmp_path):
+    """Judged without labels, on images of the training data."""
+    workdir = tmp_path / "run"
+    more = [
+        "--config.train.steps=4",
+        "--config.optim.base_lr=0.1",
+        "--config.train.max_nonfinite_steps=100",
+        "--config.teacher.momentum_teacher=0.5",
+        "--config.evaluation.every=2",
+        "--config.evaluation.tasks=('matching',)",
+        "--config.checkpoint.keep_best=all",
+    ]
+    with Cluster(2, [*flags, *more], environment, workdir) as cluster:
+        assert cluster.codes() == [0, 0], cluster.output(0) + cluster.output(1)
+        output = cluster.output(0)
+    name = "matching/accuracy"
+    measured = {r["step"]: r[name] for r in processes.rows(workdir) if name in r}
+    best = max(measured, key=lambda step: (measured[step], -step))
+    assert list(measured) == [0, 2, 4]
+    record = best_weights.read(workdir)
+    assert (record.step, record.best) == (best, {name: measured[best]})
+    lines = [x for x in output.splitlines() if "the start" in x or "it began" in x]
+    assert len(lines) == 1 and str(workdir) in lines[0]
+    found = reading.read(workdir).params["backbone"]
+    if best:
+        chosen = reading.read(workdir / f"checkpoints/{best}").params["backbone"]
+        jax.tree.map(np.testing.assert_array_equal, found, chosen)

@@ -1,10 +1,6 @@
 """Which parameters of a backbone are fine-tuned: all, those of last blocks, or LoRA.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models": a weight W is kept
-and W + alpha / rank * A B is used, with A random and B zero at first. Here both
-projections of each attention are adapted, queries, keys and values by one pair.
-
-Shapes: L blocks, D width, r rank.
+LoRA (`models.lora`) adapts both projections of each attention.
 """
 
 import dataclasses
@@ -13,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_ADAPTED = ("qkv", "proj")
+from dinov2_jax.models import lora
+
 _UNUSED = "mask_token"  # has no gradient, and would only decay
 
 
@@ -40,13 +37,7 @@ class Adaptation:
           backbone: Parameters of the backbone, blocks stacked.
         """
         if self.lora_rank:
-            attention = backbone["blocks"]["attn"]
-            keys = jax.random.split(key, len(_ADAPTED))
-            pairs = {
-                name: self._pair(k, attention[name]["kernel"])
-                for name, k in zip(_ADAPTED, keys)
-            }
-            return {"blocks": {"attn": pairs}}
+            return self._lora().init(key, backbone)
         if self.last_blocks:
             last = jax.tree.map(lambda x: x[-self.last_blocks :], backbone["blocks"])
             return {"blocks": last, "norm": backbone["norm"]}
@@ -71,29 +62,14 @@ class Adaptation:
         """
         if not (self.lora_rank or self.last_blocks):
             return backbone | trained
-        blocks = backbone["blocks"]
         if self.lora_rank:
-            attention = dict(blocks["attn"])
-            for name, pair in trained["blocks"]["attn"].items():
-                kernel = self._merged(attention[name]["kernel"], pair)
-                attention[name] = attention[name] | {"kernel": kernel}
-            return backbone | {"blocks": blocks | {"attn": attention}}
+            return self._lora().merge(backbone, trained)
         joined = jax.tree.map(
             lambda old, new: jnp.concatenate([old[: -self.last_blocks], new]),
-            blocks,
+            backbone["blocks"],
             trained["blocks"],
         )
         return backbone | trained | {"blocks": joined}
 
-    def _pair(self, key, kernel):
-        """Return LoRA's matrices for kernels [L, D_in, D_out]."""
-        depth, rows, columns = kernel.shape
-        bound = rows**-0.5
-        a = jax.random.uniform(
-            key, (depth, rows, self.lora_rank), minval=-bound, maxval=bound
-        )
-        return {"a": a, "b": jnp.zeros((depth, self.lora_rank, columns))}
-
-    def _merged(self, kernel, pair):
-        change = jnp.matmul(pair["a"], pair["b"], precision=jax.lax.Precision.HIGHEST)
-        return kernel + self.lora_alpha / self.lora_rank * change
+    def _lora(self) -> lora.LoRA:
+        return lora.LoRA(self.lora_rank, self.lora_alpha)

@@ -1,0 +1,104 @@
+"""The best weights of a run: which are kept, what is on disk, what is promised."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from dinov2_jax import errors
+from dinov2_jax.checkpoint import best_weights, checksums, saved_weights
+
+NAMES = ("knn/top1", "matching/accuracy")
+
+
+def weights(step):
+    return {"backbone": {"norm": {"scale": np.full(3, step, np.float32)}}}
+
+
+def offer(kept, step, *values):
+    metrics = dict(zip(NAMES, values), **{"knn/top1_pixels": 1.0})
+    return kept.offer(step, metrics, weights(step))
+
+
+def stored(workdir):
+    """The step of the only weights in the folder, which are its own."""
+    record = best_weights.read(workdir)
+    (folder,) = [p for p in (workdir / "best").iterdir() if p.is_dir()]
+    assert folder == best_weights.folder(workdir, record)
+    assert checksums.is_sealed(folder) and checksums.problem(folder) is None
+    scale = saved_weights.read(folder)["backbone"]["norm"]["scale"]
+    np.testing.assert_array_equal(
+        scale, weights(record.step)["backbone"]["norm"]["scale"]
+    )
+    return record.step
+
+
+def test_the_measure_that_gained_least_decides(tmp_path):
+    kept = best_weights.BestWeights(tmp_path, NAMES, resumed=False)
+    assert kept.promise() == ""
+    assert offer(kept, 0, 0.5, 0.8) and stored(tmp_path) == 0
+    assert not offer(kept, 1, 0.9, 0.79)  # one below the start
+    assert not offer(kept, 2, 0.5, 0.9)  # one as at the start
+    assert not offer(kept, 3, math.nan, 0.9)
+    assert "no better than where it began" in kept.promise()
+    assert offer(kept, 4, 0.6, 0.82) and stored(tmp_path) == 4
+    assert not offer(kept, 5, 0.9, 0.81)
+    assert offer(kept, 6, 0.55, 0.83) and stored(tmp_path) == 6
+    assert not offer(kept, 7, 0.55, 0.83)  # the first of equals
+    promise = kept.promise()
+    assert promise.startswith("better than the start: knn/top1 55.0% (+5.0 points)")
+    assert "matching/accuracy 83.0% (+3.0 points) at step 6" in promise
+    assert str(tmp_path) in promise and "\n" not in promise
+
+
+def test_a_resumed_run_goes_on_from_its_record(tmp_path):
+    kept = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=False)
+    offer(kept, 0, 0.5)
+    offer(kept, 4, 0.7)
+    # As a kill in a save leaves it.
+    shutil.copytree(tmp_path / "best/4", tmp_path / "best/5.orbax-checkpoint-tmp")
+    again = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=True)
+    assert not offer(again, 5, 0.65)
+    assert offer(again, 6, 0.75) and stored(tmp_path) == 6
+    assert "+25.0 points" in again.promise()
+    # A new run in the folder begins a record of its own.
+    assert offer(best_weights.BestWeights(tmp_path, NAMES, resumed=False), 0, 0.1, 0.1)
+    assert stored(tmp_path) == 0
+    best_weights.forget(tmp_path)
+    assert best_weights.read(tmp_path) is None and not list(tmp_path.iterdir())
+    best_weights.forget(tmp_path)
+
+
+def test_a_kill_before_the_record_keeps_the_old_best(tmp_path, monkeypatch):
+    kept = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=False)
+    offer(kept, 0, 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "write", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            offer(kept, 4, 0.7)
+    assert best_weights.read(tmp_path).step == 0
+    again = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=True)
+    assert offer(again, 4, 0.7) and stored(tmp_path) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"step": 4}', '{"step": "x", "start": {}}']
+)
+def test_a_missing_or_damaged_record(tmp_path, text):
+    path = tmp_path / "best/record.json"
+    path.parent.mkdir()
+    with pytest.raises(errors.UserError, match="is missing") as caught:
+        best_weights.BestWeights(tmp_path, NAMES, resumed=True)
+    assert "--config.init.source=" in str(caught.value)
+    path.write_text(text)
+    with pytest.raises(errors.UserError, match="cannot read .*restore it"):
+        best_weights.read(tmp_path)
+
+
+def test_the_record_is_for_people_too(tmp_path):
+    kept = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=False)
+    offer(kept, 0, 0.5)
+    record = json.loads((tmp_path / "best/record.json").read_text())
+    assert record == {"step": 0, "start": {NAMES[0]: 0.5}, "best": {NAMES[0]: 0.5}}
