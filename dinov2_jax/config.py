@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dinov2_jax import errors
-from dinov2_jax.augment import policies
+from dinov2_jax.augment import crop_sizes, policies
 from dinov2_jax.data.sources import registry
 from dinov2_jax.models import model_config
 
@@ -85,8 +85,8 @@ _SHARES = (
 ).split()
 _LISTS = (
     "data.mean data.std data.value_range crops.global_crops_scale "
-    "crops.local_crops_scale ibot.mask_ratio_min_max evaluation.knn_k "
-    "evaluation.tasks"
+    "crops.local_crops_scale crops.sizes ibot.mask_ratio_min_max evaluation.knn_k "
+    "evaluation.tasks evaluation.other_sizes"
 ).split()
 # Options of the architecture; `model.arch` and `crops` give the others.
 _ARCHITECTURE = {
@@ -115,6 +115,8 @@ _ADDED = {
     "data.mean": [],
     "data.std": [],
     "crops.policy": "rgb",
+    "crops.sizes": [],
+    "evaluation.other_sizes": [],
     "optim.name": "adamw",
     "model.block": "folded",
     **{f"crops.{name}": None for name in policies.FIELDS},
@@ -205,6 +207,8 @@ def _problems(config: Any) -> Iterator[str]:
     neighbours = flat["evaluation.knn_k"]
     if not neighbours or not all(isinstance(k, int) and k > 0 for k in neighbours):
         yield bad("evaluation.knn_k", "must be numbers of neighbours, each above 0")
+    if not all(isinstance(x, int) and x > 0 for x in flat["evaluation.other_sizes"]):
+        yield bad("evaluation.other_sizes", "must be sizes in px, each above 0")
     for task in flat["evaluation.tasks"]:
         if task not in EVALUATIONS:
             choices = ", ".join(EVALUATIONS)
@@ -247,15 +251,16 @@ def _ascending(values: Any) -> bool:
 
 def _combinations(flat: dict[str, Any]) -> Iterator[str]:
     patch = flat["model.patch_size"]
-    sizes = [
+    names = [
         "crops.global_crops_size",
         "evaluation.image_size",
         "evaluation.picture_size",
     ]
     if flat["crops.local_crops_number"]:
-        sizes.append("crops.local_crops_size")
-    for name in sizes:
-        size = flat[name]
+        names.append("crops.local_crops_size")
+    sizes = [(name, flat[name]) for name in names]
+    sizes += [("evaluation.other_sizes", x) for x in flat["evaluation.other_sizes"]]
+    for name, size in sizes:
         if size % patch:
             lower = size // patch * patch
             near = f"{lower} or {lower + patch}" if lower else f"{patch}"
@@ -301,13 +306,19 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
                 "set --config.data.source=auto"
             )
     yield from policies.problems(flat)
+    yield from crop_sizes.problems(flat)
     yield from _channels(flat)
     if flat["optim.warmup_steps"] > flat["train.steps"]:
         yield (
             f"optim.warmup_steps = {flat['optim.warmup_steps']} exceeds train.steps = "
             f"{flat['train.steps']}: lower --config.optim.warmup_steps"
         )
-    if not flat["init.source"]:
+    if not flat["init.source"] and flat["init.heads"] == "loaded":
+        yield (
+            "init.source is empty, but init.heads = 'loaded' continues a run: set "
+            "--config.init.source=WORKDIR, or another source of weights with heads"
+        )
+    elif not flat["init.source"]:
         for name, value in _STARTS_FROM.items():
             if flat[name] != value:
                 yield (

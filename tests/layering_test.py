@@ -17,7 +17,8 @@ ROWS = (
     "kernels losses checkpoint data.decode",
     "models data.sources",
     "config converted_config data",
-    "ssl_meta_arch optimizer train_state train_step teacher data.tools runtime",
+    "ssl_meta_arch optimizer train_state train_step step_by_size teacher data.tools "
+    "runtime",
     "weights",
     "feature_extractor trainer status launch convert",
     "pretrained model_inputs",

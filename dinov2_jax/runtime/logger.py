@@ -208,7 +208,7 @@ def make_run_log(
     account: timing.TimeAccount,
 ) -> RunLog:
     """Return the log that a run's config describes; other arguments as for `RunLog`."""
-    per_image = flops.step_flops(flops.make_workload(config)).per_image
+    per_image = flops.mean_per_image(config)
     device_kind = jax.devices()[0].device_kind
     peak_rate = flops.peak_rate(per_image, device_kind, jax.device_count())
     return RunLog(
