@@ -9,6 +9,8 @@ import tiny
 from dinov2_jax import sharding, step_by_size
 from dinov2_jax import trainer as trainer_lib
 from dinov2_jax.augment import crop_sizes
+from dinov2_jax.data import batch_builder
+from dinov2_jax.data.sources import photos
 from dinov2_jax.runtime import monitors
 
 LARGE, SMALL = crop_sizes.Size(16, 8), crop_sizes.Size(8, 4)
@@ -19,11 +21,13 @@ def make_trainer(sizes):
     return c, trainer_lib.Trainer(c, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
 
 
-def batch_of(size):
-    c = tiny.config(train={"batch_size": 4, "group_size": 2})
-    c.crops.global_crops_size, c.crops.local_crops_size = size
-    c.ibot.mask_ratio_min_max = (0.1, 0.5)
-    return tiny.batch(c)
+def batch_of(c, trainer, size):
+    """A batch of the first step that has these sizes."""
+    build = batch_builder.make_batch_builder(c, photos.PhotosSource("val"))
+    sizes = crop_sizes.make_crop_sizes(c)
+    batch = build(next(step for step in range(100) if sizes(step) == size))
+    batch.pop("bad_images")
+    return trainer.place(batch)
 
 
 def leaves_of(tree):
@@ -31,7 +35,7 @@ def leaves_of(tree):
 
 
 def test_one_compilation_a_size_and_donated_states():
-    _, trainer = make_trainer(((*LARGE, 0.5), (*SMALL, 0.5)))
+    c, trainer = make_trainer(((*LARGE, 0.5), (*SMALL, 0.5)))
     compiled = trainer.compile()
     assert isinstance(compiled, step_by_size.StepBySize)
     assert set(compiled.steps) == {LARGE, SMALL}
@@ -45,7 +49,7 @@ def test_one_compilation_a_size_and_donated_states():
         peaks[size] = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
     assert peaks[LARGE] == max(peaks.values())
 
-    batches = {size: trainer.place(batch_of(size)) for size in (LARGE, SMALL)}
+    batches = {size: batch_of(c, trainer, size) for size in (LARGE, SMALL)}
     scalars = trainer.scalars(10)
     monitor = monitors.CompilationMonitor()
     monitor.happened()
@@ -71,13 +75,12 @@ def test_one_compilation_a_size_and_donated_states():
 def test_one_size_is_the_run_without_sizes():
     results = []
     for sizes in (((*LARGE, 1.0),), ()):
-        _, trainer = make_trainer(sizes)
+        c, trainer = make_trainer(sizes)
         compiled, state = trainer.compile(), trainer.first_state()
+        batch = batch_of(c, trainer, LARGE)
         with jax.set_mesh(trainer.mesh):
             for step in range(3):
-                state, metrics = compiled(
-                    state, trainer.place(batch_of(LARGE)), trainer.scalars(step)
-                )
+                state, metrics = compiled(state, batch, trainer.scalars(step))
         results.append((leaves_of(state), metrics))
     (state, metrics), (other, other_metrics) = results
     for array, expected in zip(state, other, strict=True):
