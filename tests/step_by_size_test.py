@@ -13,7 +13,7 @@ from dinov2_jax.data import batch_builder
 from dinov2_jax.data.sources import photos
 from dinov2_jax.runtime import monitors
 
-LARGE, SMALL = crop_sizes.Size(16, 8), crop_sizes.Size(8, 4)
+LARGE, SMALL = crop_sizes.Size(16, 8), crop_sizes.Size(8, 8)
 
 
 def make_trainer(sizes):
@@ -34,6 +34,38 @@ def leaves_of(tree):
     return [np.array(leaf) for leaf in jax.tree.leaves(tree)]
 
 
+def test_the_step_of_the_batch_is_called():
+    """With steps that only sum, which compile in no time."""
+
+    def step(state, batch, scale):
+        pixels = sum(jax.numpy.sum(crops) for crops in batch.values())
+        return state + scale * pixels, {"pixels": pixels}
+
+    def batch_of(size):
+        shapes = {"global_crops": size.global_size, "local_crops": size.local_size}
+        return {
+            name: np.ones((1, 2, side, side, 3), np.float32)
+            for name, side in shapes.items()
+        }
+
+    jitted = jax.jit(step, donate_argnums=0)
+    sizes = (LARGE, SMALL, crop_sizes.Size(16, 4))
+    compiled = step_by_size.compile_all(
+        {size: jitted.lower(np.float32(0), batch_of(size), 2.0) for size in sizes}
+    )
+    state, expected = jax.numpy.float32(0), 0
+    for size in (*sizes, *sizes):
+        before = state
+        state, metrics = compiled(state, batch_of(size), np.float32(2))
+        pixels = 2 * 3 * (size.global_size**2 + size.local_size**2)
+        expected += 2 * pixels
+        assert before.is_deleted() and float(state) == expected
+        assert metrics["pixels"] == pixels
+        assert metrics["crops/global_size"] == size.global_size
+        assert metrics["crops/local_size"] == size.local_size
+
+
+@pytest.mark.slow
 def test_one_compilation_a_size_and_donated_states():
     c, trainer = make_trainer(((*LARGE, 0.5), (*SMALL, 0.5)))
     compiled = trainer.compile()
