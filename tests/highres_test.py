@@ -168,4 +168,6 @@ def test_pretraining_then_a_stage_then_an_export(in_process, tmp_path):
         f"--workdir={tmp_path / 'other'}",
         f"--config.init.source={path}",
     )
-    assert finished.code == 2 and "no heads" in finished.error.lower()
+    assert finished.code == 2
+    assert "has no projection heads" in finished.error
+    assert "--config.init.heads=fresh" in finished.error

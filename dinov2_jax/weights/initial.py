@@ -60,7 +60,10 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
                 else run_model.num_heads,
             )
         except errors.UserError as error:
-            raise errors.UserError(f"--config.init.source: {error}") from error
+            fix = ""
+            if isinstance(error, reading.MissingHeads):
+                fix = "; for new heads set --config.init.heads=fresh"
+            raise errors.UserError(f"--config.init.source: {error}{fix}") from error
         params, file_model = dict(weights.params), weights.module.config
         _check_backbone(file_model, run_model, config.model.arch == "custom", source)
         if heads:

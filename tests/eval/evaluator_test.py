@@ -84,6 +84,7 @@ def test_channels_and_their_statistics(tmp_path, channels):
     assert (tmp_path / "pca.png").exists() == (channels != 13)
 
 
+@pytest.mark.slow
 def test_other_sizes_beside_the_first(tmp_path):
     """As evaluators of these sizes alone, on one part of the image."""
     config = debug.get_config()
