@@ -65,6 +65,9 @@ def get_config() -> config_dict.ConfigDict:
     c.crops.local_crops_number = 8  # per image
     c.crops.local_crops_size = 96  # px; 98 with patch 14
     c.crops.local_crops_scale = (0.05, 0.32)  # share of the image's area
+    # Several resolutions in one run: ((global px, local px, share of the steps), ...),
+    # one of them a step; the two sizes above are then the largest. (): those two alone.
+    c.crops.sizes = ()
     # Blur probabilities of global crop 1 / global crop 2 / local crops. reference:
     # 0.0 / 0.9 / 0.5, which the reference and the released weights really use;
     # intended: 1.0 / 0.1 / 0.5; none: no crop is blurred.
@@ -304,6 +307,9 @@ def get_config() -> config_dict.ConfigDict:
     c.evaluation.matching_images = 16  # of `val_path`, evenly spaced
     c.evaluation.resize_size = 256  # px of the short side, bicubic, before the crop
     c.evaluation.image_size = 224  # px of the center crop
+    # px of further center crops, for `knn/top1_at_224` and the like; of the same part
+    # of the image.
+    c.evaluation.other_sizes = ()
     c.evaluation.picture_size = 448  # px of the photographs in pca.png
     c.evaluation.batch_size = 64  # images
     c.evaluation.knn_k = (10, 20)  # neighbours; `knn/top1` uses the first

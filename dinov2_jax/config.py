@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dinov2_jax import errors
-from dinov2_jax.augment import policies
+from dinov2_jax.augment import crop_sizes, policies
 from dinov2_jax.data.sources import registry
 from dinov2_jax.losses import dino
 from dinov2_jax.models import model_config
@@ -111,8 +111,8 @@ _SHARES = (
 ).split()
 _LISTS = (
     "data.mean data.std data.value_range crops.global_crops_scale "
-    "crops.local_crops_scale ibot.mask_ratio_min_max evaluation.knn_k "
-    "evaluation.tasks"
+    "crops.local_crops_scale crops.sizes ibot.mask_ratio_min_max evaluation.knn_k "
+    "evaluation.tasks evaluation.other_sizes"
 ).split()
 # Options of the architecture; `model.arch` and `crops` give the others.
 _ARCHITECTURE = {
@@ -157,6 +157,8 @@ _ADDED = {
     "data.mean": [],
     "data.std": [],
     "crops.policy": "rgb",
+    "crops.sizes": [],
+    "evaluation.other_sizes": [],
     "optim.name": "adamw",
     "optim.trainable": "all",
     "optim.last_blocks": 4,
@@ -267,6 +269,8 @@ def _problems(config: Any) -> Iterator[str]:
     neighbours = flat["evaluation.knn_k"]
     if not neighbours or not all(isinstance(k, int) and k > 0 for k in neighbours):
         yield bad("evaluation.knn_k", "must be numbers of neighbours, each above 0")
+    if not all(isinstance(x, int) and x > 0 for x in flat["evaluation.other_sizes"]):
+        yield bad("evaluation.other_sizes", "must be sizes in px, each above 0")
     for task in flat["evaluation.tasks"]:
         if task not in EVALUATIONS:
             choices = ", ".join(EVALUATIONS)
@@ -309,15 +313,16 @@ def _ascending(values: Any) -> bool:
 
 def _combinations(flat: dict[str, Any]) -> Iterator[str]:
     patch = flat["model.patch_size"]
-    sizes = [
+    names = [
         "crops.global_crops_size",
         "evaluation.image_size",
         "evaluation.picture_size",
     ]
     if flat["crops.local_crops_number"]:
-        sizes.append("crops.local_crops_size")
-    for name in sizes:
-        size = flat[name]
+        names.append("crops.local_crops_size")
+    sizes = [(name, flat[name]) for name in names]
+    sizes += [("evaluation.other_sizes", x) for x in flat["evaluation.other_sizes"]]
+    for name, size in sizes:
         if size % patch:
             lower = size // patch * patch
             near = f"{lower} or {lower + patch}" if lower else f"{patch}"
@@ -367,6 +372,7 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
                 "set --config.data.source=auto"
             )
     yield from policies.problems(flat)
+    yield from crop_sizes.problems(flat)
     yield from _channels(flat)
     yield from _gram(flat)
     if flat["optim.warmup_steps"] > flat["train.steps"]:
@@ -374,7 +380,12 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
             f"optim.warmup_steps = {flat['optim.warmup_steps']} exceeds train.steps = "
             f"{flat['train.steps']}: lower --config.optim.warmup_steps"
         )
-    if not flat["init.source"]:
+    if not flat["init.source"] and flat["init.heads"] == "loaded":
+        yield (
+            "init.source is empty, but init.heads = 'loaded' continues a run: set "
+            "--config.init.source=WORKDIR, or another source of weights with heads"
+        )
+    elif not flat["init.source"]:
         for name, value in _STARTS_FROM.items():
             if flat[name] != value:
                 yield (
@@ -429,8 +440,8 @@ def _distillation(flat: dict[str, Any]) -> Iterator[str]:
         yield "distill.students has no effect without a teacher: set distill.source=..."
     if students and flat["checkpoint.keep_best"]:
         yield (
-            f"checkpoint.keep_best = {flat['checkpoint.keep_best']!r} keeps one student: "
-            "set --config.checkpoint.keep_best= for several"
+            f"checkpoint.keep_best = {flat['checkpoint.keep_best']!r} is for one "
+            "student: set --config.checkpoint.keep_best= for several"
         )
     if students and flat["init.source"]:
         yield (
@@ -462,8 +473,8 @@ def _distillation(flat: dict[str, Any]) -> Iterator[str]:
         )
     if flat["gram.loss_weight"]:
         yield (
-            f"gram.loss_weight = {flat['gram.loss_weight']}: a frozen teacher is anchor "
-            "enough, set --config.gram.loss_weight=0"
+            f"gram.loss_weight = {flat['gram.loss_weight']}: a frozen teacher needs no "
+            "anchor, set --config.gram.loss_weight=0"
         )
     if flat["train.sinkhorn_queue"]:
         yield (

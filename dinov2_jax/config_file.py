@@ -18,13 +18,15 @@ def read(path: str, overrides: Sequence[str]) -> Any:
 
     Args:
       path: The name of a preset, or the path of a Python file with `get_config()`,
-        of a run's config.json or of a YAML file of the reference.
+        of a run's config.json or of a YAML file of the reference. What follows a colon
+        is the argument of `get_config`.
       overrides: Arguments of the form "--config.SECTION.FIELD=VALUE".
 
     Raises:
       UserError: The file, a field or a value is invalid.
     """
-    file = configs.find(path)
+    name, *argument = path.split(":", 1)
+    file = configs.find(name)
     if converted_config.is_convertible(file):
         config = converted_config.get_config(str(file))
         apply(config, overrides)
@@ -34,7 +36,9 @@ def read(path: str, overrides: Sequence[str]) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        config = module.get_config(*argument)
+    except errors.UserError:
+        raise
     except Exception as error:
         raise errors.UserError(
             f"{path} is not a config ({type(error).__name__}: {error}): it needs a "

@@ -6,6 +6,7 @@ Mirrors the reference's `utils/utils.py:CosineScheduler` and
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -79,6 +80,35 @@ class Schedules:
 def scaled_lr(base_lr: float, batch_size: int) -> float:
     """Return base_lr * sqrt(batch_size / 1024), the batch size in images."""
     return base_lr * math.sqrt(batch_size / 1024.0)
+
+
+def compress(
+    fields: Mapping[str, Any], *, steps_before: int, steps: int
+) -> dict[str, int]:
+    """Return the lengths in steps of a shorter run with schedules of the same form.
+
+    Mirrors the paper's high-resolution phase (appendix B.2), which keeps all schedules
+    but for their length. Fields count as lengths if their names end in `_steps`;
+    `train.max_nonfinite_steps` is none, nor is any other of `train`.
+
+    Args:
+      fields: Fields of the longer run by their full name, such as
+        "optim.warmup_steps".
+      steps_before: Steps of the longer run.
+      steps: Steps of the shorter run.
+
+    Returns:
+      The new value of each length; at least 1 if it was not 0.
+    """
+    lengths = {
+        name: value
+        for name, value in fields.items()
+        if name.endswith("_steps") and not name.startswith("train.")
+    }
+    return {
+        name: max(round(value * steps / steps_before), min(value, 1))
+        for name, value in lengths.items()
+    }
 
 
 def make_schedules(config: Any) -> Schedules:

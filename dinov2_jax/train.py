@@ -18,7 +18,7 @@ from dinov2_jax.checkpoint import (
     checkpointer,
     disk_space,
 )
-from dinov2_jax.data import batch_builder, loader, workers
+from dinov2_jax.data import batch_builder, loader, small_images, workers
 from dinov2_jax.data.decode import value_use
 from dinov2_jax.data.sources import base, messages, registry
 from dinov2_jax.distillation import frozen_teacher
@@ -34,7 +34,7 @@ from dinov2_jax.runtime import (
 )
 from dinov2_jax.runtime import profiler as profiler_lib
 from dinov2_jax.runtime import workdir as workdir_lib
-from dinov2_jax.weights import initial
+from dinov2_jax.weights import initial, source_run
 
 _LONG = 4.0  # times `train.hang_timeout`, for compiling, evaluating and restoring
 
@@ -179,6 +179,9 @@ class Run:
             )
         if is_first_process:
             lines += value_use.check(source, config.data.value_range)
+            if not self.start_step:
+                lines += source_run.compare(config)
+                lines += small_images.check(source, config.crops.global_crops_size)
         for line in lines:
             self.log.message(line)
 

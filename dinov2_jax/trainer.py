@@ -15,9 +15,11 @@ from dinov2_jax import (
     schedules,
     sharding,
     ssl_meta_arch,
+    step_by_size,
     train_state,
     train_step,
 )
+from dinov2_jax.augment import crop_sizes
 from dinov2_jax.data import batch_spec
 from dinov2_jax.distillation import frozen_teacher, workloads
 from dinov2_jax.runtime import flops
@@ -75,7 +77,7 @@ class Trainer:
     def flops_per_image(self) -> float:
         """The useful FLOPs per image of a step, as `runtime.flops` counts them."""
         if self._teacher is None:
-            return flops.step_flops(flops.make_workload(self._config)).per_image
+            return flops.mean_per_image(self._config)
         return workloads.flops_per_image(self._teacher, self._configs())
 
     def _configs(self) -> list[Any]:
@@ -125,12 +127,17 @@ class Trainer:
             return ()
         return (self._teacher.place(self.mesh, self.dtype),)
 
-    def lower(self) -> jax.stages.Lowered:
-        """Trace the step for the batches of the config; nothing is allocated."""
+    def lower(self, size: crop_sizes.Size | None = None) -> jax.stages.Lowered:
+        """Trace the step for the batches of the config; nothing is allocated.
+
+        Args:
+          size: The sizes of the crops; None for the largest of the run.
+        """
         batch_sharding = sharding.batch_sharding(self.mesh)
+        spec = batch_spec.batch_spec(self._config, size)
         batch = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
-            for name, (shape, dtype) in batch_spec.batch_spec(self._config).items()
+            for name, (shape, dtype) in spec.items()
         }
         with jax.set_mesh(self.mesh):
             frozen = ()
@@ -139,8 +146,11 @@ class Trainer:
             return self.make_step().lower(self.state, batch, self.scalars(0), *frozen)
 
     def compile(self) -> Any:
-        """Compile the step ahead of its first use."""
-        return self.lower().compile()
+        """Compile the step ahead of its first use, once for each size of crops."""
+        if not self._config.crops.sizes:
+            return self.lower().compile()
+        sizes = crop_sizes.make_crop_sizes(self._config).sizes
+        return step_by_size.compile_all({size: self.lower(size) for size in sizes})
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Turn this process's rows of a batch into arrays sharded over the mesh."""

@@ -52,3 +52,10 @@ def test_all_errors_at_once():
 def test_every_config_of_the_project_loads():
     config = config_file.read("configs/vitg.py", ["--config.train.batch_size=6144"])
     assert config.train.batch_size == 6144
+
+
+def test_an_argument_after_a_colon():
+    config = config_file.read("highres:vits", ["--config.init.source=runs/vits"])
+    assert (config.model.arch, config.crops.global_crops_size) == ("vit_small", 518)
+    with pytest.raises(errors.UserError, match="there is no config vitx"):
+        config_file.read("highres:vitx", [])

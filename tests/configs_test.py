@@ -28,6 +28,7 @@ SHORT = {
     "crops.local_crops_size": 96,
     "crops.local_crops_scale": (0.05, 0.32),
     "crops.blur": "reference",
+    "crops.sizes": (),
     "model.arch": "vit_large",
     "model.patch_size": 16,
     "model.in_chans": 3,
@@ -189,6 +190,8 @@ def test_equals_the_reference(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_passes_the_check_and_is_locked(name):
     c = load(name)
+    if name == "highres":  # a stage after a run, which must be given
+        c.init.source = "runs/vitl"
     config_lib.check(c)
     assert c.is_locked
     assert set(config_lib.flatten(c)) == set(config_lib.flatten(default.get_config()))

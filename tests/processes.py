@@ -205,6 +205,7 @@ def noise(output: str) -> list[str]:
     expected = re.compile(
         r"devices  |images  |batch  |steps  |lr  |parameters  |compiled the step in|"
         r"resumed from step|initialised from |nothing to do|step \d+|wrote |"
+        r"schedules before and now: |\d+% of the images |"
         r"done; look at|  /|error: |"
         r"unreadable image |(so far )?\d+ of \d+ images are unreadable"
     )

@@ -10,6 +10,9 @@ from typing import Any
 
 from dinov2_jax.aot import collectives, cycles, machines
 from dinov2_jax.aot import step as step_lib
+from dinov2_jax.augment import crop_sizes
+from dinov2_jax.kernels import attention
+from dinov2_jax.models import model_config
 
 _TOP = 8  # number of places in the program that are listed
 _WIDTH = 100  # maximum length of their names
@@ -33,13 +36,15 @@ def make_report(
       options: Compiler options.
 
     Returns:
-      `machine`, `config` (the fields that matter here), `compile_seconds`, `profile`,
-      `memory`. For a program that fits, also `collectives`, `float32_weight_gathers`,
+      `machine`, `config` (the fields that matter here), `attention` (the kernel for
+      each crop's number of tokens), `compile_seconds`, `profile`, `memory`. For a
+      program that fits, also `collectives`, `float32_weight_gathers`,
       `activation_gathers`, `activation_all_to_alls` and, unless it was quick,
       `prediction` (None if the compiler gives no figures). Bytes, seconds and FLOPs
       are for one device.
     """
     memory = program.memory
+    size = crop_sizes.make_crop_sizes(config).largest
     report = {
         "machine": {
             "name": machine.name,
@@ -52,10 +57,12 @@ def make_report(
             "remat": config.model.remat,
             "batch_size": config.train.batch_size,
             "group_size": config.train.group_size,
+            "crops": list(size[: 1 + bool(config.crops.local_crops_number)]),
             "replica": program.replica,
             "images_per_device": config.train.batch_size / machine.num_devices,
             "parameters": sum(math.prod(shape) for shape, _ in program.weights),
         },
+        "attention": _attention(config, machine.chip.platform, size),
         "profile": {"name": profile, "options": options},
         "quick": program.quick,
         "compile_seconds": program.seconds,
@@ -80,6 +87,25 @@ def make_report(
     if not program.quick:
         report["prediction"] = _predict(config, machine, program, found)
     return report
+
+
+def _attention(config, platform: str, size: crop_sizes.Size) -> dict[str, str]:
+    """Return the attention kernel for each number of tokens of a crop."""
+    model = model_config.make_model_config(config)
+    dtype = "bfloat16" if config.model.dtype == "auto" else config.model.dtype
+    found = {}
+    for side in size[: 1 + bool(config.crops.local_crops_number)]:
+        length = 1 + model.num_register_tokens + (side // model.patch_size) ** 2
+        found[str(length)] = config.model.attention
+        if config.model.attention == "auto":
+            found[str(length)] = attention.on_accelerator(
+                platform,
+                dtype=dtype,
+                length=length,
+                num_heads=model.num_heads,
+                head_dim=model.embed_dim // model.num_heads,
+            )
+    return found
 
 
 def _by_kind(found: list[collectives.Collective]) -> list[dict[str, Any]]:
@@ -142,7 +168,8 @@ def describe(report: dict[str, Any]) -> str:
     machine, config, memory = (report[k] for k in ("machine", "config", "memory"))
     lines = [
         f"{config['arch']}, batch {config['batch_size']} in groups of "
-        f"{config['group_size']}, remat {config['remat']}",
+        f"{config['group_size']}, crops of {_sides(config['crops'])} px, remat "
+        f"{config['remat']}",
         f"on {machine['name']}: {machine['devices']} devices of "
         f"{config['images_per_device']:g} images, fsdp "
         f"{machine['devices'] // config['replica']}",
@@ -152,6 +179,7 @@ def describe(report: dict[str, Any]) -> str:
         f"({report['compile_cpu_seconds']:.0f} s of a CPU core)"
         + (", quick: no optimisations" if report["quick"] else ""),
         f"options       {_describe_options(report['profile'])}",
+        f"attention     {_describe_attention(report['attention'])}",
         *_describe_memory(memory),
     ]
     if "collectives" in report:
@@ -159,6 +187,14 @@ def describe(report: dict[str, Any]) -> str:
     if "prediction" in report:
         lines += ["", *_describe_prediction(report["prediction"])]
     return "\n".join(lines)
+
+
+def _sides(sides: list[int]) -> str:
+    return "/".join(map(str, sides))
+
+
+def _describe_attention(kernels: dict[str, str]) -> str:
+    return ", ".join(f"{name} for {n} tokens" for n, name in kernels.items())
 
 
 def _describe_options(profile: dict[str, Any]) -> str:

@@ -14,6 +14,9 @@ global crop, M the upper bound of masked patches per group.
     gram_crops      uint8    [G, 2B, S', S', C]  as global_crops, if S' is another size
     bad_images      BAD_IMAGE [any]            unreadable images; stays on the host
 
+S, s and so N and M differ from step to step in a run of several resolutions (see
+`augment.crop_sizes`); all groups of a step have the same.
+
 The batch of step n depends only on (seed, data, n). Image i of group g is number
 n * G * B + g * B + i in the run; every pass over the data is a permutation of it that
 depends on (seed, pass); crops and keys depend on (seed, pass, image), masks on (seed,
@@ -33,7 +36,7 @@ import grain.experimental
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.augment import policies
+from dinov2_jax.augment import crop_sizes, policies
 from dinov2_jax.data import batch_spec as batch_spec_lib
 from dinov2_jax.data import masking, multi_crop
 from dinov2_jax.data import workers as workers_lib
@@ -66,6 +69,8 @@ class BatchBuilder:
       process_count: Number of processes, P, a divisor of G.
       skips: (step, number of batches skipped from this step on) of each rollback.
       activity: Where to record which image is being prepared.
+      sizes: Gives the sizes of the crops of each step; None: always those of
+        `multi_crop`.
     """
 
     source: base.Source
@@ -80,6 +85,7 @@ class BatchBuilder:
     process_count: int = 1
     skips: tuple[tuple[int, int], ...] = ()
     activity: workers_lib.Activity | None = None
+    sizes: crop_sizes.CropSizes | None = None
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Return the groups of this process in the batch of a step."""
@@ -87,14 +93,32 @@ class BatchBuilder:
         local = num_groups // self.process_count
         first = self.process_index * local
         step = int(step) + sum(left_out for at, left_out in self.skips if at <= step)
+        builder = self._sized(self.sizes(step)) if self.sizes else self
         bad: list[tuple[int, str, str]] = []
-        groups = [self._group(step * num_groups + first + g, bad) for g in range(local)]
+        groups = [
+            builder._group(step * num_groups + first + g, bad) for g in range(local)
+        ]
         batch = {
             name: np.stack([group[name] for group in groups]) for name in groups[0]
         }
         batch["bad_images"] = np.array(bad, BAD_IMAGE)
         self._note("")
         return batch
+
+    def _sized(self, size: crop_sizes.Size) -> "BatchBuilder":
+        """Return the builder of batches with crops of these sizes."""
+        crops = self.multi_crop
+        patch = crops.global_crops_size // self.grid[0]
+        side = size.global_size // patch
+        return dataclasses.replace(
+            self,
+            multi_crop=dataclasses.replace(
+                crops,
+                global_crops_size=size.global_size,
+                local_crops_size=size.local_size,
+            ),
+            grid=(side, side),
+        )
 
     def _note(self, name: str) -> None:
         if self.activity is not None:
@@ -224,14 +248,15 @@ def make_batch_builder(
             "add images or lower --config.train.batch_size (and train.group_size)"
         )
     crops, on_host = config.crops, config.data.augmentation == "host"
-    gram_size = batch_spec_lib.gram_crops_size(config)
+    sizes = crop_sizes.make_crop_sizes(config)
+    gram_size = batch_spec_lib.gram_crops_size(config, sizes.largest)
     return BatchBuilder(
         source=source,
         multi_crop=multi_crop.MultiCrop(
-            global_crops_size=crops.global_crops_size,
+            global_crops_size=sizes.largest.global_size,
             global_crops_scale=tuple(crops.global_crops_scale),
             local_crops_number=crops.local_crops_number,
-            local_crops_size=crops.local_crops_size,
+            local_crops_size=sizes.largest.local_size,
             local_crops_scale=tuple(crops.local_crops_scale),
             policy=policies.make_policy(config) if on_host else None,
             gram_crops_size=0 if gram_size == crops.global_crops_size else gram_size,
@@ -239,10 +264,11 @@ def make_batch_builder(
         seed=config.seed,
         batch_size=batch_size,
         group_size=group_size,
-        grid=batch_spec_lib.patch_grid(config),
+        grid=batch_spec_lib.patch_grid(config, sizes.largest),
         mask_probability=config.ibot.mask_sample_probability,
         mask_ratio_min_max=tuple(config.ibot.mask_ratio_min_max),
         process_index=process_index,
         process_count=process_count,
         skips=skips,
+        sizes=sizes if crops.sizes else None,
     )

@@ -60,7 +60,7 @@ def make_loader(
         process_count=process_count,
         skips=skips,
     )
-    spec = batch_spec.batch_spec(config).values()
+    spec = batch_spec.batch_spec(config).values()  # of the largest batch
     num_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in spec)
     return Loader(
         builder,

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import config_file, errors, sharding, teacher_view, train_state
-from dinov2_jax.augment import policies
+from dinov2_jax.augment import crop_sizes, policies
 from dinov2_jax.data import batch_spec
 from dinov2_jax.models import (
     dino_head,
@@ -70,10 +70,17 @@ class FrozenTeacher:
 
     def view(self, config: Any) -> teacher_view.TeacherView | None:
         """Return the sizes at which it sees the student's crops; None: theirs."""
-        grid, _ = batch_spec.patch_grid(config)
+        largest = crop_sizes.make_crop_sizes(config).largest
+        grid, _ = batch_spec.patch_grid(config, largest)
         size = self.model.image_size
-        if size == config.crops.global_crops_size and self.model.grid_size == grid:
+        if size == largest.global_size and self.model.grid_size == grid:
             return None
+        if config.crops.sizes:
+            raise errors.UserError(
+                "crops.sizes needs a teacher that sees the student's crops as they "
+                f"are, but this one sees {size} px in patches of "
+                f"{self.model.patch_size} px: set --config.crops.sizes=()"
+            )
         return teacher_view.TeacherView(size, grid)
 
     def warnings(self, num_params: int) -> list[str]:
@@ -215,7 +222,9 @@ def seen_size(config: Any, model: model_config.ModelConfig) -> int:
     """
     size = config.distill.teacher_size
     if not size:
-        return batch_spec.patch_grid(config)[0] * model.patch_size
+        largest = crop_sizes.make_crop_sizes(config).largest
+        grid, _ = batch_spec.patch_grid(config, largest)
+        return grid * model.patch_size
     if size % model.patch_size:
         lower = size // model.patch_size * model.patch_size
         raise errors.UserError(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from dinov2_jax.augment import crop_sizes
 from dinov2_jax.data import batch_spec
 from dinov2_jax.distillation import frozen_teacher
 from dinov2_jax.runtime import flops
@@ -72,6 +73,8 @@ def _patches(config: Any) -> int:
     """Return the number of patches of a group that the student learns from."""
     if config.distill.patches == "masked":
         return flops.make_workload(config).masked
-    rows, columns = batch_spec.patch_grid(config)
+    rows, columns = batch_spec.patch_grid(
+        config, crop_sizes.make_crop_sizes(config).largest
+    )
     share = math.ceil(config.distill.patch_share * rows * columns)
     return 2 * config.train.group_size * share

@@ -35,6 +35,7 @@ class Evaluator:
       batch_size: Images per forward pass, rounded up to a multiple of the devices.
       max_images: Maximum number of images of each source, evenly spaced; 0 for all.
       settings: Settings of the evaluations.
+      others: Evaluators of the same at other sizes; only their first metrics count.
 
     Attributes:
       tasks: Names of the evaluations.
@@ -52,7 +53,9 @@ class Evaluator:
         batch_size: int,
         max_images: int,
         settings: in_loop.Settings,
+        others: Sequence["Evaluator"] = (),
     ):
+        self._others = others
         student = meta_arch.student
         backbone, self._pictures = student.backbone, data.pictures
         self._in_chans = backbone.config.in_chans
@@ -91,13 +94,17 @@ class Evaluator:
           that of the same ViT untrained (`knn/top1_random_init`, see
           `eval.random_init`), and of k-NN `knn/top1_pixels`,
           `knn/top1_pixels_mean_removed` and, for RGB images,
-          `knn/top1_color_histogram`.
+          `knn/top1_color_histogram`; and at other sizes `knn/top1_at_224`.
         """
         if self._baselines is None:
             self._baselines = self._measure_baselines(seed)
         metrics = {}
         for found in self._measure(params).values():
             metrics |= found
+        for other in self._others:
+            for found in other._measure(params).values():
+                first = next(iter(found))
+                metrics[f"{first}_at_{other._image_size}"] = found[first]
         return metrics | self._baselines
 
     def _measure(self, params: Any) -> dict[str, dict[str, float]]:
@@ -234,16 +241,21 @@ def make_evaluator(
         return None
     c = config.evaluation
     tasks = [t for t in c.tasks if t in in_loop.DENSE or data.bank is not None]
-    return Evaluator(
-        meta_arch,
-        mesh,
-        tasks=tasks,
-        data=data,
-        resize_size=c.resize_size,
-        image_size=c.image_size,
-        batch_size=c.batch_size,
-        max_images=c.max_images,
-        settings=in_loop.Settings(
-            ks=tuple(c.knn_k), temperature=c.knn_temperature, size=c.image_size
-        ),
-    )
+
+    def at(size, **others):
+        return Evaluator(
+            meta_arch,
+            mesh,
+            tasks=tasks,
+            data=data,
+            resize_size=round(c.resize_size * size / c.image_size),
+            image_size=size,
+            batch_size=c.batch_size,
+            max_images=c.max_images,
+            settings=in_loop.Settings(
+                ks=tuple(c.knn_k), temperature=c.knn_temperature, size=size
+            ),
+            **others,
+        )
+
+    return at(c.image_size, others=[at(size) for size in c.other_sizes])

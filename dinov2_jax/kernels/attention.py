@@ -9,6 +9,7 @@ result and have a file each.
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,12 +154,30 @@ def _fastest(qkv: jax.Array, length: int, num_heads: int) -> str:
         return "xla"
     if "cpu" in kind:
         return "by_image"
-    name = "pallas_tpu" if "tpu" in kind else "cudnn"
-    supported = _module(name).supports(
+    return on_accelerator(
+        "tpu" if "tpu" in kind else "cuda",
         dtype=qkv.dtype,
         length=length,
         num_heads=num_heads,
         head_dim=qkv.shape[-1] // (3 * num_heads),
+    )
+
+
+def on_accelerator(
+    platform: str, *, dtype: Any, length: int, num_heads: int, head_dim: int
+) -> str:
+    """Return what "auto" chooses on TPUs or GPUs for one crop group.
+
+    Args:
+      platform: "tpu" or "cuda".
+      dtype: Dtype of the projections.
+      length: Number of tokens in a crop.
+      num_heads: Number of heads H.
+      head_dim: Channels of a head.
+    """
+    name = "pallas_tpu" if platform == "tpu" else "cudnn"
+    supported = _module(name).supports(
+        dtype=dtype, length=length, num_heads=num_heads, head_dim=head_dim
     )
     return name if supported else "xla"
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dinov2_jax.augment import crop_sizes
 from dinov2_jax.data import batch_spec, masking
 from dinov2_jax.models import model_config, stochastic_depth
 
@@ -124,17 +125,23 @@ class Workload:
         return (size // self.patch_size) ** 2
 
 
-def make_workload(config: Any) -> Workload:
-    """Return the workload of the training step that a config describes."""
+def make_workload(config: Any, size: crop_sizes.Size | None = None) -> Workload:
+    """Return the workload of the training step that a config describes.
+
+    Args:
+      config: The configuration of a run.
+      size: The sizes of the crops; None for the largest of the run.
+    """
+    size = size or crop_sizes.make_crop_sizes(config).largest
     crops, b = config.crops, config.train.group_size
     model = model_config.make_model_config(config)
     rate = config.model.drop_path_rate
     rates = [rate] * model.depth
     if not config.model.drop_path_uniform:
         rates = np.linspace(0, rate, model.depth).tolist()
-    kinds = [(2, crops.global_crops_size)]
+    kinds = [(2, size.global_size)]
     if crops.local_crops_number:
-        kinds.append((crops.local_crops_number, crops.local_crops_size))
+        kinds.append((crops.local_crops_number, size.local_size))
     dino, ibot = config.dino, config.ibot
     prototypes = config.train.objective == "prototypes"
 
@@ -154,7 +161,7 @@ def make_workload(config: Any) -> Workload:
         drop_rates=tuple(rates),
         masked=masking.max_masked(
             num_crops=2 * b,
-            num_patches=(crops.global_crops_size // model.patch_size) ** 2,
+            num_patches=(size.global_size // model.patch_size) ** 2,
             probability=ibot.mask_sample_probability,
             ratio_min_max=tuple(ibot.mask_ratio_min_max),
         ),
@@ -162,7 +169,7 @@ def make_workload(config: Any) -> Workload:
         ibot_widths=(
             widths(ibot if ibot.separate_head else dino) if ibot.loss_weight else ()
         ),
-        gram_size=batch_spec.gram_crops_size(config),
+        gram_size=batch_spec.gram_crops_size(config, size),
     )
 
 
@@ -222,6 +229,13 @@ def step_flops(work: Workload) -> StepFlops:
         attention_core=(teacher_core + 3 * sum(cores)) / b,
         per_image=(teacher + 3 * student_forward - sum(embed)) / b,
     )
+
+
+def mean_per_image(config: Any) -> float:
+    """Return `StepFlops.per_image` of a run, averaged over its sizes of crops."""
+    sizes = crop_sizes.make_crop_sizes(config)
+    per_image = [step_flops(make_workload(config, s)).per_image for s in sizes.sizes]
+    return float(np.average(per_image, weights=sizes.counts))
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -146,7 +146,7 @@ def list_outputs(workdir: pathlib.Path) -> str:
 
 
 # Titles of evaluations and the metrics that are printed, in the order to print.
-_EVALUATIONS: Mapping[str, Mapping[str, str]] = {
+_EVALUATIONS: Mapping[str, dict[str, str]] = {
     "k-NN top-1": {
         "knn/top1": "trained",
         "knn/top1_random_init": "random init",
@@ -172,14 +172,21 @@ _COSINES = {
 
 def describe_evaluation(step: int, metrics: Mapping[str, float]) -> str:
     """Return the metrics of an evaluation as one line."""
-    parts = [
-        f"{title}: "
-        + ", ".join(
-            f"{name} {metrics[k]:.1%}" for k, name in names.items() if k in metrics
-        )
-        for title, names in _EVALUATIONS.items()
-        if any(k in metrics for k in names)
-    ]
+    parts = []
+    for title, names in _EVALUATIONS.items():
+        first = f"{next(iter(names))}_at_"
+        sizes = {
+            name: f"at {name.removeprefix(first)} px"
+            for name in metrics
+            if name.startswith(first)
+        }
+        found = [
+            f"{name} {metrics[k]:.1%}"
+            for k, name in (*names.items(), *sizes.items())
+            if k in metrics
+        ]
+        if found:
+            parts.append(f"{title}: {', '.join(found)}")
     cosines = [f"{n} {metrics[k]:.3f}" for k, n in _COSINES.items() if k in metrics]
     if cosines:
         parts.append(f"cosines: {', '.join(cosines)}")

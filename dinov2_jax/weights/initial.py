@@ -59,7 +59,10 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
                 num_heads=_unreleased_heads(run_model),
             )
         except errors.UserError as error:
-            raise errors.UserError(f"--config.init.source: {error}") from error
+            fix = ""
+            if isinstance(error, reading.MissingHeads):
+                fix = "; for new heads set --config.init.heads=fresh"
+            raise errors.UserError(f"--config.init.source: {error}{fix}") from error
         params, file_model = dict(weights.params), weights.module.config
         _check_backbone(file_model, run_model, config.model.arch == "custom", source)
         if heads:

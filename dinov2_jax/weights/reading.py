@@ -29,6 +29,10 @@ from dinov2_jax.weights import (
 )
 
 
+class MissingHeads(errors.UserError):
+    """An error for weights of a backbone alone, where heads are asked for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """A backbone with its parameters, and its heads if they were read.
@@ -109,7 +113,7 @@ def read(
     if not heads:
         params = {"backbone": params["backbone"]}
     elif len(params) == 1:
-        raise errors.UserError(f"{source} has no projection heads, only a backbone")
+        raise MissingHeads(f"{source} has no projection heads, only a backbone")
     if image_size is not None and image_size != module.config.image_size:
         module, params = _resampled(module, params, image_size)
     return dataclasses.replace(weights, module=module, params=params)

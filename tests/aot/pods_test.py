@@ -24,6 +24,27 @@ PODS = {
     "vitg-v5p": ("vitg", "v5p:2x2x2", 32, ("model.remat=selective",)),
     "vitg-v6e": ("vitg", "v6e:4x4", 12, ("model.remat=selective",)),
 }
+# Stages at 518 and 98 px: preset, images a device and remat policy on each machine.
+HIGH = {
+    "v5p:2x2x2": {
+        "vits": (64, "none"),
+        "vitb": (64, "none"),
+        "vitl": (32, "none"),
+        "vitg": (12, "selective"),
+    },
+    "v6e:4x4": {
+        "vits": (48, "none"),
+        "vitb": (32, "selective"),
+        "vitl": (12, "selective"),
+        "vitg": (6, "selective"),
+    },
+    "h200:8": {
+        "vits": (128, "none"),
+        "vitb": (64, "none"),
+        "vitl": (64, "selective"),
+        "vitg": (12, "selective"),
+    },
+}
 
 
 @pytest.mark.slow
@@ -58,3 +79,29 @@ def test_a_step_for_a_pod(config, topology, images, overrides, tmp_path):
     needed = 4 * 2 * report["config"]["parameters"]
     sent = sum(row["sent"] for row in report["collectives"])
     assert sent <= 1.25 * needed, table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["vits", "vitb", "vitl", "vitg"])
+@pytest.mark.parametrize("topology", HIGH)
+def test_a_high_resolution_step(config, topology, tmp_path):
+    if "h200" in topology and not programs.has_cuda():
+        pytest.skip("needs the compiler for GPUs")
+    if "h200" not in topology and not programs.has_libtpu():
+        pytest.skip("needs libtpu: pip install -r requirements-aot.txt")
+    images, remat = HIGH[topology][config]
+    report = programs.report(
+        tmp_path,
+        f"--config=highres:{config}",
+        "--config.init.source=unread",
+        f"--topology={topology}",
+        "--quick",
+        "--no-search",
+        f"--config.train.batch_size={programs.devices(topology) * images}",
+        f"--config.train.group_size={images}",
+        f"--config.model.remat={remat}",
+    )
+    assert report["memory"]["share"] <= 0.95, report["stdout"]
+    assert report["config"]["crops"] == [518, 98]
+    kernel = "cudnn" if "h200" in topology else "pallas_tpu"
+    assert report["attention"] == {"1370": kernel, "50": kernel}

@@ -85,6 +85,28 @@ def test_channels_and_their_statistics(tmp_path, channels):
     assert (tmp_path / "pca.png").exists() == (channels != 13)
 
 
+@pytest.mark.slow
+def test_other_sizes_beside_the_first(tmp_path):
+    """As evaluators of these sizes alone, on one part of the image."""
+    config = debug.get_config()
+    config.model.depth = 1
+    config.evaluation.update(max_images=48, batch_size=48, picture_size=32)
+    meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, np.float32)
+    params = jax.jit(meta_arch.student.init)(jax.random.key(0))["backbone"]
+
+    def found(**fields):
+        config.evaluation.update(fields)
+        config_lib.check(config)
+        made = evaluator.make_evaluator(config, meta_arch, sharding.make_mesh(1))
+        return made.evaluate(params, 0)
+
+    alone = found(image_size=16, resize_size=20)
+    first = found(image_size=32, resize_size=40)
+    both = found(other_sizes=(16,))
+    assert both == first | {"knn/top1_at_16": alone["knn/top1"]}
+    assert alone["knn/top1"] != first["knn/top1"]
+
+
 @pytest.mark.parametrize("source, tasks", [("photos", ()), ("auto", ("knn",))])
 def test_nothing_is_measured_where_nothing_is_named(source, tasks):
     config = debug.get_config()

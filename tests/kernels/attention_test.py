@@ -207,3 +207,23 @@ def test_large_scores_do_not_overflow():
 def test_sequences_must_fill_the_stream():
     with pytest.raises(ValueError, match="30 tokens"):
         attention.attention(packed(), sequences=((3, 5),), num_heads=HEADS)
+
+
+@pytest.mark.parametrize(
+    "side, patch, kernel",
+    [
+        (518, 14, "pallas_tpu"),  # 1370 tokens, which 2 divides
+        (98, 14, "pallas_tpu"),
+        (416, 16, "pallas_tpu"),
+        (512, 16, "pallas_tpu"),  # 1025
+        (756, 14, "xla"),  # 2917, too long for an odd length
+        (768, 16, "xla"),  # 2305
+    ],
+)
+def test_kernels_of_high_resolution(side, patch, kernel):
+    length = 1 + (side // patch) ** 2
+    for num_heads in (6, 12, 16, 24):
+        shape = dict(length=length, num_heads=num_heads, head_dim=64)
+        found = attention.on_accelerator("tpu", dtype=jnp.bfloat16, **shape)
+        assert found == kernel
+        assert attention.on_accelerator("cuda", dtype="bfloat16", **shape) == "cudnn"

@@ -15,6 +15,7 @@ SIZES = [
     (37, 16, 16),  # released weights at 224 px
     (37, 7, 7),
     (16, 37, 37),
+    (16, 32, 32),
     (16, 16, 9),  # one axis keeps its length
     (16, 8, 32),  # as many patches as stored, but not square
     (16, 23, 10),

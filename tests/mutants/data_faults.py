@@ -99,6 +99,13 @@ FAULTS = (
         (f"{_LOADER}test_seed_step_and_pass_change_the_crops",),
     ),
     Fault(
+        "every-cycle-of-crop-sizes-alike",
+        "dinov2_jax/augment/crop_sizes.py",
+        "default_rng((seed, _SIZES, cycle))",
+        "default_rng((seed, _SIZES))",
+        ("augment/crop_sizes_test.py::test_sizes_depend_on_seed_and_step_alone",),
+    ),
+    Fault(
         "crops-image-major",
         "dinov2_jax/data/batch_builder.py",
         "stacked = np.stack(images_crops, axis=1)",

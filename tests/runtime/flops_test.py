@@ -65,6 +65,25 @@ TABLE = {
 }
 
 
+# TFLOP with crops of 518 and 98 px, as the same program counted them.
+HIGH = {"S/14": 0.685, "B/14": 1.95, "L/14": 6.22, "g/14": 21.2}
+
+
+@pytest.mark.parametrize("name", HIGH)
+def test_mean_over_several_resolutions(name):
+    module, model, _ = TABLE[name]
+    config = module.get_config()
+    if model:
+        config.model.update(ffn_layer="mlp", **model)
+        config.train.group_size = 64
+    low = flops.mean_per_image(config) / 1e12
+    config.crops.update(global_crops_size=518, sizes=((224, 98, 0.7), (518, 98, 0.3)))
+    high = flops.step_flops(flops.make_workload(config)).per_image
+    assert high / 1e12 == pytest.approx(HIGH[name], rel=0.01)
+    mean = flops.mean_per_image(config) / 1e12
+    assert mean == pytest.approx(0.7 * low + 0.3 * HIGH[name], rel=0.01)
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_equals_the_table(name):
     module, model, row = TABLE[name]

@@ -44,3 +44,12 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     assert last.startswith(text) and "#" in last  # StringIO: ASCII
     assert len(last.rstrip("\n")) == 99
     assert "saved\n" in shown
+
+
+def test_accuracies_at_several_sizes_are_named():
+    metrics = {"knn/top1_at_224": 0.5, "knn/top1": 0.6, "knn/top1_k10": 0.6}
+    metrics |= {"knn/top1_pixels": 0.1, "matching/accuracy": 0.25}
+    assert progress_lib.describe_evaluation(7, metrics) == (
+        "step 7: k-NN top-1: trained 60.0%, pixels 10.0%, at 224 px 50.0%; "
+        "patches matched: trained 25.0%"
+    )

@@ -373,7 +373,8 @@ def test_heads_that_do_not_fit(folder, kind, sections, words):
 
 
 def test_sources_without_the_requested_parts(folder, tmp_path):
-    assert "no projection heads" in message(config(folder / "hub.pth", "loaded"))
+    missing = message(config(folder / "hub.pth", "loaded"))
+    assert "no projection heads" in missing and "--config.init.heads=fresh" in missing
     missing = config(tmp_path / "nowhere.pth")
     assert "--config.init.source: there is no file" in message(missing)
     torch.save(
