@@ -72,6 +72,7 @@ class Trainer:
         state = jax.device_put(state, everywhere)
         params = jax.device_put(self.backbone.model.params, everywhere)
         progress = progress_bar.Bar(total * count, what="training", done=start * count)
+        previous = None
         with (
             contextlib.closing(progress),
             contextlib.closing(batches(start)) as iterator,
@@ -81,6 +82,10 @@ class Trainer:
                 batch = jax.device_put(batch, sharding.batch_sharding(mesh))
                 factor = np.float32(self.probe.lr_factor(step))
                 state, losses = self._step(params, state, *batch, factor)
+                # The step before is done, so few wait at a time. From the 33rd on they
+                # hold the threads with which CPU devices add up gradients, for ever.
+                jax.block_until_ready(previous)
+                previous = losses
                 done = step + 1
                 progress.update_to(done * count)
                 if done % every == 0 or done == total:

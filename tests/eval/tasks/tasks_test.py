@@ -1,6 +1,7 @@
 """The program on scikit-learn's digits: numbers, files, cache, resumption, errors."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -156,6 +157,27 @@ def test_a_probe_on_crops_resumes_to_the_same_numbers(evaluate, files, monkeypat
             np.load(files / "resumed/best_head.npz")[name],
             np.load(files / "whole/best_head.npz")[name],
         )
+
+
+@pytest.mark.slow  # a thousand steps
+def test_two_cpu_devices_do_not_wait_for_each_other_for_ever(files):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "dinov2_jax.eval", "linear", "--num-heads=2"),
+            f"--model={files / 'small.pth'}",
+            f"--out={files / 'two_devices'}",
+            f"--cache={files / 'cache'}",
+            *(f"--size={digits.SIZE}", f"--resize={digits.SIZE}"),
+            *(f"--train-path={files / 'train'}", f"--val-path={files / 'val'}"),
+            *(*LINEAR, "--augmentation=none", "--steps=1000", "--every=1000"),
+        ],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 cpu" in done.stdout
 
 
 def test_a_probe_of_other_settings_is_not_resumed(evaluate, capsys):
