@@ -1,11 +1,12 @@
 """Monocular depth with heads on frozen features.
 
 Mirrors the reference's heads and the released configs; the training code is not public.
-The published numbers are of the checkpoint with the best abs_rel on the test images;
-here the last step is evaluated.
+The published numbers are of the checkpoint with the best abs_rel on the test images,
+which --select=abs_rel chooses; by default the last step is evaluated.
 """
 
 import argparse
+import functools
 from typing import Any
 
 from dinov2_jax import cli
@@ -19,6 +20,8 @@ REFERENCE = {
 }
 _PICTURES = 8
 _SELECTED = "the test images: the released heads are those with their best abs_rel"
+_BY_ABS_REL = "the test images, by their best abs_rel"
+_SELECT_EVERY = {"kitti": 6400}  # steps; 800 of the others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +98,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="none, as the released heads were trained, or along rows and columns",
     )
+    add(
+        "--select",
+        choices=("last", "abs_rel"),
+        default="last",
+        help="the head to evaluate: the last one, or as the reference the one with the "
+        "best abs_rel on the test images",
+    )
+    add(
+        "--select-every",
+        type=cli.positive,
+        help="steps between those to choose from; default: 6400 for KITTI, else 800",
+    )
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:
@@ -143,7 +158,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
                     f"the head {head.name} is for {head.spec.kind}: pass one for depth"
                 )
         else:
-            head, losses, trained = _train(args, backbone, model, max_depth)
+            head, losses, trained = _train(
+                args, backbone, model, max_depth, test, protocol
+            )
             head_files.save_head(out / "head.pth", head)
         estimator = depth_model.DepthEstimator(
             model, head, flip=args.flip, sun_resize=args.sun_resize
@@ -159,11 +176,16 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     )
 
 
-def _train(args, backbone, model, max_depth):
+def _train(args, backbone, model, max_depth, test, protocol):
     import dataclasses
     import pathlib
 
-    from dinov2_jax.eval.depth import depth_augment, depth_data, depth_model
+    from dinov2_jax.eval.depth import (
+        best_head,
+        depth_augment,
+        depth_data,
+        depth_model,
+    )
 
     root = pathlib.Path(args.train_data or args.data)
     data_format = (not args.train_data and args.format) or depth_data.guess_format(root)
@@ -191,6 +213,22 @@ def _train(args, backbone, model, max_depth):
     key = dense_flags.fingerprint(
         backbone.digest, data.fingerprint, dataclasses.asdict(augmentation), settings
     )
+    best = None
+    if args.select == "abs_rel":
+        best = best_head.BestHead(
+            functools.partial(
+                depth_model.DepthEstimator,
+                model,
+                flip=args.flip,
+                sun_resize=args.sun_resize,
+            ),
+            test,
+            protocol,
+            path=args.out / "best_head.npz",
+            fingerprint=dense_flags.fingerprint(
+                key, test.fingerprint, vars(protocol), args.flip, args.sun_resize
+            ),
+        )
     head, losses = depth_model.train(
         model,
         data,
@@ -199,13 +237,16 @@ def _train(args, backbone, model, max_depth):
         save=args.out / "training.npz",
         fingerprint=key,
         save_every=args.save_every,
+        after=best,
+        every=args.select_every or _SELECT_EVERY.get(data_format, 800),
         **settings,
     )
     about = settings | {
+        "selected": f"{_BY_ABS_REL}, step {best.step:,}" if best else "",
         "train": f"{len(data)} images of {root}",
         "crop": augmentation.crop,
     }
-    return head, losses, about
+    return best.of(head) if best else head, losses, about
 
 
 def _evaluated(args, backbone, estimator, head, test, protocol, out):
@@ -266,15 +307,14 @@ def _result(
     reference = {"mirrored": True, "rmse": "mean_of_images", "sun resize": "portrait"}
     if data_format != "sun":
         del used["sun resize"], reference["sun resize"]
+    selected = _SELECTED if head.spec.dataset else trained.get("selected")
     fields = {
         "head": f"{head.name} ({head.spec.kind}, {head.spec.layers} blocks)",
         "depth": "{:g} to {:g} m".format(*head.spec.depth_range),
         "data": data_format,
         "test": f"{len(test)} images of {args.data}",
         "transform": "native size, zeros around it to whole patches",
-        "selected on": _SELECTED
-        if head.spec.dataset
-        else "nothing: the last step is evaluated",
+        "selected on": selected or "nothing: the last step is evaluated",
     }
     if trained:
         used |= {
@@ -294,7 +334,7 @@ def _result(
         "depth", backbone, used, reference=reference, fields=fields
     )
     numbers = {f"depth/{name}": value for name, value in means.items()}
-    notes = [f"selected on {_SELECTED}"] if head.spec.dataset else []
+    notes = [f"selected on {selected}"] if selected else []
     if len(test) < len(every):
         notes.append(f"only {len(test)} of {len(every)} images were evaluated")
     if head.spec.depth_range[1] == 80.0 and data_format != "kitti":
