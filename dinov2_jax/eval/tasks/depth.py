@@ -30,22 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
       parser: The task's parser.
     """
-    data_flags.add_baselines(parser)
+    dense_flags.add_data(
+        parser,
+        "NYUd (with nyu_test.txt, or nyu_depth_v2_labeled.mat and splits.mat), KITTI "
+        "(with kitti_eigen_test.txt), SUN RGB-D (with SUNRGBD_val_splits.txt), or a "
+        "folder with train/images, train/depth, test/images and test/depth",
+        formats=("nyu", "kitti", "sun", "pairs"),
+    )
     add = parser.add_argument
-    add(
-        "--data",
-        required=True,
-        type=data_flags.path,
-        metavar="DIR",
-        help="NYUd (with nyu_test.txt), KITTI (with kitti_eigen_test.txt), SUN RGB-D "
-        "(with SUNRGBD_val_splits.txt), or a folder with train/images, train/depth, "
-        "test/images and test/depth",
-    )
-    add(
-        "--format",
-        choices=("nyu", "kitti", "sun", "pairs"),
-        help="format of --data; default: detected from its lists",
-    )
     add("--train-data", type=data_flags.path, metavar="DIR", help="default: --data")
     dense_flags.add_head(parser, "nyu_linear4")
     add(
@@ -83,7 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="mean_of_images",
         help="published numbers are means of images",
     )
-    add("--max-images", type=cli.positive, help="test images; default: all")
     dense_flags.add_training(parser, steps=38_400, batch_size=16, lr=1e-4)
     add(
         "--crop",

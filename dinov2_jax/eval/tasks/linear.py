@@ -62,13 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=REFERENCE["blocks"],
         help="numbers of last blocks whose class tokens are used (default: 1 4)",
     )
-    add(
-        "--augmentation",
-        choices=("crops", "none"),
-        default="crops",
-        help="random-resized crops and flips, or central crops, whose features are "
-        "extracted once",
-    )
+    data_flags.add_augmentation(parser)
     add(
         "--select-on",
         choices=("test", "train"),

@@ -1,5 +1,6 @@
 """The program on scikit-learn's digits: numbers, files, cache, resumption, errors."""
 
+import functools
 import json
 import os
 import subprocess
@@ -12,7 +13,6 @@ from PIL import Image
 from sklearn import linear_model, neighbors
 
 import dinov2_jax
-from dinov2_jax.eval import __main__ as program
 from dinov2_jax.eval import feature_cache
 
 
@@ -20,36 +20,13 @@ from dinov2_jax.eval import feature_cache
 def files(tmp_path_factory):
     """Small weights, 200 training digits and 100 others."""
     root = tmp_path_factory.mktemp("digits")
-    digits.save_weights(root / "small.pth")
-    digits.write(root / "train", range(200))
-    digits.write(root / "val", range(900, 1000))
-    return root
+    return digits.write_all(root, train=range(200), val=range(900, 1000))
 
 
 @pytest.fixture(scope="module")
 def evaluate(files):
-    """Runs a task; returns its exit code, and results.json if there is one."""
-
-    def run(task, *flags, out="out", **paths):
-        paths = {"train": files / "train", "val": files / "val"} | paths
-        both = [f"--{k}-path={v}" for k, v in paths.items()]
-        code = program.main(
-            [
-                task,
-                f"--model={files / 'small.pth'}",
-                "--num-heads=2",
-                f"--out={files / out}",
-                f"--cache={files / 'cache'}",
-                f"--size={digits.SIZE}",
-                f"--resize={digits.SIZE}",
-                *(both if task != "retrieval" else []),
-                *flags,
-            ]
-        )
-        path = files / out / "results.json"
-        return code, json.loads(path.read_text()) if path.exists() else None
-
-    return run
+    """`digits.evaluate` of these images."""
+    return functools.partial(digits.evaluate, files)
 
 
 @pytest.fixture(scope="module")
