@@ -44,7 +44,7 @@ FAULTS = (
         "ignored-pixels-count",
         "dinov2_jax/eval/segmentation/mean_iou.py",
         "    predictions, labels = predictions[valid], labels[valid]",
-        "    labels = np.where(valid, labels, 0)",
+        "    predictions, labels = predictions.ravel(), np.where(valid, labels, 0).ravel()",
         (
             "eval/segmentation/mean_iou_test.py"
             "::test_scores_equal_a_count_pixel_by_pixel",
@@ -83,13 +83,7 @@ FAULTS = (
         "dinov2_jax/eval/finetuning/adaptation.py",
         "self.lora_alpha / self.lora_rank * change",
         "self.lora_alpha * change",
-        (
-            "eval/finetuning/adaptation_test.py"
-            "::test_what_is_trained_reaches_the_backbone",
-            "eval/finetuning/adaptation_test.py::test_lora_changes_weights_by_its_rank",
-            "eval/finetuning/finetuner_test.py"
-            "::test_merged_lora_equals_pairs_beside_the_weights",
-        ),
+        ("eval/finetuning/adaptation_test.py::test_lora_changes_weights_by_its_rank",),
     ),
     Fault(
         "places-matched-from-corners",
