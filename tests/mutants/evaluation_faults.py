@@ -41,10 +41,10 @@ FAULTS = (
         ),
     ),
     Fault(
-        "ignored-pixels-count",
+        "intersection-counted-twice",
         "dinov2_jax/eval/segmentation/mean_iou.py",
-        "    predictions, labels = predictions[valid], labels[valid]",
-        "    predictions, labels = predictions.ravel(), np.where(valid, labels, 0).ravel()",
+        "self.predicted + self.labelled - self.intersect",
+        "self.predicted + self.labelled",
         (
             "eval/segmentation/mean_iou_test.py"
             "::test_scores_equal_a_count_pixel_by_pixel",

@@ -48,6 +48,7 @@ class Trainer:
         self,
         batches: Batches,
         *,
+        images: bool = True,
         every: int,
         after: Callable[[int, linear_probe.ProbeState], None],
     ) -> linear_probe.ProbeState:
@@ -56,6 +57,7 @@ class Trainer:
         Args:
           batches: Function from the first step to the batches up to the last: uint8
             images [B, S, S, 3] or features [B, n + 1, D], and labels [B].
+          images: Whether the batches hold images.
           every: Steps between calls of `after` and saves.
           after: Function of the number of steps done and the state.
 
@@ -66,6 +68,9 @@ class Trainer:
         total = self.probe.total_steps
         count = self.batch_size
         devices = jax.local_devices()
+        if not images and devices[0].platform == "cpu":
+            # Each updates all classifiers, in one memory: two took three times as long.
+            devices = devices[:1]
         devices = devices[: math.gcd(count, len(devices))]
         mesh = sharding.make_mesh(devices=devices)
         everywhere = sharding.replicated(mesh)

@@ -75,9 +75,19 @@ def apply_matrices(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
     Returns:
       Maps, [..., height, width, C].
     """
-    precision = jax.lax.Precision.HIGHEST
     # Rows last: the large result of one image then comes out in the right layout.
-    x = jnp.einsum("xw,...hwc->...hxc", columns, x, precision=precision)
+    return apply_to_rows(apply_to_columns(x, columns), rows)
+
+
+def apply_to_columns(x: jax.Array, columns: jax.Array) -> jax.Array:
+    """Multiply the second axis of maps [..., H, W, C] by a matrix [width, W]."""
+    precision = jax.lax.Precision.HIGHEST
+    return jnp.einsum("xw,...hwc->...hxc", columns, x, precision=precision)
+
+
+def apply_to_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """Multiply the first axis of maps [..., H, W, C] by a matrix [height, H]."""
+    precision = jax.lax.Precision.HIGHEST
     return jnp.einsum("yh,...hxc->...yxc", rows, x, precision=precision)
 
 

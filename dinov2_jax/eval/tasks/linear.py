@@ -265,7 +265,9 @@ def _train(args, backbone, prepare, probe, settings, source, extract, measure):
         )
 
     batches = batches_of_crops if features is None else batches_of_features
-    return trainer.train(batches, every=args.every, after=measure)
+    return trainer.train(
+        batches, images=features is None, every=args.every, after=measure
+    )
 
 
 def _numbers(args, chosen, classes, val_source, real, extract):
