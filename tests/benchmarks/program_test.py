@@ -338,7 +338,7 @@ def test_evaluations_beside_their_peers(run, tmp_path, case):
     output = run("-m", "benchmarks", "evaluation", *flags)
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
     assert not [row["error"] for row in rows if "error" in row]
-    assert [len(row["seconds"]) for row in rows] == [2, 2]
+    assert len(rows) >= 2 and {len(row["seconds"]) for row in rows} == {2}
     assert {row["case"] for row in rows} == {case} and "ours is" in output
     if case == "logreg":
         ours, theirs = (row["objective"] for row in rows)

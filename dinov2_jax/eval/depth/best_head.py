@@ -6,6 +6,7 @@ The released heads were chosen like this (`save_best=abs_rel`).
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class BestHead:
 
     def __init__(
         self,
-        estimate,
+        estimate: Callable[[head_files.Head], depth_model.DepthEstimator],
         test: pairs.Pairs,
         protocol: depth_metrics.Protocol,
         *,
