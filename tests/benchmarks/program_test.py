@@ -327,8 +327,11 @@ def test_features_of_a_folder_equal_transformers(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "case",
     [
-        "logreg",
-        *(pytest.param(c, marks=pytest.mark.slow) for c in ("linear", "knn", "window")),
+        "knn",
+        *(
+            pytest.param(c, marks=pytest.mark.slow)
+            for c in ("linear", "logreg", "window")
+        ),
     ],
 )
 def test_evaluations_beside_their_peers(run, tmp_path, case):
