@@ -4,6 +4,8 @@
   attention   every attention kernel that runs here, against PyTorch
   input       images/s of the host's input pipeline (CPU)
   embed       features of a folder of photographs against PyTorch (CPU)
+  evaluation  k-NN, linear probe, logistic regression and sliding windows against faiss,
+              PyTorch, scikit-learn and the backbone alone (CPU)
   aot         the compiler's predictions for machines that are not present
 
 Results go to benchmarks/results/<part>[-device].json. Numbers are medians with their
@@ -25,6 +27,7 @@ PARTS = {  # name -> module, whether it uses the device, share of --minutes
     "attention": ("attention", True, 2),
     "input": ("input_pipeline", False, 1),
     "embed": ("embed", False, 2),
+    "evaluation": ("evaluation", False, 6),
     "aot": ("aot", False, 6),
 }
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -50,7 +53,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="clone of facebookresearch/dinov2",
     )
     parser.add_argument(
-        "--only", nargs="+", default=[], help="workloads of step and aot to run"
+        "--only",
+        nargs="+",
+        default=[],
+        help="workloads of step, aot and evaluation to run",
     )
     parser.add_argument(
         "--set",

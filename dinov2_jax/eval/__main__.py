@@ -26,9 +26,6 @@ TASKS = {
     "cluster": "objects without labels, by k-means over patches",
     "predict": "maps or classes of any images by a trained head",
 }
-# Tasks that sum gradients over devices. CPU devices share the cores' threads: one of
-# them may hold all and wait for another for ever.
-_TRAINING = ("linear", "finetune", "segmentation", "depth")
 
 _DESCRIPTION = """
 Evaluates the frozen features of a backbone. TASK is one of
@@ -144,7 +141,6 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 if __name__ == "__main__":
     cli.keep_freed_memory()
-    if not set(_TRAINING) & set(sys.argv[1:2]):
-        embed.one_device_a_core()
+    embed.one_device_a_core()
     pillow_setup.configure()
     cli.start(main)

@@ -16,6 +16,7 @@ from benchmarks import (
     aot,
     contest,
     environment,
+    evaluation,
     report,
     settings,
     timing,
@@ -321,6 +322,30 @@ def test_features_of_a_folder_equal_transformers(monkeypatch, tmp_path):
     assert found["difference"] < 0.05
     assert [len(row["seconds"]) for row in found["rows"]] == [2, 2, 2]
     assert found["rows"][0]["ours_over_this"]["median"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "knn",
+        *(
+            pytest.param(c, marks=pytest.mark.slow)
+            for c in ("linear", "logreg", "window")
+        ),
+    ],
+)
+def test_evaluations_beside_their_peers(run, tmp_path, case):
+    package = evaluation.CASES[case][2][0]
+    pytest.importorskip(package)
+    flags = ["--tiny", "--samples=2", f"--results={tmp_path}", "--only", case]
+    output = run("-m", "benchmarks", "evaluation", *flags)
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert not [row["error"] for row in rows if "error" in row]
+    assert len(rows) >= 2 and {len(row["seconds"]) for row in rows} == {2}
+    assert {row["case"] for row in rows} == {case} and "ours is" in output
+    if case == "logreg":
+        ours, theirs = (row["objective"] for row in rows)
+        assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 def test_every_part_has_its_module():

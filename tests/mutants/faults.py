@@ -2,6 +2,7 @@
 
 from tests.mutants import (
     data_faults,
+    evaluation_faults,
     fault,
     model_faults,
     program_faults,
@@ -16,4 +17,5 @@ ALL: tuple[Fault, ...] = (
     *data_faults.FAULTS,
     *weights_faults.FAULTS,
     *program_faults.FAULTS,
+    *evaluation_faults.FAULTS,
 )

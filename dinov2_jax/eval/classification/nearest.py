@@ -16,8 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinov2_jax import sharding
 
-_MAX_SIMILARITIES = 2**26  # on a device at a time, 256 MiB; sets the block of queries
-_MAX_QUERIES = 1024
+# The block of queries follows from how many similarities a device holds at a time: 256
+# MiB, or on CPUs what their caches hold in part, if a product still has enough rows.
+_MAX_SIMILARITIES, _CACHED_SIMILARITIES = 2**26, 2**24
+_MIN_QUERIES, _MAX_QUERIES = 128, 1024
 _BLOCK = 32  # columns of which only the maximum is looked at first
 
 
@@ -68,7 +70,10 @@ class Bank:
         """
         if not 1 <= k <= len(self):
             raise ValueError(f"k={k} neighbours of {len(self)} features")
-        block = min(max(_MAX_SIMILARITIES // self._rows, 1), _MAX_QUERIES, len(queries))
+        most = max(_MAX_SIMILARITIES // self._rows, 1)
+        if self._mesh.devices.flat[0].platform == "cpu":
+            most = min(most, max(_CACHED_SIMILARITIES // self._rows, _MIN_QUERIES))
+        block = min(most, _MAX_QUERIES, len(queries))
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         pending = None  # fetched after the next block is dispatched
         for start in range(0, len(queries), block):

@@ -48,6 +48,7 @@ class Trainer:
         self,
         batches: Batches,
         *,
+        images: bool = True,
         every: int,
         after: Callable[[int, linear_probe.ProbeState], None],
     ) -> linear_probe.ProbeState:
@@ -56,6 +57,7 @@ class Trainer:
         Args:
           batches: Function from the first step to the batches up to the last: uint8
             images [B, S, S, 3] or features [B, n + 1, D], and labels [B].
+          images: Whether the batches hold images.
           every: Steps between calls of `after` and saves.
           after: Function of the number of steps done and the state.
 
@@ -66,12 +68,16 @@ class Trainer:
         total = self.probe.total_steps
         count = self.batch_size
         devices = jax.local_devices()
+        if not images and devices[0].platform == "cpu":
+            # Each updates all classifiers, in one memory: two took three times as long.
+            devices = devices[:1]
         devices = devices[: math.gcd(count, len(devices))]
         mesh = sharding.make_mesh(devices=devices)
         everywhere = sharding.replicated(mesh)
         state = jax.device_put(state, everywhere)
         params = jax.device_put(self.backbone.model.params, everywhere)
         progress = progress_bar.Bar(total * count, what="training", done=start * count)
+        previous = None
         with (
             contextlib.closing(progress),
             contextlib.closing(batches(start)) as iterator,
@@ -81,6 +87,10 @@ class Trainer:
                 batch = jax.device_put(batch, sharding.batch_sharding(mesh))
                 factor = np.float32(self.probe.lr_factor(step))
                 state, losses = self._step(params, state, *batch, factor)
+                # The step before is done, so few wait at a time. From the 33rd on they
+                # hold the threads with which CPU devices add up gradients, for ever.
+                jax.block_until_ready(previous)
+                previous = losses
                 done = step + 1
                 progress.update_to(done * count)
                 if done % every == 0 or done == total:

@@ -26,14 +26,7 @@ def bilinear_matrix(
     Returns:
       float32 [new_length, length]; each row sums to 1. Read-only: it is cached.
     """
-    places = np.arange(new_length, dtype=np.float64)
-    if align_corners:
-        places *= (length - 1) / max(new_length - 1, 1)
-    else:
-        places = np.maximum((places + 0.5) * (length / new_length) - 0.5, 0.0)
-    low = np.minimum(places.astype(np.int64), length - 1)
-    high = np.minimum(low + 1, length - 1)
-    share = places - low
+    low, high, share = _neighbours(length, new_length, align_corners)
     matrix = np.zeros((new_length, length))
     rows = np.arange(new_length)
     np.add.at(matrix, (rows, low), 1.0 - share)
@@ -41,6 +34,17 @@ def bilinear_matrix(
     matrix = matrix.astype(np.float32)
     matrix.flags.writeable = False
     return matrix
+
+
+def _neighbours(length, new_length, align_corners=False):
+    """Return the samples before and after each new one, and the share of the latter."""
+    places = np.arange(new_length, dtype=np.float64)
+    if align_corners:
+        places *= (length - 1) / max(new_length - 1, 1)
+    else:
+        places = np.maximum((places + 0.5) * (length / new_length) - 0.5, 0.0)
+    low = np.minimum(places.astype(np.int64), length - 1)
+    return low, np.minimum(low + 1, length - 1), places - low
 
 
 def bilinear(
@@ -75,9 +79,19 @@ def apply_matrices(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
     Returns:
       Maps, [..., height, width, C].
     """
-    precision = jax.lax.Precision.HIGHEST
     # Rows last: the large result of one image then comes out in the right layout.
-    x = jnp.einsum("xw,...hwc->...hxc", columns, x, precision=precision)
+    return apply_to_rows(apply_to_columns(x, columns), rows)
+
+
+def apply_to_columns(x: jax.Array, columns: jax.Array) -> jax.Array:
+    """Multiply the second axis of maps [..., H, W, C] by a matrix [width, W]."""
+    precision = jax.lax.Precision.HIGHEST
+    return jnp.einsum("xw,...hwc->...hxc", columns, x, precision=precision)
+
+
+def apply_to_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """Multiply the first axis of maps [..., H, W, C] by a matrix [height, H]."""
+    precision = jax.lax.Precision.HIGHEST
     return jnp.einsum("yh,...hxc->...yxc", rows, x, precision=precision)
 
 
@@ -113,11 +127,11 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if image.shape[:2] == tuple(size):
         return image
-    rows = bilinear_matrix(image.shape[0], size[0])
-    columns = bilinear_matrix(image.shape[1], size[1])
-    height, width, channels = size[0], image.shape[1], image.shape[2]
-    x = rows @ image.reshape(len(image), -1).astype(np.float32)
-    x = np.matmul(columns, x.reshape(height, width, channels))
+    x = image.astype(np.float32)
+    for axis, new_length in enumerate(size):
+        low, high, share = _neighbours(image.shape[axis], new_length)
+        share = share.astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (-1, 1))
+        x = x.take(low, axis) * (1 - share) + x.take(high, axis) * share
     return np.clip(np.floor(x + 0.5), 0, 255).astype(np.uint8)
 
 

@@ -161,6 +161,8 @@ def fit(
     save: pathlib.Path | None = None,
     fingerprint: str = "",
     save_every: int = 500,
+    after: Callable[[int, dict[str, jax.Array]], None] | None = None,
+    every: int = 800,
 ) -> tuple[dict[str, jax.Array], list[float]]:
     """Train a head.
 
@@ -177,6 +179,9 @@ def fit(
       save: File that the run resumes from; None for none.
       fingerprint: Text of all that the run depends on; a file of another is refused.
       save_every: Steps between saves.
+      after: Function of the number of steps done and all parameters of the head, valid
+        during the call alone; None for none.
+      every: Steps between calls of `after`, which is called at the end too.
 
     Returns:
       All parameters of the head, and the loss of every step since the start or resume.
@@ -218,6 +223,8 @@ def fit(
                 _finite(losses, len(losses) - 2, start)
             bar.update()
             done = step + 1
+            if after is not None and (done % every == 0 or done == recipe.steps):
+                after(done, state["params"] | state["statistics"])
             if save is not None and (done % save_every == 0 or done == recipe.steps):
                 _save(save, state, done, fingerprint)
     for i in range(max(len(losses) - 1, 0), len(losses)):

@@ -43,7 +43,7 @@ class Pairs:
         Raises:
           UserError: A file cannot be read, or the sizes differ.
         """
-        image = read_image(self.images[index])
+        image = self.read_image(self.images[index])
         target = self.read_target(self.targets[index])
         if image.shape[:2] != target.shape:
             raise errors.UserError(
@@ -58,18 +58,33 @@ class Pairs:
     @property
     def fingerprint(self) -> str:
         """Hash that changes with the files' names, sizes and modification times."""
-        found = hashlib.sha256()
-        for path in (*self.images, *self.targets):
-            status = path.stat()
-            line = f"{path.name} {status.st_size} {status.st_mtime_ns}\n"
-            found.update(line.encode("utf-8", "surrogateescape"))
-        return found.hexdigest()[:16]
+        return hash_of_files((*self.images, *self.targets))
+
+    def read_image(self, path: pathlib.Path) -> np.ndarray:
+        """Read an image, uint8 [H, W, 3]."""
+        return read_image(path)
 
     def part(self, chosen: slice) -> "Pairs":
         """Return only some of the pairs."""
         return dataclasses.replace(
             self, images=self.images[chosen], targets=self.targets[chosen]
         )
+
+
+def hash_of_files(paths: Iterable[pathlib.Path], *more: str) -> str:
+    """Return a hash of files' names, sizes and modification times.
+
+    Args:
+      paths: Paths of the files.
+      more: Other texts that the hash depends on.
+    """
+    found = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        line = f"{path.name} {status.st_size} {status.st_mtime_ns}\n"
+        found.update(line.encode("utf-8", "surrogateescape"))
+    found.update("\n".join(more).encode())
+    return found.hexdigest()[:16]
 
 
 def read_image(path: pathlib.Path) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.eval.dense import pairs
-from dinov2_jax.eval.depth import depth_metrics
+from dinov2_jax.eval.depth import depth_metrics, nyu_labeled
 
 FORMATS = ("nyu", "kitti", "sun", "pairs")
 SPLITS = ("train", "test")
@@ -48,11 +48,11 @@ def depth_in_metres(
 
 
 def guess_format(root: pathlib.Path) -> str:
-    """Return which of `FORMATS` a folder has, by its lists of files."""
+    """Return which of `FORMATS` a folder has, by its lists or the file of NYUd."""
     for (data_format, _), name in _LISTS.items():
         if (root / name).is_file():
             return data_format
-    return "pairs"
+    return "nyu" if _has_labeled(root) else "pairs"
 
 
 def depth_pairs(
@@ -67,9 +67,10 @@ def depth_pairs(
 
     Args:
       root: Its folder. NYUd: `nyu_train.txt` and `nyu_test.txt` of BTS beside the
-        files that they list. KITTI: `kitti_eigen_*.txt`, `input/` and `gt_depth/`. SUN
-        RGB-D: `SUNRGBD_val_splits.txt`. Pairs: `images/` and `depth/`, below a folder
-        of the split's name or with one below them, or without a split.
+        files that they list, or `nyu_depth_v2_labeled.mat` and `splits.mat`. KITTI:
+        `kitti_eigen_*.txt`, `input/` and `gt_depth/`. SUN RGB-D:
+        `SUNRGBD_val_splits.txt`. Pairs: `images/` and `depth/`, below a folder of the
+        split's name or with one below them, or without a split.
       data_format: One of `FORMATS`; None guesses by the lists.
       split: "train" or "test".
       unit: Values of a metre in the files of pairs; None takes 1000 for whole numbers
@@ -89,6 +90,8 @@ def depth_pairs(
     if (data_format, split) not in _LISTS:
         raise errors.UserError(f"{data_format} has no split {split!r}: use 'test'")
     listed = root / _LISTS[data_format, split]
+    if data_format == "nyu" and not listed.is_file() and _has_labeled(root):
+        return nyu_labeled.open_split(root, split)
     lines = [line.split() for line in pairs.read_lines(listed)]
     found = [
         (_image_path(root, data_format, line[0]), _depth_path(root, data_format, line))
@@ -98,6 +101,10 @@ def depth_pairs(
     read = functools.partial(_read_listed, data_format=data_format)
     crop = depth_metrics.kitti_crop if data_format == "kitti" else None
     return pairs.from_list(found, read, source=listed, crop=crop)
+
+
+def _has_labeled(root):
+    return (root / nyu_labeled.FILE).is_file()
 
 
 def _image_path(root, data_format, name):

@@ -5,9 +5,10 @@ Settings are those of the reference's released configs; see `docs/evaluation.md`
 Shapes: B images, H x W pixels, D width.
 """
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -102,6 +103,17 @@ class DepthEstimator:
 
         self._maps = maps
 
+    def with_params(self, params: dict[str, Any]) -> "DepthEstimator":
+        """Return the same function, compiled already, with other parameters.
+
+        Args:
+          params: Parameters of a head of the same kind.
+        """
+        other = copy.copy(self)
+        backbone, _ = self._weights
+        other._weights = backbone, batch_placement.replicate(params, self._mesh)
+        return other
+
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return the depth of an image in metres, uint8 [H, W, 3] -> float32 [H, W]."""
         size = image.shape[:2]
@@ -131,6 +143,7 @@ def train(
     gradient: str = "none",
     warm_up_loss: bool = True,
     seed: int = 0,
+    after: Callable[[int, head_files.Head], None] | None = None,
     **run: Any,
 ) -> tuple[head_files.Head, list[float]]:
     """Train a depth head.
@@ -150,6 +163,8 @@ def train(
       gradient: "none" or "spatial", see `depth_losses.depth_loss`.
       warm_up_loss: Whether the first 100 steps see only the mean of the loss.
       seed: Seed of weights, order and augmentation.
+      after: Function of the number of steps done and the head then, as in
+        `dense_training.fit`; None for none.
       run: Further arguments of `dense_training.fit`.
 
     Returns:
@@ -190,6 +205,7 @@ def train(
         clip=clip,
         seed=seed,
     )
+
     trained, losses = dense_training.fit(
         params,
         {},
@@ -199,6 +215,7 @@ def train(
         sample,
         len(data),
         recipe,
+        after=after and (lambda done, p: after(done, head_files.Head(spec, p))),
         **run,
     )
     return head_files.Head(spec, trained, name="the trained head"), losses

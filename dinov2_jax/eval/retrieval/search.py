@@ -11,7 +11,8 @@ from dinov2_jax.data.decode import pillow_setup
 
 _DESCRIPTION = """
 Finds the images most similar to each IMAGE, by cosine, among those whose features INDEX
-holds: the .npy that `dinov2-jax embed FOLDER --out=INDEX` wrote. The search is exact.
+holds: the .npy that `dinov2-jax embed FOLDER --out=INDEX` wrote. The search is exact
+unless --faiss is passed.
 """
 
 
@@ -29,6 +30,18 @@ def main(argv: list[str] | None = None) -> int:
         help="the weights that INDEX was made with",
     )
     add("--k", type=cli.positive, default=10, help="images to find (default: 10)")
+    add(
+        "--faiss",
+        action="store_true",
+        help="for millions of images: look only into the clusters nearest to the "
+        "image; the first call makes INDEX.faiss (pip install 'dinov2-jax[search]')",
+    )
+    add(
+        "--probes",
+        type=cli.positive,
+        default=32,
+        help="clusters to look into with --faiss (default: 32)",
+    )
     add("--which", choices=("teacher", "student"), help="of a training checkpoint")
     add("--num-heads", type=cli.positive, help="where the weights do not tell")
     add(
@@ -54,21 +67,21 @@ def search(args: argparse.Namespace) -> None:
     import numpy as np
 
     from dinov2_jax import files
-    from dinov2_jax.eval.classification import nearest
-    from dinov2_jax.eval.retrieval import ranked_pictures, retrieval_data
+    from dinov2_jax.eval.retrieval import faiss_index, ranked_pictures, retrieval_data
 
     if args.out and not args.folder:
         raise errors.UserError(
             "--out needs the images: add --folder, the folder that was embedded"
         )
+    if args.faiss:
+        faiss_index.module()
     rows, description = _read_index(pathlib.Path(args.index))
     queries = retrieval_data.ListedImages(
         [pathlib.Path(image) for image in args.images], flag="IMAGE"
     )
     features = _query_features(args, queries, description["settings"])
     names = description["names"]
-    blocks = list(nearest.Bank(rows).search(features, min(args.k, len(rows))))
-    similar, found = (np.concatenate([block[i] for block in blocks]) for i in (1, 2))
+    similar, found = _nearest(args, rows, features)
     for image, values, places in zip(args.images, similar, found):
         print(image)
         for value, place in zip(values, places):
@@ -89,6 +102,22 @@ def search(args: argparse.Namespace) -> None:
                 )
             )
         print(f"wrote {args.out}")
+
+
+def _nearest(args: argparse.Namespace, rows: Any, features: Any) -> tuple[Any, Any]:
+    """Return the nearest rows' similarities and indices, [queries, K] each."""
+    import numpy as np
+
+    from dinov2_jax.eval.classification import nearest
+    from dinov2_jax.eval.retrieval import faiss_index
+
+    k = min(args.k, len(rows))
+    if args.faiss:
+        path = pathlib.Path(args.index)
+        return faiss_index.search(rows, features, k, path=path, probes=args.probes)
+    blocks = list(nearest.Bank(rows).search(features, k))
+    similar, found = (np.concatenate([block[i] for block in blocks]) for i in (1, 2))
+    return similar, found
 
 
 def _read_index(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:

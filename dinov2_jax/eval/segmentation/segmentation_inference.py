@@ -83,17 +83,21 @@ class Segmenter:
         return next(iter(self.maps([image])))
 
     def maps(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the maps of images, one after the other; see `__call__`."""
+        """Yield the maps of images, one after the other; see `__call__`.
+
+        The views of the next images are cut while the device computes.
+        """
         group: list[tuple[tuple[int, int], list[_View]]] = []
-        count = 0
+        count, pending = 0, []
         for image in images:
             views = self._views(image)
             group.append((image.shape[:2], views))
             count += sum(view.windows[..., 0, 0, 0].size for view in views)
             if count >= self._settings.batch_size:
-                yield from self._group_maps(group)
-                group, count = [], 0
-        yield from self._group_maps(group)
+                started = self._group_maps(group)
+                yield from map(_fetched, pending)
+                group, count, pending = [], 0, started
+        yield from map(_fetched, pending + self._group_maps(group))
 
     def _views(self, image: np.ndarray) -> list["_View"]:
         """Return the windows of all views of an image."""
@@ -109,7 +113,11 @@ class Segmenter:
         return found
 
     def _group_maps(self, group):
-        """Yield the maps of images whose views are cut already."""
+        """Start to compute the maps of images whose views are cut already.
+
+        Returns:
+          For each image its size and its map, which may be larger.
+        """
         views = [view for _, own in group for view in own]
         # Windows are smaller than usual where an image is.
         shapes = {view.windows.shape[2:] for view in views}
@@ -117,15 +125,19 @@ class Segmenter:
         for shape in shapes:
             same = [view for view in views if view.windows.shape[2:] == shape]
             logits |= zip(map(id, same), self._logits([view.windows for view in same]))
+        maps = []
         for size, own in group:
             if len(own) == 1:  # the largest logit is the largest probability
-                total = self._merged(own[0], logits[id(own[0])], size, _logits)
+                found = self._merged(own[0], logits[id(own[0])], size, _largest_logits)
             else:
-                total = sum(
-                    self._merged(view, logits[id(view)], size, _probabilities)
-                    for view in own
+                found = _classes(
+                    sum(
+                        self._merged(view, logits[id(view)], size, _probabilities)
+                        for view in own
+                    )
                 )
-            yield np.asarray(_classes(total))[: size[0], : size[1]]
+            maps.append((size, found))
+        return maps
 
     def _merged(self, view, logits, size, merge):
         s = self._settings
@@ -176,22 +188,42 @@ class _View:
     windows: np.ndarray
 
 
+def _fetched(found: tuple[tuple[int, int], jax.Array]) -> np.ndarray:
+    """Return the map of an image on the host."""
+    (height, width), classes = found
+    return np.asarray(classes)[:height, :width]
+
+
 def _padded(matrix: np.ndarray) -> np.ndarray:
     return np.pad(matrix, ((0, -len(matrix) % _ROUND), (0, 0)))
 
 
-@jax.jit
-def _logits(logits, rows, columns):
-    """Merge logits [a, b, h, w, K] of windows into those of an image, [H, W, K]."""
+def _side_by_side(logits):
+    """Lay out the logits [a, b, h, w, K] of windows as [a * h, b * w, K]."""
     a, b, h, w, classes = logits.shape
-    flat = logits.swapaxes(1, 2).reshape(a * h, b * w, classes)
-    return dense_resize.apply_matrices(flat, rows, columns)
+    return logits.swapaxes(1, 2).reshape(a * h, b * w, classes)
+
+
+@jax.jit
+def _largest_logits(logits, rows, columns):
+    """Return the class of the largest merged logit of each pixel, [H, W].
+
+    Few rows at a time, as the logits of all pixels would be hundreds of MB.
+    """
+    wide = dense_resize.apply_to_columns(_side_by_side(logits), columns)
+
+    def classes(some):
+        return dense_resize.apply_to_rows(wide, some).argmax(axis=-1)
+
+    found = jax.lax.map(classes, rows.reshape(-1, _ROUND, rows.shape[1]))
+    return found.reshape(len(rows), len(columns))
 
 
 @jax.jit
 def _probabilities(logits, rows, columns):
     """Return the probabilities [H, W, K] of merged logits."""
-    return jax.nn.softmax(_logits(logits, rows, columns))
+    merged = dense_resize.apply_matrices(_side_by_side(logits), rows, columns)
+    return jax.nn.softmax(merged)
 
 
 @jax.jit

@@ -61,6 +61,21 @@ def add_transform(
     )
 
 
+def add_augmentation(parser: argparse.ArgumentParser) -> None:
+    """Add --augmentation.
+
+    Args:
+      parser: The task's parser.
+    """
+    parser.add_argument(
+        "--augmentation",
+        choices=("crops", "none"),
+        default="crops",
+        help="random-resized crops and flips, or central crops (for digits, say; "
+        "frozen features of those are extracted once)",
+    )
+
+
 def add_baselines(parser: argparse.ArgumentParser) -> None:
     """Add --baselines.
 

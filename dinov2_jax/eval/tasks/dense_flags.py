@@ -12,6 +12,38 @@ from dinov2_jax import cli
 from dinov2_jax.eval.tasks import data_flags
 
 
+def add_data(
+    parser: argparse.ArgumentParser,
+    about: str,
+    *,
+    formats: Sequence[str] = (),
+    most: int | None = None,
+) -> None:
+    """Add --baselines, --data, --max-images and, if there are several, --format.
+
+    Args:
+      parser: The task's parser.
+      about: What --data may be.
+      formats: Formats of --data.
+      most: Default of --max-images; None for all.
+    """
+    data_flags.add_baselines(parser)
+    add = parser.add_argument
+    add("--data", required=True, type=data_flags.path, metavar="DIR", help=about)
+    if formats:
+        add(
+            "--format",
+            choices=formats,
+            help="format of --data; default: detected from its files",
+        )
+    add(
+        "--max-images",
+        type=cli.positive,
+        default=most,
+        help=f"images to evaluate; default: {most or 'all'}",
+    )
+
+
 def add_head(parser: argparse.ArgumentParser, example: str) -> None:
     """Add --head.
 

@@ -1,15 +1,14 @@
 """Monocular depth with heads on frozen features.
 
 Mirrors the reference's heads and the released configs; the training code is not public.
-The published numbers are of the checkpoint with the best abs_rel on the test images;
-here the last step is evaluated.
+The published numbers are of the checkpoint with the best abs_rel on the test images,
+which --select=abs_rel chooses; by default the last step is evaluated.
 """
 
 import argparse
 from typing import Any
 
-from dinov2_jax import cli
-from dinov2_jax.eval.tasks import data_flags, dense_flags
+from dinov2_jax.eval.tasks import data_flags, dense_flags, depth_training
 
 REFERENCE = {
     "steps": 38_400,
@@ -27,22 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
       parser: The task's parser.
     """
-    data_flags.add_baselines(parser)
+    dense_flags.add_data(
+        parser,
+        "NYUd (with nyu_test.txt, or nyu_depth_v2_labeled.mat and splits.mat), KITTI "
+        "(with kitti_eigen_test.txt), SUN RGB-D (with SUNRGBD_val_splits.txt), or a "
+        "folder with train/images, train/depth, test/images and test/depth",
+        formats=("nyu", "kitti", "sun", "pairs"),
+    )
     add = parser.add_argument
-    add(
-        "--data",
-        required=True,
-        type=data_flags.path,
-        metavar="DIR",
-        help="NYUd (with nyu_test.txt), KITTI (with kitti_eigen_test.txt), SUN RGB-D "
-        "(with SUNRGBD_val_splits.txt), or a folder with train/images, train/depth, "
-        "test/images and test/depth",
-    )
-    add(
-        "--format",
-        choices=("nyu", "kitti", "sun", "pairs"),
-        help="format of --data; default: detected from its lists",
-    )
     add("--train-data", type=data_flags.path, metavar="DIR", help="default: --data")
     dense_flags.add_head(parser, "nyu_linear4")
     add(
@@ -80,21 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="mean_of_images",
         help="published numbers are means of images",
     )
-    add("--max-images", type=cli.positive, help="test images; default: all")
-    dense_flags.add_training(parser, steps=38_400, batch_size=16, lr=1e-4)
-    add(
-        "--crop",
-        type=cli.positive,
-        nargs=2,
-        metavar=("H", "W"),
-        help="training crop, px",
-    )
-    add(
-        "--gradient-loss",
-        choices=("none", "spatial"),
-        default="none",
-        help="none, as the released heads were trained, or along rows and columns",
-    )
+    depth_training.add_arguments(parser)
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:
@@ -143,7 +120,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
                     f"the head {head.name} is for {head.spec.kind}: pass one for depth"
                 )
         else:
-            head, losses, trained = _train(args, backbone, model, max_depth)
+            head, losses, trained = depth_training.train(
+                args, backbone, model, max_depth, test, protocol
+            )
             head_files.save_head(out / "head.pth", head)
         estimator = depth_model.DepthEstimator(
             model, head, flip=args.flip, sun_resize=args.sun_resize
@@ -157,55 +136,6 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     return _result(
         args, backbone, head, data_format, every, test, means, tables, pictures, trained
     )
-
-
-def _train(args, backbone, model, max_depth):
-    import dataclasses
-    import pathlib
-
-    from dinov2_jax.eval.depth import depth_augment, depth_data, depth_model
-
-    root = pathlib.Path(args.train_data or args.data)
-    data_format = (not args.train_data and args.format) or depth_data.guess_format(root)
-    data = depth_data.depth_pairs(
-        root,
-        data_format=data_format,
-        split="train",
-        unit=args.depth_unit,
-        max_depth=max_depth,
-    )
-    augmentation = depth_augment.AUGMENTATIONS[data_format]
-    if args.crop:
-        augmentation = dataclasses.replace(augmentation, crop=tuple(args.crop))
-    warmup = args.steps // 3 if args.warmup_steps is None else args.warmup_steps
-    settings = {
-        "kind": args.head_kind,
-        "depth_range": (1e-3, max_depth),
-        "steps": args.steps,
-        "batch_size": args.train_batch_size,
-        "lr": args.lr,
-        "warmup_steps": warmup,
-        "gradient": args.gradient_loss,
-        "seed": args.seed,
-    }
-    key = dense_flags.fingerprint(
-        backbone.digest, data.fingerprint, dataclasses.asdict(augmentation), settings
-    )
-    head, losses = depth_model.train(
-        model,
-        data,
-        augmentation=augmentation,
-        workers=backbone.workers,
-        save=args.out / "training.npz",
-        fingerprint=key,
-        save_every=args.save_every,
-        **settings,
-    )
-    about = settings | {
-        "train": f"{len(data)} images of {root}",
-        "crop": augmentation.crop,
-    }
-    return head, losses, about
 
 
 def _evaluated(args, backbone, estimator, head, test, protocol, out):
@@ -266,15 +196,14 @@ def _result(
     reference = {"mirrored": True, "rmse": "mean_of_images", "sun resize": "portrait"}
     if data_format != "sun":
         del used["sun resize"], reference["sun resize"]
+    selected = _SELECTED if head.spec.dataset else trained.get("selected")
     fields = {
         "head": f"{head.name} ({head.spec.kind}, {head.spec.layers} blocks)",
         "depth": "{:g} to {:g} m".format(*head.spec.depth_range),
         "data": data_format,
         "test": f"{len(test)} images of {args.data}",
         "transform": "native size, zeros around it to whole patches",
-        "selected on": _SELECTED
-        if head.spec.dataset
-        else "nothing: the last step is evaluated",
+        "selected on": selected or "nothing: the last step is evaluated",
     }
     if trained:
         used |= {
@@ -294,7 +223,7 @@ def _result(
         "depth", backbone, used, reference=reference, fields=fields
     )
     numbers = {f"depth/{name}": value for name, value in means.items()}
-    notes = [f"selected on {_SELECTED}"] if head.spec.dataset else []
+    notes = [f"selected on {selected}"] if selected else []
     if len(test) < len(every):
         notes.append(f"only {len(test)} of {len(every)} images were evaluated")
     if head.spec.depth_range[1] == 80.0 and data_format != "kitti":

@@ -79,12 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_flags.add_transform(parser)
     for flag, kind, default, about in _NUMBERS:
         parser.add_argument(flag, type=kind, default=default, help=about)
-    parser.add_argument(
-        "--augmentation",
-        choices=("crops", "none"),
-        default="crops",
-        help="random-resized crops and flips, or central crops (for digits, say)",
-    )
+    data_flags.add_augmentation(parser)
     part = parser.add_mutually_exclusive_group()
     part.add_argument(
         "--last-blocks",

@@ -62,13 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=REFERENCE["blocks"],
         help="numbers of last blocks whose class tokens are used (default: 1 4)",
     )
-    add(
-        "--augmentation",
-        choices=("crops", "none"),
-        default="crops",
-        help="random-resized crops and flips, or central crops, whose features are "
-        "extracted once",
-    )
+    data_flags.add_augmentation(parser)
     add(
         "--select-on",
         choices=("test", "train"),
@@ -271,7 +265,9 @@ def _train(args, backbone, prepare, probe, settings, source, extract, measure):
         )
 
     batches = batches_of_crops if features is None else batches_of_features
-    return trainer.train(batches, every=args.every, after=measure)
+    return trainer.train(
+        batches, images=features is None, every=args.every, after=measure
+    )
 
 
 def _numbers(args, chosen, classes, val_source, real, extract):

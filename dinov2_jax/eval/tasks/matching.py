@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from dinov2_jax import cli
-from dinov2_jax.eval.tasks import data_flags
+from dinov2_jax.eval.tasks import dense_flags
 
 _PROTOCOL = {"size": 224, "crops": 4, "within": 1.0, "seed": 0}
 
@@ -15,19 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
       parser: The task's parser.
     """
-    data_flags.add_baselines(parser)
-    add = parser.add_argument
-    add(
-        "--data",
-        required=True,
-        type=data_flags.path,
-        metavar="DIR",
-        help="folder of images; photographs of many places are best",
+    dense_flags.add_data(
+        parser, "folder of images; photographs of many places are best", most=100
     )
+    add = parser.add_argument
     add("--size", type=cli.positive, default=224, help="side of a crop, px (224)")
     add("--crops", type=cli.positive, default=4, help="pairs per image (4)")
     add("--within", type=float, default=1.0, help="allowed distance, patches (1)")
-    add("--max-images", type=cli.positive, default=100, help="default: 100")
     add("--seed", type=int, default=0, help="seed of the crops")
 
 
@@ -43,7 +37,6 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     """
     from dinov2_jax.eval import protocol_card, report
     from dinov2_jax.eval.dense import dense_quality
-    from dinov2_jax.eval.tasks import dense_flags
 
     model = dense_flags.model_of(backbone)
     paths = dense_quality.image_paths(args.data, most=args.max_images)

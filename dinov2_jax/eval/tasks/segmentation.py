@@ -9,7 +9,7 @@ import argparse
 from typing import Any
 
 from dinov2_jax import cli
-from dinov2_jax.eval.tasks import data_flags, dense_flags
+from dinov2_jax.eval.tasks import dense_flags
 
 REFERENCE = {
     "steps": 40_000,
@@ -33,21 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
       parser: The task's parser.
     """
-    data_flags.add_baselines(parser)
-    add = parser.add_argument
-    add(
-        "--data",
-        required=True,
-        type=data_flags.path,
-        metavar="DIR",
-        help="ADEChallengeData2016, VOCdevkit/VOC2012, Cityscapes, or a folder with "
+    dense_flags.add_data(
+        parser,
+        "ADEChallengeData2016, VOCdevkit/VOC2012, Cityscapes, or a folder with "
         "train/images, train/masks, val/images and val/masks",
+        formats=("ade20k", "voc2012", "cityscapes", "pairs"),
     )
-    add(
-        "--format",
-        choices=("ade20k", "voc2012", "cityscapes", "pairs"),
-        help="format of --data; default: detected from its folders",
-    )
+    add = parser.add_argument
     add("--train-split", default="train", help="default: train")
     add("--val-split", default="val", help="default: val")
     dense_flags.add_head(parser, "ade20k_linear")
@@ -65,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--flip", action=argparse.BooleanOptionalAction, help="mirror views (with --ms)"
     )
-    add("--max-images", type=cli.positive, help="test images; default: all")
     dense_flags.add_training(parser, steps=40_000, batch_size=16, lr=1e-3)
     add(
         "--ce-denominator",

@@ -2,9 +2,10 @@ import dense_pairs
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import io
 
 from dinov2_jax import errors
-from dinov2_jax.eval.depth import depth_data
+from dinov2_jax.eval.depth import depth_data, nyu_labeled
 
 
 def save(path, values):
@@ -23,6 +24,34 @@ def test_nyu(tmp_path):
     assert depth_data.guess_format(tmp_path) == "nyu"
     truth = data.sample(0)[1]
     assert truth[1, 0] == np.float32(2.5) and truth[0, 0] == 0
+
+
+def test_labeled_file_of_nyu(tmp_path):
+    """As MATLAB writes it: axes reversed, images counted from 1."""
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 4, 5, 3), np.uint8)  # [N, H, W, 3]
+    depths = rng.uniform(1, 9, (3, 4, 5)).astype(np.float32)
+    with pytest.raises(errors.UserError, match="splits.mat"):
+        nyu_labeled.open_split(tmp_path, "test")
+    with h5py.File(tmp_path / nyu_labeled.FILE, "w") as file:
+        file["images"] = images.transpose(0, 3, 2, 1)
+        file["depths"] = depths.transpose(0, 2, 1)
+    splits = {"trainNdxs": [[2]], "testNdxs": [[1], [3]]}
+    io.savemat(tmp_path / "splits.mat", splits)
+    test, train = (
+        depth_data.depth_pairs(tmp_path, split=split) for split in ("test", "train")
+    )
+    assert depth_data.guess_format(tmp_path) == "nyu"
+    assert len(test) == 2 and len(train) == 1
+    for found, index in ((test.sample(1), 2), (train.sample(0), 1)):
+        np.testing.assert_array_equal(found[0], images[index])
+        np.testing.assert_array_equal(found[1], depths[index])
+    assert test.part(slice(1)).fingerprint != test.fingerprint
+    missing = depth_data.depth_pairs(tmp_path, split="test")
+    (tmp_path / nyu_labeled.FILE).write_bytes(b"cut off")
+    with pytest.raises(errors.UserError, match="download nyu_depth_v2_labeled.mat"):
+        missing.sample(0)
 
 
 def test_kitti_is_cropped_and_none_is_dropped(tmp_path):

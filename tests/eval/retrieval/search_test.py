@@ -1,5 +1,7 @@
 """`dinov2-jax search` over what `embed` wrote."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import random_weights
@@ -54,6 +56,9 @@ def test_an_image_finds_itself_first(index, capsys):
     assert run(index, *flags) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["1.0000", "1/3.png"]
+    if importlib.util.find_spec("faiss"):
+        assert run(index, "--k=3", "--faiss") == 0
+        assert capsys.readouterr().out.splitlines() == lines[:4]
     values = [float(line.split()[0]) for line in lines[1:4]]
     assert values == sorted(values, reverse=True) and len(values) == 3
     assert Image.open(out).size == (4 * 120, 120)

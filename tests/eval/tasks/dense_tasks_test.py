@@ -1,6 +1,7 @@
 """Segmentation, depth, matching and predictions as commands, on drawn images."""
 
 import json
+import re
 
 import dense_pairs
 import numpy as np
@@ -56,7 +57,13 @@ def test_segmentation_trains_and_takes_its_head_again(model, data, tmp_path, cap
 
 def test_depth_trains_and_predicts(model, data, tmp_path, capsys):
     flags = (f"--data={data}", "--crop", 28, 42, *TRAINING)
-    found = evaluate(capsys, "depth", model, tmp_path / "a", *flags)
+    select = ("--select=abs_rel", "--select-every=2")
+    found = evaluate(capsys, "depth", model, tmp_path / "a", *flags, *select)
+    printed = re.findall(r"^step (\d): abs_rel (.*)$", capsys.readouterr().out, re.M)
+    assert [step for step, _ in printed] == ["2", "4", "6"]
+    best = min(float(value) for _, value in printed)
+    assert found["numbers"]["depth/abs_rel"] == pytest.approx(best, abs=1e-4)
+    assert "selected on the test images, by their best" in found["notes"][0]
     assert set(found["numbers"]) >= {"depth/rmse", "depth/abs_rel", "depth/a1"}
     head = tmp_path / "a/head.pth"
     assert dinov2_jax.load_head(head).spec.layers == 4

@@ -1,5 +1,6 @@
 """Fine-tuning on scikit-learn's digits: numbers, files, resumption, errors."""
 
+import functools
 import json
 
 import digits
@@ -25,36 +26,13 @@ FLAGS = (
 def files(tmp_path_factory):
     """Small weights, 60 training digits and 40 others."""
     root = tmp_path_factory.mktemp("digits")
-    digits.save_weights(root / "small.pth")
-    digits.write(root / "train", range(60))
-    digits.write(root / "val", range(900, 940))
-    return root
+    return digits.write_all(root, train=range(60), val=range(900, 940))
 
 
 @pytest.fixture(scope="module")
 def finetune(files):
-    """Runs the task; returns its exit code, and results.json if there is one."""
-
-    def run(*flags, out, **paths):
-        paths = {"train": files / "train", "val": files / "val"} | paths
-        code = program.main(
-            [
-                "finetune",
-                f"--model={files / 'small.pth'}",
-                "--num-heads=2",
-                f"--out={files / out}",
-                f"--cache={files / 'cache'}",
-                f"--size={digits.SIZE}",
-                f"--resize={digits.SIZE}",
-                *(f"--{k}-path={v}" for k, v in paths.items()),
-                *FLAGS,
-                *flags,
-            ]
-        )
-        path = files / out / "results.json"
-        return code, json.loads(path.read_text()) if path.exists() else None
-
-    return run
+    """`digits.evaluate` of fine-tuning."""
+    return functools.partial(digits.evaluate, files, "finetune", *FLAGS)
 
 
 @pytest.fixture(scope="module")
@@ -168,25 +146,15 @@ def test_videos_are_classified_by_their_frames(files):
             image.rename(folder / image.name)
     accuracies = {}
     for how in ("mean", "concat"):
-        code = program.main(
-            [
-                "video",
-                f"--model={files / 'small.pth'}",
-                "--num-heads=2",
-                f"--out={files / 'video'}",
-                f"--cache={files / 'cache'}",
-                f"--size={digits.SIZE}",
-                f"--resize={digits.SIZE}",
-                f"--train-path={files / 'videos/train'}",
-                f"--val-path={files / 'videos/val'}",
-                "--frames=2",
-                f"--combine={how}",
-                "--cs",
-                "0.1",
-            ]
+        code, result = digits.evaluate(
+            files,
+            "video",
+            *("--frames=2", f"--combine={how}", "--cs", "0.1"),
+            out="video",
+            train=files / "videos/train",
+            val=files / "videos/val",
         )
         assert code == 0
-        result = json.loads((files / "video/results.json").read_text())
         assert result["protocol"] == "ours" and result["card"]["combine"] == how
         accuracies[how] = result["numbers"]["video/accuracy"]
     assert min(accuracies.values()) > 0.6  # of three classes

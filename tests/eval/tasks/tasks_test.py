@@ -1,6 +1,8 @@
 """The program on scikit-learn's digits: numbers, files, cache, resumption, errors."""
 
+import functools
 import json
+import os
 import subprocess
 import sys
 
@@ -11,7 +13,6 @@ from PIL import Image
 from sklearn import linear_model, neighbors
 
 import dinov2_jax
-from dinov2_jax.eval import __main__ as program
 from dinov2_jax.eval import feature_cache
 
 
@@ -19,36 +20,13 @@ from dinov2_jax.eval import feature_cache
 def files(tmp_path_factory):
     """Small weights, 200 training digits and 100 others."""
     root = tmp_path_factory.mktemp("digits")
-    digits.save_weights(root / "small.pth")
-    digits.write(root / "train", range(200))
-    digits.write(root / "val", range(900, 1000))
-    return root
+    return digits.write_all(root, train=range(200), val=range(900, 1000))
 
 
 @pytest.fixture(scope="module")
 def evaluate(files):
-    """Runs a task; returns its exit code, and results.json if there is one."""
-
-    def run(task, *flags, out="out", **paths):
-        paths = {"train": files / "train", "val": files / "val"} | paths
-        both = [f"--{k}-path={v}" for k, v in paths.items()]
-        code = program.main(
-            [
-                task,
-                f"--model={files / 'small.pth'}",
-                "--num-heads=2",
-                f"--out={files / out}",
-                f"--cache={files / 'cache'}",
-                f"--size={digits.SIZE}",
-                f"--resize={digits.SIZE}",
-                *(both if task != "retrieval" else []),
-                *flags,
-            ]
-        )
-        path = files / out / "results.json"
-        return code, json.loads(path.read_text()) if path.exists() else None
-
-    return run
+    """`digits.evaluate` of these images."""
+    return functools.partial(digits.evaluate, files)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +134,42 @@ def test_a_probe_on_crops_resumes_to_the_same_numbers(evaluate, files, monkeypat
             np.load(files / "resumed/best_head.npz")[name],
             np.load(files / "whole/best_head.npz")[name],
         )
+
+
+TWO_DEVICES = """
+import pathlib, sys
+import jax, numpy as np
+from dinov2_jax.eval import features
+from dinov2_jax.eval.classification import linear_probe, probe_training
+
+folder = pathlib.Path(sys.argv[1])
+backbone = features.load(str(folder / "small.pth"), num_heads=2, cache=folder)
+trainer = probe_training.Trainer(
+    linear_probe.Probe((0.1, 1.0), 100, 600, (1, 2)),
+    backbone,
+    backbone.prepare(28, 28),
+    32,
+    0,
+    folder / "two_devices.npz",
+    {},
+)
+batch = np.zeros((32, 28, 28, 3), np.uint8), np.arange(32)
+trainer.train(lambda _: (batch for _ in range(600)), every=600, after=lambda *_: None)
+print(len(jax.devices()), "devices")
+"""
+
+
+@pytest.mark.slow  # six hundred steps
+def test_two_cpu_devices_do_not_wait_for_each_other_for_ever(files):
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES, files],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2 devices\n"
 
 
 def test_a_probe_of_other_settings_is_not_resumed(evaluate, capsys):
