@@ -350,6 +350,7 @@ def _combinations(flat: dict[str, Any]) -> Iterator[str]:
     ):
         yield "every loss weight is 0: set --config.dino.loss_weight=1"
     yield from _objective(flat)
+    yield from _fixed_sizes(flat)
     if flat["model.arch"] == "custom":
         dim, heads = flat["model.embed_dim"], flat["model.num_heads"]
         sizes = {name: flat[f"model.{name}"] for name in model_config.SIZES}
@@ -504,6 +505,22 @@ def _objective(flat: dict[str, Any]) -> Iterator[str]:
         yield (
             f"train.sinkhorn_queue = {flat['train.sinkhorn_queue']} has no effect "
             f"without Sinkhorn-Knopp: set {fix}"
+        )
+
+
+def _fixed_sizes(flat: dict[str, Any]) -> Iterator[str]:
+    """Yield what crops of several sizes exclude."""
+    if not flat["crops.sizes"]:
+        return
+    if flat["train.sinkhorn_queue"]:
+        yield (
+            f"train.sinkhorn_queue = {flat['train.sinkhorn_queue']} needs batches of "
+            "one size: set --config.crops.sizes=() or --config.train.sinkhorn_queue=0"
+        )
+    if flat["gram.loss_weight"] and flat["gram.scale"] != 1:
+        yield (
+            f"gram.scale = {flat['gram.scale']} needs crops of one size: set "
+            "--config.crops.sizes=() or --config.gram.scale=1"
         )
 
 

@@ -18,7 +18,8 @@ ROWS = (
     "models data.sources",
     "config config_file converted_config data",
     "ssl_meta_arch optimizer train_state train_step teacher teacher_view patch_choice "
-    "step_by_size coding_rate_arch gram_teacher feature_regression micro_batches data.tools runtime",
+    "step_by_size coding_rate_arch gram_teacher feature_regression micro_batches "
+    "data.tools runtime",
     "weights",
     "distillation",
     "feature_extractor several_students trainer status launch convert",
