@@ -254,7 +254,8 @@ def _sniff_folder(said: str, field: str) -> str:
                 if field == "data.path"
                 else f"say which to read, ({said!r}, WEIGHT, 'KIND') with {kinds}"
                 if field == "data.mixture"
-                else "name the shards by a pattern, such as x-{00..99}.tar"
+                else "name what to read by a pattern, such as "
+                f"'{os.path.join(said, '**')}' for the images or x-{{00..99}}.tar"
             )
         )
     return found.pop() if found else "folder"
