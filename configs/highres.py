@@ -21,8 +21,7 @@ not give. A tenth is a guess, which is what Franca takes. Nobody has run this at
 import pathlib
 
 from dinov2_jax import config as config_lib
-from dinov2_jax import schedules
-from dinov2_jax.aot import config_file
+from dinov2_jax import config_file, schedules
 
 STEPS = 10_000  # of the paper's phase; of a shorter pretraining, a tenth of its steps
 # Side of a global crop by patch size, in px: the paper's 518 of B.2 and 416 of 6.6.

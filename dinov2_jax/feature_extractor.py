@@ -18,6 +18,7 @@ from dinov2_jax import sharding
 from dinov2_jax.models import network, vision_transformer
 
 KINDS = ("cls", "patch_mean", "cls+patch_mean", "patches")
+_SHORTEST = 1e-12  # length that a zero vector counts as when it is normalised
 _LAST = "last"  # beside `KINDS`, "last1", "last2" ...: see `features`
 
 
@@ -123,6 +124,8 @@ class FeatureExtractor:
       out_dtype: Dtype of the features.
       whole_weights: Whether every device holds all weights and works on its own, which
         is faster; otherwise weights stay sharded as they are, as in a training run.
+      normalize: Whether to divide each feature vector, along the last axis, by its
+        length.
     """
 
     def __init__(
@@ -135,13 +138,18 @@ class FeatureExtractor:
         mesh: Mesh,
         out_dtype: str = "float32",
         whole_weights: bool = False,
+        normalize: bool = False,
     ):
         self._mesh = mesh
         self._images = sharding.batch_sharding(mesh)
 
         def extract(params, images):
             normalized = network.normalize(images, mean, std)
-            return features(module, params, normalized, kind).astype(out_dtype)
+            found = features(module, params, normalized, kind)
+            if normalize:
+                length = jnp.linalg.norm(found, axis=-1, keepdims=True)
+                found /= jnp.maximum(length, _SHORTEST)
+            return found.astype(out_dtype)
 
         if whole_weights:
             extract = jax.shard_map(

@@ -89,12 +89,12 @@ def masks(masks: Any, shape: tuple[int, ...], patch_size: int) -> jax.Array:
     return masks.reshape(batch, -1)
 
 
-def blocks(name: str, indices: Any) -> tuple[int, ...]:
-    """Return indices of blocks as a tuple of plain ints."""
+def indices(name: str, numbers: Any) -> tuple[int, ...]:
+    """Return indices of blocks or tokens as a tuple of plain ints."""
     try:
-        blocks = tuple(operator.index(i) for i in indices if not isinstance(i, bool))
-        if len(blocks) == len(indices):
-            return blocks
+        found = tuple(operator.index(i) for i in numbers if not isinstance(i, bool))
+        if len(found) == len(numbers):
+            return found
     except TypeError:  # not whole numbers, or not a sequence
         pass
-    raise ValueError(f"{name}={indices!r}: pass a list of whole numbers, such as [-1]")
+    raise ValueError(f"{name}={numbers!r}: pass a list of whole numbers, such as [-1]")

@@ -206,6 +206,7 @@ class Model:
         masks: Any = None,
         layers: Sequence[int] = (),
         attention: Sequence[int] = (),
+        attention_queries: Sequence[int] | None = None,
         fit: str = "error",
     ) -> vision_transformer.Features:
         """Compute the features of a batch; compiled once for each shape.
@@ -216,6 +217,8 @@ class Model:
             the fitted images; None masks nothing.
           layers: Blocks whose features to return in `.layers[i]`; -1 is the last.
           attention: Blocks whose attention maps to return in `.attention[i]`.
+          attention_queries: Tokens whose rows of the maps to compute, [0] for the class
+            token; None computes all T, which for large images are gigabytes.
           fit: What to do if H or W is not a multiple of the patch size: "error"; "crop"
             to the multiple below, centred; "pad" to the multiple above with zeros (the
             mean), centred; "resize" to the nearest multiple, bicubic.
@@ -226,12 +229,17 @@ class Model:
         Raises:
           ValueError: The images are not a non-empty float [B, H, W, C] with the model's
             channels, are not normalised, or their size does not fit; masks are not one
-            bool for each patch; or blocks are no list of whole numbers.
+            bool for each patch; or blocks or tokens are no list of whole numbers, or
+            there are none of these.
         """
         layers, attention = (
-            model_inputs.blocks("layers", layers),
-            model_inputs.blocks("attention", attention),
+            model_inputs.indices("layers", layers),
+            model_inputs.indices("attention", attention),
         )
+        if attention_queries is not None:
+            attention_queries = model_inputs.indices(
+                "attention_queries", attention_queries
+            )
         model_inputs.check_normalised(images)
         images = jnp.asarray(images)
         chans = self.module.config.in_chans
@@ -253,12 +261,14 @@ class Model:
         images = model_inputs.fit_to_patches(images, patch_size, fit)
         if masks is not None:
             masks = model_inputs.masks(masks, images.shape, patch_size)
-        return _apply(self.module, self.params, images, masks, layers, attention)
+        chosen = (layers, attention, attention_queries)
+        return _apply(self.module, self.params, images, masks, chosen)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _apply(module, params, images, masks, layers, attention):
-    chosen = dict(layers=layers, attention=attention)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _apply(module, params, images, masks, chosen):
+    names = ("layers", "attention", "attention_queries")
+    chosen = dict(zip(names, chosen, strict=True))
     return module.apply({"params": params}, images, masks, **chosen)
 
 

@@ -119,6 +119,8 @@ def test_layers_and_attention_maps_are_those_of_transformers(registers):
         assert relative(features.prenorm, after) < 1e-5
         normed = model.layernorm(torch.from_numpy(after)).detach().numpy()
         assert relative(features.cls, normed[:, 0]) < 1e-5
+    rows = ours(images, attention=[1], attention_queries=[0, 7, -1]).attention[1]
+    np.testing.assert_allclose(rows, out.attention[1][:, :, [0, 7, -1]], atol=1e-7)
     for index, maps in out.attention.items():
         assert relative(maps, theirs.attentions[index].numpy()) < 1e-5
         np.testing.assert_allclose(np.asarray(maps).sum(-1), 1, rtol=1e-5)
@@ -215,6 +217,9 @@ def test_wrong_images_and_blocks_are_refused(small):
     for bad in (1, -1, [1.0], ["1"], "1", None, [True], 1.0):
         with pytest.raises(ValueError, match="layers=.*a list of whole numbers"):
             model(images, layers=bad)
+        if bad is not None:
+            with pytest.raises(ValueError, match="_queries=.*a list of whole numbers"):
+                model(images, attention=[0], attention_queries=bad)
         with pytest.raises(ValueError, match="attention=.*a list of whole numbers"):
             model(images, attention=bad)
     assert model(images, layers=np.array([-1])).layers.keys() == {-1}
@@ -222,6 +227,8 @@ def test_wrong_images_and_blocks_are_refused(small):
         model(images, layers=[4])
     with pytest.raises(ValueError, match="there is no block -5"):
         model(images, attention=[-5])
+    with pytest.raises(ValueError, match="there is no token 17: .* 17, 0 to 16"):
+        model(images, attention=[0], attention_queries=[17])
 
 
 @pytest.mark.parametrize("fit", ["error", "crop"])

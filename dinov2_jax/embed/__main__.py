@@ -1,12 +1,14 @@
-"""Features of every image in a folder: python -m dinov2_jax.embed DATA --model=NAME.
+"""Features of all images at a path: python -m dinov2_jax.embed DATA --model=NAME.
 
     python -m dinov2_jax.embed photos/ --model=dinov2_vits14 --out=features.npy
 
-DATA is searched recursively; images are in the order of their paths. MODEL is anything
-that dinov2_jax.load takes: a name, a .pth, a Hugging Face folder, a workdir. OUT is
+DATA is what training takes: a folder, searched recursively in the order of the paths; a
+quoted pattern, 'photos/**/*.jpg'; a list or table of paths (.txt, .csv, .tsv,
+.parquet), in its order; shards; or one image. MODEL is anything that dinov2_jax.load
+takes: a name, a .pth, a Hugging Face folder, a workdir. OUT is
 
   features.npy      [images, D], and features.npy.json, whose "names" are the paths of
-                    the rows' images
+                    the rows' images, as the list has them or below the folder
   features.parquet  columns "name" and "features" (lists of fixed length D), and
                     features.parquet.json
 
@@ -23,8 +25,9 @@ import pathlib
 import sys
 from typing import Any
 
-from dinov2_jax import cli, errors, progress_bar
+from dinov2_jax import cli, errors
 from dinov2_jax.data.decode import pillow_setup
+from dinov2_jax.weights import flags
 
 FEATURES = ("cls", "patch_mean", "cls+patch_mean", "patches")
 _MAX_CPU_DEVICES = 8
@@ -39,7 +42,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     home = os.path.expanduser  # the shell does not expand --model=~/weights.pth
-    add("data", metavar="DATA", type=home, help="folder of images")
+    add(
+        "data",
+        metavar="DATA",
+        type=home,
+        nargs="+",
+        help="folder, 'pattern', list, shards or image",
+    )
     add("--model", required=True, type=home, help="file, folder or name of weights")
     add("--out", required=True, type=cli.path, help="*.npy or *.parquet")
     add(
@@ -72,12 +81,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=cli.positive,
         help="decoding threads (default: one per core)",
     )
-    add("--which", choices=("teacher", "student"), help="of a training checkpoint")
     add(
-        "--num-heads",
-        type=cli.positive,
-        help="number of attention heads, if the weights do not determine it",
+        "--normalize",
+        action="store_true",
+        help="divide features by their length, so that dot products are cosines; of "
+        "patches each one",
     )
+    flags.add(parser)
     add("--overwrite", action="store_true", help="replace OUT and discard OUT.partial/")
     return parser.parse_args(argv)
 
@@ -98,29 +108,23 @@ def embed(args: argparse.Namespace) -> None:
     """
     # Imported here, so that --help and wrong flags need not wait for jax.
     from dinov2_jax import feature_extractor
-    from dinov2_jax.embed import extraction, output, resumable_output
-    from dinov2_jax.embed import folder as folder_lib
+    from dinov2_jax.embed import extraction, images, output, resumable_output
 
     output.check(args.out)
     if not args.overwrite and not output.description_of(args.out).exists():
         _refuse_existing(args.out)
     _check_flags(args)
-    folder = folder_lib.Folder(args.data)
-    if folder.unreadable_folders:
-        _print_progress(
-            f"warning: {len(folder.unreadable_folders)} folders cannot be listed, such "
-            f"as {folder.unreadable_folders[0]}; their images are skipped"
-        )
-    unusable = folder.unusable_files()
-    if unusable:
-        name, reason = unusable[0]
-        _print_progress(f"warning: {len(unusable)} skipped, such as {name!r}: {reason}")
-    for line in folder.warnings():
+    source = images.open_source(_one_path(args.data))
+    skipped = source.skipped_names()
+    if skipped:
+        name, reason = skipped[0]
+        _print_progress(f"warning: {len(skipped)} skipped, such as {name!r}: {reason}")
+    for line in source.warnings():
         _print_progress(f"warning: {line}")
     model, prepare = _load(args)
     dtype = args.dtype or extraction.default_dtype()
     settings = {
-        "images": f"{len(folder)} files, sha256 {folder.digest()}",
+        "images": images.identity(source),
         "weights": f"sha256 {extraction.digest(model.params)}",
         "model": model.module.config.to_dict(),
         "features": args.features,
@@ -128,6 +132,8 @@ def embed(args: argparse.Namespace) -> None:
         "dtype": dtype,
         "out_dtype": args.out_dtype,
     }
+    if args.normalize:  # no key if not, as in files of earlier versions
+        settings["normalize"] = True
     if not args.overwrite:
         if output.is_complete(args.out, settings):
             resumable_output.remove(args.out)
@@ -142,7 +148,7 @@ def embed(args: argparse.Namespace) -> None:
         settings,
         row_shape=row_shape,
         dtype=args.out_dtype,
-        count=len(folder),
+        count=len(source),
         overwrite=args.overwrite,
     ) as rows:
         extractor = extraction.Extractor(
@@ -153,12 +159,13 @@ def embed(args: argparse.Namespace) -> None:
             dtype=dtype,
             out_dtype=args.out_dtype,
             batch_size=args.batch_size,
-            most=len(folder),
+            most=len(source),
+            normalize=args.normalize,
         )
         finished = f", {rows.done:,} done before" if rows.done else ""
         config = model.module.config
         _print_progress(
-            f"images    {len(folder):,} below {args.data}{finished}\n"
+            f"images    {source.describe()}{finished}\n"
             f"model     {args.model}: {config.embed_dim} wide, {config.depth} blocks, "
             f"patch {config.patch_size}\n"
             f"features  {args.features}, {args.out_dtype} "
@@ -168,31 +175,43 @@ def embed(args: argparse.Namespace) -> None:
             f"matmuls in {dtype}"
         )
         del model  # the extractor has its own copy of the weights
-        compute(rows, folder, extractor, prepare, args.workers)
+        extraction.compute(
+            rows, source, extractor, prepare, args.workers or _num_cores()
+        )
         if not rows.rows:
             resumable_output.remove(args.out)
             raise errors.UserError(
-                f"none of the {len(folder)} images could be read, such as "
-                f"{_first_bad(folder, rows)}"
+                f"none of the {len(source)} images could be read, such as "
+                f"{_first_bad(source, rows)}"
             )
         output.publish(
             args.out,
             rows.finish_rows(),
             rows.rows,
             lambda: (
-                folder.relative_path(i) for i in range(len(folder)) if i not in rows.bad
+                source.relative_path(i) for i in range(len(source)) if i not in rows.bad
             ),
-            {folder.relative_path(i): why for i, why in sorted(rows.bad.items())},
+            {source.relative_path(i): why for i, why in sorted(rows.bad.items())},
             settings,
         )
     resumable_output.remove(args.out)
     if rows.bad:
         _print_progress(
-            f"{len(rows.bad):,} of {len(folder):,} images could not be read and have "
-            f"no row, such as {_first_bad(folder, rows)}; all are listed in "
+            f"{len(rows.bad):,} of {len(source):,} images could not be read and have "
+            f"no row, such as {_first_bad(source, rows)}; all are listed in "
             f"{output.description_of(args.out)}"
         )
     _print_progress(f"wrote {rows.rows:,} rows to {args.out}")
+
+
+def _one_path(paths: list[str]) -> str:
+    if len(paths) > 1:
+        raise errors.UserError(
+            f"{len(paths)} paths are given, such as {paths[1]}, and DATA is one: quote "
+            "a pattern, 'photos/*.jpg', or write the paths in a list (.txt), one per "
+            "line"
+        )
+    return paths[0]
 
 
 def _refuse_existing(out: pathlib.Path) -> None:
@@ -217,7 +236,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     """Load the model; return it and the preprocessing of the images."""
     from dinov2_jax import pretrained
 
-    model = pretrained.load(args.model, which=args.which, num_heads=args.num_heads)
+    model = pretrained.load(args.model, **flags.chosen(args))
     config = model.module.config
     if config.in_chans != 3:
         raise errors.UserError(
@@ -248,49 +267,9 @@ def _preprocessing(args: argparse.Namespace, patch_size: int, prepare: Any = Non
     return dataclasses.replace(prepare, crop_size=size, resize_size=resize)
 
 
-def compute(rows: Any, folder: Any, extractor: Any, prepare: Any, workers: int | None):
-    """Append the rows of all remaining images.
-
-    Args:
-      rows: The output, a `resumable_output.Unfinished`.
-      folder: The images, a `folder.Folder`.
-      extractor: The compiled model, an `extraction.Extractor`.
-      prepare: `Preprocessing` of the images.
-      workers: Number of threads that decode; None for one per core.
-    """
-    from dinov2_jax.embed import folder as folder_lib
-
-    batches = folder_lib.batches(
-        folder,
-        prepare,
-        start=rows.done,
-        batch_size=extractor.batch_size,
-        workers=workers or _num_cores(),
-    )
-    bar = progress_bar.Bar(len(folder), done=rows.done)
-
-    def append(batch, features):
-        features = extractor.fetch(features)[batch.good]
-        rows.append(features, done=batch.stop, bad=batch.bad)
-        bar.update_to(batch.stop)
-
-    try:
-        pending = None  # computed while the next batch is fetched and dispatched
-        for batch in batches:
-            features = extractor(batch.images)
-            if pending:
-                append(*pending)
-            pending = batch, features
-        if pending:
-            append(*pending)
-    finally:
-        batches.close()
-        bar.close()
-
-
-def _first_bad(folder: Any, rows: Any) -> str:
+def _first_bad(source: Any, rows: Any) -> str:
     index = min(rows.bad)
-    return f"{folder.name(index)!r} ({rows.bad[index]})"
+    return f"{source.name(index)!r} ({rows.bad[index]})"
 
 
 def _num_cores() -> int:

@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import errors, feature_extractor, sharding
+from dinov2_jax import errors, feature_extractor, progress_bar, sharding
 from dinov2_jax.data import preprocessing
+from dinov2_jax.data.sources import base
+from dinov2_jax.embed import images as images_lib
+from dinov2_jax.embed import resumable_output
 from dinov2_jax.models import layers, vision_transformer
 
 _CPU_BATCH, _ACCELERATOR_BATCH = 8, 64  # images per device
@@ -48,6 +51,7 @@ class Extractor:
       batch_size: Images per batch, rounded up to a multiple of the devices; None for a
         default that suits them.
       most: Number of all images; batches are not larger than needed for them.
+      normalize: Whether to divide each feature vector by its length.
 
     Attributes:
       batch_size: Images per batch.
@@ -68,6 +72,7 @@ class Extractor:
         out_dtype: str,
         batch_size: int | None,
         most: int,
+        normalize: bool = False,
     ):
         mesh = sharding.make_mesh(devices=_devices(params))
         device = mesh.devices.flat[0]
@@ -85,6 +90,7 @@ class Extractor:
             mesh=mesh,
             out_dtype=out_dtype,
             whole_weights=True,
+            normalize=normalize,
         )
         size = prepare.crop_size
         shape = (self.batch_size, size, size, module.config.in_chans)
@@ -119,6 +125,50 @@ class Extractor:
                 f"add --batch-size={max(self.batch_size // 2, 1)}; finished rows are "
                 "kept"
             ) from error
+
+
+def compute(
+    rows: resumable_output.Unfinished,
+    source: base.Source,
+    extractor: Extractor,
+    prepare: preprocessing.Preprocessing,
+    workers: int,
+) -> None:
+    """Append the rows of all images that are left.
+
+    Args:
+      rows: The output.
+      source: The images.
+      extractor: The compiled model.
+      prepare: Preprocessing of the images.
+      workers: Number of threads that decode.
+    """
+    batches = images_lib.batches(
+        source,
+        prepare,
+        start=rows.done,
+        batch_size=extractor.batch_size,
+        workers=workers,
+    )
+    bar = progress_bar.Bar(len(source), done=rows.done)
+
+    def append(batch, features):
+        features = extractor.fetch(features)[batch.good]
+        rows.append(features, done=batch.stop, bad=batch.bad)
+        bar.update_to(batch.stop)
+
+    try:
+        pending = None  # computed while the next batch is fetched and dispatched
+        for batch in batches:
+            features = extractor(batch.images)
+            if pending:
+                append(*pending)
+            pending = batch, features
+        if pending:
+            append(*pending)
+    finally:
+        batches.close()
+        bar.close()
 
 
 def _devices(params: Mapping[str, Any]) -> list[jax.Device]:

@@ -106,7 +106,8 @@ class Unfinished:
         if saved_settings == self._settings:
             return
         if saved_settings is not None and not self._overwrite:
-            names = [k for k, v in self._settings.items() if saved_settings.get(k) != v]
+            keys = dict.fromkeys([*self._settings, *saved_settings])
+            names = [k for k in keys if saved_settings.get(k) != self._settings.get(k)]
             raise errors.UserError(
                 f"{self._folder} holds an unfinished run with different "
                 f"{' and '.join(names) or 'settings'}: finish it with its own flags "

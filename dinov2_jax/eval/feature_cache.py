@@ -16,8 +16,7 @@ import numpy as np
 
 from dinov2_jax import errors, feature_extractor, files
 from dinov2_jax.data import preprocessing
-from dinov2_jax.embed import __main__ as embed
-from dinov2_jax.embed import output, resumable_output
+from dinov2_jax.embed import extraction, output, resumable_output
 from dinov2_jax.eval import features as features_lib
 
 
@@ -104,7 +103,7 @@ def _compute(backbone, source, kind, prepare, settings, out: pathlib.Path) -> No
         overwrite=True,  # the name is a digest of the settings
     ) as rows:
         extractor = backbone.extractor(kind, prepare, len(source))
-        embed.compute(rows, source, extractor, prepare, backbone.workers)
+        extraction.compute(rows, source, extractor, prepare, backbone.workers)
         if not rows.rows:
             index = min(rows.bad)
             raise errors.UserError(

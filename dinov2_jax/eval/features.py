@@ -84,6 +84,8 @@ def load(
     *,
     which: str | None = None,
     num_heads: int | None = None,
+    prefix: str = "",
+    key: str = "",
     dtype: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -93,8 +95,10 @@ def load(
 
     Args:
       source: Whatever `dinov2_jax.load` takes.
-      which: "teacher" or "student" of a training checkpoint.
+      which: "teacher" or "student" of a training checkpoint, or "ema".
       num_heads: Number of attention heads, if the weights do not tell.
+      prefix: Prefix of the backbone's tensor names in a file of another project.
+      key: Entry of such a file that holds the weights.
       dtype: Dtype of the matmuls; None for one that suits the devices.
       batch_size: Images at a time over all devices; None for a default.
       workers: Threads that decode; None for one a core.
@@ -103,7 +107,9 @@ def load(
     Raises:
       UserError: The weights cannot be read, or take other images than RGB.
     """
-    model = pretrained.load(source, which=which, num_heads=num_heads)
+    model = pretrained.load(
+        source, which=which, num_heads=num_heads, prefix=prefix, key=key
+    )
     if model.module.config.in_chans != 3:
         raise errors.UserError(
             f"{source} takes images of {model.module.config.in_chans} channels: "

@@ -69,7 +69,11 @@ def attention(
 
 
 def attention_maps(
-    qkv: jax.Array, *, sequences: Sequence[tuple[int, int]], num_heads: int
+    qkv: jax.Array,
+    *,
+    sequences: Sequence[tuple[int, int]],
+    num_heads: int,
+    queries: Sequence[int] | None = None,
 ) -> list[jax.Array]:
     """Compute the softmax weights, which `attention` does not have to form.
 
@@ -77,12 +81,13 @@ def attention_maps(
       qkv: Packed projections, as in `attention`.
       sequences: (count, length) of each crop group, as in `attention`.
       num_heads: Number of heads H.
+      queries: Tokens of each sequence whose rows to compute; None computes all.
 
     Returns:
-      float32 [G, count, H, length, length] for each crop group; rows are queries.
+      float32 [G, count, H, queries, length] for each crop group.
     """
     return [
-        _softmax_weights(_unpack(part, count, length, num_heads))
+        _softmax_weights(_unpack(part, count, length, num_heads), queries)
         for part, (count, length) in zip(_split(qkv, sequences), sequences)
     ]
 
@@ -201,9 +206,16 @@ def _unpack(qkv: jax.Array, count: int, length: int, num_heads: int) -> jax.Arra
     return qkv.reshape(qkv.shape[0], count, length, 3, num_heads, -1)
 
 
-def _softmax_weights(qkv: jax.Array) -> jax.Array:
-    """Compute softmax weights, [G, B, N, 3, H, C] -> float32 [G, B, H, N, N]."""
+def _softmax_weights(qkv: jax.Array, queries: Sequence[int] | None = None) -> jax.Array:
+    """Compute softmax weights, [G, B, N, 3, H, C] -> float32 [G, B, H, N, N].
+
+    Args:
+      qkv: Packed projections.
+      queries: Tokens whose rows to compute, [G, B, H, queries, N]; None computes all.
+    """
     q, k = qkv[..., 0, :, :], qkv[..., 1, :, :]
+    if queries is not None:
+        q = q[:, :, jnp.array(queries, int)]
     scores = jnp.einsum(
         "gbqhc,gbkhc->gbhqk",
         q * q.shape[-1] ** -0.5,

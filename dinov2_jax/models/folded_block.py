@@ -14,7 +14,7 @@ Shapes: G groups, T tokens in a group's flat stream, D width.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -144,14 +144,20 @@ class FoldedBlock:
         return linear.add_bias(*self._ffn(tokens, None))
 
     def attention_maps(
-        self, x: jax.Array, sequences: layers.Sequences
+        self,
+        x: jax.Array,
+        sequences: layers.Sequences,
+        queries: Sequence[int] | None = None,
     ) -> list[jax.Array]:
-        """Return attention maps, float32 [G, count, H, length, length] a crop group."""
+        """Return attention maps; arguments as in `layers.Block`."""
         qkv = linear.add_bias(
             self._qkv(x, None), self.weights["attn"]["qkv"].get("bias")
         )
         return attention_kernel.attention_maps(
-            qkv, sequences=sequences, num_heads=self.config.num_heads
+            qkv,
+            sequences=sequences,
+            num_heads=self.config.num_heads,
+            queries=queries,
         )
 
     def _qkv(self, tokens, statistics):

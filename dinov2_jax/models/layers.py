@@ -98,10 +98,15 @@ class Attention(nn.Module):
         )
         return self.proj(checkpoint_name(x, "attention"))
 
-    def maps(self, x: jax.Array, sequences: Sequences) -> list[jax.Array]:
+    def maps(
+        self, x: jax.Array, sequences: Sequences, queries: Sequence[int] | None
+    ) -> list[jax.Array]:
         """Return the maps of `kernels.attention.attention_maps`."""
         return attention_kernel.attention_maps(
-            self.qkv(x), sequences=sequences, num_heads=self.config.num_heads
+            self.qkv(x),
+            sequences=sequences,
+            num_heads=self.config.num_heads,
+            queries=queries,
         )
 
     def first_token(self, x: jax.Array) -> jax.Array:
@@ -244,9 +249,20 @@ class Block(nn.Module):
         x = x[:, :1] + self.ls1(self.attn.first_token(self.norm1(x)))
         return x + self.ffn(x)
 
-    def attention_maps(self, x: jax.Array, sequences: Sequences) -> list[jax.Array]:
-        """Return attention maps, float32 [G, count, H, length, length] a crop group."""
-        return self.attn.maps(self.norm1(x), sequences)
+    def attention_maps(
+        self,
+        x: jax.Array,
+        sequences: Sequences,
+        queries: Sequence[int] | None = None,
+    ) -> list[jax.Array]:
+        """Return attention maps, float32 [G, count, H, queries, length] a crop group.
+
+        Args:
+          x: Tokens before the block, [G, T, D].
+          sequences: (count, length) of each crop group.
+          queries: Tokens of each sequence whose rows to compute; None computes all.
+        """
+        return self.attn.maps(self.norm1(x), sequences, queries)
 
 
 def cast_matmuls(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:

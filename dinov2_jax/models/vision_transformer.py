@@ -43,7 +43,8 @@ class Features:
       prenorm: All tokens before the last LayerNorm, [..., 1 + R + h*w, D].
       layers: `Features` after each requested block, by the index that was requested.
       attention: Softmax maps of each requested block, float32 [..., H, T, T], by the
-        index that was requested; rows are queries, T = 1 + R + h*w as in `prenorm`.
+        index that was requested; rows are queries, of which there may be fewer, and
+        T = 1 + R + h*w as in `prenorm`.
     """
 
     cls: jax.Array
@@ -114,6 +115,7 @@ class VisionTransformer(nn.Module):
         *,
         layers: Sequence[int] = (),
         attention: Sequence[int] = (),
+        attention_queries: Sequence[int] | None = None,
     ) -> Features:
         """Compute the features of a batch of images, without stochastic depth.
 
@@ -124,9 +126,14 @@ class VisionTransformer(nn.Module):
             through the last LayerNorm, with the raw tokens in `prenorm`.
           attention: Blocks whose attention maps to return. The forward pass never forms
             maps, so they are computed separately for these blocks.
+          attention_queries: Tokens whose rows of the maps to return, in the order of
+            `prenorm`; None returns all T of them.
 
         Returns:
           `Features` with leading axis B.
+
+        Raises:
+          ValueError: There is no such block or token.
         """
         after = {index: self._block_index(index) for index in layers}
         before = {index: self._block_index(index) for index in attention}
@@ -138,6 +145,14 @@ class VisionTransformer(nn.Module):
             embedded, sequences, self._all_kept(), chosen=chosen
         )
 
+        ((_, length),) = sequences
+        for token in attention_queries or ():
+            if not -length <= token < length:
+                raise ValueError(
+                    f"there is no token {token}: these images have {length}, 0 to "
+                    f"{length - 1}"
+                )
+
         def features(tokens):
             (out,) = self._features([tokens], sequences, grids, norm=True)
             return jax.tree.map(lambda x: x[:, 0], out)
@@ -145,7 +160,9 @@ class VisionTransformer(nn.Module):
         def attention_map(index):
             x = taps[chosen.index(index - 1)] if index else embedded[0]
             params = jax.tree.map(lambda p: p[index], self._weights())
-            (maps,) = self._block(params).attention_maps(x, sequences)
+            (maps,) = self._block(params).attention_maps(
+                x, sequences, attention_queries
+            )
             return maps[:, 0]
 
         return features(last).replace(

@@ -61,6 +61,7 @@ class DataWaitMonitor:
         self._in_a_row = self._in_a_row + 1 if data_wait > self._ALLOWED else 0
         if self._in_a_row != self._PATIENCE:
             return None
+        smaller = "python -m dinov2_jax.data shard PATH DST --resize 512"
         if self._augmentation == "host":
             fix = (
                 "let the devices augment, --config.data.augmentation=device (another "
@@ -69,13 +70,10 @@ class DataWaitMonitor:
         elif self._workers < self._cores:
             fix = (
                 f"raise --config.data.workers, {self._workers} of this machine's "
-                f"{self._cores} cores"
+                f"{self._cores} cores, or store large images smaller, {smaller}"
             )
         else:
-            fix = (
-                "store the images smaller and together, python -m dinov2_jax.data "
-                "shard PATH DST --resize 512"
-            )
+            fix = f"store the images smaller and together, {smaller}"
         return (
             f"step {step}: the devices wait for data {data_wait:.0%} of the time: "
             f"{fix}; python -m dinov2_jax.data bench PATH finds the bottleneck"

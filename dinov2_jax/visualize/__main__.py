@@ -9,6 +9,7 @@ import numpy as np
 
 from dinov2_jax import cli, errors
 from dinov2_jax.data.decode import image_decoder, pillow_setup
+from dinov2_jax.weights import flags
 
 _MAX_STEM = 60  # characters of an image's name in a picture's name
 
@@ -107,16 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         default=20,
         help="matches to draw (default: %(default)s)",
     )
-    parser.add_argument(
-        "--which",
-        choices=("teacher", "student"),
-        help="model to take from a training checkpoint (default: teacher)",
-    )
-    parser.add_argument(
-        "--num-heads",
-        type=cli.positive,
-        help="number of attention heads, if the source does not determine it",
-    )
+    flags.add(parser)
     return parser
 
 
@@ -128,7 +120,7 @@ def _draw(args: argparse.Namespace) -> None:
     from dinov2_jax import pretrained
     from dinov2_jax.visualize import attention_maps, matches, panels, pca, views
 
-    model = pretrained.load(args.model, which=args.which, num_heads=args.num_heads)
+    model = pretrained.load(args.model, **flags.chosen(args))
     seen = [
         views.make_view(
             model,

@@ -87,13 +87,11 @@ def make_view(
         model.preprocessing.normalize(pixels)[None],
         layers=[block],
         attention=[block] if attention else [],
+        # All T rows of a large image are gigabytes.
+        attention_queries=range(1 + config.num_register_tokens),
     )
     out = features.layers[block]
-    rows = None
-    if attention:
-        # Cut before it leaves the device: all T rows of a large image are gigabytes.
-        first = 1 + config.num_register_tokens
-        rows = np.asarray(features.attention[block][0, :, :first])
+    rows = np.asarray(features.attention[block][0]) if attention else None
     return View(
         name=name,
         pixels=pixels,

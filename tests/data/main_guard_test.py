@@ -23,6 +23,14 @@ from dinov2_jax.data.tools import process_pool
 
 list(process_pool.in_order(abs, range(3), processes=1))
 """
+MEASURES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dinov2_jax.data.tools import throughput
+
+with throughput.workers_pool([], throughput.Sizes(), 1):
+    pass
+"""
 TRAINS = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -38,6 +46,7 @@ train.train(debug.get_config(), sys.argv[0] + ".run")
     [
         (LOADS, "of 2 could not start, its error is above; put your"),
         (SCANS, "cannot start a process (the decoder's process ended with code 1;"),
+        (MEASURES, "a worker process could not start, its error is above; put what"),
         pytest.param(TRAINS, "loader worker 0 of ", marks=pytest.mark.slow),
     ],
 )

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 
 import jax
 import numpy as np
@@ -19,8 +20,9 @@ import random_weights
 from PIL import Image
 
 import dinov2_jax
+from dinov2_jax.data import preprocessing
 from dinov2_jax.embed import __main__ as embed
-from dinov2_jax.embed import extraction, resumable_output
+from dinov2_jax.embed import extraction, images, resumable_output
 from dinov2_jax.weights import torch_writer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -137,6 +139,77 @@ def test_rows_are_the_models_features(photos, weights, tmp_path, features):
         "f.npy.json",
         "photos",
     ]
+
+
+def test_a_list_in_its_order_and_features_of_length_one(
+    photos, weights, tmp_path, capfd
+):
+    run(photos, weights, tmp_path / "all.npy", "--features=patches")
+    names = all_names(photos)[::-3]
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join(["file_name", *(f"photos/{name}" for name in names)]))
+    out = tmp_path / "f.npy"
+    run(listed, weights, out, "--features=patches", "--normalize")
+    about = described(out)
+    assert about["names"] == [f"photos/{name}" for name in names]
+    assert about["settings"]["normalize"] is True
+    rows = np.load(tmp_path / "all.npy")[::-3]
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    np.testing.assert_allclose(np.load(out), rows, atol=1e-5)
+    # Neither a finished nor an unfinished run goes on with features of other lengths.
+    raw = arguments(listed, weights, out, "--features=patches")
+    assert embed.main(raw) == 2
+    assert "exists with other content" in capfd.readouterr().err
+    left = resumable_output.folder_of(out)
+    left.mkdir()
+    (left / "run.json").write_text(json.dumps(about["settings"]))
+    out.unlink()
+    assert embed.main(raw) == 2
+    assert "unfinished run with different normalize" in capfd.readouterr().err
+
+
+def test_all_that_training_reads(photos, tmp_path):
+    """The pixels of each kind of source are those of the files themselves."""
+    names = all_names(photos)
+    (tmp_path / "list.txt").write_text("".join(f"photos/{name} 1\n" for name in names))
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in names:
+            tar.add(photos / name, name)
+    content = [{"bytes": (photos / name).read_bytes()} for name in names]
+    pq.write_table(pa.table({"image": content}), tmp_path / "x.parquet")
+    prepare = preprocessing.Preprocessing(resize_size=32, crop_size=28)
+
+    def pixels(path):
+        source = images.open_source(str(path))
+        (batch,) = images.batches(source, prepare, start=0, batch_size=11, workers=2)
+        return batch.images[batch.good]
+
+    expected = pixels(photos)
+    assert len(expected) == 11
+    for name in ("photos/**/*", "list.txt", "x.tar", "x.parquet"):
+        np.testing.assert_array_equal(pixels(tmp_path / name), expected, err_msg=name)
+    shutil.copy(photos / names[4], photos / "a[1]*.png")
+    (photos / "a1x.png").write_bytes(b"bad")
+    np.testing.assert_array_equal(pixels(photos / "a[1]*.png"), expected[4:5])
+
+
+def test_a_pattern_that_the_shell_expanded(photos, weights, tmp_path, capfd):
+    found = sorted(str(path) for path in photos.glob("0/*.png"))
+    assert embed.main([*found[1:], *arguments(found[0], weights, tmp_path / "f.npy")])
+    line = capfd.readouterr().err
+    assert line.startswith("error: 4 paths are given") and line.count("\n") == 1
+    assert "quote a pattern, 'photos/*.jpg'" in line
+
+
+def test_weights_wrapped_by_another_project(photos, weights, tmp_path, capfd):
+    out, wrapped = tmp_path / "f.npy", tmp_path / "wrapped.pth"
+    run(photos, weights, out)
+    tensors = random_weights.tensors(random_weights.small_shapes("vits14"))
+    net = {f"encoder.{name}": tensor for name, tensor in tensors.items()}
+    torch_writer.write(wrapped, {"net": net})
+    capfd.readouterr()
+    run(photos, wrapped, out, "--key=net", "--prefix=encoder.")
+    assert "is complete: nothing to do" in capfd.readouterr().err
 
 
 def test_parquet_holds_the_same(photos, weights, tmp_path):
@@ -459,13 +532,16 @@ def test_bad_commands_are_one_line(photos, weights, tmp_path, capfd, flags):
     ("data", "wanted"),
     [
         ("nowhere", "nowhere does not exist"),
-        ("file.txt", "file.txt is not a folder"),
+        ("file.txt", "file.txt lists files that do not exist, such as 'x'"),
+        ("file.doc", "file.doc is not a folder and of no kind that is known"),
         ("empty", "no images below .*empty; looked for "),
+        ("*.png", r"no images match DATA = .*/\*.png: correct the pattern"),
     ],
 )
-def test_invalid_data_folder(weights, tmp_path, capfd, monkeypatch, data, wanted):
+def test_invalid_data(weights, tmp_path, capfd, monkeypatch, data, wanted):
     monkeypatch.setattr("dinov2_jax.pretrained.load", None)  # is not come to
     (tmp_path / "file.txt").write_text("x")
+    (tmp_path / "file.doc").write_text("x")
     (tmp_path / "empty").mkdir()
     command = arguments(tmp_path / data, weights, tmp_path / "f.npy")
     assert embed.main(command) == 2

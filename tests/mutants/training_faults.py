@@ -55,6 +55,8 @@ FAULTS = (
         "jnp.concatenate([valid, entries[queue_valid]], axis=1)",
         "jnp.concatenate([valid, entries[queue_valid] | True], axis=1)",
         ("losses/tiled/queue_test.py::test_an_empty_queue_changes_nothing",),
+    ),
+    Fault(
         "gram-loss-without-normalisation",
         "dinov2_jax/losses/gram.py",
         "    x = x / norm\n",

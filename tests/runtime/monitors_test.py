@@ -61,7 +61,8 @@ def test_waiting_for_data_is_said_once_it_lasts():
     assert [bool(text) for text in said] == [False] * 5 + [True, False, False]
     assert said[5] == (
         "step 60: the devices wait for data 35% of the time: raise "
-        "--config.data.workers, 2 of this machine's 8 cores; python -m "
+        "--config.data.workers, 2 of this machine's 8 cores, or store large images "
+        "smaller, python -m dinov2_jax.data shard PATH DST --resize 512; python -m "
         "dinov2_jax.data bench PATH finds the bottleneck"
     )
     assert not any(hints([0.1] * 9))

@@ -1,6 +1,7 @@
 """The EXIF orientation of an image, wherever its format keeps it."""
 
 import io
+import re
 import struct
 from typing import BinaryIO
 
@@ -10,12 +11,18 @@ from dinov2_jax.data.decode import extra_formats, tiff_header
 
 _PNG_SIGNATURE = 8  # bytes
 _MAX_CHUNKS = 2**17
+# Other formats that hold XMP state their orientation elsewhere.
+_XMP_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+_XMP_KEYS = ("xmp", "XML:com.adobe.xmp")  # of PNG in older versions of Pillow
+# As an attribute or an element.
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])\b")
 
 
 def orientation(image: Image.Image, file: BinaryIO | None = None) -> int:
     """Return the EXIF orientation of an opened image; 1 if there is none.
 
-    Reads headers only. Pillow itself turns TIFFs upright, whose orientation is a tag.
+    Without one in EXIF, `tiff:Orientation` of XMP holds. Reads headers only. Pillow
+    itself turns TIFFs upright, where it is a tag.
 
     Args:
       image: The image. Pillow reports the turns in an AVIF as EXIF orientation.
@@ -28,15 +35,33 @@ def orientation(image: Image.Image, file: BinaryIO | None = None) -> int:
         exif = _raw_profile(image.info.get("Raw profile type exif", ""))
         if not exif and file is not None:
             exif = _png_exif(file)
-    exif = exif.removeprefix(b"Exif\0\0")
+    return _in_exif(exif.removeprefix(b"Exif\0\0")) or _in_xmp(image) or 1
+
+
+def _in_exif(exif: bytes) -> int | None:
+    """Return the orientation in an EXIF block, or None."""
     if not exif.startswith(tiff_header.MAGIC):
-        return 1
+        return None
     try:
         tag = tiff_header.ORIENTATION
         found = tiff_header.integers(io.BytesIO(exif), (tag,))[tag]
     except ValueError:  # damaged EXIF; the pixels may be fine
-        return 1
-    return found[0] if found else 1
+        return None
+    return found[0] if found else None
+
+
+def _in_xmp(image: Image.Image) -> int | None:
+    """Return the orientation in XMP, or None."""
+    if image.format not in _XMP_FORMATS:
+        return None
+    for key in _XMP_KEYS:
+        packet = image.info.get(key) or b""
+        if isinstance(packet, str):
+            packet = packet.encode("utf-8", "replace")
+        match = _XMP_ORIENTATION.search(packet)
+        if match:
+            return int(match[1])
+    return None
 
 
 def _raw_profile(text: str) -> bytes:

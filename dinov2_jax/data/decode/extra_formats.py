@@ -1,7 +1,7 @@
 """Image formats that Pillow reads with a plugin, or only in some builds.
 
-AVIF comes with Pillow; HEIC needs the extra `heif`, JPEG XL the extra `jxl`. Nothing is
-imported before the first such file.
+AVIF and JPEG 2000 come with Pillow; HEIC needs the extra `heif`, JPEG XL the extra
+`jxl`. Nothing is imported before the first such file.
 """
 
 import struct
@@ -10,7 +10,12 @@ from typing import BinaryIO
 
 from PIL import Image, ImageFile, features
 
-from dinov2_jax.data.decode import file_kinds, pixel_formats
+from dinov2_jax.data.decode import (
+    file_kinds,
+    jpeg2000_file,
+    pixel_formats,
+    tga_file,
+)
 
 _MAX_BOXES = 1000
 
@@ -18,7 +23,7 @@ _MAX_BOXES = 1000
 def open_image(
     kind: str, file: BinaryIO, *, check_size: Callable[[int, int], None]
 ) -> ImageFile.ImageFile:
-    """Open a HEIC, AVIF or JPEG XL file; the latter is decoded at once.
+    """Open a file of one of these kinds; JPEG XL is decoded at once.
 
     Args:
       kind: One of `OPENERS`.
@@ -26,7 +31,7 @@ def open_image(
       check_size: Raises `Unusable` if a width and height are too large.
 
     Raises:
-      Unusable: The library that reads it is not installed.
+      Unusable: The library that reads it is not installed, or reads it wrongly.
       Exception: Almost any kind, on damaged bytes.
     """
     file.seek(0)
@@ -72,6 +77,8 @@ OPENERS = {
     file_kinds.AVIF: _open_avif,
     file_kinds.HEIC: _open_heic,
     file_kinds.JPEG_XL: _open_jpeg_xl,
+    file_kinds.JPEG_2000: lambda file, _: jpeg2000_file.open_jpeg2000(file),
+    file_kinds.TGA: lambda file, _: tga_file.open_tga(file),
 }
 
 

@@ -1,8 +1,11 @@
 """Type of a file, detected from its first bytes and not from its name."""
 
+from dinov2_jax.data.decode import tga_file
+
 HEAD = 512  # bytes that `name_kind` needs
 
 HEIC, AVIF, JPEG_XL, DICOM = "a HEIC file", "an AVIF file", "a JPEG XL file", "DICOM"
+JPEG_2000, TGA = "a JPEG 2000 file", "a TGA file"
 _NO_IMAGE = ", not an image"
 _CONVERT = ", which is not read: convert it to PNG or JPEG"
 _RAW = "a camera's raw file" + _CONVERT
@@ -17,8 +20,8 @@ _SIGNATURES = (
     (0, b"\x89PNG", "a PNG file", _DAMAGED),
     (0, b"GIF8", "a GIF file", _DAMAGED),
     (8, b"WEBP", "a WebP file", _DAMAGED),
-    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 file", _CONVERT),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 file", _CONVERT),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", JPEG_2000, ""),
+    (0, b"\xff\x4f\xff\x51", JPEG_2000, ""),
     (0, b"8BPS", "a Photoshop file", _CONVERT),
     (0, b"%!PS", "a PostScript file", _CONVERT),
     (0, b"\xc5\xd0\xd3\xc6", "a PostScript file", _CONVERT),
@@ -79,7 +82,7 @@ def name_kind(head: bytes) -> tuple[str, str] | None:
     for starts, kind, advice in _MARKUP:
         if text.startswith(starts):
             return kind, advice
-    return None
+    return (TGA, "") if tga_file.is_tga(head) else None
 
 
 def _media_kind(head: bytes) -> tuple[str, str]:

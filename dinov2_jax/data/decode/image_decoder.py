@@ -217,7 +217,7 @@ class Decoder:
             known = ", ".join(pillow_setup.FORMATS)
             reason = f"is {name}{advice}"
             if not name:
-                reason = f"not an image ({known}, AVIF or .npy)"
+                reason = f"not an image ({known}, AVIF, JPEG 2000, TGA or .npy)"
             raise pixel_formats.Unusable(reason) from error
         return self._from_pillow(image, file)
 

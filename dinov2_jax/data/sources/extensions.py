@@ -14,8 +14,8 @@ _PLUGINS = {
 }
 _INSTALLED = [name for name in _PLUGINS if importlib.util.find_spec(name)]
 IMAGES = tuple(  # in upper or lower case
-    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff "
-    ".webp".split()
+    ".avif .bmp .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .pbm .pgm "
+    ".png .pnm .ppm .tga .tif .tiff .webp".split()
     + [extension for name in _INSTALLED for extension in _PLUGINS[name][1]]
 )
 SLIDES = ".bif .mrxs .ndpi .qptiff .scn .svs .svslide .vms .vmu .vsi".split()
@@ -37,8 +37,7 @@ _FIXES = (  # of files that hold images but are not read
         "develop camera raw files to JPEG or TIFF, such as with darktable-cli",
     ),
     (
-        ".eps .exr .hdr .ico .icns .j2k .jp2 .jpx .pcx .pdf .psd .sgi .svg .tga "
-        ".xcf".split(),
+        ".eps .exr .hdr .ico .icns .pcx .pdf .psd .sgi .svg .xcf".split(),
         _CONVERT,
     ),
     ([".npy"], "name arrays by a pattern, such as '/data/**/*.npy'"),

@@ -2,8 +2,8 @@
 
 A column holds an image file each: a struct of `bytes` and `path`, or plain bytes. The
 label is a column of `ClassLabel`, whose names the schema's metadata has, or one called
-`label`. `save_to_disk` writes Arrow files, from which images are read in place. Of
-a Parquet file, a whole row group is read at a time.
+`label`. `save_to_disk` writes Arrow files, of which images are read in place. Of a
+Parquet file a whole row group is read at a time, and the last ones are kept.
 """
 
 import collections
@@ -31,7 +31,7 @@ _CACHES = re.compile(r"^(cache|indices|tmp)")  # written by `datasets` into its 
 _SPLIT = re.compile(r"^(.+?)-\d+-of-\d+")
 _SPLIT_FOLDERS = ("train", "test", "validation", "val", "valid", "dev")
 _DICT, _INFO, _STATE = "dataset_dict.json", "dataset_info.json", "state.json"
-_MOST_GROUPS = 4  # row groups that a process keeps
+_GROUP_BYTES = 2**28  # of row groups that a process keeps
 _MOST_OPEN = 128  # files
 _SLOW_ROWS = 32  # of a row group; with more, training should read shards
 
@@ -120,9 +120,10 @@ class HuggingFaceSource(base.Source):
         self._lock = threading.Lock()
         self._open_shards: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._groups: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._group_bytes = 0  # of those
 
     def __getstate__(self):
-        left = ("_lock", "_open_shards", "_groups", "_labels")
+        left = ("_lock", "_open_shards", "_groups", "_group_bytes", "_labels")
         return {k: v for k, v in self.__dict__.items() if k not in left}
 
     def __setstate__(self, state):
@@ -154,14 +155,20 @@ class HuggingFaceSource(base.Source):
 
     def _group(self, group: int) -> Any:
         """Return the column of images of a row group."""
-        if group not in self._groups:
-            shard = self._shard(int(self._group_shards[group]))
-            number = int(self._group_numbers[group])
-            self._groups[group] = shard.column(number, self._column)
-            while len(self._groups) > _MOST_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        return self._groups[group]
+        if group in self._groups:
+            self._groups.move_to_end(group)
+            return self._groups[group]
+        number = int(self._group_shards[group])
+        column = self._shard(number).column(
+            int(self._group_numbers[group]), self._column
+        )
+        if table_files.is_parquet(self._shards[number]):  # others lie in the file
+            self._groups[group] = column
+            self._group_bytes += column.nbytes
+            while self._group_bytes > _GROUP_BYTES and len(self._groups) > 1:
+                _, oldest = self._groups.popitem(last=False)
+                self._group_bytes -= oldest.nbytes
+        return column
 
     def content(self, index: int) -> bytes:
         """Return the bytes of an image file; raises `BadImage`."""

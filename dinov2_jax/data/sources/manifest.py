@@ -1,7 +1,7 @@
 """Images listed in a file: a text file, a table, or Parquet.
 
 * `.txt`: one path per line, or a path and a label as in ImageNet's lists; empty lines
-  and lines that begin with `#` are skipped.
+  and lines that begin with `#` are skipped. Lists of folders: `folder_lists`.
 * `.csv`, `.tsv`: a header line; the column `path`, `file`, `image`, `filename` or the
   like, and optionally `label`; separated by commas, semicolons or tabs.
 * `.parquet`: the same columns.
@@ -12,6 +12,7 @@ double quotes around a path are stripped, unless a file has that exact name.
 
 import concurrent.futures
 import csv
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 
@@ -34,7 +35,7 @@ _PATH_COLUMNS = (
 )
 _LABEL_COLUMN = "label"
 _VERSION = "3"
-_LOOKED_AT = 100  # first paths, of which at least one must exist
+LOOKED_AT = 100  # first paths, of which at least one must exist
 _STATUSES = 10_000  # files whose sizes and times are part of the fingerprint
 _BOM = b"\xef\xbb\xbf"
 _AROUND = b' \t"'
@@ -85,7 +86,7 @@ class ManifestSource(folder.FilesSource):
                 f"no paths in {what}: write one path per line (.txt), or a "
                 f"column called {', '.join(_PATH_COLUMNS)} (.csv, .tsv, .parquet)"
             )
-        count = min(len(self), _LOOKED_AT)
+        count = min(len(self), LOOKED_AT)
         root = os.fsencode(self.path)
         if extensions.is_slide(self.name(0)):
             raise errors.UserError(
@@ -93,8 +94,8 @@ class ManifestSource(folder.FilesSource):
             )
         if all(os.path.isdir(os.path.join(root, self._paths[i])) for i in range(count)):
             raise errors.UserError(
-                f"{what} lists folders, such as {self.name(0)[:200]!r}: list their "
-                "files (find FOLDER -name '*.jpg'), or name the folders in data.mixture"
+                f"{what} lists folders, such as {self.name(0)[:200]!r}: list them one "
+                "per line in a text file (.txt), or list their files"
             )
         if not any(_exists(root, self._paths[i]) for i in range(count)):
             raise errors.UserError(
@@ -170,7 +171,7 @@ def _read(manifest: str, given: str) -> tuple[list[bytes], list[str | None]]:
         paths, labels = _table(manifest, given)
     elif extension == ".txt":
         _check_encoding(manifest, given)
-        paths, labels = _split_labels(manifest, _lines(manifest))
+        paths, labels = _split_labels(manifest, lines(manifest))
     else:
         raise errors.UserError(
             f"{given} is not a known kind of manifest: its name must end in "
@@ -181,7 +182,7 @@ def _read(manifest: str, given: str) -> tuple[list[bytes], list[str | None]]:
             name = path.decode("utf-8", "backslashreplace")
             raise errors.UserError(messages.url_problem(name, f"a path in {given}"))
     root = os.fsencode(os.path.dirname(manifest))
-    return [_bare(root, path) for path in paths], labels
+    return [bare(root, path) for path in paths], labels
 
 
 def _check_encoding(manifest: str, given: str) -> None:
@@ -194,14 +195,21 @@ def _check_encoding(manifest: str, given: str) -> None:
         )
 
 
-def _lines(manifest: str) -> list[bytes]:
+def lines(manifest: str, most: int | None = None) -> list[bytes]:
+    """Return the lines of a text file that are neither empty nor comments.
+
+    Args:
+      manifest: Path of the file.
+      most: Number of lines to read; None reads all.
+    """
     with open(manifest, "rb") as file:
         if file.read(len(_BOM)) != _BOM:
             file.seek(0)
-        lines = [line.rstrip(b"\r\n") for line in file]
-    if len(lines) == 1:  # or lines end with CR, as on old Macs
-        lines = lines[0].split(b"\r")
-    return [x for x in lines if x.strip() and not x.lstrip().startswith(b"#")]
+        read = itertools.islice(file, most)
+        found = [line.rstrip(b"\r\n") for line in read]
+    if len(found) == 1:  # or lines end with CR, as on old Macs
+        found = found[0].split(b"\r")
+    return [x for x in found if x.strip() and not x.lstrip().startswith(b"#")]
 
 
 def _split_labels(
@@ -209,24 +217,24 @@ def _split_labels(
 ) -> tuple[list[bytes], list[str | None]]:
     """Split lines into paths and labels if they hold both, as files that exist tell."""
     root = os.fsencode(os.path.dirname(manifest))
-    if any(_exists(root, _bare(root, line)) for line in lines[:_LOOKED_AT]):
+    if any(_exists(root, bare(root, line)) for line in lines[:LOOKED_AT]):
         return lines, []
     pairs = [line.strip().rsplit(None, 1) for line in lines]
     if not all(len(pair) == 2 for pair in pairs) or not any(
-        _exists(root, _bare(root, path)) for path, _ in pairs[:_LOOKED_AT]
+        _exists(root, bare(root, path)) for path, _ in pairs[:LOOKED_AT]
     ):
         return lines, []
     return [path for path, _ in pairs], [os.fsdecode(label) for _, label in pairs]
 
 
-def _bare(root: bytes, path: bytes) -> bytes:
+def bare(root: bytes, path: bytes) -> bytes:
     """Strip blanks and quotes around a path, unless a file has that exact name."""
     if path[:1] not in _AROUND and path[-1:] not in _AROUND or _exists(root, path):
         return path
-    bare = path.strip()
-    if len(bare) > 2 and bare[:1] == bare[-1:] == b'"':
-        bare = bare[1:-1]
-    return bare or path
+    stripped = path.strip()
+    if len(stripped) > 2 and stripped[:1] == stripped[-1:] == b'"':
+        stripped = stripped[1:-1]
+    return stripped or path
 
 
 def _table(manifest, given) -> tuple[list[bytes], list[str | None]]:

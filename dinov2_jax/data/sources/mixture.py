@@ -16,7 +16,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import base, messages
+from dinov2_jax.data.sources import base, extensions, messages
 
 _MOST_TIMES = 10_000  # most times that an image is shown in a pass
 
@@ -121,6 +121,15 @@ class MixtureSource(base.Source):
             for source, where in zip(self._sources, self._names)
             for name, reason in source.skipped_names()
         ]
+
+    def left_out(self) -> dict[str, int]:
+        """Return how many files of all sources are not read by their extension."""
+        return extensions.merged(source.left_out() for source in self._sources)
+
+    def warnings(self) -> list[str]:
+        """Return the lines of all sources, each once."""
+        lines = (line for source in self._sources for line in source.warnings())
+        return list(dict.fromkeys(lines))
 
     @property
     def fingerprint(self) -> str:

@@ -12,6 +12,7 @@ from dinov2_jax.data.sources import (
     base,
     extensions,
     folder,
+    folder_lists,
     globbing,
     huggingface,
     manifest,
@@ -156,7 +157,8 @@ def open_path(
     """Return the source at a path.
 
     Args:
-      path: A file, a folder or a pattern.
+      path: A file, a folder or a pattern; or several files or folders, separated by
+        commas; or a text file that lists folders.
       decoder: Decoder of the images.
       kind: How to read it, one of `KINDS` with `open`; auto detects it.
       field: The configuration field to name in messages.
@@ -164,6 +166,13 @@ def open_path(
     Raises:
       UserError: There is nothing that can be read this way.
     """
+    paths: list[str] = []
+    if kind in ("auto", "manifest"):
+        paths = folder_lists.separated(path) or folder_lists.listed(path)
+    if paths:  # each image once a pass
+        sources = [open_path(path, decoder, field=field) for path in paths]
+        lengths = [len(source) for source in sources]
+        return mixture.MixtureSource(sources, lengths, paths)
     if kind == "auto":
         kind = detect(path, field=field)
     open_kind = KINDS[kind].open
@@ -186,6 +195,8 @@ def detect(path: str, *, field: str = "data.path") -> str:
         raise errors.UserError(messages.url_problem(given, field))
     if not exists and not globbing.is_pattern(given):
         what = "is a broken link" if os.path.islink(given) else "does not exist"
+        if "," in given and not messages.is_url(given):
+            what += ", nor do all the paths between its commas"
         raise errors.UserError(f"{field} = {given} {what}: {messages.set_path(field)}")
     for name, kind in KINDS.items():
         if kind.is_path(given):
@@ -256,7 +267,8 @@ def _detect_folder(given: str, field: str) -> str:
                 if field == "data.path"
                 else f"choose which to read, ({given!r}, WEIGHT, 'KIND') with {kinds}"
                 if field == "data.mixture"
-                else "name the shards by a pattern, such as x-{00..99}.tar"
+                else "name what to read by a pattern, such as "
+                f"'{os.path.join(given, '**')}' for the images or x-{{00..99}}.tar"
             )
         )
     return found.pop() if found else "folder"

@@ -180,7 +180,7 @@ def _is_compressed(path: str) -> bool:
 
 def _find_members(given: str, shards: list[str]) -> index_cache.Index:
     """Return the index of all members; only shards that changed are read."""
-    key = index_cache.key("tar", _VERSION, given)
+    key = index_cache.key("tar", _VERSION, given, *extensions.IMAGES)
     old = index_cache.newest(key)
     statuses = [os.stat(shard) for shard in shards]
     state = [[s.st_size, s.st_mtime_ns] for s in statuses]

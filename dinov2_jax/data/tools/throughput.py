@@ -4,7 +4,7 @@ The pipelines are those of `data.augmentation` ("host", and "split" for "device"
 reference's transforms if torch is installed, and the loader up to the trainer.
 """
 
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import multiprocessing
@@ -219,8 +219,12 @@ def workers_pool(
 
     They are killed at the end, because they ignore signals, and waiting for one to
     finish its work could take forever.
+
+    Raises:
+      UserError: A process cannot start, or dies.
     """
-    others = set(multiprocessing.active_children())
+    workers.check_main_guard()
+    others, started = set(multiprocessing.active_children()), False
     with shared_batches.semaphores():
         pool = concurrent.futures.ProcessPoolExecutor(
             count,
@@ -232,7 +236,17 @@ def workers_pool(
         with workers.environment(), shared_batches.semaphores():
             for future in [pool.submit(os.getpid) for _ in range(count)]:
                 future.result()
+        started = True
         yield pool
+    except concurrent.futures.process.BrokenProcessPool as error:
+        if started:
+            raise errors.UserError(
+                "a worker process died: lower --workers if memory is short (see "
+                "dmesg), or find the image that kills it with data scan PATH"
+            ) from error
+        raise errors.UserError(
+            f"a worker process could not start, its error is above; {workers.GUARD}"
+        ) from error
     finally:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()

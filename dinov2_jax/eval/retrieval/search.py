@@ -8,10 +8,11 @@ from typing import Any
 
 from dinov2_jax import cli, errors
 from dinov2_jax.data.decode import pillow_setup
+from dinov2_jax.weights import flags
 
 _DESCRIPTION = """
 Finds the images most similar to each IMAGE, by cosine, among those whose features INDEX
-holds: the .npy that `dinov2-jax embed FOLDER --out=INDEX` wrote. The search is exact
+holds: the .npy that `dinov2-jax embed DATA --out=INDEX` wrote. The search is exact
 unless --faiss is passed.
 """
 
@@ -42,13 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         default=32,
         help="clusters to look into with --faiss (default: 32)",
     )
-    add("--which", choices=("teacher", "student"), help="of a training checkpoint")
-    add("--num-heads", type=cli.positive, help="where the weights do not tell")
+    flags.add(parser)
     add(
         "--folder",
         type=home,
         metavar="DIR",
-        help="the folder that was embedded; needed for --out",
+        help="the folder that was embedded, or that of its list; needed for --out",
     )
     add("--out", type=cli.path, metavar="PNG", help="draw what was found")
     args = parser.parse_args(argv)
@@ -159,8 +159,7 @@ def _query_features(args: argparse.Namespace, queries: Any, settings: Any) -> An
 
     backbone = features.load(
         args.model,
-        which=args.which,
-        num_heads=args.num_heads,
+        **flags.chosen(args),
         dtype=settings["dtype"],
         cache="",
     )

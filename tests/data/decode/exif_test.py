@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from dinov2_jax.data.decode import exif, image_decoder
 
@@ -73,5 +73,47 @@ def test_avif_is_turned_by_its_boxes():
 @pytest.mark.parametrize("kind", ["WEBP", "PNG"])
 def test_no_mark_is_upright(kind):
     content = encode(kind, lossless=True)
+    pixels = image_decoder.Decoder().decode(content, name="x")
+    np.testing.assert_array_equal(pixels, STORED)
+
+
+def xmp(orientation):
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/'
+        '02/22-rdf-syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/'
+        f'1.0/"{orientation}</rdf:Description></rdf:RDF></x:xmpmeta>'
+    ).encode()
+
+
+def with_xmp(kind, packet, **options):
+    if kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", packet.decode())
+        return encode("PNG", pnginfo=info, **options)
+    quality = {"lossless": True} if kind == "WEBP" else {"quality": 95}
+    return encode(kind, xmp=packet, **quality, **options)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation_in_xmp_alone(kind):
+    for value in range(1, 9):
+        forms = (
+            f' tiff:Orientation="{value}">',
+            f"><tiff:Orientation>{value}</tiff:Orientation>",
+        )
+        for form in forms:
+            content = with_xmp(kind, xmp(form))
+            image = Image.open(io.BytesIO(content))
+            upright = np.asarray(ImageOps.exif_transpose(image))
+            pixels = image_decoder.Decoder().decode(content, name="x")
+            np.testing.assert_array_equal(pixels, upright)
+    decoder = image_decoder.Decoder(exif_orientation=False)
+    assert decoder.decode(content, name="x").shape == (80, 48, 3)
+
+
+def test_exif_holds_against_xmp():
+    content = with_xmp("PNG", xmp(' tiff:Orientation="3">'), exif=mark())
+    check(content)
+    content = with_xmp("PNG", xmp(' tiff:Orientation="3">'), exif=mark(1))
     pixels = image_decoder.Decoder().decode(content, name="x")
     np.testing.assert_array_equal(pixels, STORED)

@@ -81,11 +81,17 @@ def test_parquet_of_the_hub(folder, path):
         source.open(9)
 
 
-def test_any_order_and_threads_alike(folder):
+@pytest.mark.parametrize("kept, groups", [(1, 1), (400, 2), (2**20, 5)])
+def test_any_order_with_few_row_groups_kept(folder, monkeypatch, kept, groups):
+    monkeypatch.setattr(huggingface, "_GROUP_BYTES", kept)
     source = opened(folder)
     order = np.random.default_rng(0).permutation(9)
     assert [source.open(i).width - 5 for i in order] == order.tolist()
-    assert len(source._groups) <= 4
+    assert len(source._groups) == groups
+    assert source._group_bytes == sum(c.nbytes for c in source._groups.values())
+    assert source._group_bytes <= kept or groups == 1
+    again = [source.open(i).width - 5 for i in order[::-1]]
+    assert again == order[::-1].tolist()
 
 
 def test_save_to_disk(tmp_path):

@@ -186,7 +186,7 @@ def test_what_it_names_is_not_trusted(folder):
         ("list.txt", b"lists/0.png\n" * 200, "first 100"),
         ("list.txt", b"no.png", "'no.png'"),
         ("list.txt", b"no.png 1\nnot.png 2", "'no.png 1'"),
-        ("list.txt", b"lists\n.\n", "data.mixture"),
+        ("list.csv", b"path\nlists\n.\n", "one per line in a text file"),
         ("list.txt", b"a.svs\n", "vips dzsave"),
     ],
 )

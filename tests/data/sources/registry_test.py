@@ -132,6 +132,39 @@ def test_missing_and_empty_folders(tmp_path):
         folder(tmp_path / "notes.txt")
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+def test_several_folders_are_one_source(tmp_path, monkeypatch, as_file):
+    for i, name in enumerate(["one/a", "one/b/c", "two/a", "three/d"]):
+        save(tmp_path / f"{name}.png", 40 * i)
+    (tmp_path / "one" / "x.psd").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = "list.txt" if as_file else "~/one,two, three"
+    (tmp_path / "list.txt").write_text(f"# all\n{tmp_path}/one\ntwo\n\n./three\n")
+    source = registry.open_path(path, image_decoder.Decoder())
+    assert len(source) == source.pass_length == 4
+    shown = [source.resolve(1, place) for place in range(4)]
+    values = [int(source.open(i).pixels()[0, 0, 0]) for i in shown]
+    assert values == [0, 40, 80, 120]
+    assert source.name(2).endswith("two: a.png")
+    assert source.left_out() == {".psd": 1} and len(source.warnings()) == 1
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.fingerprint == source.fingerprint
+
+
+def test_lists_with_something_else_than_folders(tmp_path):
+    save(tmp_path / "one" / "a.png")
+    (tmp_path / "list.txt").write_text("one\n" * 100 + "one/a.png\n")
+    with pytest.raises(errors.UserError, match="list folders or files, not both"):
+        registry.open_path(str(tmp_path / "list.txt"), image_decoder.Decoder())
+    with pytest.raises(errors.UserError, match="nor do all the paths between its"):
+        registry.open_path(f"{tmp_path}/one,{tmp_path}/no", image_decoder.Decoder())
+    save(tmp_path / "one,two" / "a.png")  # a folder of that name
+    (tmp_path / "two").mkdir()
+    source = registry.open_path(f"{tmp_path}/one,two", image_decoder.Decoder())
+    assert isinstance(source, folder_lib.FolderSource)
+
+
 def test_pickle_is_compact(tmp_path):
     for i in range(300):
         (tmp_path / f"{i:04}.jpg").touch()

@@ -1,4 +1,4 @@
-"""Images of a folder as batches of equal size, decoded ahead by threads.
+"""Images of any source as batches of equal size, decoded ahead by threads.
 
 Threads suffice because Pillow releases the GIL while it decodes and resizes: on two
 cores, two threads prepared 530 photographs of 500 px per second, two processes 515.
@@ -7,58 +7,53 @@ cores, two threads prepared 530 photographs of 500 px per second, two processes 
 import collections
 import concurrent.futures
 import dataclasses
+import glob
 import hashlib
 import os
 from collections.abc import Generator
 
 import numpy as np
 
-from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder as image_decoder_lib
-from dinov2_jax.data.sources import extensions
-from dinov2_jax.data.sources import folder as folder_lib
+from dinov2_jax.data.sources import base, extensions, folder, registry
 
 _BATCHES_AHEAD = 2
 
 
-class Folder(folder_lib.FolderSource):
-    """All images below a folder, in the order of their paths.
+def open_source(path: str) -> base.Source:
+    """Return the images at a path, which may be all that `data.path` takes, or one.
 
     Args:
-      path: Path of the folder.
+      path: A folder, a pattern, a list or table, shards, or an image file.
 
     Raises:
-      UserError: The path is not a folder, or holds no images.
+      UserError: There are no images.
     """
+    decoder = image_decoder_lib.Decoder()
+    if extensions.is_image(path) and os.path.isfile(path):
+        return folder.GlobSource(glob.escape(path), decoder, field="DATA")
+    return registry.open_path(path, decoder, field="DATA")
 
-    def __init__(self, path: str):
-        if not os.path.isdir(path):
-            what = "is not a folder" if os.path.exists(path) else "does not exist"
-            raise errors.UserError(f"{path} {what}: pass a folder of images")
+
+def identity(source: base.Source) -> str:
+    """Return a text that differs if there are other images.
+
+    For files it has their number and a SHA-256 of names, sizes and modification times.
+    """
+    if not isinstance(source, folder.FilesSource):
+        return f"{len(source)} images, fingerprint {source.fingerprint}"
+    digest = hashlib.sha256()
+    root = os.fsencode(source.path)
+    for index in range(len(source)):
+        name = source.relative_path(index)
         try:
-            super().__init__(path, image_decoder_lib.Decoder())
-        except errors.UserError as error:  # its advice is for the trainer's flags
-            fact = str(error).split("; looked for")[0]
-            fact = fact.replace("data.path = ", "")
-            raise errors.UserError(
-                f"{fact}; looked for {' '.join(extensions.IMAGES)}: pass a folder of "
-                "images"
-            ) from error
-
-    def digest(self) -> str:
-        """Return a SHA-256 of the images' names, sizes and modification times."""
-        digest = hashlib.sha256()
-        root = os.fsencode(self.path)
-        for index in range(len(self)):
-            name = self.relative_path(index)
-            try:
-                status = os.stat(os.path.join(root, name))
-                state = f"{status.st_size} {status.st_mtime_ns}"
-            except OSError:
-                state = "unreadable"
-            digest.update(name + b"\0" + state.encode() + b"\0")
-        return digest.hexdigest()
+            status = os.stat(os.path.join(root, name))
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except (OSError, ValueError):  # ValueError: a zero byte
+            state = "unreadable"
+        digest.update(name + b"\0" + state.encode() + b"\0")
+    return f"{len(source)} files, sha256 {digest.hexdigest()}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +74,7 @@ class Batch:
 
 
 def batches(
-    folder: Folder,
+    source: base.Source,
     prepare: preprocessing.Preprocessing,
     *,
     start: int,
@@ -89,7 +84,7 @@ def batches(
     """Yield the images from `start` on, with the last batch padded with zeros.
 
     Args:
-      folder: The images.
+      source: The images.
       prepare: Preprocessing with the resize and crop.
       start: Index of the first image.
       batch_size: Images per batch, B.
@@ -101,13 +96,13 @@ def batches(
     size = prepare.crop_size
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     pending: collections.deque = collections.deque()
-    starts = iter(range(start, len(folder), batch_size))
+    starts = iter(range(start, len(source), batch_size))
 
     def submit():
         for first in starts:
-            indices = range(first, min(first + batch_size, len(folder)))
+            indices = range(first, min(first + batch_size, len(source)))
             pending.append(
-                (indices, [pool.submit(_read, folder, prepare, i) for i in indices])
+                (indices, [pool.submit(_read, source, prepare, i) for i in indices])
             )
             return
 
@@ -131,10 +126,10 @@ def batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(folder, prepare, index) -> np.ndarray | str:
+def _read(source, prepare, index) -> np.ndarray | str:
     """Return an image, uint8 [S, S, 3], or the reason why it cannot be used."""
     try:
-        image = folder.open(index).pixels()
+        image = source.open(index).pixels()
         height, width = image.shape[:2]
         long, short = max(height, width), min(height, width)
         if long / short * prepare.resize_size**2 > image_decoder_lib.PILLOWS_LIMIT:

@@ -1,0 +1,56 @@
+"""Several folders in place of one path: in a text file, or separated by commas."""
+
+import os
+
+from dinov2_jax import errors
+from dinov2_jax.data.sources import globbing, manifest
+
+
+def listed(path: str) -> list[str]:
+    """Return the folders that a text file lists, one per line; [] if it lists files.
+
+    Args:
+      path: Path of a file; "~" is the home folder.
+
+    Raises:
+      UserError: Folders and other paths are mixed.
+    """
+    given = os.path.abspath(os.path.expanduser(path))
+    if os.path.splitext(given)[1].lower() != ".txt" or not os.path.isfile(given):
+        return []
+    root = os.fsencode(os.path.dirname(given))
+
+    def read(most: int | None) -> list[bytes]:
+        lines = manifest.lines(given, most)
+        return [os.path.join(root, manifest.bare(root, line)) for line in lines]
+
+    try:
+        first = read(manifest.LOOKED_AT)  # a list of files may be very long
+        if not first or not all(map(_is_folder, first)):
+            return []
+        paths = read(None)
+    except OSError:
+        return []  # opening it as a list of files says why
+    for one in paths:
+        if not _is_folder(one):
+            raise errors.UserError(
+                f"{path} lists folders, and {os.fsdecode(one)} is none: list folders "
+                "or files, not both"
+            )
+    return [os.fsdecode(one) for one in paths]
+
+
+def separated(path: str) -> list[str]:
+    """Return the paths that commas separate, all of which exist; [] if it is one."""
+    given = os.path.expanduser(path)
+    if "," not in given or os.path.exists(given) or globbing.is_pattern(given):
+        return []
+    parts = [os.path.expanduser(part.strip()) for part in given.split(",")]
+    return parts if all(map(os.path.exists, parts)) else []
+
+
+def _is_folder(path: bytes) -> bool:
+    try:
+        return os.path.isdir(path)
+    except ValueError:  # a zero byte
+        return False
