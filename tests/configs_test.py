@@ -158,7 +158,8 @@ def test_equals_the_reference(name):
     assert not differing
     # Every field outside the loop's own affairs is compared above.
     own = ("data.", "mesh.", "log.", "evaluation.", "checkpoint.", "coding_rate.")
-    own += ("optim.last_blocks", "optim.lora_")  # without effect
+    assert not flat["distill.source"]
+    own += ("distill.", "train.micro_batches", "optim.last_blocks", "optim.lora_")
     own += ("model.embed_dim", "model.depth", "model.num_heads", "model.dtype")
     own += (
         "model.block",

@@ -80,9 +80,9 @@ FAULTS = (
     ),
     Fault(
         "lora-without-its-scale",
-        "dinov2_jax/eval/finetuning/adaptation.py",
-        "self.lora_alpha / self.lora_rank * change",
-        "self.lora_alpha * change",
+        "dinov2_jax/models/lora.py",
+        "self.alpha / self.rank * change",
+        "self.alpha * change",
         ("eval/finetuning/adaptation_test.py::test_lora_changes_weights_by_its_rank",),
     ),
     Fault(
