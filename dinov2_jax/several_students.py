@@ -61,8 +61,6 @@ def step(
     )
     new_states, metrics, found = {}, {}, []
     for name, state in states.items():
-        # One student after the other, so that their memory does not add up.
-        targets, batch = jax.lax.optimization_barrier((targets, batch))
         new_state, own = train_step.update_student(
             state,
             targets,
@@ -76,8 +74,11 @@ def step(
         )
         # The teacher's statistics do not depend on which student is skipped.
         new_state = dataclasses.replace(new_state, centers=centers)
-        new_states[name], own = jax.lax.optimization_barrier((new_state, own))
-        metrics |= {f"{name}/{key}": value for key, value in own.items()}
+        # One student after the other, so that their memory does not add up.
+        new_states[name], own, targets, batch = jax.lax.optimization_barrier(
+            (new_state, own, targets, batch)
+        )
+        metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
         found.append(own)
     metrics["loss/total"] = sum(own["loss/total"] for own in found)
     metrics["skipped"] = sum(own["skipped"] for own in found)

@@ -408,6 +408,7 @@ class Run:
     def _pictures(self) -> None:
         for name, (_, state) in self.trainer.students(self.state).items():
             path = self.workdir / name / "pca.png"
+            path.parent.mkdir(exist_ok=True)
             backbone = state.teacher_params["backbone"]
             try:
                 self.evaluators[name].picture(backbone, self.config.seed, path)

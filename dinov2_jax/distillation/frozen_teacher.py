@@ -181,14 +181,13 @@ def read(config: Any) -> FrozenTeacher | None:
         }
         params = jax.tree.map(np.asarray, params)
     which = f" ({weights.which})" if weights.which else ""
+    digest = _digest(params)
     described = (
         f"teacher: {distill.source}{which}, width {model.embed_dim}, {model.depth} "
         f"blocks, {_count(params['backbone']) / 1e6:.1f} M parameters, crops of {size} "
-        f"px, digest {_digest(params)}"
+        f"px, digest {digest}"
     )
-    return FrozenTeacher(
-        model.replace(image_size=size), params, described, _digest(params)
-    )
+    return FrozenTeacher(model.replace(image_size=size), params, described, digest)
 
 
 def describe(config: Any) -> FrozenTeacher | None:
