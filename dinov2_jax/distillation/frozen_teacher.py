@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import config_file, errors, sharding, teacher_view, train_state
+from dinov2_jax import errors, sharding, teacher_view, train_state
 from dinov2_jax.augment import crop_sizes, policies
+from dinov2_jax.config import config_file
 from dinov2_jax.data import batch_spec
 from dinov2_jax.models import (
     dino_head,

@@ -22,7 +22,6 @@ from peers import torch
 
 import dinov2_jax
 from configs import adapt
-from dinov2_jax import config as config_lib
 from dinov2_jax import (
     errors,
     optimizer,
@@ -32,6 +31,7 @@ from dinov2_jax import (
     train_state,
     train_step,
 )
+from dinov2_jax.config import checking
 from dinov2_jax.models import model_config
 from dinov2_jax.weights import initial, native, official, reading, state_dict
 
@@ -340,7 +340,7 @@ def test_adapt_takes_every_released_backbone(name):
         with pytest.raises(errors.UserError) as caught:
             check()
         follow(str(caught.value), c)
-        config_lib.check(c)
+        checking.check(c)
     check()
     assert make_arch(c).student.backbone.config.image_size == 224
 
