@@ -354,3 +354,12 @@ def test_every_part_has_its_module():
     assert program.parse(["step", "aot", "--minutes=9"]).parts == ["step", "aot"]
     with pytest.raises(SystemExit):
         program.parse(["no-such-part"])
+
+
+@pytest.mark.slow
+def test_students_together_and_apart(run, tmp_path):
+    flags = ["--tiny", "--samples=2", f"--results={tmp_path}"]
+    output = run("-m", "benchmarks", "students", *flags)
+    together, apart = json.loads((tmp_path / "students.json").read_text())["rows"]
+    assert {len(row["seconds"]) for row in (together, apart)} == {2}
+    assert together["flops"] < apart["flops"] and "together is" in output
