@@ -13,15 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import (
-    gram_teacher,
-    micro_batches,
-    optimizer,
-    sharding,
-    ssl_meta_arch,
-    train_state,
-)
+from dinov2_jax import micro_batches, optimizer, sharding, ssl_meta_arch, train_state
 from dinov2_jax.models import network
+from dinov2_jax.objectives import gram_teacher
 
 TrainState = train_state.TrainState
 Metrics = dict[str, jax.Array]

@@ -17,8 +17,8 @@ ROWS = (
     "kernels losses checkpoint data.decode",
     "models data.sources",
     "config data",
-    "ssl_meta_arch optimizer train_state train_step teacher teacher_view patch_choice "
-    "step_by_size coding_rate_arch gram_teacher feature_regression micro_batches "
+    "objectives",
+    "ssl_meta_arch optimizer train_state train_step step_by_size micro_batches "
     "data.tools runtime",
     "weights",
     "distillation",

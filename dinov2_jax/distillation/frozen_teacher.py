@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, sharding, teacher_view, train_state
+from dinov2_jax import errors, sharding, train_state
 from dinov2_jax.augment import crop_sizes, policies
 from dinov2_jax.config import config_file
 from dinov2_jax.data import batch_spec
@@ -24,6 +24,7 @@ from dinov2_jax.models import (
     pos_embed,
     vision_transformer,
 )
+from dinov2_jax.objectives import teacher_view
 from dinov2_jax.weights import head_sizes, initial, reading
 
 _HEADS = ("dino_head", "ibot_head")

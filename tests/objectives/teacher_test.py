@@ -13,11 +13,11 @@ from dinov2_jax import (
     schedules,
     sharding,
     ssl_meta_arch,
-    teacher,
     train_state,
     train_step,
 )
 from dinov2_jax.models import network
+from dinov2_jax.objectives import teacher
 
 
 def run(c, meta_arch, frozen=None, steps=2):

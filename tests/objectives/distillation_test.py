@@ -9,9 +9,10 @@ import pytest
 import tiny
 import torch
 
-from dinov2_jax import feature_regression, patch_choice, ssl_meta_arch, teacher_view
+from dinov2_jax import ssl_meta_arch
 from dinov2_jax.losses import dino
 from dinov2_jax.models import network, stochastic_depth
+from dinov2_jax.objectives import feature_regression, patch_choice, teacher_view
 
 KEY = jax.random.key(3)
 
