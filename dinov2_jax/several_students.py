@@ -21,7 +21,7 @@ from dinov2_jax.distillation import frozen_teacher, students
 from dinov2_jax.weights import native
 
 
-def step(
+def train_step_of_all(
     states: dict[str, Any],
     batch: dict[str, jax.Array],
     scalars: dict[str, dict[str, jax.Array]],
@@ -148,14 +148,17 @@ class SeveralStudents(trainer.Trainer):
 
     def make_step(self) -> jax.stages.Wrapped:
         """Return the jitted step, to be called or lowered with `mesh` set."""
-        function = functools.partial(
-            step,
-            trainers=self._trainers,
-            seed=self._config.seed,
-            num_micro_batches=self._config.train.micro_batches,
-        )
+
+        def step(*args):
+            return train_step_of_all(
+                *args,
+                trainers=self._trainers,
+                seed=self._config.seed,
+                num_micro_batches=self._config.train.micro_batches,
+            )
+
         frozen = self._teacher.abstract(self.mesh, self.dtype)
-        return train_step.jit(function, self.state, self.mesh, frozen=frozen)
+        return train_step.jit(step, self.state, self.mesh, frozen=frozen)
 
 
 def make_trainer(

@@ -4,7 +4,6 @@ Mirrors the loop body of the reference's `train/train.py:do_train`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -239,13 +238,16 @@ def make_train_step(
       (state, batch, scalars[, frozen]) -> (state, metrics), a `jax.jit` object to call
       or lower under `jax.set_mesh(mesh)`.
     """
-    step = functools.partial(
-        train_step,
-        meta_arch=meta_arch,
-        tx=tx,
-        seed=seed,
-        num_micro_batches=num_micro_batches,
-    )
+
+    def step(*args):
+        return train_step(
+            *args,
+            meta_arch=meta_arch,
+            tx=tx,
+            seed=seed,
+            num_micro_batches=num_micro_batches,
+        )
+
     return jit(step, state, mesh, frozen=frozen)
 
 

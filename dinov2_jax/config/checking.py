@@ -7,7 +7,7 @@ from dinov2_jax import errors
 from dinov2_jax.augment import policies
 from dinov2_jax.config import combinations, flattening
 from dinov2_jax.data.sources import registry
-from dinov2_jax.losses import dino
+from dinov2_jax.losses import views
 from dinov2_jax.models import model_config
 
 _CHOICES = {
@@ -18,7 +18,7 @@ _CHOICES = {
     "distill.which": ("", "teacher", "student"),
     "distill.objective": ("prototypes", "features"),
     "distill.patches": ("all", "masked"),
-    "distill.views": tuple(dino.VIEWS),
+    "distill.views": tuple(views.VIEWS),
     "distill.features.loss": ("mse", "cosine"),
     "distill.features.standardize": ("global", "channel", "none"),
     "distill.features.head": ("linear", "mlp"),

@@ -16,7 +16,7 @@ FAULTS = (
     ),
     Fault(
         "teacher-views-not-swapped",
-        "dinov2_jax/losses/dino.py",
+        "dinov2_jax/losses/views.py",
         '"other": ((1,), (0,))',
         '"other": ((0,), (1,))',
         (f"{_TILED}test_dino",),

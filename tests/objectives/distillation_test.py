@@ -72,6 +72,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(same):
     assert norm(grads) > 1e-3 * norm(at_random)
 
 
+@pytest.mark.slow
 def test_prototypes_equal_the_reference_in_torch():
     """All patches, no mask: losses and the gradients of the student's prototypes."""
     c = config()

@@ -48,6 +48,7 @@ def other():
     return network.make_network(c, jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_frozen_teacher_of_another_size_sets_the_targets(other):
     c = tiny.config()
     arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32)

@@ -483,7 +483,7 @@ def main(source, address, process):
     before = read(c)
     # A folder that orbax wrote gives every process the same.
     same_bits(reading.read(f"{source}.own", heads=True).params, before.params)
-    whole, place = [], train_state._place
+    whole, place = [], train_state.place
 
     def watched(array, wanted):
         placed = place(array, wanted)
@@ -495,7 +495,7 @@ def main(source, address, process):
             )
         return placed
 
-    train_state._place = watched
+    train_state.place = watched
     state, _ = start(c, sharding.make_mesh())
     expected = sharding.state_shardings(state, sharding.make_mesh())
     right, leaves = True, 0
