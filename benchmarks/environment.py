@@ -34,9 +34,10 @@ def describe(packages: Sequence[str] = PACKAGES) -> dict:
 
 
 def commit() -> str:
-    """Return the checked-out commit, with "+" if files differ; "" if unknown."""
+    """Return the checked-out commit, with "+" if code differs; "" if unknown."""
     found = []
-    changed = ("status", "--porcelain", "-uno", ".", ":!benchmarks/results")
+    written = (":!benchmarks/results", ":!docs")
+    changed = ("status", "--porcelain", "-uno", ".", *written)
     for command in (("rev-parse", "--short", "HEAD"), changed):
         try:
             done = subprocess.run(["git", *command], capture_output=True, text=True)

@@ -1,0 +1,1 @@
+"""Studies of whether models learn: `python -m benchmarks.learning --help`."""

@@ -1,0 +1,158 @@
+"""Studies of learning: their arithmetic, what is run again, and their configs."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from scipy import stats
+
+from benchmarks.learning import __main__ as program
+from benchmarks.learning import catalogue, results, statistics, study, tables
+from dinov2_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+SETTING = study.Setting(pathlib.Path("/runs"), seed=3, steps=200)
+ARMS = [
+    (name, arm) for name in catalogue.STUDIES for arm in catalogue.STUDIES[name].arms
+]
+
+
+def row(arm, seed, knn, matching=0.5, steps=600, **fields):
+    run = {"steps": steps, "images": 64 * steps, "flops_per_image": 1e8, "seconds": 9.0}
+    metrics = {"knn/top1": knn, "matching/accuracy": matching}
+    made = {"date": "today", "commit": "abc", "machine": "cpu"}
+    key = {"arm": arm, "seed": seed, "steps": steps}
+    return key | {"runs": [run], "test": metrics} | made | fields
+
+
+def test_intervals_are_those_of_t_tests():
+    a, b = [0.61, 0.58, 0.66, 0.6, 0.63], [0.55, 0.6, 0.59, 0.52, 0.58]
+    found = statistics.mean(a)
+    expected = stats.ttest_1samp(a, 0).confidence_interval(0.95)
+    assert found.value - found.half == pytest.approx(expected.low)
+    assert found.value + found.half == pytest.approx(expected.high)
+    paired = statistics.differences(
+        dict(enumerate(a)), {9: 0.1, **dict(reversed(list(enumerate(b))))}
+    )
+    found = statistics.mean(paired)
+    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert found.value - found.half == pytest.approx(expected.low)
+    assert found.count == 5
+
+
+def test_shares_leave_out_seeds_without_a_gap():
+    low, high = {0: 0.2, 1: 0.5, 2: 0.1}, {0: 0.6, 1: 0.5}
+    found = statistics.shares({0: 0.5, 1: 0.5, 2: 0.3}, low, high)
+    assert found == pytest.approx([0.75])
+
+
+def test_tables_of_a_partial_study():
+    made = study.Study(
+        question="Which?",
+        arms=dict.fromkeys(("old", "new", "never", "broken")),
+        pairs=(("new", "old"), ("never", "old")),
+        shares={"regained": ("new", "old", "broken")},
+    )
+    rows = [row("old", 0, 0.5), row("old", 1, 0.6), row("old", 2, 0.9)]
+    rows += [row("new", 0, 0.52), row("new", 1, 0.58), row("broken", 0, 0, failed="x")]
+    rows += [row("old", 0, 0.4, steps=100)]
+    text = tables.markdown(made, rows)
+    assert (
+        "| old | 3 | 600 | 38,400 | 100 | 3.8 | 9 | 66.7 ± 51.7 | 50.0 ± 0.0 |" in text
+    )
+    assert "| broken | 1, 1 failed |" in text
+    assert "| new - old | 2 | +0.0 ± 25.4 | 1 of 2 | +0.0 ± 0.0 | 0 of 2 |" in text
+    assert "never" not in text and "regained" not in text
+    assert "`--steps 100`, of 600 in the full study" in text and "| 40.0 |" in text
+    assert tables.markdown(made, []) == f"Which?\n\n{tables.NOT_RUN}"
+
+
+def test_a_row_replaces_that_of_the_same_run(tmp_path):
+    path, lock = tmp_path / "results" / "x.json", tmp_path / "x.lock"
+    for made in (row("a", 0, 0.1), row("a", 1, 0.2), row("a", 0, 0.3)):
+        results.add(path, made, lock)
+    found = {r["seed"]: r["test"]["knn/top1"] for r in results.read(path)}
+    assert found == {0: 0.3, 1: 0.2}
+
+
+def test_what_is_finished_is_not_run_again(tmp_path, monkeypatch, capsys):
+    for seed in (0, 1):
+        results.add(
+            tmp_path / "distill.json", row("scratch", seed, 0.5), tmp_path / "l"
+        )
+
+    def run(*flags):
+        flags = ("distill", "--arms=scratch", f"--results={tmp_path}", *flags)
+        monkeypatch.setattr(sys, "argv", ["learning", *flags])
+        return program.main()
+
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # fails if it is started
+    assert run("--seeds", "0", "1") == 0
+    assert run("--seeds", "0", "2") == 1
+    assert run("--seeds", "0", "--steps=100") == 1
+    assert run("--table") == 0
+    assert "| scratch | 2 |" in capsys.readouterr().out
+
+
+def test_arms_are_chosen_by_patterns(capsys):
+    flags = program.parse(["distill", "--arms", "pro*", "scratch"])
+    assert flags.arms == ["scratch", "prototypes"] and list(flags.seeds) == [*range(5)]
+    with pytest.raises(SystemExit):
+        program.parse(["distill", "--arms", "none"])
+    assert "features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, arm", ARMS, ids="-".join)
+def test_arms_have_valid_configs(name, arm):
+    made = catalogue.STUDIES[name].arms[arm](SETTING)
+    for config in (*(run.config for run in made.runs), made.judge):
+        if config is not None:
+            config_lib.check(config)
+
+
+def test_runs_in_one_folder_are_one_run():
+    configs = {}
+    for name, arm in ARMS:
+        for run in catalogue.STUDIES[name].arms[arm](SETTING).runs:
+            text = run.config.to_json_best_effort()
+            assert configs.setdefault(run.workdir, text) == text, run.workdir
+            assert run.workdir.name == "seed3" and run.config.seed == 3
+
+
+def test_pairs_and_shares_name_arms():
+    for made in catalogue.STUDIES.values():
+        named = {arm for pair in (*made.pairs, *made.shares.values()) for arm in pair}
+        assert named <= made.arms.keys()
+
+
+def test_the_guide_has_the_tables_of_all_results():
+    text = program.PAGE.read_text()
+    assert set(tables.on_page(text)) == catalogue.STUDIES.keys()
+    found = {
+        name: tables.markdown(made, results.read(results.FOLDER / f"{name}.json"))
+        for name, made in catalogue.STUDIES.items()
+    }
+    assert tables.fill(text, found) == text
+    for name in catalogue.STUDIES:
+        assert name in program.__doc__
+
+
+@pytest.mark.slow  # starts of programs, two trainings
+def test_a_study_of_two_steps(tmp_path):
+    flags = ["distill", "--arms", "features", "--seeds", "0", "--steps=2"]
+    flags += [f"--folder={tmp_path / 'runs'}", f"--results={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.learning", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| features | 1 | 2 | 128 |" in done.stdout
+    (found,) = json.loads((tmp_path / "distill.json").read_text())["rows"]
+    assert [made["steps"] for made in found["runs"]] == [4, 2]
+    for split in ("val", "test"):
+        assert 0 < found[split]["knn/top1"] < 1
+    assert found["val"]["knn/top1"] != found["test"]["knn/top1"]
