@@ -104,7 +104,7 @@ def test_arms_are_chosen_by_patterns(capsys):
     assert "features" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, arm", ARMS, ids="-".join)
+@pytest.mark.parametrize("name, arm", ARMS, ids=map("-".join, ARMS))
 def test_arms_have_valid_configs(name, arm):
     made = catalogue.STUDIES[name].arms[arm](SETTING)
     for config in (*(run.config for run in made.runs), made.judge):
