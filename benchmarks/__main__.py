@@ -6,6 +6,7 @@
   embed       features of a folder of photographs against PyTorch (CPU)
   evaluation  k-NN, linear probe, logistic regression and sliding windows against faiss,
               PyTorch, scikit-learn and the backbone alone (CPU)
+  students    two students of one teacher in one program against two runs (CPU)
   aot         the compiler's predictions for machines that are not present
 
 Results go to benchmarks/results/<part>[-device].json. Numbers are medians with their
@@ -28,6 +29,7 @@ PARTS = {  # name -> module, whether it uses the device, share of --minutes
     "input": ("input_pipeline", False, 1),
     "embed": ("embed", False, 2),
     "evaluation": ("evaluation", False, 6),
+    "students": ("students", False, 2),
     "aot": ("aot", False, 6),
 }
 RESULTS = pathlib.Path(__file__).parent / "results"

@@ -20,8 +20,8 @@ not give. A tenth is a guess, which is what Franca takes. Nobody has run this at
 
 import pathlib
 
-from dinov2_jax import config as config_lib
-from dinov2_jax import config_file, schedules
+from dinov2_jax import schedules
+from dinov2_jax.config import config_file, flattening
 
 STEPS = 10_000  # of the paper's phase; of a shorter pretraining, a tenth of its steps
 # Side of a global crop by patch size, in px: the paper's 518 of B.2 and 416 of 6.6.
@@ -45,7 +45,7 @@ def get_config(pretraining: str = "vitl"):
     c.init.heads_only_steps = 0
     c.update_from_flattened_dict(
         schedules.compress(
-            config_lib.flatten(c), steps_before=before, steps=c.train.steps
+            flattening.flatten(c), steps_before=before, steps=c.train.steps
         )
     )
     c.optim.base_lr /= 10

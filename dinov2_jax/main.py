@@ -11,9 +11,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
-from dinov2_jax import cli, configs, converted_config, errors, files
-from dinov2_jax import config as config_lib
+from dinov2_jax import cli, configs, errors, files
 from dinov2_jax.checkpoint import orbax_logging
+from dinov2_jax.config import converted_config, flattening
 from dinov2_jax.configs import default
 from dinov2_jax.data.decode import pillow_setup
 from dinov2_jax.runtime import distributed
@@ -202,10 +202,10 @@ def _broken_config(error: BaseException | None, argv: list[str]) -> str:
 
 def _unknown_fields(argv: list[str]) -> str:
     """List the unknown --config fields, each with the closest known field."""
-    known = list(config_lib.flatten(default.get_config()))
+    known = list(flattening.flatten(default.get_config()))
     given = [m[1] for m in (re.match(r"--config\.([\w.]+)", a) for a in argv) if m]
     return ", ".join(
-        config_lib.unknown_field(field, known) for field in given if field not in known
+        flattening.unknown_field(field, known) for field in given if field not in known
     )
 
 

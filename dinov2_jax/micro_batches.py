@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax import gram_teacher, sharding
+from dinov2_jax import sharding
 from dinov2_jax.losses.tiled import targets as targets_lib
 from dinov2_jax.models import stochastic_depth
+from dinov2_jax.objectives import gram_teacher
 
 
 def targets(

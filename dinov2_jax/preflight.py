@@ -19,8 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dinov2_jax import cli, errors, files, several_students, sharding
-from dinov2_jax import config as config_lib
 from dinov2_jax.checkpoint import checkpointer, disk_space
+from dinov2_jax.config import checking, resuming
 from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.distillation import frozen_teacher
@@ -53,7 +53,7 @@ def preflight(
       UserError: The config is invalid, or the processes do not find each other.
     """
     workdir = files.local_path(workdir, name="workdir")
-    config_lib.check(config)
+    checking.check(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     if not distributed.joined():  # a single process can stop at once
         cli.exit_on_signals()
@@ -134,8 +134,8 @@ class _Preflight:
 
     def devices(self) -> str:
         processes, devices = jax.process_count(), jax.device_count()
-        config_lib.check_cluster(self.config, processes, devices)
-        config_lib.check_devices(self.config, devices)
+        checking.check_cluster(self.config, processes, devices)
+        checking.check_devices(self.config, devices)
         teacher = frozen_teacher.read(self.config)
         self.config = frozen_teacher.resolve(self.config, teacher)
         self.trainer = several_students.make_trainer(self.config, teacher)
@@ -180,7 +180,7 @@ class _Preflight:
     def folder(self) -> str:
         """Check that each process can write to the folder and that it has room."""
         if checkpointer.has_checkpoint(self.workdir):
-            config_lib.check_resume(self.config, self.workdir)
+            resuming.check_resume(self.config, self.workdir)
         workdir_lib.make_workdir(self.workdir)
         self.scratch.mkdir(exist_ok=True)
         files.write_text(self._file(jax.process_index()), "written by --preflight\n")
@@ -219,7 +219,7 @@ class _Preflight:
             self.config, self.trainer.meta_arch, self.trainer.mesh, source
         )
         if checkpointer.has_checkpoint(self.workdir):
-            moved = config_lib.moved(self.config, self.workdir)
+            moved = resuming.moved(self.config, self.workdir)
             workdir_lib.check_images(source, self.workdir, moved)
         start = time.monotonic()
         batches = loader.make_loader(

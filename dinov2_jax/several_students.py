@@ -21,7 +21,7 @@ from dinov2_jax.distillation import frozen_teacher, students
 from dinov2_jax.weights import native
 
 
-def step(
+def train_step_of_all(
     states: dict[str, Any],
     batch: dict[str, jax.Array],
     scalars: dict[str, dict[str, jax.Array]],
@@ -61,8 +61,6 @@ def step(
     )
     new_states, metrics, found = {}, {}, []
     for name, state in states.items():
-        # One student after the other, so that their memory does not add up.
-        targets, batch = jax.lax.optimization_barrier((targets, batch))
         new_state, own = train_step.update_student(
             state,
             targets,
@@ -76,8 +74,11 @@ def step(
         )
         # The teacher's statistics do not depend on which student is skipped.
         new_state = dataclasses.replace(new_state, centers=centers)
-        new_states[name], own = jax.lax.optimization_barrier((new_state, own))
-        metrics |= {f"{name}/{key}": value for key, value in own.items()}
+        # One student after the other, so that their memory does not add up.
+        new_states[name], own, targets, batch = jax.lax.optimization_barrier(
+            (new_state, own, targets, batch)
+        )
+        metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
         found.append(own)
     metrics["loss/total"] = sum(own["loss/total"] for own in found)
     metrics["skipped"] = sum(own["skipped"] for own in found)
@@ -147,14 +148,17 @@ class SeveralStudents(trainer.Trainer):
 
     def make_step(self) -> jax.stages.Wrapped:
         """Return the jitted step, to be called or lowered with `mesh` set."""
-        function = functools.partial(
-            step,
-            trainers=self._trainers,
-            seed=self._config.seed,
-            num_micro_batches=self._config.train.micro_batches,
-        )
+
+        def step(*args):
+            return train_step_of_all(
+                *args,
+                trainers=self._trainers,
+                seed=self._config.seed,
+                num_micro_batches=self._config.train.micro_batches,
+            )
+
         frozen = self._teacher.abstract(self.mesh, self.dtype)
-        return train_step.jit(function, self.state, self.mesh, frozen=frozen)
+        return train_step.jit(step, self.state, self.mesh, frozen=frozen)
 
 
 def make_trainer(

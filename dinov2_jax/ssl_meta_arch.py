@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax import gram_teacher, patch_choice, teacher_view
-from dinov2_jax import teacher as teacher_lib
 from dinov2_jax.augment import on_device, policies
 from dinov2_jax.data import batch_spec
 from dinov2_jax.losses import dino, gram, koleo
 from dinov2_jax.losses.tiled import cross_entropy, queue
 from dinov2_jax.models import network, stochastic_depth
+from dinov2_jax.objectives import gram_teacher, patch_choice, teacher_view
+from dinov2_jax.objectives import teacher as teacher_lib
 
 Batch = teacher_lib.Batch
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors, files, several_students, sharding
 from dinov2_jax.checkpoint import (
     best_weights,
@@ -18,6 +17,7 @@ from dinov2_jax.checkpoint import (
     checkpointer,
     disk_space,
 )
+from dinov2_jax.config import checking, resuming
 from dinov2_jax.data import batch_builder, loader, small_images, workers
 from dinov2_jax.data.decode import value_use
 from dinov2_jax.data.sources import base, messages, registry
@@ -59,20 +59,20 @@ def train(
     workers.check_main_guard()
     account = timing.TimeAccount("start")
     workdir = files.local_path(workdir, name="workdir")
-    config_lib.check(config)
+    checking.check(config)
     source = registry.make_source(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     num_processes = jax.process_count()
-    config_lib.check_cluster(config, num_processes, jax.device_count())
+    checking.check_cluster(config, num_processes, jax.device_count())
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
-    config_lib.check_devices(config, jax.device_count())
+    checking.check_devices(config, jax.device_count())
     workdir_lib.make_workdir(workdir)
     lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
     teacher = frozen_teacher.read(config)
     config = frozen_teacher.resolve(config, teacher)
     if checkpointer.has_checkpoint(workdir):  # without one, the run starts over
-        config_lib.check_resume(config, workdir)
-        moved = config_lib.moved(config, workdir)
+        resuming.check_resume(config, workdir)
+        moved = resuming.moved(config, workdir)
         workdir_lib.check_images(source, workdir, moved)
 
     with contextlib.ExitStack() as stack:
@@ -129,8 +129,8 @@ class Run:
         }
         self.guard = rollback.make_loss_guard(config)
         self.rollbacks = rollback.Rollbacks(workdir)
-        changed_fields = config_lib.differing(config, workdir)
-        moved_paths = config_lib.moved(config, workdir)
+        changed_fields = resuming.differing(config, workdir)
+        moved_paths = resuming.moved(config, workdir)
         self.checkpoints = checkpointer.Checkpointer(
             workdir,
             keep_last=config.checkpoint.keep_last,
@@ -408,6 +408,7 @@ class Run:
     def _pictures(self) -> None:
         for name, (_, state) in self.trainer.students(self.state).items():
             path = self.workdir / name / "pca.png"
+            path.parent.mkdir(exist_ok=True)
             backbone = state.teacher_params["backbone"]
             try:
                 self.evaluators[name].picture(backbone, self.config.seed, path)

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import gram_teacher, sharding, ssl_meta_arch
+from dinov2_jax import sharding, ssl_meta_arch
+from dinov2_jax.objectives import gram_teacher
 
 
 @flax.struct.dataclass

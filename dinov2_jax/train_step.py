@@ -4,7 +4,6 @@ Mirrors the loop body of the reference's `train/train.py:do_train`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dinov2_jax import (
-    gram_teacher,
-    micro_batches,
-    optimizer,
-    sharding,
-    ssl_meta_arch,
-    train_state,
-)
+from dinov2_jax import micro_batches, optimizer, sharding, ssl_meta_arch, train_state
 from dinov2_jax.models import network
+from dinov2_jax.objectives import gram_teacher
 
 TrainState = train_state.TrainState
 Metrics = dict[str, jax.Array]
@@ -245,13 +238,16 @@ def make_train_step(
       (state, batch, scalars[, frozen]) -> (state, metrics), a `jax.jit` object to call
       or lower under `jax.set_mesh(mesh)`.
     """
-    step = functools.partial(
-        train_step,
-        meta_arch=meta_arch,
-        tx=tx,
-        seed=seed,
-        num_micro_batches=num_micro_batches,
-    )
+
+    def step(*args):
+        return train_step(
+            *args,
+            meta_arch=meta_arch,
+            tx=tx,
+            seed=seed,
+            num_micro_batches=num_micro_batches,
+        )
+
     return jit(step, state, mesh, frozen=frozen)
 
 

@@ -9,8 +9,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import (
-    coding_rate_arch,
-    feature_regression,
     optimizer,
     schedules,
     sharding,
@@ -22,6 +20,7 @@ from dinov2_jax import (
 from dinov2_jax.augment import crop_sizes
 from dinov2_jax.data import batch_spec
 from dinov2_jax.distillation import frozen_teacher, workloads
+from dinov2_jax.objectives import coding_rate_arch, feature_regression
 from dinov2_jax.runtime import flops
 
 # `train.objective` -> function from a config and the dtype of the matmuls to student,

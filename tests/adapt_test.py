@@ -53,6 +53,7 @@ def tensors(source, path, *more):
     return torch.load(path)
 
 
+@pytest.mark.slow
 def test_a_run_that_falls_is_read_as_its_start(uninterrupted, in_process, tmp_path):
     source, workdir = uninterrupted[0], tmp_path / "run"
     huge = {"optim.base_lr": 1.0, "teacher.momentum_teacher": 0.0}

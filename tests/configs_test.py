@@ -7,9 +7,9 @@ import pathlib
 import pytest
 
 from configs import default
-from dinov2_jax import config as config_lib
 from dinov2_jax import schedules
 from dinov2_jax.augment import policies
+from dinov2_jax.config import checking, flattening
 
 EPOCH = 1250  # the reference's OFFICIAL_EPOCH_LENGTH
 NAMES = sorted(
@@ -149,7 +149,7 @@ def load(name):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_equals_the_reference(name):
-    flat = config_lib.flatten(load(name))
+    flat = flattening.flatten(load(name))
     differing = {
         field: (flat[field], value)
         for field, value in EXPECTED[name].items()
@@ -193,9 +193,9 @@ def test_passes_the_check_and_is_locked(name):
     c = load(name)
     if name == "highres":  # a stage after a run, which must be given
         c.init.source = "runs/vitl"
-    config_lib.check(c)
+    checking.check(c)
     assert c.is_locked
-    assert set(config_lib.flatten(c)) == set(config_lib.flatten(default.get_config()))
+    assert set(flattening.flatten(c)) == set(flattening.flatten(default.get_config()))
     with pytest.raises(AttributeError):
         c.optim.learning_rate = 1.0
 

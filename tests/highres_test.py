@@ -10,8 +10,8 @@ from peers import torch
 
 import dinov2_jax
 from configs import highres, quickstart, vitl, vitl16_short
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors, schedules
+from dinov2_jax.config import checking, flattening
 from dinov2_jax.convert import __main__ as convert
 from dinov2_jax.convert import torch_twin
 
@@ -40,10 +40,10 @@ def test_the_rule(before, now, length, expected):
 
 
 def test_a_stage_of_vitl():
-    before = config_lib.flatten(vitl.get_config())
+    before = flattening.flatten(vitl.get_config())
     c = highres.get_config("vitl")
-    assert config_lib.flatten(highres.get_config()) == config_lib.flatten(c)
-    changed = {n: v for n, v in config_lib.flatten(c).items() if v != before[n]}
+    assert flattening.flatten(highres.get_config()) == flattening.flatten(c)
+    changed = {n: v for n, v in flattening.flatten(c).items() if v != before[n]}
     assert changed.pop("optim.base_lr") == pytest.approx(2e-5, rel=1e-12)
     lengths = {
         "train.steps": 10_000,
@@ -72,7 +72,7 @@ def test_stages_of_other_runs(tmp_path):
     assert c.teacher.warmup_teacher_temp_steps == 3000
     assert c.train.steps == 10_000 and vitl16_short.get_config().train.steps == 125_000
     small = highres.get_config("quickstart:60")
-    assert config_lib.flatten(small) == config_lib.flatten(
+    assert flattening.flatten(small) == flattening.flatten(
         highres.get_config("quickstart")
     )
     assert small.crops.global_crops_size == 9 * 12
@@ -88,7 +88,7 @@ def test_stages_of_other_runs(tmp_path):
 
 def test_the_run_must_be_given():
     with pytest.raises(errors.UserError) as raised:
-        config_lib.check(highres.get_config("vitl"))
+        checking.check(highres.get_config("vitl"))
     assert "init.source is empty" in str(raised.value)
     assert "--config.init.source=WORKDIR" in str(raised.value)
 

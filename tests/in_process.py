@@ -19,8 +19,8 @@ import processes
 import pytest
 from absl import flags as absl_flags
 
-from dinov2_jax import config as config_lib
 from dinov2_jax import main, trainer
+from dinov2_jax.config import flattening
 from dinov2_jax.runtime import distributed
 
 # What the compiled step does not depend on: schedules are its arguments.
@@ -71,7 +71,7 @@ class Trainer:
         def compile_once(built):
             key = tuple(
                 (name, str(value))
-                for name, value in config_lib.flatten(built._config).items()
+                for name, value in flattening.flatten(built._config).items()
                 if name not in _FIELDS and name.split(".")[0] not in _SECTIONS
             )
             if key not in self._steps:

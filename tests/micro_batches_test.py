@@ -51,8 +51,9 @@ def test_parts_sum_to_the_whole(count, whole):
 
 
 def test_targets_balanced_within_each_part_are_another_algorithm(whole, monkeypatch):
-    def alone(meta_arch, params, centers, batch, temp, key, count):
+    def alone(meta_arch, params, centers, batch, temp, key, count, step):
         """What others do: Sinkhorn-Knopp over each micro-batch."""
+        del step
         parts = [
             jax.tree.map(lambda x, i=i: x[i], micro_batches.split(batch, count))
             for i in range(count)

@@ -96,6 +96,7 @@ def test_killed_at_random_moments_and_in_a_save(uninterrupted, trainer, tmp_path
     assert_same_run(workdir, expected)
 
 
+@pytest.mark.slow
 def test_killed_in_the_last_save(uninterrupted, trainer, in_process, tmp_path):
     expected, _ = uninterrupted
     workdir = tmp_path / "run"
@@ -125,6 +126,7 @@ def test_with_another_number_of_worker_processes(
     assert_same_run(workdir, expected)
 
 
+@pytest.mark.slow
 def test_on_two_devices(uninterrupted, trainer, tmp_path):
     one, _ = uninterrupted
     two = tmp_path / "two"
@@ -153,6 +155,7 @@ def test_on_eight_devices_then_on_four(uninterrupted, trainer, tmp_path):
     processes.assert_close_losses(four, eight)
 
 
+@pytest.mark.slow
 def test_repeated_sigterm(uninterrupted, trainer, in_process, tmp_path):
     """Also in the save that follows."""
     expected, _ = uninterrupted

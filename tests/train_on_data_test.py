@@ -236,6 +236,7 @@ def stats_flags(values, *arguments):
     return flags
 
 
+@pytest.mark.slow
 def test_one_channel(in_process, tmp_path):
     root, workdir, pixels = tmp_path / "scans", tmp_path / "run", []
     for i in range(40):
@@ -259,6 +260,7 @@ def test_one_channel(in_process, tmp_path):
     assert (workdir / "pca.png").exists()
 
 
+@pytest.mark.slow
 def test_thirteen_channels_by_a_pattern(in_process, tmp_path):
     root, workdir, pixels = tmp_path / "tiles", tmp_path / "run", []
     for i in range(36):

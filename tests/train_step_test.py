@@ -257,7 +257,7 @@ def main(names):
     c = tiny.config(
         ibot={"separate_head": True},
         model={"drop_path_rate": 0.3},
-        train={"batch_size": 32},
+        train={"batch_size": 64 if "micro" in " ".join(names) else 32},
         optim={"trainable": "lora" if "lora" in " ".join(names) else "all"},
     )
     devices, results, start = jax.devices(), {}, None
@@ -268,6 +268,7 @@ def main(names):
     }
     for name in names:
         mesh = meshes[name.split()[0]]
+        c.train.micro_batches = 2 if "micro" in name else 1
         # One and eight devices initialise by themselves.
         trainer = Trainer(c, mesh, start if name == "2x4" else None)
         start = jax.device_get(trainer.start)
@@ -334,7 +335,12 @@ OF_EIGHT = ["8", pytest.param("2x4", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(
-    "name", [*OF_EIGHT, pytest.param("8 lora", marks=pytest.mark.slow)]
+    "name",
+    [
+        *OF_EIGHT,
+        pytest.param("8 lora", marks=pytest.mark.slow),
+        pytest.param("8 micro", marks=pytest.mark.slow),
+    ],
 )
 def test_one_device_equals_eight(trained_on, name):
     meshes = trained_on("1", name)

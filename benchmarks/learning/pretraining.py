@@ -4,8 +4,8 @@ from typing import Any
 
 from benchmarks.learning import study
 from configs import quickstart
-from dinov2_jax import config as config_lib
 from dinov2_jax import schedules
+from dinov2_jax.config import flattening
 
 
 def make_config(seed: int, steps: int) -> Any:
@@ -18,7 +18,7 @@ def make_config(seed: int, steps: int) -> Any:
     c = quickstart.get_config()
     c.update_from_flattened_dict(
         schedules.compress(
-            config_lib.flatten(c), steps_before=c.train.steps, steps=steps
+            flattening.flatten(c), steps_before=c.train.steps, steps=steps
         )
     )
     c.seed, c.train.steps = seed, steps

@@ -11,9 +11,9 @@ import logging
 import sys
 import time
 
-from dinov2_jax import cli, config_file, errors, files
-from dinov2_jax import config as config_lib
+from dinov2_jax import cli, errors, files
 from dinov2_jax.aot import machines, profiles
+from dinov2_jax.config import checking, config_file
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     machine = machines.parse(args.topology)
     config = config_file.read(args.config, overrides)
-    config_lib.check_devices(config, machine.num_devices)
+    checking.check_devices(config, machine.num_devices)
     out = args.out
     if out and not out.parent.is_dir():
         raise errors.UserError(

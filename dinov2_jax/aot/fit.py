@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors
 from dinov2_jax.aot import machines
 from dinov2_jax.aot import step as step_lib
+from dinov2_jax.config import checking
 from dinov2_jax.models import remat
 
 MAX_HALVINGS = 3
@@ -114,8 +114,8 @@ def _is_valid(config: Any, machine: machines.Machine) -> bool:
     if not config.train.batch_size or not config.train.group_size:
         return False
     try:
-        config_lib.check(config)
-        config_lib.check_devices(config, machine.num_devices)
+        checking.check(config)
+        checking.check_devices(config, machine.num_devices)
     except errors.UserError:
         return False
     return True

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import config_file, errors, sharding, teacher_view, train_state
+from dinov2_jax import errors, sharding, train_state
 from dinov2_jax.augment import crop_sizes, policies
+from dinov2_jax.config import config_file
 from dinov2_jax.data import batch_spec
 from dinov2_jax.models import (
     dino_head,
@@ -23,6 +24,7 @@ from dinov2_jax.models import (
     pos_embed,
     vision_transformer,
 )
+from dinov2_jax.objectives import teacher_view
 from dinov2_jax.weights import head_sizes, initial, reading
 
 _HEADS = ("dino_head", "ibot_head")
@@ -181,14 +183,13 @@ def read(config: Any) -> FrozenTeacher | None:
         }
         params = jax.tree.map(np.asarray, params)
     which = f" ({weights.which})" if weights.which else ""
+    digest = _digest(params)
     described = (
         f"teacher: {distill.source}{which}, width {model.embed_dim}, {model.depth} "
         f"blocks, {_count(params['backbone']) / 1e6:.1f} M parameters, crops of {size} "
-        f"px, digest {_digest(params)}"
+        f"px, digest {digest}"
     )
-    return FrozenTeacher(
-        model.replace(image_size=size), params, described, _digest(params)
-    )
+    return FrozenTeacher(model.replace(image_size=size), params, described, digest)
 
 
 def describe(config: Any) -> FrozenTeacher | None:

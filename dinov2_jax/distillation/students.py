@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dinov2_jax import config as config_lib
-from dinov2_jax import config_file, errors
+from dinov2_jax import errors
+from dinov2_jax.config import checking, config_file
 
 # Parts of a config in which students may differ; batches and targets are shared.
 _OWN = ("model.", "optim.", "dino.", "ibot.", "distill.features.")
@@ -43,7 +43,7 @@ def configs(config: Any) -> dict[str, Any]:
         own.distill.students = ()
         config_file.apply(own, [f"--config.{text}" for text in settings.split()])
         try:
-            config_lib.check(own)
+            checking.check(own)
         except errors.UserError as error:
             raise errors.UserError(f"distill.students: {name}: {error}") from error
         found[name] = own

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors
+from dinov2_jax.config import combinations
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import base, photos, registry
@@ -50,7 +50,7 @@ def open_data(config: Any, training: base.Source | None = None) -> Data | None:
     bank, queries, unseen = None, None, []
     if not c.tasks:
         return None
-    labelled = any(config_lib.EVALUATIONS[task] for task in c.tasks)
+    labelled = any(combinations.EVALUATIONS[task] for task in c.tasks)
     if c.val_path:
         decoder = image_decoder.make_decoder(config)
         if labelled:

@@ -8,6 +8,8 @@ crops, M masked-patch slots, K prototypes. All in float32.
 import jax
 import jax.numpy as jnp
 
+from dinov2_jax.losses import views as views_lib
+
 STUDENT_TEMP = 0.1
 
 
@@ -46,14 +48,6 @@ def dino_loss(
     return global_loss * scale, local_loss * scale
 
 
-# Teacher views that global crop 0 and global crop 1 are paired with.
-VIEWS = {
-    "other": ((1,), (0,)),
-    "same": ((0,), (1,)),
-    "both": ((0, 1), (0, 1)),
-}
-
-
 def crop_pairs(
     num_local: int, views: str = "other"
 ) -> tuple[tuple[tuple[int, ...], ...], int]:
@@ -61,14 +55,15 @@ def crop_pairs(
 
     Args:
       num_local: Number of local crops of an image.
-      views: Views that the global crops are paired with, a key of `VIEWS`.
+      views: Views that the global crops are paired with, a key of `views.VIEWS`.
 
     Returns:
       The views, 0 or 1, paired with each of the 2 + num_local crops; and the number of
       pairs that divides their sum (one more without local crops, as in the reference).
     """
-    pairs = VIEWS[views] + ((0, 1),) * num_local
-    return pairs, sum(map(len, VIEWS[views])) + max(2 * num_local, 1)
+    of_global = views_lib.VIEWS[views]
+    pairs = of_global + ((0, 1),) * num_local
+    return pairs, sum(map(len, of_global)) + max(2 * num_local, 1)
 
 
 def ibot_loss(

@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any
 
-from dinov2_jax import config as config_lib
-from dinov2_jax import config_file
+from dinov2_jax.config import checking, config_file
 from dinov2_jax.recipe import plan, rules, sizing
 from dinov2_jax.recipe import request as request_lib
 
@@ -108,7 +107,7 @@ def make_recipe(request: request_lib.Request) -> Recipe:
         *_optimizer(request, steps),
     ]
     _apply(config, choices)
-    config_lib.check(config)
+    checking.check(config)
     start = f"from {request.source}" if request.trained else "from scratch"
     model = f"{_NAMES[request.size]}/{request.model.patch_size}"
     title = f"{model} {start} on {request.images:,} images, one {request.memory:g} GB"

@@ -4,7 +4,7 @@ import json
 import textwrap
 from typing import Any
 
-from dinov2_jax import config as config_lib
+from dinov2_jax.config import flattening
 from dinov2_jax.recipe import choices, plan
 
 _WIDTH = 88
@@ -18,7 +18,7 @@ def render(recipe: choices.Recipe, compiled: str = "") -> str:
       recipe: The recipe.
       compiled: What the compiled step needs, a sentence, if it was compiled.
     """
-    default = config_lib.flatten(recipe.default)
+    default = flattening.flatten(recipe.default)
     lines = ['"""' + recipe.title, ""]
     for paragraph in _paragraphs(recipe, compiled):
         lines += [*paragraph, ""]

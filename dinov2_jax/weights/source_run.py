@@ -3,8 +3,8 @@
 import pathlib
 from typing import Any
 
-from dinov2_jax import config as config_lib
 from dinov2_jax import schedules
+from dinov2_jax.config import flattening, resuming
 
 _HIGHEST_LR = 0.3  # of the source run's, for a stage at a higher resolution
 
@@ -23,7 +23,7 @@ def compare(config: Any) -> list[str]:
     path = _config_of(config.init.source)
     if config.init.heads != "loaded" or path is None:
         return []
-    before, now = config_lib.read_saved(path), config_lib.flatten(config)
+    before, now = resuming.read_saved(path), flattening.flatten(config)
     size = "crops.global_crops_size"
     if not now[size] > before.get(size, 0):
         return []

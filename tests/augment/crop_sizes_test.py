@@ -5,9 +5,9 @@ import collections
 import pytest
 
 from configs import default
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors
 from dinov2_jax.augment import crop_sizes
+from dinov2_jax.config import checking
 
 # DINOv3's stage: global and local size and share.
 FIVE = (
@@ -66,7 +66,7 @@ def test_the_largest_has_the_most_pixels():
 
 def test_good_descriptions():
     for sizes in ((), FIVE, ((224, 96, 1),), tuple(map(list, FIVE))):
-        config_lib.check(config(sizes))
+        checking.check(config(sizes))
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_bad_descriptions(sizes, words):
     c = config(())
     c.crops.sizes = sizes
     with pytest.raises(errors.UserError) as raised:
-        config_lib.check(c)
+        checking.check(c)
     assert words in str(raised.value)
 
 
 def test_the_two_fields_are_the_largest():
     with pytest.raises(errors.UserError) as raised:
-        config_lib.check(config(FIVE, global_crops_size=224))
+        checking.check(config(FIVE, global_crops_size=224))
     for flag in ("global_crops_size=768", "local_crops_size=336"):
         assert f"set --config.crops.{flag}" in str(raised.value)

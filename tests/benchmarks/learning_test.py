@@ -19,7 +19,7 @@ from benchmarks.learning import (
     study,
     tables,
 )
-from dinov2_jax import config as config_lib
+from dinov2_jax.config import checking
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTING = study.Setting(pathlib.Path("/runs"), seed=3, steps=200)
@@ -118,7 +118,7 @@ def test_arms_have_valid_configs(name, arm):
     made = catalogue.STUDIES[name].arms[arm](SETTING)
     for config in (*(run.config for run in made.runs), made.judge):
         if config is not None:
-            config_lib.check(config)
+            checking.check(config)
 
 
 def test_runs_in_one_folder_are_one_run():

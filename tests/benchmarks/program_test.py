@@ -84,6 +84,7 @@ def test_gpu_plan_needs_only_packages_of_a_gpu_machine(run, tmp_path):
     assert "images/s" in output and "forward + backward ms" in output
 
 
+@pytest.mark.slow
 def test_every_available_attention(run, tmp_path):
     run(
         "-m", "benchmarks", "attention", "--tiny", "--plan=gpu", f"--results={tmp_path}"
@@ -112,6 +113,7 @@ def test_failed_worker_reports_the_reason(monkeypatch):
         workers.run_worker("environment", [], {})
 
 
+@pytest.mark.slow
 def test_contestants_on_the_cpu_take_turns(run, tmp_path):
     pytest.importorskip("torch")
     flags = ["--tiny", "--samples=3", f"--results={tmp_path}"]
@@ -354,3 +356,12 @@ def test_every_part_has_its_module():
     assert program.parse(["step", "aot", "--minutes=9"]).parts == ["step", "aot"]
     with pytest.raises(SystemExit):
         program.parse(["no-such-part"])
+
+
+@pytest.mark.slow
+def test_students_together_and_apart(run, tmp_path):
+    flags = ["--tiny", "--samples=2", f"--results={tmp_path}"]
+    output = run("-m", "benchmarks", "students", *flags)
+    together, apart = json.loads((tmp_path / "students.json").read_text())["rows"]
+    assert {len(row["seconds"]) for row in (together, apart)} == {2}
+    assert together["flops"] < apart["flops"] and "together is" in output

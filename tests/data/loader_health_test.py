@@ -85,7 +85,14 @@ def test_a_worker_that_dies(workers, what, how):
     assert "lower --config.data.workers" in str(error) and "\n" not in str(error)
 
 
-@pytest.mark.parametrize("workers", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        1,
+        pytest.param(2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_system_that_hangs(workers, tmp_path):
     source = Trap(40, 17, hang, armed=tmp_path / "armed")
     config = small_config(data__workers=workers, data__timeout=200.0)

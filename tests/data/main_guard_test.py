@@ -46,7 +46,7 @@ train.train(debug.get_config(), sys.argv[0] + ".run")
     [
         (LOADS, "of 2 could not start, its error is above; put your"),
         (SCANS, "cannot start a process (the decoder's process ended with code 1;"),
-        (MEASURES, "a worker process could not start, its error is above; put what"),
+        (MEASURES, "a worker process could not start, its error is above; put your"),
         pytest.param(TRAINS, "loader worker 0 of ", marks=pytest.mark.slow),
     ],
 )

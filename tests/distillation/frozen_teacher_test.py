@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors, sharding, trainer
+from dinov2_jax.config import checking
 from dinov2_jax.data import preprocessing
 from dinov2_jax.distillation import frozen_teacher
 from dinov2_jax.models import network
@@ -37,7 +37,7 @@ def config(source, **distill):
     c.ibot.mask_sample_probability = 0.0
     if distill.get("objective") == "features":
         c.crops.local_crops_number = 0
-    config_lib.check(c)
+    checking.check(c)
     return c
 
 
@@ -126,4 +126,4 @@ def test_configs_that_are_refused(changes, message):
         section, _, field = field.partition(".")
         c[section][field] = value
     with pytest.raises(errors.UserError, match=message):
-        config_lib.check(c)
+        checking.check(c)

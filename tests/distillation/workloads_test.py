@@ -3,7 +3,7 @@
 import pytest
 
 from configs import distill
-from dinov2_jax import config_file
+from dinov2_jax.config import config_file
 from dinov2_jax.distillation import frozen_teacher, students, workloads
 
 SIZES = {"s": "vit_small", "b": "vit_base", "l": "vit_large"}

@@ -533,7 +533,7 @@ def test_bad_commands_are_one_line(photos, weights, tmp_path, capfd, flags):
     [
         ("nowhere", "nowhere does not exist"),
         ("file.txt", "file.txt lists files that do not exist, such as 'x'"),
-        ("file.doc", "file.doc is not a folder and of no kind that is known"),
+        ("file.doc", "file.doc is neither a folder nor a known type"),
         ("empty", "no images below .*empty; looked for "),
         ("*.png", r"no images match DATA = .*/\*.png: correct the pattern"),
     ],

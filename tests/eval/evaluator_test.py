@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from configs import debug
-from dinov2_jax import config as config_lib
 from dinov2_jax import sharding, ssl_meta_arch
+from dinov2_jax.config import checking
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.sources import registry
 from dinov2_jax.eval import evaluation_data, evaluator
@@ -96,7 +96,7 @@ def test_other_sizes_beside_the_first(tmp_path):
 
     def found(**fields):
         config.evaluation.update(fields)
-        config_lib.check(config)
+        checking.check(config)
         made = evaluator.make_evaluator(config, meta_arch, sharding.make_mesh(1))
         return made.evaluate(params, 0)
 
@@ -112,7 +112,7 @@ def test_nothing_is_measured_where_nothing_is_named(source, tasks):
     config = debug.get_config()
     config.data.source = source
     config.evaluation.tasks = tasks
-    config_lib.check(config)
+    checking.check(config)
     meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, np.float32)
     mesh = sharding.make_mesh(1)
     assert evaluator.make_evaluator(config, meta_arch, mesh) is None

@@ -7,8 +7,8 @@ from PIL import Image
 from sklearn import datasets, linear_model
 
 from configs import debug
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors, pretrained, sharding, ssl_meta_arch
+from dinov2_jax.config import checking, combinations
 from dinov2_jax.data import preprocessing
 from dinov2_jax.eval import evaluator, in_loop
 from dinov2_jax.eval.classification import splits
@@ -20,7 +20,9 @@ SETTINGS = in_loop.Settings(ks=(5, 1), temperature=0.07, size=16)
 
 def test_the_config_names_them_all():
     needs_labels = dict.fromkeys(in_loop.LABELLED, True)
-    assert config_lib.EVALUATIONS == needs_labels | dict.fromkeys(in_loop.DENSE, False)
+    assert combinations.EVALUATIONS == needs_labels | dict.fromkeys(
+        in_loop.DENSE, False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def make(config, path, **fields):
     config.model.update(depth=1)
     config.evaluation.update(val_path=f"{path}", batch_size=4, **fields)
     config.evaluation.update(image_size=16, resize_size=16, picture_size=16)
-    config_lib.check(config)
+    checking.check(config)
     meta_arch = ssl_meta_arch.make_ssl_meta_arch(config, np.float32)
     return evaluator.make_evaluator(config, meta_arch, sharding.make_mesh(1)), meta_arch
 
@@ -128,4 +130,4 @@ def test_bad_configs(fields, message):
     config = debug.get_config()
     config.evaluation.update(fields)
     with pytest.raises(errors.UserError, match=message):
-        config_lib.check(config)
+        checking.check(config)

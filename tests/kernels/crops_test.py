@@ -161,8 +161,8 @@ def test_gradients_by_the_kernels(interpreted, shape):
 @pytest.mark.parametrize(
     "dtype, folded",
     [
-        ("bfloat16", True),
         ("float32", False),
+        pytest.param("bfloat16", True, marks=pytest.mark.slow),
         pytest.param("bfloat16", False, marks=pytest.mark.slow),
         pytest.param("float32", True, marks=pytest.mark.slow),
     ],

@@ -68,6 +68,7 @@ def test_bfloat16_is_as_exact():
     assert 0 < error < 1.2 * of_plain
 
 
+@pytest.mark.slow
 def test_blocks_of_a_stack_are_folded_one_by_one():
     block, params, _ = make_block(ffn_layer="swiglufused")
     other = jax.tree.map(lambda p: 2 * p + 0.1, params)

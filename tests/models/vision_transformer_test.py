@@ -86,6 +86,7 @@ def gradient(model, crops, key):
     return loss
 
 
+@pytest.mark.slow
 def test_scan_unrolled_and_rematerialised_are_the_same():
     crops, key = [images(1, 4, 8, 8, 3)], jax.random.key(5)
     model = make(drop_path_rate=0.4)

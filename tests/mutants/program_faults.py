@@ -61,10 +61,10 @@ FAULTS = (
     ),
     Fault(
         "another-batch-size-may-resume",
-        "dinov2_jax/config.py",
+        "dinov2_jax/config/resuming.py",
         '    "train.steps",\n',
         '    "train.steps",\n    "train.",\n',
-        ("config_test.py::test_other_changes_are_refused",),
+        ("config/checking_test.py::test_other_changes_are_refused",),
     ),
     Fault(
         "bad-input-looks-like-a-crash",

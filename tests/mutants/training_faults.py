@@ -16,7 +16,7 @@ FAULTS = (
     ),
     Fault(
         "teacher-views-not-swapped",
-        "dinov2_jax/losses/dino.py",
+        "dinov2_jax/losses/views.py",
         '"other": ((1,), (0,))',
         '"other": ((0,), (1,))',
         (f"{_TILED}test_dino",),
@@ -44,10 +44,10 @@ FAULTS = (
     ),
     Fault(
         "coding-rate-of-both-views-together",
-        "dinov2_jax/coding_rate_arch.py",
+        "dinov2_jax/objectives/coding_rate_arch.py",
         "views = features.swapaxes(1, 2)",
         "views = features.reshape(len(features), 1, -1, features.shape[-1])",
-        ("coding_rate_arch_test.py::test_equals_torch",),
+        ("objectives/coding_rate_arch_test.py::test_equals_torch",),
     ),
     Fault(
         "unfilled-places-of-the-queue-count",
@@ -65,10 +65,10 @@ FAULTS = (
     ),
     Fault(
         "gram-teacher-replaced-once-too-often",
-        "dinov2_jax/gram_teacher.py",
+        "dinov2_jax/objectives/gram_teacher.py",
         "number <= self.refreshes",
         "number <= self.refreshes + 1",
-        ("gram_teacher_test.py::test_steps_with_a_refresh",),
+        ("objectives/gram_teacher_test.py::test_steps_with_a_refresh",),
     ),
     Fault(
         "gram-teacher-from-the-student",
@@ -76,7 +76,7 @@ FAULTS = (
         "gram.refresh(state.centers, state.teacher_params, state.step)",
         "gram.refresh(state.centers, state.params, state.step)",
         (
-            "gram_teacher_test.py::"
+            "objectives/gram_teacher_test.py::"
             "test_the_ema_becomes_the_gram_teacher_at_these_steps_alone",
         ),
     ),
@@ -92,7 +92,7 @@ FAULTS = (
     ),
     Fault(
         "teacher-sees-the-masks",
-        "dinov2_jax/teacher_view.py",
+        "dinov2_jax/objectives/teacher_view.py",
         "[crops], [None], indices",
         '[crops], [batch["masks"]], indices',
         (f"{_META_ARCH}test_teacher_sees_only_unmasked_global_crops",),
@@ -137,7 +137,7 @@ FAULTS = (
         "dinov2_jax/train_step.py",
         "state.teacher_params if frozen is None else frozen",
         "state.teacher_params",
-        ("teacher_test.py",),
+        ("objectives/teacher_test.py",),
     ),
     Fault(
         "no-bias-correction",

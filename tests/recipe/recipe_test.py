@@ -8,9 +8,8 @@ import shlex
 import pytest
 
 from configs import default
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors
-from dinov2_jax.aot import config_file
+from dinov2_jax.config import config_file, flattening
 from dinov2_jax.recipe import __main__ as program
 from dinov2_jax.recipe import choices, config_text, plan, request
 
@@ -28,7 +27,7 @@ REQUESTS = {
 
 
 def flat(config):
-    return config_lib.flatten(config)
+    return flattening.flatten(config)
 
 
 @pytest.mark.parametrize("asked", REQUESTS.values(), ids=REQUESTS)

@@ -392,7 +392,7 @@ def evaluation_replays(path: pathlib.Path) -> list[Any]:
     """The replays of an evaluation recording, by its name.
 
     Raises:
-      ValueError: The name is of no kind that is known.
+      ValueError: The name is of an unknown kind.
     """
     kinds = {kind for family in EVALUATIONS for kind in family.KINDS}
     name = path.stem

@@ -7,8 +7,9 @@ import pytest
 from jax.extend import core
 
 from configs import vitg, vitl, vitl16_short, vits
-from dinov2_jax import coding_rate_arch, ssl_meta_arch
+from dinov2_jax import ssl_meta_arch
 from dinov2_jax.data import batch_spec
+from dinov2_jax.objectives import coding_rate_arch
 from dinov2_jax.runtime import flops
 
 

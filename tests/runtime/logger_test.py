@@ -12,8 +12,8 @@ from dinov2_jax.runtime import flops, logger, timing
 
 def one_row(workdir):
     """The row of a logged step."""
-    account = timing.TimeAccount(timing.STEP)
-    log = logger.make_run_log(debug.get_config(), workdir, 0, account)
+    account, c = timing.TimeAccount(timing.STEP), debug.get_config()
+    log = logger.make_run_log(c, workdir, 0, account, flops.mean_per_image(c))
     log.step(1, {"skipped_in_a_row": 0, "loss/total": 8.0}, {"lr": 0.1})
     log.end(None)
     (line,) = (workdir / "metrics.jsonl").read_text().splitlines()

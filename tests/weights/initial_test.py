@@ -22,7 +22,6 @@ from peers import torch
 
 import dinov2_jax
 from configs import adapt
-from dinov2_jax import config as config_lib
 from dinov2_jax import (
     errors,
     optimizer,
@@ -32,6 +31,7 @@ from dinov2_jax import (
     train_state,
     train_step,
 )
+from dinov2_jax.config import checking
 from dinov2_jax.models import model_config
 from dinov2_jax.weights import initial, native, official, reading, state_dict
 
@@ -340,7 +340,7 @@ def test_adapt_takes_every_released_backbone(name):
         with pytest.raises(errors.UserError) as caught:
             check()
         follow(str(caught.value), c)
-        config_lib.check(c)
+        checking.check(c)
     check()
     assert make_arch(c).student.backbone.config.image_size == 224
 
@@ -483,7 +483,7 @@ def main(source, address, process):
     before = read(c)
     # A folder that orbax wrote gives every process the same.
     same_bits(reading.read(f"{source}.own", heads=True).params, before.params)
-    whole, place = [], train_state._place
+    whole, place = [], train_state.place
 
     def watched(array, wanted):
         placed = place(array, wanted)
@@ -495,7 +495,7 @@ def main(source, address, process):
             )
         return placed
 
-    train_state._place = watched
+    train_state.place = watched
     state, _ = start(c, sharding.make_mesh())
     expected = sharding.state_shardings(state, sharding.make_mesh())
     right, leaves = True, 0

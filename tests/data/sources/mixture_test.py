@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from configs import debug, default
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors
+from dinov2_jax.config import checking
 from dinov2_jax.data import batch_builder
 from dinov2_jax.data.sources import base, mixture, registry
 
@@ -137,7 +137,7 @@ def config(tmp_path):
 
 
 def test_a_mixture_of_folders(config, tmp_path):
-    config_lib.check(config)
+    checking.check(config)
     source = registry.make_source(config)
     assert len(source) == 16 and source.pass_length == 36
     assert source.name(4) == f"{tmp_path}/many/*.png: 0.png"
@@ -172,7 +172,7 @@ def test_an_entry_may_name_its_kind(config, tmp_path):
         in (str(caught.value))
     )
     config.data.mixture = ((str(tmp_path / "few"), 1), (path, 1, "folder"))
-    config_lib.check(config)
+    checking.check(config)
     assert len(registry.make_source(config)) == 16
 
 

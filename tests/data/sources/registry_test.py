@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from configs import default
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors
+from dinov2_jax.config import checking
 from dinov2_jax.data import __main__ as program
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import base, photos, registry, tfds
@@ -347,12 +347,12 @@ def test_one_table_of_kinds():
     config = default.get_config()
     for name, kind in registry.KINDS.items():
         config.data.source = name
-        config_lib.check(config)
+        checking.check(config)
         assert (kind.open is None) != (kind.make is None)
         assert kind.open is None or issubclass(kind.open, base.Source)
     config.data.source = "foldr"
     with pytest.raises(errors.UserError, match=", ".join(registry.KINDS)):
-        config_lib.check(config)
+        checking.check(config)
 
 
 def test_a_url_is_no_path():

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from configs import default
-from dinov2_jax import config as config_lib
+from dinov2_jax.config import checking
 from dinov2_jax.data import __main__ as data
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import folder as folder_lib
@@ -54,7 +54,7 @@ def test_the_flags_can_be_pasted(folder, capsys):
         value = ast.literal_eval(value)
         np.testing.assert_allclose(value, want, rtol=1e-5)
         config.update_from_flattened_dict({name: value})
-    config_lib.check(config)
+    checking.check(config)
     assert len(config.data.mean) == len(config.data.std) == 3
 
 

@@ -14,11 +14,12 @@ import pytest
 import tiny
 from peers import torch
 
-from dinov2_jax import gram_teacher, sharding, ssl_meta_arch
+from dinov2_jax import sharding, ssl_meta_arch
 from dinov2_jax import trainer as trainer_lib
 from dinov2_jax.checkpoint import checkpointer
 from dinov2_jax.losses import gram as gram_loss
 from dinov2_jax.models import network
+from dinov2_jax.objectives import gram_teacher
 
 GRAM = {"loss_weight": 2.0, "start": 2, "refresh_every": 2, "refreshes": 1}
 

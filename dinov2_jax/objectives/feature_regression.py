@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax import patch_choice, teacher_view
 from dinov2_jax.augment import on_device, policies
 from dinov2_jax.models import network, regression_head, stochastic_depth
+from dinov2_jax.objectives import patch_choice, teacher_view
 
 TERMS = ("cls", "patch")
 Batch = dict[str, Any]

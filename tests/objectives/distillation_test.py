@@ -9,9 +9,10 @@ import pytest
 import tiny
 import torch
 
-from dinov2_jax import feature_regression, patch_choice, ssl_meta_arch, teacher_view
+from dinov2_jax import ssl_meta_arch
 from dinov2_jax.losses import dino
 from dinov2_jax.models import network, stochastic_depth
+from dinov2_jax.objectives import feature_regression, patch_choice, teacher_view
 
 KEY = jax.random.key(3)
 
@@ -71,6 +72,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(same):
     assert norm(grads) > 1e-3 * norm(at_random)
 
 
+@pytest.mark.slow
 def test_prototypes_equal_the_reference_in_torch():
     """All patches, no mask: losses and the gradients of the student's prototypes."""
     c = config()

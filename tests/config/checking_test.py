@@ -7,8 +7,8 @@ import ml_collections
 import pytest
 
 from configs import default, quickstart
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors
+from dinov2_jax.config import checking, flattening, resuming
 
 # field, bad value
 BAD = [
@@ -113,7 +113,7 @@ def changed(*changes):
 
 def message(c):
     with pytest.raises(errors.UserError) as caught:
-        config_lib.check(c)
+        checking.check(c)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -136,7 +136,7 @@ def test_a_bad_value_is_named_with_its_fix(field, value, words):
 def test_seed_too_large_for_jax():
     assert "seed = 4294967296: must be below" in message(changed(("seed", 2**32)))
     c = changed(("seed", 2**32 - 1))
-    config_lib.check(c)
+    checking.check(c)
     jax.random.key(c.seed)
 
 
@@ -146,7 +146,7 @@ def test_config_without_the_default_fields():
 
 
 def test_the_default_is_good():
-    config_lib.check(default.get_config())
+    checking.check(default.get_config())
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_default_is_good():
     ],
 )
 def test_disabled_features_are_not_checked(changes):
-    config_lib.check(changed(*changes))
+    checking.check(changed(*changes))
 
 
 @pytest.mark.parametrize(
@@ -198,12 +198,12 @@ def test_gram_anchoring(changes, words):
     if words:
         assert words in message(c)
     else:
-        config_lib.check(c)
+        checking.check(c)
 
 
 def test_all_weights_zero():
     weights = ("dino.loss_weight", "dino.koleo_loss_weight", "ibot.loss_weight")
-    config_lib.check(changed(*((w, 0.0) for w in weights), ("gram.loss_weight", 1.0)))
+    checking.check(changed(*((w, 0.0) for w in weights), ("gram.loss_weight", 1.0)))
     problem = message(changed(*((w, 0.0) for w in weights)))
     assert "--config.dino.loss_weight=1" in problem
 
@@ -211,7 +211,7 @@ def test_all_weights_zero():
 def test_the_coding_rate_needs_class_tokens_and_replaces_the_rest():
     simdino = ("train.objective", "coding_rate")
     off = ("dino.koleo_loss_weight", 0.0)
-    config_lib.check(changed(simdino, off))
+    checking.check(changed(simdino, off))
     problem = message(changed(simdino))
     assert problem.startswith("dino.koleo_loss_weight = 0.1")
     assert "--config.dino.koleo_loss_weight=0" in problem
@@ -219,7 +219,7 @@ def test_the_coding_rate_needs_class_tokens_and_replaces_the_rest():
     assert problem.startswith("dino.loss_weight = 0 ") and "; " not in problem
     balanced = ("train.centering", "sinkhorn_knopp")
     queue = ("train.sinkhorn_queue", 4)
-    config_lib.check(changed(balanced, queue))
+    checking.check(changed(balanced, queue))
     problem = message(changed(simdino, off, balanced, queue))
     assert "set --config.train.sinkhorn_queue=0" in problem and "; " not in problem
 
@@ -244,7 +244,7 @@ def test_more_heads_only_steps_than_steps():
 
 def test_more_last_blocks_than_blocks():
     fields = {"init.source": "x", "optim.trainable": "last", "optim.last_blocks": 24}
-    config_lib.check(changed(*fields.items()))
+    checking.check(changed(*fields.items()))
     problem = message(changed(*fields.items(), ("optim.last_blocks", 25)))
     assert "optim.last_blocks = 25 exceeds the 24 blocks" in problem
 
@@ -252,7 +252,7 @@ def test_more_last_blocks_than_blocks():
 def test_without_labels_only_matching_judges():
     tasks = ("evaluation.tasks", ("knn", "matching"))
     for keep_best in ("all", "matching"):
-        config_lib.check(changed(tasks, ("checkpoint.keep_best", keep_best)))
+        checking.check(changed(tasks, ("checkpoint.keep_best", keep_best)))
     problem = message(changed(tasks, ("checkpoint.keep_best", "knn")))
     assert "needs labelled images" in problem
 
@@ -262,14 +262,14 @@ def test_what_chooses_the_best_weights_stays_the_same(tmp_path):
     keep = (("checkpoint.keep_best", "all"), ("evaluation.tasks", ("matching",)))
     saved(changed(*keep), tmp_path)
     for field, value in (("evaluation.every", 1), ("checkpoint.keep_last", 1)):
-        config_lib.check_resume(changed(*keep, (field, value)), tmp_path)
+        resuming.check_resume(changed(*keep, (field, value)), tmp_path)
     for field, value in (
         ("evaluation.image_size", 112),
         ("evaluation.val_path", "elsewhere"),
         ("checkpoint.keep_best", ""),
     ):
         with pytest.raises(errors.UserError, match=f"{field}: "):
-            config_lib.check_resume(changed(*keep, (field, value)), tmp_path)
+            resuming.check_resume(changed(*keep, (field, value)), tmp_path)
 
 
 def test_other_channels_need_their_mean_and_deviation():
@@ -291,7 +291,7 @@ def test_policies_fit_their_channels_and_their_operations():
     )
     assert problem.startswith("crops.solarize_probability")
     assert message(changed(("crops.hue", 0.7))).startswith("crops.hue = 0.7")
-    config_lib.check(changed(("crops.policy", "histology"), ("crops.hue", 0.05)))
+    checking.check(changed(("crops.policy", "histology"), ("crops.hue", 0.05)))
 
 
 def test_photos_source_has_at_most_three_channels():
@@ -331,8 +331,8 @@ def test_all_problems_at_once():
 
 
 def test_the_suggested_values_are_good():
-    config_lib.check(changed(("crops.global_crops_size", 208)))
-    config_lib.check(changed(("train.batch_size", 1984)))
+    checking.check(changed(("crops.global_crops_size", 208)))
+    checking.check(changed(("train.batch_size", 1984)))
 
 
 # --- devices --------------------------------------------------------------------
@@ -352,45 +352,45 @@ def test_the_suggested_values_are_good():
 def test_devices_divide_the_groups(batch, group, devices, good):
     c = changed(("train.batch_size", batch), ("train.group_size", group))
     if good:
-        config_lib.check_devices(c, devices)
+        checking.check_devices(c, devices)
         return
     with pytest.raises(errors.UserError) as caught:
-        config_lib.check_devices(c, devices)
+        checking.check_devices(c, devices)
     problem = str(caught.value)
     assert f"{devices} devices" in problem and f"train.group_size = {group}" in problem
     flag, _, fix = problem.partition("--config.train.group_size=")
     if fix:  # the suggestion works
         c.train.group_size = int(fix)
-        config_lib.check_devices(c, devices)
-        config_lib.check(c)
+        checking.check_devices(c, devices)
+        checking.check(c)
     else:
         assert f"a multiple of {devices}" in problem
 
 
 def test_replicas_divide_the_devices():
-    config_lib.check_devices(changed(("mesh.replica", 4)), 8)
+    checking.check_devices(changed(("mesh.replica", 4)), 8)
     with pytest.raises(errors.UserError, match="mesh.replica = 3 .* 8 devices"):
-        config_lib.check_devices(changed(("mesh.replica", 3)), 8)
+        checking.check_devices(changed(("mesh.replica", 3)), 8)
 
 
 def test_mesh_size_equals_the_device_count():
-    config_lib.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 4)), 8)
-    config_lib.check_devices(changed(("mesh.fsdp", 4)), 8)
+    checking.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 4)), 8)
+    checking.check_devices(changed(("mesh.fsdp", 4)), 8)
     with pytest.raises(errors.UserError, match="mesh.fsdp = 3 .* 8 devices"):
-        config_lib.check_devices(changed(("mesh.fsdp", 3)), 8)
+        checking.check_devices(changed(("mesh.fsdp", 3)), 8)
     words = "replica = 2 times mesh.fsdp = 2 is 4, but there are 8 devices: "
     with pytest.raises(errors.UserError, match=words):
-        config_lib.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 2)), 8)
+        checking.check_devices(changed(("mesh.replica", 2), ("mesh.fsdp", 2)), 8)
 
 
 def test_cluster_size_must_match_the_config():
-    config_lib.check_cluster(default.get_config(), 3, 12)
+    checking.check_cluster(default.get_config(), 3, 12)
     expected = changed(("mesh.processes", 4), ("mesh.devices", 16))
-    config_lib.check_cluster(expected, 4, 16)
+    checking.check_cluster(expected, 4, 16)
     with pytest.raises(errors.UserError, match="mesh.devices = 16, .* there are 12: "):
-        config_lib.check_cluster(expected, 4, 12)
+        checking.check_cluster(expected, 4, 12)
     with pytest.raises(errors.UserError, match="found no cluster .* --coordinator"):
-        config_lib.check_cluster(expected, 1, 4)
+        checking.check_cluster(expected, 1, 4)
 
 
 # --- resume ---------------------------------------------------------------------
@@ -404,9 +404,9 @@ def saved(c, folder):
 
 
 def test_resume_of_the_same_config(tmp_path):
-    config_lib.check_resume(quickstart.get_config(), tmp_path)  # nothing there yet
+    resuming.check_resume(quickstart.get_config(), tmp_path)  # nothing there yet
     saved(quickstart.get_config(), tmp_path)
-    config_lib.check_resume(quickstart.get_config(), tmp_path)
+    resuming.check_resume(quickstart.get_config(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_resume_of_the_same_config(tmp_path):
 )
 def test_harmless_changes(tmp_path, field, value):
     saved(default.get_config(), tmp_path)
-    config_lib.check_resume(changed((field, value)), tmp_path)
+    resuming.check_resume(changed((field, value)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_harmless_changes(tmp_path, field, value):
 def test_other_changes_are_refused(tmp_path, field, value, words):
     saved(default.get_config(), tmp_path)
     with pytest.raises(errors.UserError) as caught:
-        config_lib.check_resume(changed((field, value)), tmp_path)
+        resuming.check_resume(changed((field, value)), tmp_path)
     problem = str(caught.value)
     assert words in problem and str(tmp_path) in problem and "--workdir" in problem
     assert problem.count("->") == 1 and "\n" not in problem
@@ -464,11 +464,11 @@ def test_moved_images_are_the_same_run(tmp_path):
     saved(changed(("data.path", str(tmp_path / "images"))), tmp_path)
     for path in ("images/", "link", "link/../images"):
         config = changed(("data.path", f"{tmp_path}/{path}"))
-        config_lib.check_resume(config, tmp_path)
-        assert config_lib.moved(config, tmp_path) == []
+        resuming.check_resume(config, tmp_path)
+        assert resuming.moved(config, tmp_path) == []
     config = changed(("data.path", "/mnt/images"))
-    config_lib.check_resume(config, tmp_path)  # the fingerprint tells
-    (problem,) = config_lib.moved(config, tmp_path)
+    resuming.check_resume(config, tmp_path)  # the fingerprint tells
+    (problem,) = resuming.moved(config, tmp_path)
     assert problem == f"data.path: '{tmp_path}/images' -> '/mnt/images'"
 
 
@@ -476,9 +476,9 @@ def test_a_run_older_than_the_fields_of_init(tmp_path):
     fields = json.loads(default.get_config().to_json_best_effort())
     del fields["init"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    config_lib.check_resume(default.get_config(), tmp_path)
+    resuming.check_resume(default.get_config(), tmp_path)
     with pytest.raises(errors.UserError, match="init.source: '' -> 'x'"):
-        config_lib.check_resume(changed(("init.source", "x")), tmp_path)
+        resuming.check_resume(changed(("init.source", "x")), tmp_path)
 
 
 def test_a_run_from_before_a_field_was_renamed(tmp_path):
@@ -486,9 +486,9 @@ def test_a_run_from_before_a_field_was_renamed(tmp_path):
     fields["init"]["from"] = "dinov2_vits14"
     del fields["init"]["source"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    config_lib.check_resume(changed(("init.source", "dinov2_vits14")), tmp_path)
+    resuming.check_resume(changed(("init.source", "dinov2_vits14")), tmp_path)
     with pytest.raises(errors.UserError, match="init.source: 'dinov2_vits14' -> ''"):
-        config_lib.check_resume(default.get_config(), tmp_path)
+        resuming.check_resume(default.get_config(), tmp_path)
 
 
 def test_a_run_older_than_the_fields_of_data(tmp_path):
@@ -497,10 +497,10 @@ def test_a_run_older_than_the_fields_of_data(tmp_path):
         del fields["data"][name]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(errors.UserError) as caught:  # it did not turn images
-        config_lib.check_resume(default.get_config(), tmp_path)
+        resuming.check_resume(default.get_config(), tmp_path)
     assert "data.exif_orientation: False -> True" in str(caught.value)
     assert str(caught.value).count("->") == 1
-    config_lib.check_resume(changed(("data.exif_orientation", False)), tmp_path)
+    resuming.check_resume(changed(("data.exif_orientation", False)), tmp_path)
 
 
 def test_all_differences_are_named(tmp_path):
@@ -511,7 +511,7 @@ def test_all_differences_are_named(tmp_path):
     del tree["optim"]["clip_grad"]
     path.write_text(json.dumps(tree))
     with pytest.raises(errors.UserError) as caught:
-        config_lib.check_resume(changed(("seed", 3)), tmp_path)
+        resuming.check_resume(changed(("seed", 3)), tmp_path)
     for words in (
         "optim.momentum: 0.5 -> 'not set'",
         "optim.clip_grad: 'not set' -> 3.0",
@@ -524,12 +524,12 @@ def test_all_differences_are_named(tmp_path):
 def test_an_unreadable_config(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(errors.UserError, match="not valid JSON"):
-        config_lib.check_resume(default.get_config(), tmp_path)
+        resuming.check_resume(default.get_config(), tmp_path)
 
 
 def test_flatten():
     nested = {"a": {"b": 1, "c": {"d": (2, 3)}}, "e": "f"}
-    assert config_lib.flatten(nested) == {"a.b": 1, "a.c.d": (2, 3), "e": "f"}
+    assert flattening.flatten(nested) == {"a.b": 1, "a.c.d": (2, 3), "e": "f"}
 
 
 @pytest.mark.parametrize(
@@ -549,10 +549,10 @@ def test_source_kind_may_change_to_auto(tmp_path, before, now, fine):
     path.write_text(json.dumps(fields))
     config = changed(("data.source", now))
     if fine:
-        config_lib.check_resume(config, tmp_path)
+        resuming.check_resume(config, tmp_path)
     else:
         with pytest.raises(errors.UserError, match=f"'{before}' -> '{now}'"):
-            config_lib.check_resume(config, tmp_path)
+            resuming.check_resume(config, tmp_path)
     config = changed(("data.mixture", (("/a", 1.0),)))
-    (problem,) = config_lib.moved(config, tmp_path)
+    (problem,) = resuming.moved(config, tmp_path)
     assert problem.startswith("data.mixture: [] -> [['/a', 1.0]]")

@@ -10,8 +10,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dinov2_jax import config as config_lib
 from dinov2_jax import errors
+from dinov2_jax.config import flattening, resuming
 from dinov2_jax.configs import default
 
 _SUFFIXES = (".json", ".yaml", ".yml")
@@ -77,14 +77,14 @@ def read(path: str | os.PathLike) -> tuple[Any, list[str]]:
 
 
 def _of_run(path: pathlib.Path) -> tuple[Any, list[str]]:
-    saved = config_lib.read_saved(path)
+    saved = resuming.read_saved(path)
     config = default.get_config()
-    known = config_lib.flatten(config)
+    known = flattening.flatten(config)
     unknown = [n for n in saved if n not in known]
     if unknown:
         raise errors.UserError(
             f"{path} is not the config.json of a run of this version: "
-            + "; ".join(config_lib.unknown_field(name, known) for name in unknown[:5])
+            + "; ".join(flattening.unknown_field(name, known) for name in unknown[:5])
         )
     for name, value in saved.items():
         _set(config, name, value, f"{path}: {name}")
@@ -98,9 +98,9 @@ def _of_run(path: pathlib.Path) -> tuple[Any, list[str]]:
 
 
 def _of_reference(path: pathlib.Path) -> tuple[Any, list[str]]:
-    given = config_lib.flatten(_read_yaml(path))
+    given = flattening.flatten(_read_yaml(path))
     config = default.get_config()
-    known = config_lib.flatten(config)
+    known = flattening.flatten(config)
     epoch = given.pop(_EPOCH_LENGTH, 1250)
     lines, unused, unknown = [], [], []
     for name, value in given.items():

@@ -12,10 +12,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dinov2_jax import teacher_view
 from dinov2_jax.losses.tiled import queue as queue_lib
 from dinov2_jax.losses.tiled import targets as targets_lib
 from dinov2_jax.models import network
+from dinov2_jax.objectives import teacher_view
 
 Batch = dict[str, jax.Array]
 Centers = dict[str, jax.Array]

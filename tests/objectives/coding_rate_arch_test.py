@@ -13,8 +13,9 @@ import pytest
 import tiny
 from peers import torch
 
-from dinov2_jax import coding_rate_arch, sharding, trainer
+from dinov2_jax import sharding, trainer
 from dinov2_jax.models import network
+from dinov2_jax.objectives import coding_rate_arch
 
 HERE = pathlib.Path(__file__).parent
 CHANNELS, IMAGES, CROPS, PATCHES = 16, 4, 4, 16

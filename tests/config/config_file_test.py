@@ -2,7 +2,7 @@ import pytest
 
 from configs import default
 from dinov2_jax import errors
-from dinov2_jax.aot import config_file
+from dinov2_jax.config import config_file
 
 
 def overridden(*overrides):

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dinov2_jax import config as config_lib
-from dinov2_jax import configs, converted_config, errors
+from dinov2_jax import configs, errors
+from dinov2_jax.config import checking, converted_config, flattening
 
 
 def read(path: str, overrides: Sequence[str]) -> Any:
@@ -30,7 +30,7 @@ def read(path: str, overrides: Sequence[str]) -> Any:
     if converted_config.is_convertible(file):
         config = converted_config.get_config(str(file))
         apply(config, overrides)
-        config_lib.check(config)
+        checking.check(config)
         return config
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
@@ -45,13 +45,13 @@ def read(path: str, overrides: Sequence[str]) -> Any:
             "function get_config() as in configs/default.py"
         ) from error
     apply(config, overrides)
-    config_lib.check(config)
+    checking.check(config)
     return config
 
 
 def apply(config: Any, overrides: Sequence[str]) -> None:
     """Apply overrides to a config in place; see `read`."""
-    known = config_lib.flatten(config)
+    known = flattening.flatten(config)
     problems = []
     for override in overrides:
         match = re.fullmatch(r"--?config\.([\w.]+)=(.*)", override, re.DOTALL)
@@ -63,7 +63,7 @@ def apply(config: Any, overrides: Sequence[str]) -> None:
             continue
         name, text = match.groups()
         if name not in known:
-            problems.append(config_lib.unknown_field(name, known))
+            problems.append(flattening.unknown_field(name, known))
             continue
         section, _, field = name.rpartition(".")
         holder = config

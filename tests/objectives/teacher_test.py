@@ -13,11 +13,11 @@ from dinov2_jax import (
     schedules,
     sharding,
     ssl_meta_arch,
-    teacher,
     train_state,
     train_step,
 )
 from dinov2_jax.models import network
+from dinov2_jax.objectives import teacher
 
 
 def run(c, meta_arch, frozen=None, steps=2):
@@ -48,6 +48,7 @@ def other():
     return network.make_network(c, jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_frozen_teacher_of_another_size_sets_the_targets(other):
     c = tiny.config()
     arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32)

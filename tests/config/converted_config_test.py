@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs import adapt, debug, default, vitg, vitl
-from dinov2_jax import config as config_lib
-from dinov2_jax import converted_config, errors
+from dinov2_jax import errors
+from dinov2_jax.config import checking, converted_config, flattening, resuming
 
 # What the reference's vitl14.yaml and vitg14.yaml set, and fields without effect here.
 LONG = """
@@ -41,8 +41,8 @@ def test_the_long_runs_of_the_reference(tmp_path, arch, group):
     expected = {"vit_large": vitl, "vit_giant2": vitg}[arch].get_config()
     assert config.train.batch_size % group == 0
     config.train.batch_size = expected.train.batch_size  # the file does not say
-    assert config_lib.flatten(config) == config_lib.flatten(expected)
-    config_lib.check(config)
+    assert flattening.flatten(config) == flattening.flatten(expected)
+    checking.check(config)
     text = "\n".join(lines)
     assert "  optim.epochs = 500 x 1250 -> train.steps = 625000" in lines
     assert f"  train.batch_size_per_gpu = {group} -> train.group_size" in lines
@@ -55,7 +55,7 @@ def test_an_empty_file_is_the_reference_s_default(tmp_path):
     path = tmp_path / "a.yml"
     path.write_text("student: {}\n")
     config, _ = converted_config.read(path)
-    assert config_lib.flatten(config) == config_lib.flatten(default.get_config())
+    assert flattening.flatten(config) == flattening.flatten(default.get_config())
 
 
 def test_numbers_and_folders(tmp_path):
@@ -110,9 +110,9 @@ def test_the_config_of_a_run_is_read_back(tmp_path, preset):
     path = tmp_path / "config.json"
     path.write_text(config.to_json_best_effort())
     again, lines = converted_config.read(path)
-    assert config_lib.flatten(again) == config_lib.flatten(config)
+    assert flattening.flatten(again) == flattening.flatten(config)
     assert again.is_locked and len(lines) == 1
-    assert config_lib.differing(again, tmp_path) == []
+    assert resuming.differing(again, tmp_path) == []
 
 
 def test_the_config_of_an_older_run(tmp_path):
