@@ -7,7 +7,7 @@
   simdino      SimDINO's objective against the default at equal FLOPs
   adapt        continued training on other images, naive or guarded
 
-Each arm is trained at each seed by a process of its own, judged on the photographs'
+Each training has a process of its own. Models are judged on the photographs'
 tiles "val" and reported on "test". Rows go to benchmarks/results/learning/NAME.json,
 and the tables from them to docs/learning.md. What is finished is not run again, what
 was interrupted is resumed; runs are kept in --folder.
@@ -20,8 +20,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from benchmarks.learning import catalogue, results, tables
-from dinov2_jax import cli
+from benchmarks.learning import catalogue, results, study, tables
+from dinov2_jax import cli, errors
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "learning.md"
 
@@ -48,6 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=pathlib.Path, default=results.FOLDER)
     flags = parser.parse_args(arguments)
     chosen = catalogue.STUDIES[flags.study]
+    flags.folder = flags.folder.absolute()
     flags.steps = flags.steps or chosen.steps
     flags.seeds = range(chosen.seeds) if flags.seeds is None else flags.seeds
     patterns = flags.arms or ["*"]
@@ -90,11 +91,27 @@ def _run_all(flags: argparse.Namespace, path: pathlib.Path) -> int:
 
 
 def _run(flags: argparse.Namespace, arm: str, seed: int) -> int:
-    """Run an arm in a process that ends with this one; return its exit code."""
-    command = [sys.executable, "-m", "benchmarks.learning.single", flags.study, arm]
-    command += [f"--seed={seed}", f"--steps={flags.steps}"]
+    """Train and measure an arm, each part in a process; return a failure's code."""
+    setting = study.Setting(flags.folder, seed, flags.steps)
+    for i, run in enumerate(catalogue.STUDIES[flags.study].arms[arm](setting).runs):
+        parts = [] if run.prepare is None else ["prepare"]
+        for part in parts if run.is_finished() else [*parts, "train"]:
+            code = _start(flags, part, arm, seed, i)
+            if code == errors.NON_FINITE:  # a result too
+                return _start(flags, "measure", arm, seed)
+            if code:
+                return code
+    return _start(flags, "measure", arm, seed)
+
+
+def _start(
+    flags: argparse.Namespace, part: str, arm: str, seed: int, run: int = 0
+) -> int:
+    """Run a process that ends with this one; return its exit code."""
+    command = [sys.executable, "-m", "benchmarks.learning.single", part]
+    command += [flags.study, arm, f"--seed={seed}", f"--steps={flags.steps}"]
     command += [f"--folder={flags.folder}", f"--results={flags.results}"]
-    with subprocess.Popen(command) as child:
+    with subprocess.Popen([*command, f"--run={run}"]) as child:
         try:
             return child.wait()
         finally:

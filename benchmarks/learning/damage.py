@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,15 +13,15 @@ from dinov2_jax import errors, trainer
 from dinov2_jax.eval import evaluator
 from dinov2_jax.weights import native, reading
 
-LEVELS = tuple(2.0**i for i in range(8))  # in deviations of the weights
+LEVELS = tuple(2.0 ** (i / 2) for i in range(2, 15))  # in deviations of the weights
 KEPT = 0.5  # most of the matching above chance that is left
 
 
 def write(folder: pathlib.Path, workdir: pathlib.Path, config: Any) -> pathlib.Path:
     """Export a damaged run, heads included, unless that is done already.
 
-    The noise is doubled until at most half of the matching accuracy above chance is
-    left.
+    The noise is raised, by the square root of two at a time, until at most half of the
+    matching accuracy above chance is left.
 
     Args:
       folder: The export.
@@ -38,11 +39,12 @@ def write(folder: pathlib.Path, workdir: pathlib.Path, config: Any) -> pathlib.P
             return folder
         weights = reading.read(workdir, heads=True, num_heads=config.model.num_heads)
         params = jax.tree.map(np.asarray, weights.params)
-        whole = _matching(config, params["backbone"])
+        matching = _make_judge(config)
+        whole = matching(params["backbone"])
         for noise in LEVELS:
             backbone = add_noise(params["backbone"], config.seed, noise)
-            left = _matching(config, backbone) / whole
-            logging.info("noise %g leaves %.0f %% of the matching", noise, 100 * left)
+            left = matching(backbone) / whole
+            logging.info("noise %.3g leaves %.0f %% of the matching", noise, 100 * left)
             if left <= KEPT:
                 native.write(
                     folder,
@@ -53,7 +55,7 @@ def write(folder: pathlib.Path, workdir: pathlib.Path, config: Any) -> pathlib.P
                 )
                 return folder
     raise errors.UserError(
-        f"noise of {LEVELS[-1]} deviations leaves {left:.0%} of the matching of "
+        f"noise of {LEVELS[-1]:g} deviations leaves {left:.0%} of the matching of "
         f"{workdir}: train it longer"
     )
 
@@ -80,11 +82,15 @@ def add_noise(backbone: Any, seed: int, noise: float) -> Any:
     return backbone | {"blocks": blocks}
 
 
-def _matching(config: Any, backbone: Any) -> float:
-    """Return the matching accuracy above that of random features."""
+def _make_judge(config: Any) -> Callable[[Any], float]:
+    """Return a function from a backbone to its matching above that of chance."""
     config = config.copy_and_resolve_references()
     config.evaluation.tasks = ("matching",)
     built = trainer.Trainer(config)
     judge = evaluator.make_evaluator(config, built.meta_arch, built.mesh)
-    found = judge.evaluate(backbone, config.seed)
-    return found["matching/accuracy"] - found["matching/chance"]
+
+    def matching(backbone: Any) -> float:
+        found = judge.evaluate(backbone, config.seed)
+        return found["matching/accuracy"] - found["matching/chance"]
+
+    return matching

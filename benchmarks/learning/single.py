@@ -1,6 +1,7 @@
-"""One arm of a study at one seed, trained and measured: the child process.
+"""One part of one arm of a study at one seed, as a process of its own.
 
-`python -m benchmarks.learning` starts it, so that each arm has a process of its own.
+`python -m benchmarks.learning` starts it for each part: trainings end their process's
+use of jax, and answer signals in their own way.
 """
 
 import argparse
@@ -8,11 +9,12 @@ import datetime
 import logging
 import pathlib
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks import environment
 from benchmarks.learning import catalogue, results, study
-from dinov2_jax import cli, errors, several_students, train, trainer
+from dinov2_jax import cli, several_students, train, trainer
 from dinov2_jax.checkpoint import orbax_logging
 from dinov2_jax.data.decode import pillow_setup
 from dinov2_jax.distillation import frozen_teacher
@@ -23,39 +25,43 @@ from dinov2_jax.weights import reading
 SPLITS = ("val", "test")
 
 
-def run(arm: study.Arm) -> dict[str, Any]:
-    """Train an arm, or what is left of it, and measure its model.
-
-    Returns:
-      "runs": length and cost of each training; "val" and "test": the metrics; or, if
-      the loss blew up too often, "failed": the message.
-    """
-    costs = []
-    for each in arm.runs:
-        # Another arm may be at it, in another process.
-        with results.hold(each.workdir.with_suffix(".lock")):
-            each.prepare()
-            try:
-                train.train(each.config, each.workdir)
-            except errors.UserError as error:
-                if error.exit_code != errors.NON_FINITE:
-                    raise
-                return {"runs": costs, "failed": str(error)}
-        costs.append(_cost(each))
-    return {"runs": costs, **measure(arm)}
+def _prepare(arm: study.Arm, flags: argparse.Namespace) -> None:
+    """Make the files that a training needs."""
+    prepare = arm.runs[flags.run].prepare
+    assert prepare is not None
+    prepare()
 
 
-def _cost(each: study.Run) -> dict[str, Any]:
+def _train(arm: study.Arm, flags: argparse.Namespace) -> None:
+    """Run or resume a training, after another process that may be at it."""
+    run = arm.runs[flags.run]
+    with results.hold(run.workdir.with_suffix(".lock")):
+        train.train(run.config, run.workdir)
+
+
+def _measure(arm: study.Arm, flags: argparse.Namespace) -> None:
+    """Measure the model and add the row, or one without metrics if a run blew up."""
+    row = {"arm": flags.arm, "seed": flags.seed, "steps": flags.steps}
+    if all(run.is_finished() for run in arm.runs):
+        row |= {"runs": [_cost(run) for run in arm.runs], **measure(arm)}
+    else:
+        row |= {"failed": "the loss blew up"}
+    row |= environment.describe(("jax",))
+    path = flags.results / f"{flags.study}.json"
+    results.add(path, row, flags.folder / f"{flags.study}.lock")
+
+
+def _cost(run: study.Run) -> dict[str, Any]:
     """Return the length of a run, its useful FLOPs per image and its seconds."""
-    c = each.config
+    c = run.config
     teacher = frozen_teacher.read(c)
     built = several_students.make_trainer(frozen_teacher.resolve(c, teacher), teacher)
     seconds, shares = timing.goodput(
-        event_log.read(each.workdir), datetime.datetime.now(datetime.UTC)
+        event_log.read(run.workdir), datetime.datetime.now(datetime.UTC)
     )
     stepping = (timing.STEP, timing.DATA_WAIT, timing.LOST)
     return {
-        "name": each.workdir.parent.name,
+        "name": run.workdir.parent.name,
         "steps": c.train.steps,
         "images": c.train.steps * c.train.batch_size,
         "flops_per_image": built.flops_per_image,
@@ -84,30 +90,33 @@ def measure(arm: study.Arm) -> dict[str, dict[str, float]]:
     return found
 
 
+PARTS: Mapping[str, Callable[[study.Arm, argparse.Namespace], None]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "measure": _measure,
+}
+
+
 def main() -> int:
-    """Run one arm and add its row to the results."""
+    """Do one part of an arm."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("study", choices=catalogue.STUDIES)
     parser.add_argument("arm")
     for name in ("seed", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("folder", "results"):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
+    parser.add_argument("--run", type=int, default=0, help="number of the training")
     flags = parser.parse_args()
     cli.log_to_stderr(logging.INFO)
     pillow_setup.configure()
     orbax_logging.hush_threads()
-    setting = study.Setting(flags.folder.absolute(), flags.seed, flags.steps)
-    chosen = catalogue.STUDIES[flags.study].arms[flags.arm]
-    code = environment.commit()  # before the training, whatever is committed meanwhile
-
-    def train_and_add() -> None:
-        row = {"arm": flags.arm, "seed": flags.seed, "steps": flags.steps}
-        row |= run(chosen(setting)) | environment.describe(("jax",)) | {"commit": code}
-        path = flags.results / f"{flags.study}.json"
-        results.add(path, row, setting.folder / f"{flags.study}.lock")
-
-    return cli.exit_code(train_and_add, crash_on_file_errors=True)
+    setting = study.Setting(flags.folder, flags.seed, flags.steps)
+    arm = catalogue.STUDIES[flags.study].arms[flags.arm](setting)
+    return cli.exit_code(
+        lambda: PARTS[flags.part](arm, flags), crash_on_file_errors=True
+    )
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-
-def _nothing() -> None:
-    """Prepare nothing."""
+from dinov2_jax.checkpoint import checksums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +15,18 @@ class Run:
     Attributes:
       workdir: Its folder; runs of several arms are one if they share it.
       config: Its config.
-      prepare: Function that makes the files the config names; called before each start.
+      prepare: Function that makes other files that the arm needs, unless they are
+        there; None: it needs none. The runs before are finished when it is called.
     """
 
     workdir: pathlib.Path
     config: Any
-    prepare: Callable[[], None] = _nothing
+    prepare: Callable[[], Any] | None = None
+
+    def is_finished(self) -> bool:
+        """Return whether the checkpoint of the last step is there."""
+        last = self.workdir / "checkpoints" / str(self.config.train.steps)
+        return checksums.is_sealed(last)
 
 
 @dataclasses.dataclass(frozen=True)

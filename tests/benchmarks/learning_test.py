@@ -5,11 +5,20 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from benchmarks.learning import __main__ as program
-from benchmarks.learning import catalogue, results, statistics, study, tables
+from benchmarks.learning import (
+    catalogue,
+    damage,
+    results,
+    shifted,
+    statistics,
+    study,
+    tables,
+)
 from dinov2_jax.config import checking
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -104,7 +113,7 @@ def test_arms_are_chosen_by_patterns(capsys):
     assert "features" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, arm", ARMS, ids="-".join)
+@pytest.mark.parametrize("name, arm", ARMS, ids=map("-".join, ARMS))
 def test_arms_have_valid_configs(name, arm):
     made = catalogue.STUDIES[name].arms[arm](SETTING)
     for config in (*(run.config for run in made.runs), made.judge):
@@ -137,6 +146,35 @@ def test_the_guide_has_the_tables_of_all_results():
     assert tables.fill(text, found) == text
     for name in catalogue.STUDIES:
         assert name in program.__doc__
+
+
+def test_damage_is_in_the_matrices_of_the_last_block_alone():
+    rng = np.random.default_rng(0)
+    fc2 = {"kernel": rng.normal(0, [[[0.1]], [[2.0]]], (2, 64, 64)), "bias": np.ones(2)}
+    backbone = {"blocks": {"mlp": {"fc2": fc2}}, "norm": {"kernel": np.ones(3)}}
+    found = damage.add_noise(backbone, 1, 0.5)
+    change = found["blocks"]["mlp"]["fc2"]["kernel"] - fc2["kernel"]
+    assert not change[0].any() and change[1].std() == pytest.approx(1.0, rel=0.05)
+    assert found["norm"] == backbone["norm"]
+    assert found["blocks"]["mlp"]["fc2"]["bias"] is fc2["bias"]
+
+
+def test_shifted_images():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    grey = shifted.grey(pixels)
+    expected = pixels @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(grey - expected[..., None]).max() <= 1
+    quarters = np.kron(np.arange(4).reshape(2, 2), np.ones((4, 4)))
+    square = np.repeat(np.uint8(60 * quarters)[..., None], 3, axis=-1)
+    found = shifted.texture(square)
+    assert (
+        found.shape == square.shape and found[0, 0, 0] == 0 and found[-1, -1, 0] == 180
+    )
+    ends = np.array([[[255, 255, 255], [0, 0, 0]]], np.uint8)
+    light, dark = shifted.histology(ends)[0].astype(int)
+    assert light[0] > light[1] < light[2] and light.min() > 180  # pink
+    assert dark[2] > dark[0] > dark[1]  # violet
 
 
 @pytest.mark.slow  # starts of programs, two trainings
