@@ -120,6 +120,19 @@ class Features:
             )
         return found
 
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return any rows, float32 [n, D]; increasing indices are read fastest.
+
+        Args:
+          rows: Indices, int [n].
+        """
+        found = np.empty((len(rows), self.dim), np.float32)
+        groups = np.searchsorted(self._starts, rows, side="right") - 1
+        for group in np.unique(groups):
+            here = groups == group
+            found[here] = self._group(group)[rows[here] - self._starts[group]]
+        return found
+
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the index of the first row of each block, and its rows.
 
@@ -197,10 +210,12 @@ class _Npy:
                 "or another kind of one row an image"
             )
         # As the names of a Parquet file.
-        self.names = [
-            os.fsencode(name).decode("utf-8", "backslashreplace") for name in names
-        ]
+        encoded = [os.fsencode(name) for name in names]
+        self.names = [name.decode("utf-8", "backslashreplace") for name in encoded]
+        root = self.description.get("root")
         self.paths = None
+        if root is not None:
+            self.paths = [os.path.join(os.fsencode(root), name) for name in encoded]
         self.dim = self._rows.shape[1]
         starts = range(0, len(self._rows), self._ROWS)
         self.group_rows = [min(self._ROWS, len(self._rows) - i) for i in starts]
