@@ -28,8 +28,7 @@ class Pictures:
     """Pictures of the images of features files.
 
     Args:
-      features: Features with the paths of their images, or with names below the folder
-        that their description states.
+      features: Features, with the paths of their images if those are files.
 
     Attributes:
       available: Whether the files of the images are known.
@@ -37,9 +36,8 @@ class Pictures:
 
     def __init__(self, features: features_lib.Features):
         self._features = features
-        self._root = features.description.get("root")
         self._decoder = image_decoder.Decoder()
-        self.available = features.paths is not None or self._root is not None
+        self.available = features.paths is not None
 
     def group(
         self, images: Sequence[int], caption: str, *, mark_first: bool = False
@@ -66,10 +64,7 @@ class Pictures:
 
     def _jpeg(self, index: int, name: str) -> bytes:
         """Return the content of a JPEG that fits `SIDE`; raises `BadImage`."""
-        if self._features.paths is not None:
-            path = os.fsdecode(self._features.paths[index])
-        else:
-            path = os.path.join(self._root, name)
+        path = os.fsdecode(self._features.paths[index])
         opened = self._decoder.open(path, name=name)
         longest = max(opened.width, opened.height)
         reduce = next((r for r in (8, 4, 2) if longest >= 2 * r * SIDE), 1)

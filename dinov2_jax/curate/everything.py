@@ -82,65 +82,38 @@ def run(args: argparse.Namespace) -> None:
 def _curate(
     args: argparse.Namespace, work: pathlib.Path, finished: finished_steps.FinishedSteps
 ) -> None:
+    """Do the steps one after the other."""
     features, hashes = work / "features.parquet", work / "hashes.parquet"
     dups, clusters = work / "dups.parquet", work / "clusters.parquet"
-    seed, page = f"--seed={args.seed}", work / "report.html"
     model = [f"--model={args.model}", *_weights_flags(args)]
-    rows = _embed(
-        args.data, [*model, *([f"--size={args.size}"] * bool(args.size))], features
-    )
+    size = [f"--size={args.size}"] if args.size else []
+    rows = _embed([args.data, *model, *size, f"--out={features}"], features)
     calibrated = min(max(rows // 20, _FEWEST_CALIBRATED), _MOST_CALIBRATED)
-
-    def do(name: str, out: pathlib.Path, arguments: list[str], *reads: pathlib.Path):
-        inputs = {path.name: finished_steps.digest(path) for path in reads}
-        _do(finished, finished_steps.Step(name, arguments, inputs, out))
-
-    do(
-        "dedup",
-        dups,
-        [
-            str(features),
-            f"--calibrate={calibrated}",
-            *model,
-            f"--hashes={hashes}",
-            seed,
-            f"--out={dups}",
-        ],
-        features,
+    dedup = [str(features), f"--calibrate={calibrated}", *model, f"--hashes={hashes}"]
+    choose = [f"--clusters={clusters}", f"--exclude={dups}", f"--count={args.count}"]
+    draw = [f"--dups={dups}", f"--clusters={clusters}", f"--manifest={args.out}"]
+    page = work / "report.html"
+    plan = (  # name, flags, what is read and what is written
+        ("dedup", dedup, [features], dups),
+        ("cluster", [f"--features={features}"], [features], clusters),
+        ("sample", choose, [clusters, dups], args.out),
+        (
+            "report",
+            [f"--features={features}", *draw],
+            [features, dups, clusters, args.out],
+            page,
+        ),
     )
-    do(
-        "cluster",
-        clusters,
-        [f"--features={features}", seed, f"--out={clusters}"],
-        features,
-    )
-    do(
-        "sample",
-        args.out,
-        [
-            f"--clusters={clusters}",
-            f"--exclude={dups}",
-            f"--count={args.count}",
-            seed,
-            f"--out={args.out}",
-        ],
-        clusters,
-        dups,
-    )
-    do(
-        "report",
-        page,
-        [
-            f"--features={features}",
-            f"--dups={dups}",
-            f"--clusters={clusters}",
-            f"--manifest={args.out}",
-            seed,
-            f"--out={page}",
-        ],
-        *(features, dups, clusters, args.out),
-    )
-    _print(f"the list is {args.out}, the report {page}")
+    for name, arguments, reads, out in plan:
+        step = finished_steps.Step(
+            name,
+            [*arguments, f"--seed={args.seed}", f"--out={out}"],
+            {path.name: finished_steps.digest(path) for path in reads},
+            out,
+            intermediate=[hashes] if name == "dedup" else [],
+        )
+        _do(finished, step)
+    _print(f"\nthe list is {args.out}, the report {page}")
 
 
 def _weights_flags(args: argparse.Namespace) -> list[str]:
@@ -160,7 +133,7 @@ def _embed(argv: list[str], out: pathlib.Path) -> int:
 
 
 def _do(finished: finished_steps.FinishedSteps, step: finished_steps.Step) -> None:
-    """Do a step unless it is finished."""
+    """Do a step unless it is finished; it goes on with what it had begun."""
     _print_command(f"curate {step.name}", step.arguments)
     if finished.has(step):
         _print("done before")
@@ -168,6 +141,8 @@ def _do(finished: finished_steps.FinishedSteps, step: finished_steps.Step) -> No
     if not finished.has_begun(step):  # what is left there is of something else
         partial = step.output.with_name(f"{step.output.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
+        for path in step.intermediate:
+            path.unlink(missing_ok=True)
     step.output.unlink(missing_ok=True)
     finished.begin(step)
     module = importlib.import_module(f"dinov2_jax.curate.{step.name}")

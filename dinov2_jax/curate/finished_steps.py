@@ -24,12 +24,14 @@ class Step:
       arguments: Its flags.
       inputs: Digests of the files that it reads, by name.
       output: The file that it writes.
+      intermediate: Files that it writes on its way and reads again.
     """
 
     name: str
     arguments: Sequence[str]
     inputs: Mapping[str, str]
     output: pathlib.Path
+    intermediate: Sequence[pathlib.Path] = ()
 
 
 class FinishedSteps:

@@ -40,7 +40,7 @@ def find(features: features_lib.Features, *, count: int, seed: int) -> Neighbour
     rng = np.random.default_rng(seed)
     size = min(count, len(features))
     images = np.sort(rng.choice(len(features), size, replace=False))
-    queries = features_lib.unit(rows_of(features, images))
+    queries = features_lib.unit(features.take(images))
     best = np.full(size, -np.inf, np.float32)
     nearest = np.zeros(size, np.int64)
     for start, rows in features.blocks(max(_BLOCK_VALUES // size, 1)):
@@ -53,17 +53,6 @@ def find(features: features_lib.Features, *, count: int, seed: int) -> Neighbour
         best[better] = values[better]
         nearest[better] = start + columns[better]
     return Neighbours(images, nearest, best)
-
-
-def rows_of(features: features_lib.Features, images: np.ndarray) -> np.ndarray:
-    """Return the rows of some images, float32 [Q, D].
-
-    Args:
-      features: Features of all images.
-      images: Indices of the images, [Q]; quickest if ascending.
-    """
-    rows = [features.rows(int(i), int(i) + 1) for i in images]
-    return np.concatenate(rows) if rows else np.empty((0, features.dim), np.float32)
 
 
 def distinct_pairs(found: Neighbours) -> tuple[np.ndarray, np.ndarray]:

@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
     """
     tables.check_out(args.out, suffix=".html")
     steps = report_inputs.read(args)
-    parts = [*_stages(steps), *_similarities(steps), *_components(steps)]
-    parts += [*_clusters(steps), *_settings(steps)]
+    parts = [*_stages(steps), *_calibration(steps), *_similarities(steps)]
+    parts += [*_components(steps), *_clusters(steps), *_settings(steps)]
     page = html_page.page("Curation", parts, style=contact_sheets.STYLE)
     with files.open_new(args.out) as file:
         file.write(page.encode())
@@ -75,6 +75,9 @@ def _stages(steps: report_inputs.Inputs) -> list[str]:
         rows.insert(0, ("files that could not be read", skipped))
     if steps.dups is not None:
         rows.append(("kept by dedup", int(steps.dups["kept"].sum())))
+        leaks = steps.dups.get("leak", np.array([""]))
+        for test in sorted(set(leaks) - {""}):
+            rows.append((f"in {test} too, not kept", int((leaks == test).sum())))
     if steps.levels:
         rows.append(("in clusters", int((steps.levels[0] >= 0).sum())))
     if steps.times is not None:
@@ -94,6 +97,25 @@ def _stages(steps: report_inputs.Inputs) -> list[str]:
                     "images: embed files instead of shards to see them."
                 )
             ]
+        ),
+    ]
+
+
+def _calibration(steps: report_inputs.Inputs) -> list[str]:
+    found = steps.records.get("dedup", {}).get("calibration")
+    if not found:
+        return []
+    rows = [
+        (change, *(f"{share:.1%}" for share in shares.values()))
+        for change, shares in found["recall"].items()
+    ]
+    names = [list(shares) for shares in found["recall"].values()][0]
+    return [
+        html_page.heading("Planted duplicates that dedup finds"),
+        html_page.table(("change", *names), rows),
+        html_page.paragraph(
+            f"The price: {found['price']:.1%} of {found['images']:,} images have "
+            "another image, not planted, above the threshold."
         ),
     ]
 
@@ -227,7 +249,7 @@ def _typical(steps: report_inputs.Inputs, members: np.ndarray) -> int:
     rng = np.random.default_rng(steps.seed)
     size = min(len(members), _TYPICAL_OF)
     members = np.sort(rng.choice(members, size, replace=False))
-    rows = features_lib.unit(neighbours.rows_of(steps.features, members))
+    rows = features_lib.unit(steps.features.take(members))
     return int(members[(rows @ rows.mean(axis=0)).argmax()])
 
 

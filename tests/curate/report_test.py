@@ -4,7 +4,6 @@ import base64
 import csv
 import html.parser
 import io
-import json
 import os
 import re
 
@@ -46,7 +45,9 @@ def pool(tmp_path_factory):
     write_features(folder / "f.parquet", rows, names, root=folder)
     component = np.array([-1 if i % 3 == 0 else i // 3 for i in range(COUNT)], np.int32)
     kept = np.array([i % 3 != 2 for i in range(COUNT)])
-    record = {"step": "dedup", "parameters": {"threshold": THRESHOLD}}
+    shares = {"features": 0.5, "hashes": 0.25, "either": 0.75}
+    found = {"images": 20, "price": 0.05, "recall": {"flip": shares}}
+    record = {"parameters": {"threshold": THRESHOLD}, "calibration": found}
     dups = {"name": names, "component": component, "kept": kept}
     tables.write(folder / "dups.parquet", dups, record)
     chosen = np.flatnonzero(kept)[::-1]  # in another order, without the duplicates
@@ -109,6 +110,7 @@ def test_all_parts(pool):
         ["places in a pass, with repeats", "4", "16.7%"],
         ["2", "8"],  # groups of two
         ["dedup", "threshold", "0.95"],
+        ["flip", "50.0%", "25.0%", "75.0%"],
     ):
         assert row in rows
     # Kept are 0 1 3 4 6 ...: four of each number modulo 6 but 2 (and 5).
@@ -116,6 +118,7 @@ def test_all_parts(pool):
     assert ["2", "pool", "2", "8", "8", "8", "0.0000", "1.0000"] in rows
     assert ["2", "chosen", "2", "1", "2", "3", "0.2500", "0.8113"] in rows
     # Eight pairs above the threshold, eight components, two clusters, pairs below.
+    assert "5.0% of 20 images have another image" in text
     below = text.split("just below")[1].split("<h2>")[0]
     assert len(page.pictures) == 2 * 8 + 2 * 8 + 2 + 2 * below.count("<figure>")
     assert below.count("<figure>") >= 4
@@ -132,10 +135,6 @@ def test_without_paths_or_tables(pool):
     write_features(pool / "g.parquet", features.matrix(), features.names)
     text = report(pool, features="g.parquet")
     assert "no pictures" in text and not Page(text).pictures
-    # Names below the folder that the description states.
-    (pool / "g.parquet.json").write_text(json.dumps({"root": str(pool)}))
-    text = report(pool, f"--clusters={pool / 'clusters.parquet'}", features="g.parquet")
-    assert "no pictures" not in text and len(Page(text).pictures) == 2
 
 
 def test_a_picture_that_is_gone(pool, tmp_path):
