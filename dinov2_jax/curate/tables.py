@@ -5,6 +5,7 @@ PATH.json says what a table was made of: "step", "inputs" with their digests,
 metadata of the Parquet file, so that a table and its record cannot be separated.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -165,3 +166,13 @@ def need(
             f"{path} has no column {missing[0]}, only {', '.join(columns)}: name "
             "another table, or rename the column"
         )
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, for a record.
+
+    Args:
+      path: Path of the file.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
