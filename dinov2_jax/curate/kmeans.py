@@ -235,7 +235,7 @@ def _add_block(
             )
             return totals, (nearest, distances)
 
-        none = jax.tree.map(jnp.zeros_like, totals)
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), totals)
         found, (nearest, distances) = jax.lax.scan(
             of_chunk, none, jnp.arange(0, each, chunk)
         )

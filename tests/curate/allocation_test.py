@@ -104,5 +104,5 @@ def test_choice_repeats_whole_pools():
 
 def test_levels_that_are_no_hierarchy_are_refused():
     names, (c1, _, _) = pool()
-    with pytest.raises(errors.UserError, match="cluster 0 of column c1 lies in two"):
+    with pytest.raises(errors.UserError, match=r"cluster \d+ of column c1 lies in"):
         allocation.choose(names, [c1, np.arange(len(c1))], 10, seed=0)
