@@ -35,11 +35,11 @@ def build(folder, rows, plans, *, kill_after=None, **settings):
 
 
 def test_killed_and_resumed_is_uninterrupted(tmp_path):
-    rows = np.random.default_rng(0).standard_normal((400, 8), np.float32)
-    plans = hierarchy.make_plans(400, [40, 8], None, [2])
+    rows = np.random.default_rng(0).standard_normal((200, 8), np.float32)
+    plans = hierarchy.make_plans(200, [20, 4], None, [2])
     whole, lines = build(tmp_path / "whole", rows, plans)
     assert len(lines) == 6
-    assert [len(level.assignment) for level in whole] == [400, len(whole[0].centroids)]
+    assert [len(level.assignment) for level in whole] == [200, len(whole[0].centroids)]
     for _ in lines:  # killed after each k-means
         with pytest.raises(Killed):
             build(tmp_path / "killed", rows, plans, kill_after=1)
