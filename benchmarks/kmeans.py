@@ -14,7 +14,7 @@ import numpy as np
 from sklearn import cluster
 
 from dinov2_jax import sharding
-from dinov2_jax.curate import kmeans, row_blocks
+from dinov2_jax.curate import kmeans, metrics, row_blocks
 
 _MODES = 2000
 
@@ -64,7 +64,8 @@ def contestants(rows: np.ndarray, clusters: int, steps: int):
     )
 
     def ours(seed):
-        found = kmeans.fit(blocks, clusters, metric="l2-raw", seed=seed, steps=steps)
+        metric = metrics.METRICS["l2-raw"]
+        found = kmeans.fit(blocks, clusters, metric=metric, seed=seed, steps=steps)
         return found.centroids
 
     def of_faiss(seed):
