@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import cli, errors, files
-from dinov2_jax.curate import tables
+from dinov2_jax.curate import metrics, tables
 
 _RESAMPLINGS = (10,)
 _GIGABYTE = 10**9
@@ -58,12 +58,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--metric",
-        choices=("l2", "l2-raw", "cosine"),
+        choices=metrics.METRICS,
         default="l2",
         help="distance of features at unit length (the default), of features as they "
         "are, or cosine",
     )
-    add("--steps", type=cli.positive, default=50, help="most steps of a k-means")
+    add("--steps", type=cli.positive, help="most steps of a k-means (default: 50)")
     add("--seed", type=int, default=0, help="seed of all starts (default: 0)")
     add(
         "--memory",
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from dinov2_jax import sharding
     from dinov2_jax.curate import features as features_lib
-    from dinov2_jax.curate import hierarchy, row_blocks
+    from dinov2_jax.curate import hierarchy, kmeans, row_blocks
 
     tables.check_out(args.out)
     features = features_lib.open_features(args.features)
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
         "clusters": [plan.clusters for plan in plans],
         "representatives": [plan.representatives for plan in plans],
         "resamplings": [plan.resamplings for plan in plans],
-        "steps": args.steps,
+        "steps": args.steps or kmeans.STEPS,
     }
     settings = {"inputs": inputs, "seed": args.seed, **parameters}
     mesh = sharding.make_mesh()
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
             else row_blocks.default_memory(mesh),
             state=state,
             first=first,
-            steps=args.steps,
+            steps=parameters["steps"],
             log=lambda line: print(line, file=sys.stderr, flush=True),
         )
         _write(args.out, features, levels, inputs, parameters, args.seed)
@@ -226,7 +226,7 @@ def _first_level(features: Any, ids: np.ndarray, metric: str) -> Any:
     sizes = np.bincount(assignment)
     sums = np.zeros((len(sizes), features.dim))
     for start, rows in features.blocks(2**14):
-        if metric != "l2-raw":
+        if metrics.METRICS[metric].unit:
             rows = features_lib.unit(rows)
         part = assignment[start : start + len(rows)]
         places = (part, np.arange(len(rows)))
@@ -235,6 +235,6 @@ def _first_level(features: Any, ids: np.ndarray, metric: str) -> Any:
         )
         sums += chosen @ rows.astype(np.float64)
     centroids = (sums / sizes[:, None]).astype(np.float32)
-    if metric == "cosine":
+    if metrics.METRICS[metric].spherical:
         centroids = features_lib.unit(centroids)
     return hierarchy.Level(centroids, assignment.astype(np.int32))

@@ -1,7 +1,8 @@
-"""Find images that show the same, and which of them to keep.
+r"""Find images that show the same, and which of them to keep.
 
-    dinov2-jax curate dedup features.parquet --calibrate 500 --model NAME --out dups.parquet
-    dinov2-jax curate dedup features.parquet --threshold 0.93 --out dups.parquet
+    dinov2-jax curate dedup features.parquet --calibrate=500 --model=dinov2_vits14 \
+        --hashes=hashes.parquet --out=dups.parquet
+    dinov2-jax curate dedup features.parquet --threshold=0.93 --out=dups.parquet
 
 Images are a pair if their features are more similar than a threshold or, with --hashes,
 if their perceptual hashes are near. Connected pairs are a component, of which one image
@@ -17,6 +18,7 @@ image that is a pair, or ""), similarity, and leak (the test set, or "").
 """
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -41,7 +43,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="plant duplicates of N images, such as 500, and propose a threshold",
     )
-    add("--model", help="the model of the features, for --calibrate")
+    add(
+        "--model",
+        type=os.path.expanduser,
+        help="the model of the features, for --calibrate",
+    )
     weights_flags.add(parser)
     add(
         "--pairs",
@@ -122,10 +128,7 @@ def run(args: argparse.Namespace) -> None:
     leaks.drop(columns, counts, found)
     record = {
         "step": "dedup",
-        "inputs": {
-            **{str(path): pool.digest for path in args.features},
-            **{str(path): test.digest for path, test in zip(args.against, tests)},
-        },
+        "inputs": [one.identity() for one in (pool, *tests)],
         "parameters": {
             "threshold": threshold,
             "against_threshold": args.against_threshold or threshold,
@@ -169,7 +172,7 @@ def _check_flags(args: argparse.Namespace) -> None:
             )
     if not 0 <= args.bits <= 16:
         raise errors.UserError(
-            f"--bits={args.bits}: hashes are near up to 8, at most 16"
+            f"--bits={args.bits}: give 0 to 16; above 8, other images are near"
         )
     if args.hashes and args.hashes.suffix != ".parquet":
         raise errors.UserError(f"--hashes={args.hashes}: the name must end in .parquet")

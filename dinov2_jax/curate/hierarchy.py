@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, files
-from dinov2_jax.curate import kmeans, row_blocks
+from dinov2_jax.curate import kmeans, metrics, row_blocks
 
 _MOST_CLUSTERS = 100_000
 _ROWS_A_CLUSTER = 20
@@ -100,10 +100,9 @@ def make_plans(
     """
     for below, above in zip([count, *clusters], clusters):
         if above > below or (above == below and below != count):
-            what = f"the {below:,} images" if below == count else f"{below:,} below it"
             raise errors.UserError(
                 f"--levels={_listed(clusters)}: {above:,} clusters are too many for "
-                f"{what}: name fewer, the lowest level first"
+                f"{below:,} below them: name fewer, the lowest level first"
             )
     sizes = [below // above for below, above in zip([count, *clusters], clusters)]
     representatives = representatives or [max(size // 2, 1) for size in sizes]
@@ -163,8 +162,7 @@ def build(
       source: The rows.
       plans: Plans of the levels to compute.
       mesh: Devices that share the rows.
-      metric: One of `kmeans.METRICS`, of the lowest level. Above, centroids are taken
-        as they are.
+      metric: Name of the lowest level's distance in `metrics.METRICS`.
       seed: Seed of all starts.
       memory: Bytes that rows may take on the devices.
       state: What was computed before, and where results are kept.
@@ -176,7 +174,8 @@ def build(
       The levels, the lowest first.
     """
     levels = [first] if first else []
-    metrics = {"l2": "l2-raw"}
+    if first:
+        metric = metrics.METRICS[metric].above
     for plan in plans:
         number = len(levels) + 1
         if (level := state.level(number)) is None:
@@ -186,7 +185,7 @@ def build(
                 rows,
                 plan,
                 number,
-                metric=metrics.get(metric, metric) if levels else metric,
+                metric=metrics.METRICS[metric],
                 seed=seed,
                 steps=steps,
                 state=state,
@@ -195,6 +194,7 @@ def build(
             level = Level(found.centroids, found.assignment)
             state.save_level(number, level)
         levels.append(level)
+        metric = metrics.METRICS[metric].above
     return levels
 
 

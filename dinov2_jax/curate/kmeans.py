@@ -17,11 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from dinov2_jax import errors, sharding
-from dinov2_jax.curate import kmeans_start, row_blocks
+from dinov2_jax.curate import kmeans_start, metrics, row_blocks
 
-# Squared distance of rows of unit length; of rows as they are; and of rows of unit
-# length to centroids of unit length, which orders them by cosine.
-METRICS = ("l2", "l2-raw", "cosine")
 STEPS = 50
 # Similarities that a device holds at a time: 256 MiB, or on CPUs what caches hold.
 _SIMILARITIES, _CACHED_SIMILARITIES = 2**26, 2**21
@@ -59,7 +56,7 @@ def fit(
     rows: row_blocks.RowBlocks,
     num_clusters: int,
     *,
-    metric: str,
+    metric: metrics.Metric,
     seed: int | Sequence[int],
     steps: int = STEPS,
 ) -> Clusters:
@@ -72,7 +69,7 @@ def fit(
     Args:
       rows: The rows.
       num_clusters: Number of clusters, at most N.
-      metric: One of `METRICS`.
+      metric: The distance.
       seed: Seed of the start, or several numbers.
       steps: Most steps.
 
@@ -85,13 +82,13 @@ def fit(
             "clusters as rows"
         )
     centroids, alive = kmeans_start.plus_plus(
-        rows, num_clusters, unit=metric != "l2-raw", seed=seed
+        rows, num_clusters, unit=metric.unit, seed=seed
     )
     inertias, splits = [np.inf], 0
     while len(inertias) <= steps:
         totals, _ = _pass(rows, centroids, alive, metric=metric)
         inertias.append(float(np.asarray(totals.spread).sum(dtype=np.float64)))
-        centroids, alive, filled = _update(totals, spherical=metric == "cosine")
+        centroids, alive, filled = _update(totals, spherical=metric.spherical)
         filled = int(filled)
         splits += filled
         if not filled and inertias[-2] - inertias[-1] <= _TOLERANCE * inertias[-1]:
@@ -105,7 +102,7 @@ def assign(
     rows: row_blocks.RowBlocks,
     centroids: np.ndarray,
     *,
-    metric: str,
+    metric: metrics.Metric,
     size: int | None = None,
 ) -> Clusters:
     """Assign rows to the nearest centroids, in full float32, and drop empty clusters.
@@ -113,7 +110,7 @@ def assign(
     Args:
       rows: The rows.
       centroids: [K, D].
-      metric: One of `METRICS`.
+      metric: The distance.
       size: Number to pad the centroids to, so that one program serves several K.
     """
     nearest, distances = _nearest(rows, centroids, metric=metric, size=size)
@@ -128,14 +125,14 @@ def assign(
 
 
 def nearest(
-    rows: row_blocks.RowBlocks, centroids: np.ndarray, *, metric: str
+    rows: row_blocks.RowBlocks, centroids: np.ndarray, *, metric: metrics.Metric
 ) -> np.ndarray:
     """Return the nearest centroid of each row, the first among equals, int32 [N].
 
     Args:
       rows: The rows.
       centroids: [K, D].
-      metric: One of `METRICS`.
+      metric: The distance.
     """
     return _nearest(rows, centroids, metric=metric)[0]
 
@@ -184,7 +181,7 @@ def _pass(rows, centroids, alive, *, metric, exact=False):
             block.count,
             centroids,
             alive,
-            unit=metric != "l2-raw",
+            unit=metric.unit,
             exact=exact,
             mesh=rows.mesh,
         )
@@ -235,7 +232,7 @@ def _add_block(
             )
             return totals, (nearest, distances)
 
-        none = jax.tree.map(jnp.zeros_like, totals)
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), totals)
         found, (nearest, distances) = jax.lax.scan(
             of_chunk, none, jnp.arange(0, each, chunk)
         )

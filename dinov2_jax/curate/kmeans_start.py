@@ -22,7 +22,7 @@ from dinov2_jax import sharding
 from dinov2_jax.curate import row_blocks
 
 _ROWS_A_CLUSTER = 32  # of the sample
-_SAMPLE_VALUES = 2**28  # of the sample, unless there are more clusters
+_SAMPLE_VALUES = 2**26  # of the sample, unless there are more clusters
 _CANDIDATES = 64
 _NOISE_ROWS = 256  # that share a key, whatever the number of devices
 _ZERO = 1e-6  # squared distance that is rounding, in squared lengths

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import cli, errors
-from dinov2_jax.curate import keyed_hash, tables
+from dinov2_jax.curate import keyed_hash, metrics, tables
 
 _POOL_ROWS = 2**18  # of the pool that are searched at a time
 
@@ -180,7 +180,7 @@ def _by_cluster(args, pool, queries):
     columns, record = tables.read(args.clusters)
     tables.need(columns, ["name", "c1"], path=args.clusters)
     clusters = tables.match(pool.names, columns, path=args.clusters)["c1"]
-    metric = record.get("parameters", {}).get("metric", "l2")
+    metric = metrics.METRICS[record.get("parameters", {}).get("metric", "l2")]
     try:
         centroids = np.load(cluster.centroids_path(args.clusters))["c1"]
     except (OSError, ValueError, KeyError) as error:

@@ -62,7 +62,8 @@ def query(table: str, *, levels: int, count: int, seed: int, dialect: str) -> st
       dialect: One of `DIALECTS`.
     """
     read, divide = _DIALECTS[dialect]
-    parts = [f"pool as (select * from {read.format(table)})"]
+    source = read.format(table.replace("'", "''"))
+    parts = [f"pool as (select * from {source})"]
     for number in range(levels, 0, -1):
         above = f"c{number + 1}"
         top = number == levels

@@ -1,6 +1,7 @@
 """Allocation: against brute force, and the choice against DuckDB's."""
 
 import hashlib
+import pathlib
 
 import duckdb
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from dinov2_jax import errors
 from dinov2_jax.curate import allocation, keyed_hash, sampling_sql, tables
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def brute_force(sizes, target, order):
@@ -80,6 +83,16 @@ def test_duckdb_makes_the_same_choice(tmp_path, count):
         assert found == set(names[times > 0]) and times.sum() == count == len(found)
 
 
+def test_query_in_the_docs_is_the_one_printed():
+    text = (ROOT / "docs/curation-sampling.md").read_text()
+    query = sampling_sql.query(
+        "clusters.parquet", levels=2, count=100_000, seed=0, dialect="duckdb"
+    )
+    assert f"```sql\n{query}```" in text
+    spark = sampling_sql.query("c", levels=2, count=1, seed=0, dialect="spark")
+    assert "parquet.`c`" in spark and " div " in spark and "//" not in spark
+
+
 def test_choice_depends_on_names_alone():
     names, levels = pool()
     times = allocation.choose(names, levels, 120, seed=0)
@@ -104,5 +117,5 @@ def test_choice_repeats_whole_pools():
 
 def test_levels_that_are_no_hierarchy_are_refused():
     names, (c1, _, _) = pool()
-    with pytest.raises(errors.UserError, match="cluster 0 of column c1 lies in two"):
+    with pytest.raises(errors.UserError, match=r"cluster \d+ of column c1 lies in"):
         allocation.choose(names, [c1, np.arange(len(c1))], 10, seed=0)
