@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 220, 60, 36, 12  # px
+_WIDTH, _HEIGHT = 660, 232  # px
+_LEFT, _RIGHT, _BOTTOM, _TOP = 60, 30, 36, 24  # px around the bars or lines
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
 
 
@@ -27,7 +28,7 @@ def histogram(
     most = int(counts.max())
 
     def x(value: float) -> float:
-        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - 10)
+        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
     def y(count: float) -> float:
         return _TOP + (1 - math.sqrt(count / most)) * (_HEIGHT - _TOP - _BOTTOM)
@@ -45,8 +46,8 @@ def histogram(
             f"<path d='M{x(value):.1f} {_TOP}V{y(0):.1f}' stroke='{_COLOURS[1]}' "
             "stroke-width='2' stroke-dasharray='5 3'/>"
         )
-        parts.append(_text(x(value) - 5, _TOP + 10, text, anchor="end"))
-    ticks = [(x(v), f"{v:.2f}") for v in np.linspace(low, high, 6)]
+        parts.append(_text(x(value), _TOP - 8, text, anchor="end"))
+    ticks = [(x(v), f"{v:.3f}") for v in np.linspace(low, high, 6)]
     heights = sorted({1, math.ceil(most / 4), most})
     return _svg(parts, ticks, [(y(n), f"{n:,}") for n in heights], label)
 
@@ -107,10 +108,11 @@ def _svg(
     """Return a chart with the labels of its axes."""
     bottom = _HEIGHT - _BOTTOM
     axes = [
-        f"<path d='M{_LEFT} {_TOP}V{bottom}H{_WIDTH - 10}' fill='none' stroke='#888'/>",
+        f"<path d='M{_LEFT} {_TOP}V{bottom}H{_WIDTH - _RIGHT}' fill='none' "
+        "stroke='#888'/>",
         *(_text(at, bottom + 15, text, anchor="middle") for at, text in below),
         *(_text(_LEFT - 6, at + 4, text, anchor="end") for at, text in beside),
-        _text((_LEFT + _WIDTH) / 2, _HEIGHT - 4, label, anchor="middle"),
+        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, label, anchor="middle"),
     ]
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{_WIDTH}' height='{_HEIGHT}' "

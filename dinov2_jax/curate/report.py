@@ -29,7 +29,7 @@ from dinov2_jax.curate import features as features_lib
 
 _SAMPLE = 2000  # images whose nearest is searched for
 _PAIRS = 18  # on each side of the threshold
-_COMPONENTS, _MEMBERS = 30, 6
+_COMPONENTS, _MEMBERS = 30, 5
 _CLUSTERS = 100
 _TYPICAL_OF = 32  # members of a cluster among which its picture is chosen
 
@@ -73,13 +73,13 @@ def _stages(steps: report_inputs.Inputs) -> list[str]:
     skipped = len(steps.features.description.get("skipped", {}))
     if skipped:
         rows.insert(0, ("files that could not be read", skipped))
+    if steps.levels and (clustered := int((steps.levels[0] >= 0).sum())) < total:
+        rows.append(("in clusters", clustered))
     if steps.dups is not None:
         rows.append(("kept by dedup", int(steps.dups["kept"].sum())))
         leaks = steps.dups.get("leak", np.array([""]))
         for test in sorted(set(leaks) - {""}):
             rows.append((f"in {test} too, not kept", int((leaks == test).sum())))
-    if steps.levels:
-        rows.append(("in clusters", int((steps.levels[0] >= 0).sum())))
     if steps.times is not None:
         rows.append(("chosen", int((steps.times > 0).sum())))
         if steps.times.max() > 1:
@@ -125,7 +125,7 @@ def _similarities(steps: report_inputs.Inputs) -> list[str]:
         return []
     found = neighbours.find(steps.features, count=_SAMPLE, seed=steps.seed)
     threshold = steps.records.get("dedup", {}).get("parameters", {}).get("threshold")
-    marks = {} if threshold is None else {f"threshold {threshold:.3f}": threshold}
+    marks = {} if threshold is None else {f"threshold {threshold:.4f}": threshold}
     parts = [
         html_page.heading("Similarity to the nearest other image"),
         charts.histogram(
@@ -154,7 +154,7 @@ def _similarities(steps: report_inputs.Inputs) -> list[str]:
             parts.append(html_page.paragraph("None in the sample."))
             continue
         groups = [
-            steps.pictures.group(pairs[i], f"{similarity[i]:.3f}") for i in chosen
+            steps.pictures.group(pairs[i], f"{similarity[i]:.4f}") for i in chosen
         ]
         parts.append(contact_sheets.sheet(groups))
     return parts
