@@ -206,9 +206,10 @@ def _filter(args, names: np.ndarray) -> tuple[np.ndarray, list[tuple[str, int]]]
         kept[which] = False
 
     if args.only:
-        wanted, _ = tables.read(args.only)
-        tables.need(wanted, ["name"], path=args.only)
-        leave_out(~np.isin(names.astype(str), wanted["name"].astype(str)), "not wanted")
+        columns, _ = tables.read(args.only)
+        tables.need(columns, ["name"], path=args.only)
+        wanted = set(columns["name"])
+        leave_out(np.array([name not in wanted for name in names]), "not wanted")
     for path in args.exclude:
         columns, _ = tables.read(path)
         tables.need(columns, ["name", "kept"], path=path)
