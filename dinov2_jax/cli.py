@@ -29,6 +29,7 @@ _PROGRAMS = {
     "preflight": ("main", ["--preflight"], "check everything that a run will need"),
     "recipe": ("recipe", [], "print a config for your images and one device"),
     "embed": ("embed", [], "compute the features of all images in a folder"),
+    "curate": ("curate", [], "make a balanced training set without duplicates"),
     "visualize": ("visualize", [], "draw features and attention of images"),
     "evaluate": ("eval", [], "measure how good frozen features are at tasks"),
     "search": (

@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 # from rows below it; files at the top that share a row count as one folder.
 ROWS = (
     "errors",
-    "console files progress_bar cli schedules sharding augment configs "
+    "console files html_page progress_bar cli schedules sharding augment configs "
     "models.model_config",
     "kernels losses checkpoint data.decode",
     "models data.sources",
@@ -26,6 +26,7 @@ ROWS = (
     "pretrained model_inputs",
     "embed visualize",
     "eval aot",
+    "curate",
     "preflight train main data.__main__ recipe",
 )
 ROW = {room: i for i, row in enumerate(ROWS) for room in row.split()}

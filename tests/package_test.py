@@ -117,7 +117,8 @@ def test_the_command_lists_its_programs(installed):
 
 
 @pytest.mark.parametrize(
-    "program", ["embed", "visualize", "convert", "data", "status", "aot", "launch"]
+    "program",
+    ["embed", "curate", "visualize", "convert", "data", "status", "aot", "launch"],
 )
 def test_each_program_starts(installed, program):
     command, folder = installed

@@ -9,13 +9,15 @@ takes: a name, a .pth, a Hugging Face folder, a workdir. OUT is
 
   features.npy      [images, D], and features.npy.json, whose "names" are the paths of
                     the rows' images, as the list has them or below the folder
-  features.parquet  columns "name" and "features" (lists of fixed length D), and
+  features.parquet  columns "name", "path" (the absolute path as bytes, if the images
+                    are files) and "features" (lists of fixed length D), and
                     features.parquet.json
 
 An image that cannot be read has no row; the JSON file lists it with the reason under
 "skipped". A run works in OUT.partial/ until it is done. To resume a killed run, repeat
 its command: the result has the same bytes (up to rounding if the devices or
---batch-size differ).
+--batch-size differ). Several jobs divide the images with --shard=1/8 to --shard=8/8;
+each writes its own file, features-00001-of-00008.parquet and so on.
 """
 
 import argparse
@@ -87,6 +89,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="divide features by their length, so that dot products are cosines; of "
         "patches each one",
     )
+    add(
+        "--shard",
+        metavar="I/N",
+        help="only part I of N equal parts, I from 1 on, into OUT-I-of-N",
+    )
     flags.add(parser)
     add("--overwrite", action="store_true", help="replace OUT and discard OUT.partial/")
     return parser.parse_args(argv)
@@ -108,13 +115,18 @@ def embed(args: argparse.Namespace) -> None:
     """
     # Imported here, so that --help and wrong flags need not wait for jax.
     from dinov2_jax import feature_extractor
-    from dinov2_jax.embed import extraction, images, output, resumable_output
+    from dinov2_jax.embed import extraction, images, output, resumable_output, shards
 
+    shard = shards.parse(args.shard) if args.shard is not None else None
+    if shard:
+        args.out = shard.file_name(args.out)
     output.check(args.out)
     if not args.overwrite and not output.description_of(args.out).exists():
         _refuse_existing(args.out)
     _check_flags(args)
     source = images.open_source(_one_path(args.data))
+    if shard:
+        source = shards.ShardSource(source, shard)
     skipped = source.skipped_names()
     if skipped:
         name, reason = skipped[0]
@@ -134,8 +146,11 @@ def embed(args: argparse.Namespace) -> None:
     }
     if args.normalize:  # no key if not, as in files of earlier versions
         settings["normalize"] = True
+    if shard:
+        settings["shard"] = str(shard)
+    root = images.root(source)
     if not args.overwrite:
-        if output.is_complete(args.out, settings):
+        if output.is_complete(args.out, settings, root):
             resumable_output.remove(args.out)
             _print_progress(f"{args.out} is complete: nothing to do")
             return
@@ -193,6 +208,7 @@ def embed(args: argparse.Namespace) -> None:
             ),
             {source.relative_path(i): why for i, why in sorted(rows.bad.items())},
             settings,
+            root,
         )
     resumable_output.remove(args.out)
     if rows.bad:

@@ -17,6 +17,7 @@ import numpy as np
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder as image_decoder_lib
 from dinov2_jax.data.sources import base, extensions, folder, registry
+from dinov2_jax.embed import shards
 
 _BATCHES_AHEAD = 2
 
@@ -36,24 +37,35 @@ def open_source(path: str) -> base.Source:
     return registry.open_path(path, decoder, field="DATA")
 
 
+def root(source: base.Source) -> str | None:
+    """Return the folder that paths of images are relative to; None without files."""
+    if isinstance(source, shards.ShardSource):
+        source = source.source
+    return source.path if isinstance(source, folder.FilesSource) else None
+
+
 def identity(source: base.Source) -> str:
     """Return a text that differs if there are other images.
 
     For files it has their number and a SHA-256 of names, sizes and modification times.
     """
-    if not isinstance(source, folder.FilesSource):
+    files_root = root(source)
+    if files_root is None:
         return f"{len(source)} images, fingerprint {source.fingerprint}"
     digest = hashlib.sha256()
-    root = os.fsencode(source.path)
+    root_bytes = os.fsencode(files_root)
     for index in range(len(source)):
         name = source.relative_path(index)
         try:
-            status = os.stat(os.path.join(root, name))
+            status = os.stat(os.path.join(root_bytes, name))
             state = f"{status.st_size} {status.st_mtime_ns}"
         except (OSError, ValueError):  # ValueError: a zero byte
             state = "unreadable"
         digest.update(name + b"\0" + state.encode() + b"\0")
-    return f"{len(source)} files, sha256 {digest.hexdigest()}"
+    found = f"{len(source)} files, sha256 {digest.hexdigest()}"
+    if isinstance(source, shards.ShardSource):  # all jobs must divide the same images
+        return f"{found}, fingerprint of all {source.fingerprint}"
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,24 +1,14 @@
 """Results of an evaluation as text, as results.json and as a page, report.html."""
 
-import base64
 import dataclasses
-import html
 import json
 import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from dinov2_jax import errors, files
+from dinov2_jax import errors, files, html_page
 from dinov2_jax.eval import protocol_card
-
-_STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; max-width: 70em; margin: 2em auto; }
-table { border-collapse: collapse; margin: 1em 0; }
-td, th { border-bottom: 1px solid #ccc; padding: .2em .8em; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1em 0; } img { max-width: 100%; } p.note { color: #a40; }
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,34 +113,19 @@ def _plain(value: Any) -> Any:
 def _page(result: Result) -> str:
     card = result.card
     title = f"dinov2_jax: {card.task}"
-    rows = {"protocol": card.protocol_line()} | card.fields
+    fields = {"protocol": card.protocol_line()} | card.fields
+    rows = [(name, str(value)) for name, value in fields.items()]
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>",
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
-        *(f"<p class='note'>{html.escape(note)}</p>" for note in result.notes),
+        *map(html_page.note, result.notes),
         _html_table(Table("Results", ("number", "value"), [*result.numbers.items()])),
         *map(_html_table, result.tables),
     ]
     for picture in result.pictures:
-        data = base64.b64encode(picture.png).decode()
-        caption = html.escape(picture.caption)
-        parts.append(
-            f"<figure><img alt='{caption}' src='data:image/png;base64,{data}'>"
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    parts.append(_html_table(Table("Protocol", ("setting", "value"), [*rows.items()])))
-    return "\n".join([*parts, "</html>"]) + "\n"
+        image = html_page.image(picture.png, picture.caption)
+        parts.append(html_page.figure(image, picture.caption))
+    parts.append(_html_table(Table("Protocol", ("setting", "value"), rows)))
+    return html_page.page(title, parts)
 
 
 def _html_table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
-    rows = "\n".join(
-        "<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in table.rows
-    )
-    return f"<h2>{html.escape(table.title)}</h2><table><tr>{head}</tr>\n{rows}</table>"
-
-
-def _html_cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"<td class='number'>{value:.4f}</td>"
-    return f"<td>{html.escape(str(value))}</td>"
+    return html_page.heading(table.title) + html_page.table(table.columns, table.rows)

@@ -21,8 +21,9 @@ from PIL import Image
 
 import dinov2_jax
 from dinov2_jax.data import preprocessing
+from dinov2_jax.data.sources import manifest
 from dinov2_jax.embed import __main__ as embed
-from dinov2_jax.embed import extraction, images, resumable_output
+from dinov2_jax.embed import extraction, images, output, resumable_output
 from dinov2_jax.weights import torch_writer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -229,6 +230,35 @@ def test_parquet_holds_the_same(photos, weights, tmp_path):
     assert again.read_bytes() == (tmp_path / "f.parquet").read_bytes()
 
 
+@pytest.mark.slow
+def test_shards_hold_together_what_one_run_writes(photos, weights, tmp_path, capfd):
+    run(photos, weights, tmp_path / "f.parquet")
+    for number in (3, 1, 2):
+        run(photos, weights, tmp_path / "f.parquet", f"--shard={number}/3")
+    parts = sorted(tmp_path.glob("f-*.parquet"))
+    assert [part.name for part in parts] == [
+        f"f-{number:05}-of-00003.parquet" for number in (1, 2, 3)
+    ]
+    whole, joined = pq.read_table(tmp_path / "f.parquet"), pq.read_table(parts)
+    for name in ("name", "path"):
+        assert joined[name].to_pylist() == whole[name].to_pylist()
+    np.testing.assert_allclose(
+        joined["features"].to_pylist(), whole["features"].to_pylist(), atol=2e-5
+    )
+    settings = described(parts[0])["settings"]
+    assert settings["shard"] == "1/3"
+    # Jobs that divide other images than those of the unfinished part do not go on.
+    parts[0].unlink()
+    left = resumable_output.folder_of(parts[0])
+    left.mkdir()
+    (left / "run.json").write_text(json.dumps(settings))
+    picture(99).save(photos / "zz.png")
+    args = arguments(photos, weights, tmp_path / "f.parquet", "--shard=1/3")
+    capfd.readouterr()
+    assert embed.main(args) == 2
+    assert "unfinished run with different images" in capfd.readouterr().err
+
+
 def test_parquet_in_several_row_groups_and_float16(
     photos, weights, tmp_path, monkeypatch
 ):
@@ -283,6 +313,27 @@ def test_names_of_any_bytes(weights, tmp_path):
     assert table["name"].to_pylist() == [
         name.decode("utf-8", "backslashreplace") for name in sorted(raw)
     ]
+    assert table.schema.field("path").type == pa.binary()
+    assert table["path"].to_pylist() == [
+        os.path.join(os.fsencode(folder), name) for name in sorted(raw)
+    ]
+    assert described(tmp_path / "f.parquet")["root"] == str(folder)
+    # The features file is a list of images for training.
+    source = images.open_source(str(tmp_path / "f.parquet"))
+    assert type(source) is manifest.ManifestSource
+    sizes = [source.open(i).pixels().shape for i in range(len(source))]
+    assert sizes == [(50, 60, 3)] * 4
+    # A folder of the same images elsewhere is not what was embedded.
+    assert output.is_complete(
+        tmp_path / "f.parquet", described(tmp_path / "f.parquet")["settings"]
+    )
+    moved = folder.rename(tmp_path / "moved")
+    assert embed.main(arguments(moved, weights, tmp_path / "f.parquet")) == 2
+    about = described(tmp_path / "f.npy")
+    del about["root"]  # a file of an earlier version
+    (tmp_path / "f.npy.json").write_text(json.dumps(about))
+    run(moved, weights, tmp_path / "f.npy")
+    assert "root" not in described(tmp_path / "f.npy")
 
 
 def test_gray_and_transparent_images_count_as_rgb(weights, tmp_path):

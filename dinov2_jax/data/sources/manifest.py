@@ -3,8 +3,10 @@
 * `.txt`: one path per line, or a path and a label as in ImageNet's lists; empty lines
   and lines that begin with `#` are skipped. Lists of folders: `folder_lists`.
 * `.csv`, `.tsv`: a header line; the column `path`, `file`, `image`, `filename` or the
-  like, and optionally `label`; separated by commas, semicolons or tabs.
-* `.parquet`: the same columns.
+  like, and optionally `label` and `repeat`; separated by commas, semicolons or tabs.
+* `.parquet`: the same columns; paths are texts or bytes.
+
+`repeat` is the number of times that an image is shown in a pass, at least 1.
 
 Relative paths are relative to the manifest's folder. Images keep its order. Blanks and
 double quotes around a path are stripped, unless a file has that exact name.
@@ -12,9 +14,10 @@ double quotes around a path are stripped, unless a file has that exact name.
 
 import concurrent.futures
 import csv
+import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -25,16 +28,12 @@ from dinov2_jax.data.sources import (
     folder,
     folder_walk,
     index_cache,
+    manifest_tables,
     messages,
 )
 
 EXTENSIONS = (".txt", ".csv", ".tsv", ".parquet")
-_PATH_COLUMNS = (
-    *("path", "file", "image", "filename", "filepath", "file_name", "file_path"),
-    *("image_path", "img_path", "image_file", "img"),
-)
-_LABEL_COLUMN = "label"
-_VERSION = "3"
+_VERSION = "4"
 LOOKED_AT = 100  # first paths, of which at least one must exist
 _STATUSES = 10_000  # files whose sizes and times are part of the fingerprint
 _BOM = b"\xef\xbb\xbf"
@@ -82,9 +81,10 @@ class ManifestSource(folder.FilesSource):
     def _check_first(self, what: str) -> None:
         """Raise UserError if there are no paths, or none of the first files exists."""
         if not len(self):
+            columns = ", ".join(manifest_tables.PATH_COLUMNS)
             raise errors.UserError(
                 f"no paths in {what}: write one path per line (.txt), or a "
-                f"column called {', '.join(_PATH_COLUMNS)} (.csv, .tsv, .parquet)"
+                f"column called {columns} (.csv, .tsv, .parquet)"
             )
         count = min(len(self), LOOKED_AT)
         root = os.fsencode(self.path)
@@ -132,8 +132,31 @@ class ManifestSource(folder.FilesSource):
         """
         return self._fingerprint
 
+    @property
+    def pass_length(self) -> int:
+        """Number of places of a pass: the sum of the column `repeat`, if there is one.
+
+        The places of an image are consecutive.
+        """
+        ends = self._place_ends
+        return len(self) if ends is None else int(ends[-1])
+
+    def resolve(self, pass_number: int, place: int) -> int:
+        """Return the image that a place of a pass shows."""
+        ends = self._place_ends
+        if ends is None:
+            return super().resolve(pass_number, place)
+        return int(np.searchsorted(ends, place, side="right"))
+
+    @property
+    def _place_ends(self) -> np.ndarray | None:
+        """int64 [length], the place after the last of each image; None if all one."""
+        return self._index["place_ends"] if "place_ends" in self._index else None
+
     def _where(self) -> str:
-        return f"listed in {self.manifest}"
+        repeated = self.pass_length - len(self)
+        places = f", {self.pass_length:,} places a pass" if repeated else ""
+        return f"listed in {self.manifest}{places}"
 
 
 def _index(manifest: str, given: str) -> index_cache.Index:
@@ -143,11 +166,13 @@ def _index(manifest: str, given: str) -> index_cache.Index:
     index = index_cache.newest(key)
     if index is not None and index.header["state"] == state:
         return index
-    paths, labels = _read(manifest, given)
-    arrays = index_cache.text_arrays("paths", paths)
-    numbers, names = numbered_labels(labels)
+    listed = _read(manifest, given)
+    arrays = index_cache.text_arrays("paths", listed.paths)
+    numbers, names = numbered_labels(listed.labels)
     if numbers is not None:
         arrays["labels"] = numbers
+    if listed.repeats:  # otherwise fingerprints are those of earlier versions
+        arrays["place_ends"] = np.cumsum(listed.repeats, dtype=np.int64)
     fingerprint = index_cache.fingerprint(arrays)
     header = {"fingerprint": fingerprint, "label_names": names, "state": state}
     return index_cache.write(key, fingerprint, header, arrays)
@@ -161,28 +186,28 @@ def _exists(root: bytes, path: bytes) -> bool:
     return True
 
 
-def _read(manifest: str, given: str) -> tuple[list[bytes], list[str | None]]:
+def _read(manifest: str, given: str) -> manifest_tables.Listed:
     extension = os.path.splitext(manifest)[1].lower()
-    labels: list[str | None] = []
     if extension == ".parquet":
-        paths, labels = _parquet(manifest, given)
+        listed = manifest_tables.read_parquet(manifest, given)
     elif extension in (".csv", ".tsv"):
         _check_encoding(manifest, given)
-        paths, labels = _table(manifest, given)
+        listed = manifest_tables.read_text(manifest, given)
     elif extension == ".txt":
         _check_encoding(manifest, given)
-        paths, labels = _split_labels(manifest, lines(manifest))
+        listed = manifest_tables.Listed(*_split_labels(manifest, lines(manifest)))
     else:
         raise errors.UserError(
             f"{given} is not a known kind of manifest: its name must end in "
             f"{', '.join(EXTENSIONS)}"
         )
-    for path in paths:
+    for path in listed.paths:
         if b"://" in path and messages.is_url(os.fsdecode(path)):
             name = path.decode("utf-8", "backslashreplace")
             raise errors.UserError(messages.url_problem(name, f"a path in {given}"))
     root = os.fsencode(os.path.dirname(manifest))
-    return [bare(root, path) for path in paths], labels
+    paths = [bare(root, path) for path in listed.paths]
+    return dataclasses.replace(listed, paths=paths)
 
 
 def _check_encoding(manifest: str, given: str) -> None:
@@ -235,89 +260,6 @@ def bare(root: bytes, path: bytes) -> bytes:
     if len(stripped) > 2 and stripped[:1] == stripped[-1:] == b'"':
         stripped = stripped[1:-1]
     return stripped or path
-
-
-def _table(manifest, given) -> tuple[list[bytes], list[str | None]]:
-    with open(
-        manifest, newline="", encoding="utf-8-sig", errors="surrogateescape"
-    ) as file:
-        delimiter = _delimiter(file.readline())
-        file.seek(0)
-        rows = csv.reader(file, delimiter=delimiter)
-        header = [name.strip().lower() for name in next(rows, [])]
-        path_at, label_at = _columns(header, given)
-        paths, labels = [], []
-        for row in rows:
-            if not row:
-                continue
-            if len(row) <= path_at or not row[path_at].strip():
-                raise errors.UserError(
-                    f"{given}, line {rows.line_num}, has no path: complete the line"
-                )
-            paths.append(os.fsencode(row[path_at]))
-            if label_at is not None:
-                labels.append(row[label_at] if len(row) > label_at else None)
-    return paths, labels
-
-
-def _delimiter(line: str) -> str:
-    """Return the delimiter of a header line: the one that gives a path column."""
-    for delimiter in ",;\t":
-        header = next(csv.reader([line], delimiter=delimiter), [])
-        if {name.strip().lower() for name in header} & set(_PATH_COLUMNS):
-            return delimiter
-    return ","
-
-
-def _columns(header: list[str], given: str) -> tuple[int, int | None]:
-    """Return the numbers of the path column and the label column or None."""
-    for name in _PATH_COLUMNS:
-        if name in header:
-            label = header.index(_LABEL_COLUMN) if _LABEL_COLUMN in header else None
-            return header.index(name), label
-    raise errors.UserError(
-        f"{given} has no column for the paths, only {', '.join(header)[:200] or 'none'}"
-        f": call one {' or '.join(_PATH_COLUMNS)} in its first line"
-    )
-
-
-def _parquet(manifest, given) -> tuple[list[bytes], list[str | None]]:
-    try:
-        from pyarrow import lib, parquet
-    except ImportError as error:
-        raise errors.UserError(
-            f"{given} needs: pip install pyarrow ({error})"
-        ) from error
-    try:
-        file = parquet.ParquetFile(manifest)
-        header = [name.lower() for name in file.schema_arrow.names]
-        path_at, label_at = _columns(header, given)
-        at = (path_at, path_at if label_at is None else label_at)
-        names = [file.schema_arrow.names[i] for i in at]
-        paths: list[bytes] = []
-        labels: list[str | None] = []
-        for batch in file.iter_batches(columns=list(dict.fromkeys(names))):
-            for path in _values(batch, names[0]):
-                if not path:
-                    raise errors.UserError(
-                        f"{given}, row {len(paths)}, has no path: complete the row"
-                    )
-                paths.append(path if isinstance(path, bytes) else os.fsencode(path))
-            if label_at is not None:
-                labels += [
-                    None if value is None else str(value)
-                    for value in _values(batch, names[1])
-                ]
-    except (lib.ArrowException, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise errors.UserError(
-            f"cannot read {given} ({reason}): repair it or name another manifest"
-        ) from error
-    return paths, labels
-
-
-def _values(batch, name: str) -> Iterator:
-    return iter(batch.column(batch.schema.names.index(name)).to_pylist())
 
 
 def numbered_labels(

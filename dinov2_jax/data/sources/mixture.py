@@ -4,7 +4,8 @@ A pass has T places. The share of source i is its weight over the sum of the wei
 rounded to whole places, and T is the smallest number that shows every image of every
 source at least once. A source with more places than images shows all of them equally
 often, and some once more. Those differ from pass to pass, in a fixed cyclic order, so
-that over many passes all images of a source are shown equally often.
+that over many passes all images of a source are shown equally often. An image that
+its source repeats (column `repeat` of a manifest) counts as that many images.
 """
 
 import collections
@@ -54,9 +55,9 @@ class MixtureSource(base.Source):
                     "above 0, or leave the source out"
                 )
         self._sources, self._weights, self._names = list(sources), weights, names
-        lengths = [len(source) for source in sources]
+        lengths = [source.pass_length for source in sources]
         _check_balance(lengths, weights, names)
-        self._starts = np.cumsum([0, *lengths]).tolist()
+        self._starts = np.cumsum([0, *(len(source) for source in sources)]).tolist()
         self.places = _places(lengths, weights)
         self._place_starts = np.cumsum([0, *self.places]).tolist()
 
@@ -71,14 +72,15 @@ class MixtureSource(base.Source):
     def resolve(self, pass_number: int, place: int) -> int:
         """Return the image that a place of a pass shows."""
         which = int(np.searchsorted(self._place_starts, place, side="right")) - 1
-        length = len(self._sources[which])
+        source = self._sources[which]
+        length = source.pass_length
         local = int(place) - self._place_starts[which]
         whole, extra = divmod(self.places[which], length)
         if local >= whole * length:
             # The extra images of a pass continue after those of the pass before.
             number = pass_number * extra + local - whole * length
             local = number % length * _stride(length)
-        return self._starts[which] + local % length
+        return self._starts[which] + source.resolve(pass_number, local % length)
 
     def _find(self, index: int) -> tuple[int, int]:
         """Return (source, image in it) of an index."""

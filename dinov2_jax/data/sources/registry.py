@@ -171,7 +171,7 @@ def open_path(
         paths = folder_lists.separated(path) or folder_lists.listed(path)
     if paths:  # each image once a pass
         sources = [open_path(path, decoder, field=field) for path in paths]
-        lengths = [len(source) for source in sources]
+        lengths = [source.pass_length for source in sources]
         return mixture.MixtureSource(sources, lengths, paths)
     if kind == "auto":
         kind = detect(path, field=field)

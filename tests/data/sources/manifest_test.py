@@ -65,6 +65,45 @@ def test_every_kind(folder, ending, column):
     assert len(source) == 2 and source.fingerprint != before
 
 
+def repeated(folder, ending, repeats):
+    path = folder / "lists" / f"list{ending}"
+    paths = [b"../2.png", os.fsencode(folder / "0.png"), b"../1.png"]
+    if ending == ".parquet":
+        parquet.write_table(pyarrow.table({"path": paths, "repeat": repeats}), path)
+    else:
+        rows = [f"{os.fsdecode(p)},{n}" for p, n in zip(paths, repeats)]
+        path.write_text("\n".join(["path,repeat", *rows]))
+    return registry.open_path(str(path), DECODER)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_images_that_come_several_times_in_a_pass(folder, ending):
+    fingerprints = set()
+    for _ in range(2):  # the second from the cache
+        source = pickle.loads(pickle.dumps(repeated(folder, ending, [2, 1, 3])))
+        assert len(source) == 3 and source.pass_length == 6
+        places = range(source.pass_length)
+        assert [source.resolve(5, place) for place in places] == [0, 0, 1, 2, 2, 2]
+        assert [source.open(i).width for i in range(3)] == [12, 10, 11]
+        assert "6 places a pass" in source.describe()
+        fingerprints.add(source.fingerprint)
+    assert len(fingerprints) == 1
+    other = repeated(folder, ending, [2, 1, 4])
+    assert other.fingerprint not in fingerprints
+    # A list of lists keeps the repeats.
+    path = str(folder / "lists" / f"list{ending}")
+    both = registry.open_path(f"{path},{folder}", DECODER)
+    shown = [both.resolve(0, place) for place in range(both.pass_length)]
+    assert shown == [0, 0, 1, 2, 2, 2, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+@pytest.mark.parametrize("times", [0, -1, 10_001, None, 1.5])
+def test_wrong_repeats(folder, ending, times):
+    with pytest.raises(errors.UserError, match="has repeat = .*: write a whole number"):
+        repeated(folder, ending, [2, times, 1])
+
+
 def test_whole_numbers_are_sorted_as_numbers():
     labels, names = manifest.numbered_labels(["10", "9", "2", "10"])
     assert labels.tolist() == [2, 1, 0, 2] and names == ["2", "9", "10"]

@@ -1,0 +1,116 @@
+"""k-means of `dinov2_jax.curate` against faiss and scikit-learn, on this machine's CPU.
+
+    python -m benchmarks.kmeans --rows=100000 --dim=128 --clusters=500
+
+Random features of unit length around 2,000 directions. All start by their own defaults
+and make the same number of Lloyd's steps, except that ours and scikit-learn's stop
+when a step gains little. Compilation is left out.
+"""
+
+import argparse
+import time
+
+import numpy as np
+from sklearn import cluster
+
+from dinov2_jax import sharding
+from dinov2_jax.curate import kmeans, metrics, row_blocks
+
+_MODES = 2000
+
+
+def make_rows(count: int, dim: int, *, seed: int = 0) -> np.ndarray:
+    """Return random features of unit length, float32 [count, dim].
+
+    Args:
+      count: Number of rows.
+      dim: Width of the rows.
+      seed: Seed of the rows.
+    """
+    rng = np.random.default_rng(seed)
+    modes = rng.standard_normal((_MODES, dim), np.float32)
+    rows = modes[rng.integers(0, _MODES, count)]
+    rows += 0.8 * rng.standard_normal((count, dim), np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def inertia(rows: np.ndarray, centroids: np.ndarray) -> float:
+    """Return the mean squared distance to the nearest centroid.
+
+    Args:
+      rows: [N, D].
+      centroids: [K, D].
+    """
+    bias = (centroids**2).sum(axis=1)
+    total = 0.0
+    for part in np.array_split(rows, max(len(rows) // 10_000, 1)):
+        nearest = (bias - 2 * part @ centroids.T).min(axis=1)
+        total += float((nearest + (part**2).sum(axis=1)).sum(dtype=np.float64))
+    return total / len(rows)
+
+
+def contestants(rows: np.ndarray, clusters: int, steps: int):
+    """Return functions that return the centroids of a seed, by name.
+
+    Args:
+      rows: [N, D].
+      clusters: Number of clusters.
+      steps: Most Lloyd's steps.
+    """
+    import faiss
+
+    blocks = row_blocks.RowBlocks(
+        row_blocks.Matrix(rows), mesh=sharding.make_mesh(), memory=2**40
+    )
+
+    def ours(seed):
+        metric = metrics.METRICS["l2-raw"]
+        found = kmeans.fit(blocks, clusters, metric=metric, seed=seed, steps=steps)
+        return found.centroids
+
+    def of_faiss(seed):
+        peer = faiss.Kmeans(
+            rows.shape[1],
+            clusters,
+            niter=steps,
+            seed=seed + 1,
+            max_points_per_centroid=len(rows),
+        )
+        peer.train(rows)
+        return peer.centroids
+
+    def of_scikit_learn(seed):
+        peer = cluster.KMeans(clusters, n_init=1, max_iter=steps, random_state=seed)
+        return peer.fit(rows).cluster_centers_
+
+    return {"jax": ours, "faiss": of_faiss, "scikit-learn": of_scikit_learn}
+
+
+def main() -> None:
+    """Measure and print a line for each contestant."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--clusters", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    rows = make_rows(args.rows, args.dim)
+    calls = contestants(rows, args.clusters, args.steps)
+    calls["jax"](0)  # compiles
+    found = {name: [] for name in calls}
+    for seed in range(args.rounds):
+        for name, call in calls.items():  # taking turns
+            start = time.perf_counter()
+            centroids = call(seed)
+            seconds = time.perf_counter() - start
+            found[name].append((seconds, inertia(rows, centroids)))
+    for name, values in found.items():
+        seconds, values = np.median(values, axis=0)
+        print(f"{name:14} {seconds:8.2f} s   mean squared distance {values:.5f}")
+
+
+if __name__ == "__main__":
+    main()

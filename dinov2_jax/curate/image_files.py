@@ -1,0 +1,99 @@
+"""The image files that features were computed from."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dinov2_jax import errors, progress_bar
+from dinov2_jax.curate import features as features_lib
+from dinov2_jax.curate import hashes
+from dinov2_jax.data.decode import image_decoder
+
+_Result = TypeVar("_Result")
+_ENOUGH = 256  # px of the short side from which a hash is computed
+
+
+class ImageFiles:
+    """Images by the row of their features.
+
+    Args:
+      features: The features.
+      root: Folder below which the images are, if the features have no paths.
+
+    Raises:
+      UserError: The features have no paths and no root is given.
+    """
+
+    def __init__(
+        self, features: features_lib.Features, root: str | os.PathLike | None = None
+    ):
+        self.names = features.names
+        if root is not None:
+            folder = os.fsencode(root)
+            self._paths: Sequence[bytes] = [
+                os.path.join(folder, os.fsencode(name)) for name in features.names
+            ]
+        elif features.paths is not None:
+            self._paths = features.paths
+        else:
+            raise errors.UserError(
+                f"{features.files[0]} has no paths of the images: add --root, the "
+                "folder that was embedded"
+            )
+        self._decoder = image_decoder.Decoder()
+
+    def open(self, row: int) -> image_decoder.OpenedImage:
+        """Open an image; raises `BadImage`."""
+        return self._decoder.open(
+            os.fsdecode(self._paths[row]), name=str(self.names[row])
+        )
+
+    def hashes_and_size(self, row: int) -> tuple[np.ndarray, int]:
+        """Return the hashes of an image, uint64 [2], and its number of pixels.
+
+        Raises:
+          BadImage: It cannot be read.
+        """
+        opened = self.open(row)
+        short = min(opened.width, opened.height)
+        reduce = next((r for r in (8, 4, 2) if short >= r * _ENOUGH), 1)
+        found = hashes.image_hashes(np.asarray(opened.pixels(reduce)))
+        return found, opened.width * opened.height
+
+    def size(self, row: int) -> int:
+        """Return the number of pixels of an image; raises `BadImage`."""
+        opened = self.open(row)
+        return opened.width * opened.height
+
+
+def in_threads(
+    function: Callable[[int], _Result], rows: Sequence[int] | np.ndarray, *, what: str
+) -> Iterator[_Result | image_decoder.BadImage]:
+    """Yield the results of a function of images, in their order, or why one failed.
+
+    Args:
+      function: Function of a row; it may raise `BadImage`.
+      rows: The rows.
+      what: What is done, for the progress bar.
+    """
+
+    def call(row: Any) -> _Result | image_decoder.BadImage:
+        try:
+            return function(int(row))
+        except image_decoder.BadImage as error:
+            return error
+
+    workers = os.cpu_count() or 1
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    portion = 16 * workers  # so that results of unread rows do not fill the memory
+    try:
+        with progress_bar.Bar(len(rows), what=what, delay=2.0) as bar:
+            for start in range(0, len(rows), portion):
+                for result in pool.map(call, rows[start : start + portion]):
+                    yield result
+                    bar.update()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

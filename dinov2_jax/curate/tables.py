@@ -1,0 +1,178 @@
+"""Tables between the steps: Parquet files keyed by `name`, and a JSON file beside each.
+
+PATH.json says what a table was made of: "step", "inputs" with their digests,
+"parameters", "counts", "seed" and the version of this package. The same text is in the
+metadata of the Parquet file, so that a table and its record cannot be separated.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax import errors, files
+
+_GROUP_ROWS = 2**20
+_METADATA = "dinov2_jax.curate"
+
+
+def check_out(path: pathlib.Path, *, suffix: str = ".parquet") -> None:
+    """Check that a new file can be written.
+
+    Args:
+      path: Path of the file, the value of --out.
+      suffix: Ending that its name must have.
+
+    Raises:
+      UserError: It cannot be written, or it exists.
+    """
+    if path.suffix != suffix:
+        raise errors.UserError(f"--out={path}: the name must end in {suffix}")
+    if not path.parent.is_dir():
+        raise errors.UserError(
+            f"--out={path}: there is no folder {path.parent}: create it first"
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise errors.UserError(
+            f"--out={path}: the folder {path.parent.absolute()} is not writable: "
+            "choose another"
+        )
+    if path.exists():
+        raise errors.UserError(
+            f"--out={path} exists: choose another name, or remove it first"
+        )
+
+
+def write(
+    path: str | os.PathLike, columns: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Write a table and its record, each whole or not at all.
+
+    Args:
+      path: Path of the Parquet file.
+      columns: Arrays or lists of one length by name; "name" is the key.
+      record: JSON values: step, inputs with digests, parameters, counts and seed.
+
+    Raises:
+      UserError: A file cannot be written.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    path = pathlib.Path(path)
+    version = importlib.metadata.version("dinov2-jax")
+    text = json.dumps({**record, "version": version}, indent=1)
+    table = pyarrow.table(
+        {name: pyarrow.array(values) for name, values in columns.items()},
+        metadata={_METADATA: text},
+    )
+    with files.open_new(path.with_name(f"{path.name}.json")) as file:
+        file.write(text.encode() + b"\n")
+    with files.open_new(path) as file:
+        parquet.write_table(table, file, row_group_size=_GROUP_ROWS)
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the columns of a table and its record.
+
+    Args:
+      path: Path of the Parquet file, which may come from another program.
+
+    Returns:
+      Arrays by name, with strings as objects, and the record; {} if it has none.
+
+    Raises:
+      UserError: The file does not exist or is no Parquet file.
+    """
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except FileNotFoundError as error:
+        raise errors.UserError(
+            f"{path} does not exist: name the --out of an earlier step"
+        ) from error
+    except (OSError, ValueError) as error:  # pyarrow's errors are the latter
+        raise errors.UserError(
+            f"{path} is no Parquet file ({str(error).splitlines()[0]}): name the --out "
+            "of an earlier step, or a table of another program"
+        ) from error
+    record = json.loads((table.schema.metadata or {}).get(_METADATA.encode(), "{}"))
+    columns = {
+        name: table.column(name).to_numpy(zero_copy_only=False)
+        for name in table.column_names
+    }
+    return columns, record
+
+
+def match(
+    names: Sequence[str] | np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    *,
+    path: str | os.PathLike = "the table",
+) -> dict[str, np.ndarray]:
+    """Return a table's columns with their rows in the order of `names`.
+
+    Args:
+      names: Names that the table must have, each once.
+      columns: Columns of the table, with "name".
+      path: Path of the table, for the error.
+
+    Raises:
+      UserError: The table has other names.
+    """
+    need(columns, ["name"], path=path)
+    found = columns["name"]
+    if len(found) == len(names) and np.array_equal(found, names):
+        return dict(columns)
+    rows = {name: row for row, name in enumerate(found)}
+    missing = [name for name in names if name not in rows]
+    if missing or len(found) != len(names):
+        other = missing or sorted(set(rows) - set(names)) or [found[0]]
+        where = "lacks" if missing else "has also"
+        raise errors.UserError(
+            f"{path} is of other images: it has {len(found):,} rows, the features "
+            f"{len(names):,}, and it {where} {other[0]!r}: make it from the same "
+            "features"
+        )
+    order = np.array([rows[name] for name in names], np.int64)
+    return {name: values[order] for name, values in columns.items()}
+
+
+def need(
+    columns: Mapping[str, Any],
+    wanted: Sequence[str],
+    *,
+    path: str | os.PathLike = "the table",
+) -> None:
+    """Check that a table has columns.
+
+    Args:
+      columns: Columns of the table.
+      wanted: Names of the columns that it must have.
+      path: Path of the table, for the error.
+
+    Raises:
+      UserError: A column is missing.
+    """
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise errors.UserError(
+            f"{path} has no column {missing[0]}, only {', '.join(columns)}: name "
+            "another table, or rename the column"
+        )
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, for a record.
+
+    Args:
+      path: Path of the file.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

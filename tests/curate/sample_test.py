@@ -1,0 +1,103 @@
+"""The step `sample` as a command."""
+
+import ast
+import json
+
+import numpy as np
+import pools
+import pytest
+
+from dinov2_jax.curate import tables
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder with images and clusters.parquet."""
+    folder = tmp_path_factory.mktemp("pool")
+    pools.write(folder)
+    pools.write_clusters(folder)
+    return folder
+
+
+def test_sample_filters_chooses_and_prints_a_mixture(folder, tmp_path, capsys):
+    names = pools.NAMES
+    kept = np.arange(pools.COUNT) % 10 > 0
+    tables.write(
+        tmp_path / "dups.parquet", {"name": names[::-1], "kept": kept[::-1]}, {}
+    )
+    scores = np.linspace(0, 1, pools.COUNT)
+    tables.write(tmp_path / "scores.parquet", {"name": names, "nsfw": scores}, {})
+    only = [name for name in names if name != "55.jpg"]
+    tables.write(tmp_path / "only.parquet", {"name": only}, {})
+    flags = (
+        f"sample --clusters {folder}/clusters.parquet "
+        f"--exclude {tmp_path}/dups.parquet --only {tmp_path}/only.parquet "
+        f"--scores {tmp_path}/scores.parquet --drop 'nsfw>0.5'"
+    )
+    out = tmp_path / "curated.csv"
+    assert not pools.curate(f"{flags} --count 40 --mixture {folder} --out {out}")
+    rows = pools.manifest(out)
+    allowed = {n for i, n in enumerate(names) if kept[i] and scores[i] <= 0.5} - {
+        "55.jpg"
+    }
+    chosen = [row["name"] for row in rows]
+    assert len(chosen) == len(set(chosen)) == 40 and set(chosen) <= allowed
+    assert all(row["path"] == str(folder / row["name"]) for row in rows)
+    columns, _ = tables.read(folder / "clusters.parquet")
+    sizes = np.bincount([columns["c2"][names.index(name)] for name in chosen])
+    free = [np.isin(names, list(allowed)) & (columns["c2"] == i) for i in range(5)]
+    even = [given for given, of in zip(sizes, free) if given < of.sum()]
+    assert max(even) - min(even) <= 1 and max(sizes) <= max(even)
+    printed = capsys.readouterr().out
+    mixture = printed.partition('--config.data.mixture="')[2].partition('"')[0]
+    assert ast.literal_eval(mixture) == ((str(out), 3.0), (str(folder), 1.0))
+    counts = json.loads((tmp_path / "curated.csv.json").read_bytes())["counts"]
+    assert counts["duplicates"] == 20 and counts["not wanted"] == 1
+    again = tmp_path / "again.csv"
+    assert not pools.curate(f"{flags} --count {len(allowed) + 5} --out {again}")
+    assert len(pools.manifest(again)) == len(allowed) + 5
+    assert {row["name"] for row in pools.manifest(again)} == allowed
+
+
+def test_sample_of_foreign_names_and_paths(tmp_path, capsys):
+    raw = b"caf\xe9,\n.jpg"  # neither UTF-8 nor safe in a CSV file
+    (tmp_path / "b.jpg").touch()
+    columns = {
+        "name": ["caf\\xe9,\n.jpg", "b.jpg"],
+        "path": [bytes(tmp_path / "x").replace(b"x", raw), bytes(tmp_path / "b.jpg")],
+    }
+    columns["path"][0] = bytes(tmp_path) + b"/" + raw
+    tables.write(tmp_path / "pool.parquet", columns, {})
+    flags = f"sample --clusters {tmp_path}/pool.parquet --out {tmp_path}"
+    assert not pools.curate(f"{flags}/a.csv")
+    assert (
+        pools.manifest(tmp_path / "a.csv")[0]["path"].encode(errors="surrogateescape")
+        == bytes(tmp_path) + b"/" + raw
+    )
+    del columns["path"]
+    tables.write(tmp_path / "pool.parquet", columns, {})
+    assert not pools.curate(f"{flags}/b.csv --root {tmp_path}")
+    assert pools.curate(f"{flags}/c.csv") == 2
+    assert "has no column `path`: add --root" in capsys.readouterr().err
+    assert pools.curate(f"{flags}/d.csv --root {tmp_path}/nowhere") == 2
+    assert "nor does any of the first 100" in capsys.readouterr().err
+
+
+def test_wrong_flags_of_sample_are_one_line(folder, tmp_path, capsys):
+    names = pools.NAMES
+    tables.write(tmp_path / "s.parquet", {"name": names[5:], "a": np.ones(195)}, {})
+    flags = f"sample --clusters {folder}/clusters.parquet --out {tmp_path}/x.csv"
+    for more, message in [
+        ("--drop 'a>1'", "--scores and --drop belong together"),
+        (f"--scores {tmp_path}/s.parquet --drop 'a>1'", "no row for 5 of 200 images"),
+        (f"--scores {tmp_path}/s.parquet --drop 'b>1'", "has no column b"),
+        (f"--only {tmp_path}/none.parquet", "none.parquet does not exist"),
+        (f"--only {tmp_path}/other.parquet", "no image is left: 200 images, 200 not"),
+    ]:
+        tables.write(tmp_path / "other.parquet", {"name": ["other"]}, {})
+        assert pools.curate(f"{flags} {more}") == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    with pytest.raises(SystemExit):
+        pools.curate(f"{flags} --drop nsfw")
+    assert "'nsfw' is no condition such as" in capsys.readouterr().err
