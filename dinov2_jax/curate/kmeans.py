@@ -258,7 +258,7 @@ def _segment_sum(x, into, size):
 
 
 def _matmul_sum(x, into, size):
-    """Sum rows as a product: on GPUs, scattered sums differ from run to run."""
+    """Sum rows as a product: on GPUs, scattered sums may differ between runs."""
     chosen = jax.nn.one_hot(into, size, dtype=x.dtype)
     return jnp.matmul(chosen.T, x, precision=jax.lax.Precision.HIGHEST)
 
