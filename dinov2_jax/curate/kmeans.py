@@ -173,8 +173,10 @@ def _pass(rows, centroids, alive, *, metric, exact=False):
     )
     everywhere = sharding.replicated(rows.mesh)
     totals, centroids, alive = jax.device_put((totals, centroids, alive), everywhere)
-    found = []
+    found, pending = [], None
     for block in rows:
+        # The next block is read while one is computed, but not all that are to come.
+        jax.block_until_ready(pending)
         totals, nearest, distances = _add_block(
             totals,
             block.rows,
@@ -185,6 +187,7 @@ def _pass(rows, centroids, alive, *, metric, exact=False):
             exact=exact,
             mesh=rows.mesh,
         )
+        pending = nearest
         if exact:
             found.append(
                 (
@@ -255,7 +258,7 @@ def _segment_sum(x, into, size):
 
 
 def _matmul_sum(x, into, size):
-    """Sum rows as a product: on GPUs, scattered sums differ from run to run."""
+    """Sum rows as a product: on GPUs, scattered sums may differ between runs."""
     chosen = jax.nn.one_hot(into, size, dtype=x.dtype)
     return jnp.matmul(chosen.T, x, precision=jax.lax.Precision.HIGHEST)
 
