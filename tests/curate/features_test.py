@@ -60,7 +60,9 @@ def test_files_of_embed_are_read(tmp_path, suffix):
     names, rows = [b"a.jpg", b"\xff.jpg"], some_rows(2)[1]
     np.save(tmp_path / "rows.npy", rows)
     out = tmp_path / f"features{suffix}"
-    output.publish(out, tmp_path / "rows.npy", 2, lambda: iter(names), {}, SETTINGS)
+    output.publish(
+        out, tmp_path / "rows.npy", 2, lambda: iter(names), {}, SETTINGS, None
+    )
     found = features.open_features([out])
     assert found.names.tolist() == ["a.jpg", "\\xff.jpg"]
     assert found.description["settings"] == SETTINGS
