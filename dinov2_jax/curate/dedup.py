@@ -1,8 +1,9 @@
 r"""Find images that show the same, and which of them to keep.
 
-    dinov2-jax curate dedup features.parquet --calibrate=500 --model=dinov2_vits14 \
-        --hashes=hashes.parquet --out=dups.parquet
-    dinov2-jax curate dedup features.parquet --threshold=0.93 --out=dups.parquet
+    dinov2-jax curate dedup --features features.parquet --calibrate=500 \
+        --model=dinov2_vits14 --hashes=hashes.parquet --out=dups.parquet
+    dinov2-jax curate dedup --features features.parquet --threshold=0.93 \
+        --out=dups.parquet
 
 Images are a pair if their features are more similar than a threshold or, with --hashes,
 if their perceptual hashes are near. Connected pairs are a component, of which one image
@@ -34,7 +35,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("features", nargs="+", type=cli.path, help="files of embed, or their folder")
+    add(
+        "--features",
+        nargs="+",
+        required=True,
+        type=cli.path,
+        help="files of `embed`, or folders of them",
+    )
     add("--out", required=True, type=cli.path, help="*.parquet")
     add("--threshold", type=float, help="cosine similarity that pairs exceed")
     add(

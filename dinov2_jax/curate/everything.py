@@ -89,7 +89,8 @@ def _curate(
     size = [f"--size={args.size}"] if args.size else []
     rows = _embed([args.data, *model, *size, f"--out={features}"], features)
     calibrated = min(max(rows // 20, _FEWEST_CALIBRATED), _MOST_CALIBRATED)
-    dedup = [str(features), f"--calibrate={calibrated}", *model, f"--hashes={hashes}"]
+    dedup = [f"--features={features}", f"--calibrate={calibrated}", *model]
+    dedup.append(f"--hashes={hashes}")
     choose = [f"--clusters={clusters}", f"--exclude={dups}", f"--count={args.count}"]
     draw = [f"--dups={dups}", f"--clusters={clusters}", f"--manifest={args.out}"]
     page = work / "report.html"

@@ -38,7 +38,7 @@ def dedup(folder, *flags):
     out = folder / "dups.parquet"
     for path in folder.glob("dups.*"):
         path.unlink()
-    assert curate.main(["dedup", *map(str, flags), f"--out={out}"]) == 0
+    assert curate.main(["dedup", "--features", *map(str, flags), f"--out={out}"]) == 0
     return tables.read(out)
 
 
@@ -198,7 +198,10 @@ def test_calibration_with_a_model(tmp_path, pictures, capsys):
     drawn = random_weights.tensors(random_weights.small_shapes("vits14"), 1)
     torch_writer.write(other, drawn)
     out = f"--out={tmp_path / 'x.parquet'}"
-    assert curate.main(["dedup", *map(str, flags), f"--model={other}", out]) == 2
+    assert (
+        curate.main(["dedup", "--features", *map(str, flags), f"--model={other}", out])
+        == 2
+    )
     assert "was made with other weights than --model=" in capsys.readouterr().err
 
 
@@ -229,7 +232,7 @@ def test_refused_flags(tmp_path, capsys, flags, words):
     parquet.write_table(pa.table(table), tmp_path / "p.parquet")
     flags = [flag.format(tmp_path) for flag in flags]
     out = tmp_path / "dups.parquet"
-    assert curate.main(["dedup", pool, *flags, f"--out={out}"]) == 2
+    assert curate.main(["dedup", "--features", pool, *flags, f"--out={out}"]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not out.exists()
@@ -239,7 +242,7 @@ def test_an_existing_table_stays(tmp_path, capsys):
     pool = write(tmp_path / "f.parquet", NAMES, turned(*ANGLES))
     out = tmp_path / "dups.parquet"
     out.write_text("mine")
-    assert curate.main(["dedup", pool, *FLAGS, f"--out={out}"]) == 2
+    assert curate.main(["dedup", "--features", pool, *FLAGS, f"--out={out}"]) == 2
     assert "exists" in capsys.readouterr().err and out.read_text() == "mine"
 
 

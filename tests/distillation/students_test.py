@@ -1,6 +1,11 @@
 """Several students in one program learn what each learns alone."""
 
 import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +17,16 @@ from dinov2_jax import errors, several_students, sharding
 from dinov2_jax.distillation import frozen_teacher, students
 from dinov2_jax.models import network
 
+ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 2
 
 
 @pytest.fixture(scope="module")
 def teacher():
+    return make_teacher()
+
+
+def make_teacher():
     """A teacher of width 48 that no file holds."""
     c = tiny.config(model={"embed_dim": 48, "depth": 1, "num_heads": 3})
     made = network.make_network(c, jnp.float32)
@@ -28,13 +38,12 @@ def config(*entries, **train):
     c = tiny.config(distill={"source": "teacher", "students": entries}, train=train)
     c.ibot.mask_sample_probability = 0.0
     c.model.update(depth=1, drop_path_rate=0.0)
-    c.train.batch_size = 8
     return c
 
 
-def run(c, teacher, poison=None):
+def run(c, teacher, poison=None, devices=1):
     """State and metrics after some steps; `poison` is a student whose loss is NaN."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     made = several_students.make_trainer(c, teacher, mesh=mesh)
     state = made.first_state()
     if poison:
@@ -45,7 +54,7 @@ def run(c, teacher, poison=None):
     before = jax.tree.map(np.array, frozen)
     with jax.set_mesh(mesh):
         for n in range(STEPS):
-            batch = tiny.batch(c, seed=n)
+            batch = made.place(tiny.batch(c, seed=n))
             state, metrics = step(state, batch, made.scalars(n), frozen)
     jax.tree.map(np.testing.assert_array_equal, frozen, before)
     return state, metrics
@@ -150,3 +159,41 @@ def test_students_share_targets_so_they_need_sinkhorn(teacher):
     c = config(NARROW, DEEP, centering="centering")
     with pytest.raises(errors.UserError, match="centering=sinkhorn_knopp"):
         several_students.make_trainer(c, teacher)
+
+
+@pytest.mark.slow
+def test_one_device_equals_eight():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
+    }
+    found = []
+    for devices in ("1", "8"):
+        done = subprocess.run(
+            [sys.executable, __file__, devices],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    one, eight = found
+    assert one.keys() == eight.keys() and len(one) > 20
+    assert eight == pytest.approx(one, rel=1e-5)
+
+
+def main(devices):
+    """Norms of all parameters and all metrics after two steps, as JSON."""
+    c = config(NARROW, DEEP, batch_size=32, group_size=4)
+    state, metrics = run(c, make_teacher(), devices=devices)
+    facts = {name: float(value) for name, value in metrics.items()}
+    for name, of_student in state.items():
+        for path, x in jax.tree_util.tree_leaves_with_path(of_student.params):
+            norm = float(np.linalg.norm(np.asarray(jax.device_get(x)).ravel()))
+            facts[f"{name} {jax.tree_util.keystr(path)}"] = norm
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
