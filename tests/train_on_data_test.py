@@ -177,6 +177,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_tfds(trainer, in_process, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     command = [sys.executable, "-c", PREPARE, str(tmp_path / "tfds")]

@@ -73,7 +73,11 @@ def compare(config, batch, params=None):
 
 
 @pytest.mark.parametrize(
-    "name", ["vitg14", pytest.param("vits14-drop0", marks=pytest.mark.slow)]
+    "name",
+    [
+        pytest.param("vitg14", marks=pytest.mark.slow),
+        pytest.param("vits14-drop0", marks=pytest.mark.slow),
+    ],
 )
 def test_loss_equals_ours(name):
     config = tiny_config(name)

@@ -55,6 +55,7 @@ def test_values_and_gradients(ffn, settings):
         np.testing.assert_allclose(found, known, atol=3e-6 * np.abs(known).max())
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_exact():
     """Over tokens far from 0 its error beside float32 is that of the plain block."""
     block, params, x = make_block()

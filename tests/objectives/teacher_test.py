@@ -67,6 +67,7 @@ def test_a_frozen_teacher_of_another_size_sets_the_targets(other):
     assert float(others["loss/total"]) != float(metrics["loss/total"])
 
 
+@pytest.mark.slow
 def test_the_ema_given_as_a_frozen_teacher_changes_nothing():
     """A single step: the EMA moves after it, a frozen teacher does not."""
     c = tiny.config(train={"centering": "centering"})

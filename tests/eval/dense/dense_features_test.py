@@ -20,7 +20,7 @@ def backbone():
     return module, module.init(jax.random.key(0), images)["params"], images
 
 
-@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("norm", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_taps_are_the_tokens_after_each_block(backbone, norm):
     module, params, images = backbone
     taps = dense_features.dense_features(
