@@ -151,7 +151,12 @@ def test_what_a_block_keeps_is_kept_as_it_is(ffn_layer):
     "changes",
     [
         slow({"drop_path_rate": 0.4, "num_register_tokens": 0}),
-        {"ffn_layer": "swiglufused", "layerscale": 0.0, "depth": 1},
+        {
+            "ffn_layer": "swiglufused",
+            "layerscale": 0.0,
+            "depth": 1,
+            "drop_path_rate": 0.4,
+        },
         slow({"drop_path_rate": 0.4, "block": "folded", "remat": "selective"}),
         slow({}),
         slow({"drop_path_rate": 0.4, "drop_path_uniform": False, "remat": "full"}),
