@@ -1,6 +1,6 @@
-# make quickstart | evaluate-demo | lint | test | test-all | mutants | fuzz | faults |
-# soak | bench | bench-gpu | clean. Needs make and Python 3.11, 3.12 or 3.13, which may
-# be named; another one than before makes the environment anew:
+# make quickstart | evaluate-demo | docs | lint | test | test-extra | test-all | mutants |
+# fuzz | faults | soak | bench | bench-gpu | clean. Needs make and Python 3.11, 3.12 or
+# 3.13, which may be named; another one than before makes the environment anew:
 # make PYTHON=/path/to/python3.13 test
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -13,9 +13,11 @@ VERSION := $(shell $(if $(filter file,$(origin PYTHON)),\
 	$(PYTHON) $(PRINT_VERSION) 2>/dev/null)
 RUNTIME := $(VENV)/runtime-$(VERSION).stamp
 TEST := $(VENV)/test-$(VERSION).stamp
+EXTRA := $(VENV)/extra-$(VERSION).stamp
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: quickstart evaluate-demo lint test test-all mutants fuzz faults soak bench bench-gpu clean
+.PHONY: quickstart evaluate-demo docs lint test test-extra test-all mutants \
+	fuzz faults soak bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNTIME)
@@ -39,11 +41,19 @@ lint: $(TEST)
 
 # At most fifteen minutes on two cores.
 test: lint
-	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal --durations=15 -m "not slow"
+	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal --durations=15 -m "not slow and not extra"
 
 # The slow tests too: before a release, and after a change of what they are about.
-test-all: lint
-	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal --durations=15
+test-all: lint test-extra
+	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal --durations=15 -m "not extra"
+
+# Notebooks, demo, hub and trackers.
+test-extra: $(EXTRA)
+	$(VENV)/extra/bin/python -m pytest -q --durations=15 -m extra
+
+# The documentation as a site, in build/site.
+docs: $(EXTRA)
+	$(VENV)/extra/bin/python -m mkdocs build --strict --site-dir build/site
 
 # Planted faults, one at a time, each of which the tests must catch.
 mutants: $(TEST)
@@ -90,4 +100,17 @@ $(TEST): requirements-test.txt requirements-aot.txt $(RUNTIME)
 	@echo "installing requirements-test.txt into $(VENV)"
 	@$(PIP) -r requirements-test.txt
 	@$(PIP) --no-deps --upgrade --target=$(VENV)/libtpu -r requirements-aot.txt
+	@touch $@
+
+# On top of the environment of the tests, whose Pillow is newer than Gradio allows.
+$(EXTRA): requirements-extra.txt $(TEST)
+	@echo "installing requirements-extra.txt into $(VENV)/extra"
+	@rm -rf $(VENV)/extra
+	@$(VENV)/bin/python -m venv $(VENV)/extra
+	@$(VENV)/bin/python -c 'import sysconfig; \
+		print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(VENV)/extra/bin/python -c \
+		'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	@$(VENV)/extra/bin/python -m pip install -qq --disable-pip-version-check --no-input \
+		-r requirements-extra.txt
 	@touch $@
