@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-_QUICK = ("-m", "not slow and not extra", "-x", "-q", "-p", "no:cacheprovider", "--no-header")
+_QUICK = ("-m", "not slow and not extra")
+_QUICK += ("-x", "-q", "-p", "no:cacheprovider", "--no-header")
 
 
 @dataclasses.dataclass(frozen=True)
