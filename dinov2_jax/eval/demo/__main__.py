@@ -60,6 +60,21 @@ CASES = (
         {"logreg/accuracy": True},
     ),
     Case(
+        "finetune",
+        _DIGITS_ABOUT,
+        (
+            *_DIGITS,
+            "--augmentation=none",
+            "--steps=200",
+            "--train-batch-size=32",
+            "--lr=1e-3",
+            "--mixup=0",
+            "--cutmix=0",
+            "--every=200",
+        ),
+        {"finetune/top1": True},
+    ),
+    Case(
         "segmentation",
         "three textures, horses and discs, 24 images to learn from, 8 to test on",
         (
@@ -224,7 +239,7 @@ def _summary(found: list[tuple[Case, Any]]) -> Any:
         "demo", "ours", {}, {name: first.fields[name] for name in kept}
     )
     notes = ["small data and short trainings: compare the columns only with each other"]
-    return report.Result(card, numbers, notes, [table], pictures)
+    return report.Result(card, numbers, notes, pictures=pictures, summary=table)
 
 
 if __name__ == "__main__":
