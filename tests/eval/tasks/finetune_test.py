@@ -116,6 +116,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(whole, finetune, files, monkey
         assert both[0] == both[1]
 
 
+@pytest.mark.slow  # seven seconds
 def test_pixels_are_classified_by_logistic_regression(files, monkeypatch):
     """As scikit-learn does it, on what the pixels' stand-in gives."""
     flags = [f"--model={files / 'small.pth'}", "--num-heads=2", "--baselines"]
