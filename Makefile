@@ -23,7 +23,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-in
 quickstart: $(RUNTIME)
 	@$(VENV)/bin/dinov2-jax train --config=quickstart --workdir=runs/quickstart
 
-# Every evaluation on data that needs no download, with the quickstart's weights.
+# Evaluations on data that needs no download, with the quickstart's weights.
 evaluate-demo: runs/quickstart/pca.png
 	@rm -rf runs/evaluate-demo
 	@$(VENV)/bin/python -m dinov2_jax.eval.demo --model=runs/quickstart \

@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from dinov2_jax import console, errors, files
@@ -59,8 +59,7 @@ def main() -> None:
         sys.exit(errors.DONE if arguments else errors.BAD_INPUT)
     name = arguments.pop(0)
     if name not in _PROGRAMS:
-        close = difflib.get_close_matches(name, _PROGRAMS, n=1)
-        hint = f"did you mean {close[0]}?" if close else "dinov2-jax --help lists them"
+        hint = suggestion(name, _PROGRAMS) or "dinov2-jax --help lists them"
         print(f"error: there is no command {name}; {hint}", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
     module, before, _ = _PROGRAMS[name]
@@ -69,6 +68,17 @@ def main() -> None:
     sys.path.append(os.getcwd())
     sys.argv[1:] = before + arguments
     runpy.run_module(f"dinov2_jax.{module}", run_name="__main__", alter_sys=True)
+
+
+def suggestion(name: str, choices: Iterable[str]) -> str:
+    """Return "did you mean X?", or "" if no choice is close to a name.
+
+    Args:
+      name: What the user wrote.
+      choices: What could have been written.
+    """
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def _usage() -> str:
@@ -240,8 +250,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message as one line and exit with code 2."""
-        print(f"error: {message}; --help lists the flags", file=sys.stderr)
+        end = " " if message.endswith("?") else "; "
+        print(f"error: {message}{end}--help lists the flags", file=sys.stderr)
         sys.exit(errors.BAD_INPUT)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is no choice of a flag or command, with the nearest one."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            if hint := suggestion(str(value), map(str, action.choices or ())):
+                error.message += f"; {hint}"
+            raise
 
 
 def positive(text: str) -> int:

@@ -1,6 +1,7 @@
 """Start and end of programs: exit codes, closed output, signals, --help."""
 
 import errno
+import importlib
 import os
 import pathlib
 import re
@@ -196,3 +197,32 @@ def test_help_does_not_wait_for_jax():
     programs = {module for module, *_ in cli._PROGRAMS.values()}
     tools = [f"data {name}" for name in ("scan", "shard", "bench", "stats")]
     python("-c", HELP, *sorted(programs), *tools, check=True)
+
+
+@pytest.mark.parametrize(
+    "program, words, hint",
+    [
+        ("curate", ["retreive", "--features", "f.parquet"], "did you mean retrieve?"),
+        ("curate", ["cluster", "--metric", "cosin"], "did you mean cosine?"),
+        ("data", ["scna", "photos/"], "did you mean scan?"),
+        ("eval", ["segmentaton"], "did you mean segmentation?"),
+        ("data", ["xyz"], "; --help lists the flags"),
+    ],
+)
+def test_mistyped_commands_and_choices(program, words, hint, capsys):
+    main = importlib.import_module(f"dinov2_jax.{program}.__main__").main
+    try:
+        code = main(words)
+    except SystemExit as left:
+        code = left.code
+    error = capsys.readouterr().err
+    assert code == 2 and hint in error and error.count("\n") == 1
+
+
+def test_a_folder_with_the_name_of_a_mistyped_step(tmp_path, monkeypatch, capsys):
+    (tmp_path / "samples").mkdir()
+    monkeypatch.chdir(tmp_path)
+    main = importlib.import_module("dinov2_jax.curate.__main__").main
+    with pytest.raises(SystemExit):
+        main(["samples"])
+    assert "did you mean" not in capsys.readouterr().err

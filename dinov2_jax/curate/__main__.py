@@ -8,9 +8,10 @@ The first form does everything. The second does one step, which reads features o
 """
 
 import importlib
+import os
 import sys
 
-from dinov2_jax import cli
+from dinov2_jax import cli, errors
 from dinov2_jax.data.decode import pillow_setup
 
 # Each is a module of this folder with `add_flags(parser)` and `run(args)`.
@@ -28,6 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the step that the flags name, or all; return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] not in _STEPS and not argv[0].startswith("-"):
+        hint = cli.suggestion(argv[0], _STEPS)
+        if hint and not os.path.exists(argv[0]):
+            print(f"error: there is no step {argv[0]}; {hint}", file=sys.stderr)
+            return errors.BAD_INPUT
         parser = cli.Parser(prog="dinov2-jax curate")
         module = _add_flags(parser, _EVERYTHING)
     else:

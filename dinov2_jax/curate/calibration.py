@@ -56,11 +56,25 @@ class Calibration:
         return float(np.mean(self.strangers > np.float32(threshold)))
 
     def proposal(self) -> float:
-        """Return the lowest threshold of four digits whose price is at most `PRICE`."""
+        """Return the lowest threshold of four digits whose price is at most `PRICE`.
+
+        It is 0.9999 at most, whose price may be higher; see `excess`.
+        """
         allowed = int(PRICE * len(self.strangers))
         highest = np.sort(self.strangers)[::-1][allowed]
         threshold = max(np.ceil(float(highest) * 1e4) / 1e4, 1e-4)
         return float(min(threshold, _HIGHEST))
+
+    def excess(self, threshold: float) -> str:
+        """Return a warning if a proposal costs more than `PRICE`, otherwise ""."""
+        price = self.price(threshold)
+        if price <= PRICE:
+            return ""
+        return (
+            f", the highest one; still {price:.1%} of the images have another above "
+            f"it, more than {PRICE:.0%}: look at the pairs, which may be copies that "
+            "hashes do not find, or images that these features cannot tell apart"
+        )
 
     def recalls(self, threshold: float) -> list[tuple[str, float, float, float]]:
         """Return (change, share found by features, by hashes, by either)."""

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from dinov2_jax import sharding
     from dinov2_jax.curate import features as features_lib
-    from dinov2_jax.curate import hierarchy, kmeans, row_blocks
+    from dinov2_jax.curate import hierarchy, kmeans, level_state, row_blocks
 
     tables.check_out(args.out)
     features = features_lib.open_features(args.features)
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
     }
     settings = {"inputs": inputs, "seed": args.seed, **parameters}
     mesh = sharding.make_mesh()
-    with hierarchy.State(
+    with level_state.State(
         args.out.with_name(f"{args.out.name}.partial"), settings
     ) as state:
         levels = hierarchy.build(
@@ -220,7 +220,7 @@ def _first_level(features: Any, ids: np.ndarray, metric: str) -> Any:
     from scipy import sparse
 
     from dinov2_jax.curate import features as features_lib
-    from dinov2_jax.curate import hierarchy
+    from dinov2_jax.curate import level_state
 
     _, assignment = np.unique(ids, return_inverse=True)
     sizes = np.bincount(assignment)
@@ -237,4 +237,4 @@ def _first_level(features: Any, ids: np.ndarray, metric: str) -> Any:
     centroids = (sums / sizes[:, None]).astype(np.float32)
     if metrics.METRICS[metric].spherical:
         centroids = features_lib.unit(centroids)
-    return hierarchy.Level(centroids, assignment.astype(np.int32))
+    return level_state.Level(centroids, assignment.astype(np.int32))

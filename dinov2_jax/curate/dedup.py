@@ -214,7 +214,7 @@ def _calibrate(args, pool, images) -> tuple[dict[str, Any], float]:
     proposed = found.proposal()
     threshold = args.threshold or proposed
     _print(found.describe(threshold))
-    _print(f"proposed: --threshold={proposed:g}")
+    _print(f"proposed: --threshold={proposed:g}{found.excess(proposed)}")
     return {
         "images": len(found.strangers),
         "proposed": proposed,

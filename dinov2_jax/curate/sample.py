@@ -138,12 +138,14 @@ def run(args: argparse.Namespace) -> None:
         raise errors.UserError(
             "--scores and --drop belong together: --scores f.parquet --drop 'nsfw>0.5'"
         )
-    columns, _ = tables.read(args.clusters)
-    tables.need(columns, ["name"], path=args.clusters)
-    levels = cluster_columns(columns)
+    names, rows = tables.layout(args.clusters)  # a table of 1e9 rows is not read
+    tables.need(dict.fromkeys(names), ["name"], path=args.clusters)
+    levels = cluster_columns(names)
     if args.sql:
-        _print_query(args, len(columns["name"]), len(levels))
+        _print_query(args, rows, len(levels))
         return
+    paths = ["path"] if "path" in names and not args.root else []
+    columns, _ = tables.read(args.clusters, ["name", *levels, *paths])
     kept, counts = _filter(args, columns["name"])
     columns = {name: values[kept] for name, values in columns.items()}
     if not len(columns["name"]):
@@ -206,18 +208,16 @@ def _filter(args, names: np.ndarray) -> tuple[np.ndarray, list[tuple[str, int]]]
         kept[which] = False
 
     if args.only:
-        columns, _ = tables.read(args.only)
-        tables.need(columns, ["name"], path=args.only)
+        columns, _ = tables.read(args.only, ["name"])
         wanted = set(columns["name"])
         leave_out(np.array([name not in wanted for name in names]), "not wanted")
     for path in args.exclude:
-        columns, _ = tables.read(path)
-        tables.need(columns, ["name", "kept"], path=path)
+        columns, _ = tables.read(path, ["name", "kept"])
         leave_out(~_lookup(names, columns, "kept", path).astype(bool), "duplicates")
     if args.scores:
-        columns, _ = tables.read(args.scores)
+        dropped = dict.fromkeys(column for column, _, _ in args.drop)
+        columns, _ = tables.read(args.scores, list(dict.fromkeys(["name", *dropped])))
         for column, comparison, limit in args.drop:
-            tables.need(columns, ["name", column], path=args.scores)
             values = _lookup(names, columns, column, args.scores)
             leave_out(
                 _COMPARISONS[comparison](values, limit),

@@ -5,12 +5,13 @@ PATH.json says what a table was made of: "step", "inputs" with their digests,
 metadata of the Parquet file, so that a table and its record cannot be separated.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,22 +78,55 @@ def write(
         parquet.write_table(table, file, row_group_size=_GROUP_ROWS)
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read(
+    path: str | os.PathLike, wanted: Sequence[str] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the columns of a table and its record.
 
     Args:
-      path: Path of the Parquet file, which may come from another program.
+      path: Path of the Parquet file, which may come from another program, or of a
+        folder of such files.
+      wanted: Names of the columns to read, which it must have; None for all.
 
     Returns:
       Arrays by name, with strings as objects, and the record; {} if it has none.
 
     Raises:
+      UserError: The file does not exist, is no Parquet file or lacks a column.
+    """
+    with _reading(path) as dataset:
+        if wanted is not None:
+            need(dict.fromkeys(dataset.schema.names), wanted, path=path)
+        table = dataset.read(columns=wanted)
+    record = json.loads((table.schema.metadata or {}).get(_METADATA.encode(), "{}"))
+    columns = {
+        name: table.column(name).to_numpy(zero_copy_only=False)
+        for name in table.column_names
+    }
+    return columns, record
+
+
+def layout(path: str | os.PathLike) -> tuple[list[str], int]:
+    """Return the names of a table's columns and its number of rows, reading no row.
+
+    Args:
+      path: Path of the Parquet file, or of a folder of such files.
+
+    Raises:
       UserError: The file does not exist or is no Parquet file.
     """
+    with _reading(path) as dataset:
+        rows = sum(fragment.count_rows() for fragment in dataset.fragments)
+        return dataset.schema.names, rows
+
+
+@contextlib.contextmanager
+def _reading(path: str | os.PathLike) -> Iterator[Any]:
+    """Open a Parquet data set; raises UserError where it cannot be read."""
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        yield parquet.ParquetDataset(path)
     except FileNotFoundError as error:
         raise errors.UserError(
             f"{path} does not exist: name the --out of an earlier step"
@@ -102,12 +136,6 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
             f"{path} is no Parquet file ({str(error).splitlines()[0]}): name the --out "
             "of an earlier step, or a table of another program"
         ) from error
-    record = json.loads((table.schema.metadata or {}).get(_METADATA.encode(), "{}"))
-    columns = {
-        name: table.column(name).to_numpy(zero_copy_only=False)
-        for name in table.column_names
-    }
-    return columns, record
 
 
 def match(

@@ -4,8 +4,11 @@
 
 DATA is what training takes: a folder, searched recursively in the order of the paths; a
 quoted pattern, 'photos/**/*.jpg'; a list or table of paths (.txt, .csv, .tsv,
-.parquet), in its order; shards; or one image. MODEL is anything that dinov2_jax.load
-takes: a name, a .pth, a Hugging Face folder, a workdir. OUT is
+.parquet), in its order; shards; one image; several folders, a/,b/; or a mixture as
+data.mixture has it, "(('/data/a', 3.0), ('/data/b', 1.0))". Of several, each image
+comes once, whatever the weights; its name is its path below the folder that holds all.
+MODEL is anything that dinov2_jax.load takes: a name, a .pth, a Hugging Face folder, a
+workdir. OUT is
 
   features.npy      [images, D], and features.npy.json, whose "names" are the paths of
                     the rows' images, as the list has them or below the folder
@@ -49,7 +52,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="DATA",
         type=home,
         nargs="+",
-        help="folder, 'pattern', list, shards or image",
+        help="folder, 'pattern', list, shards, image or mixture",
     )
     add("--model", required=True, type=home, help="file, folder or name of weights")
     add("--out", required=True, type=cli.path, help="*.npy or *.parquet")

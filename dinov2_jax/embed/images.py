@@ -4,20 +4,24 @@ Threads suffice because Pillow releases the GIL while it decodes and resizes: on
 cores, two threads prepared 530 photographs of 500 px per second, two processes 515.
 """
 
+import ast
 import collections
 import concurrent.futures
 import dataclasses
 import glob
 import hashlib
 import os
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.decode import image_decoder as image_decoder_lib
-from dinov2_jax.data.sources import base, extensions, folder, registry
-from dinov2_jax.embed import shards
+from dinov2_jax.data.sources import base, extensions, folder, mixture, registry
+from dinov2_jax.embed import joined, shards
 
 _BATCHES_AHEAD = 2
 
@@ -26,21 +30,44 @@ def open_source(path: str) -> base.Source:
     """Return the images at a path, which may be all that `data.path` takes, or one.
 
     Args:
-      path: A folder, a pattern, a list or table, shards, or an image file.
+      path: A folder, a pattern, a list or table, shards, or an image file; or a
+        mixture as in `config.data.mixture`, each image of which comes once.
 
     Raises:
       UserError: There are no images.
     """
     decoder = image_decoder_lib.Decoder()
+    if re.match(r"\s*[(\[]\s*[(\[]", path) and not os.path.exists(path):
+        sources, _, names = registry.open_entries(_entries(path), decoder)
+        return joined.JoinedSource(sources, names)
     if extensions.is_image(path) and os.path.isfile(path):
         return folder.GlobSource(glob.escape(path), decoder, field="DATA")
-    return registry.open_path(path, decoder, field="DATA")
+    source = registry.open_path(path, decoder, field="DATA")
+    if isinstance(source, mixture.MixtureSource):  # several folders
+        return joined.JoinedSource(source.sources, source.source_names)
+    return source
+
+
+def _entries(text: str) -> Sequence[Any]:
+    """Parse a mixture; raises UserError."""
+    try:
+        entries = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        entries = ()
+    if not isinstance(entries, (tuple, list)) or not entries:
+        raise errors.UserError(
+            f"DATA = {text} does not exist and is no mixture: write paths and weights "
+            "as in data.mixture, \"(('/data/a', 3.0), ('/data/b', 1.0))\""
+        )
+    return entries
 
 
 def root(source: base.Source) -> str | None:
     """Return the folder that paths of images are relative to; None without files."""
     if isinstance(source, shards.ShardSource):
         source = source.source
+    if isinstance(source, joined.JoinedSource):
+        return source.root
     return source.path if isinstance(source, folder.FilesSource) else None
 
 

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from dinov2_jax.eval.classification import knn, logistic_regression, splits
+from dinov2_jax.eval.classification import knn, logistic_regression
 from dinov2_jax.eval.dense import dense_quality
 
 CROPS = 8  # pairs of crops of an image
-_HELD_OUT_FROM = 100  # images; of fewer, C is chosen on those that are fitted
 _CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of logistic regression; a coarse grid is quick
 
 
@@ -72,16 +71,9 @@ def measure_knn(features: Labelled, settings: Settings) -> dict[str, float]:
 def measure_logreg(features: Labelled, settings: Settings) -> dict[str, float]:
     """Return `logreg/top1`, with C chosen on a tenth of the bank."""
     del settings
-    every = features.bank, features.bank_labels
-    inner = outer = slice(None)
-    if len(every[1]) >= _HELD_OUT_FROM:
-        inner, outer = splits.hold_out(len(every[1]), seed=0)
-    if len(np.unique(every[1][inner])) < 2:
-        inner = outer = slice(None)
-    fitted, held_out = (tuple(x[part] for x in every) for part in (inner, outer))
-    tried = logistic_regression.select_c(fitted, held_out, _CS)
-    best, _ = max(tried, key=lambda pair: pair[1])
-    solution = logistic_regression.Problem(*every).solve(best)
+    solution, _ = logistic_regression.fit_with_best_c(
+        features.bank, features.bank_labels, _CS
+    )
     predicted = solution.predict(features.queries)
     found = logistic_regression.mean_accuracy(predicted, features.query_labels)
     return {"logreg/top1": found}

@@ -50,6 +50,7 @@ class Result:
         test data.
       tables: Further tables.
       pictures: Pictures.
+      summary: Table of all numbers, for the page in place of their list.
     """
 
     card: protocol_card.Card
@@ -57,6 +58,7 @@ class Result:
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    summary: Table | None = None
 
 
 def text(result: Result) -> str:
@@ -90,6 +92,7 @@ def write(result: Result, folder: pathlib.Path) -> None:
 
 def _json(result: Result) -> str:
     card = result.card
+    tables = [result.summary, *result.tables] if result.summary else result.tables
     fields = {
         "task": card.task,
         "protocol": card.protocol,
@@ -100,7 +103,7 @@ def _json(result: Result) -> str:
             k: v if math.isfinite(v) else None for k, v in result.numbers.items()
         },
         "notes": list(result.notes),
-        "tables": [dataclasses.asdict(table) for table in result.tables],
+        "tables": [dataclasses.asdict(table) for table in tables],
     }
     return json.dumps(fields, indent=1, default=_plain) + "\n"
 
@@ -117,7 +120,10 @@ def _page(result: Result) -> str:
     rows = [(name, str(value)) for name, value in fields.items()]
     parts = [
         *map(html_page.note, result.notes),
-        _html_table(Table("Results", ("number", "value"), [*result.numbers.items()])),
+        _html_table(
+            result.summary
+            or Table("Results", ("number", "value"), [*result.numbers.items()])
+        ),
         *map(_html_table, result.tables),
     ]
     for picture in result.pictures:

@@ -78,6 +78,16 @@ def test_the_proposal_is_the_lowest_of_its_price(pool):
     assert found.price(proposed) <= 0.01 < found.price(proposed - 2e-3)
     few = calibration.Calibration(["x"], some, some > 0, strangers[:50], [], 500)
     assert few.price(few.proposal()) == 0
+    assert found.excess(proposed) == few.excess(few.proposal()) == ""
+
+
+def test_a_proposal_that_costs_too_much_says_so():
+    strangers = np.where(np.arange(500) < 15, 0.99995, 0.5).astype(np.float32)
+    some = np.zeros((500, 1))
+    found = calibration.Calibration(["x"], some, some > 0, strangers, [], 500)
+    assert found.proposal() == 0.9999
+    assert "still 3.0% of the images" in found.excess(0.9999)
+    assert "more than 1%" in found.excess(0.9999)
 
 
 def test_a_choice_follows_the_seed(pool):

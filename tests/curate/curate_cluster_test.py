@@ -6,7 +6,7 @@ import numpy as np
 import pools
 import pytest
 
-from dinov2_jax.curate import hierarchy, tables
+from dinov2_jax.curate import level_state, tables
 
 LEVELS = "--levels 20,4 --resamplings 2"  # as in hierarchy_test.py: compiled once
 
@@ -90,13 +90,13 @@ def test_cluster_resumes_after_a_kill(folder, tmp_path, monkeypatch):
         f"cluster --features {folder}/pool.parquet {LEVELS} "
         f"--out {tmp_path}/clusters.parquet"
     )
-    save = hierarchy.State.save_level
+    save = level_state.State.save_level
 
     def killed(self, number, level):
         save(self, number, level)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hierarchy.State, "save_level", killed)
+    monkeypatch.setattr(level_state.State, "save_level", killed)
     assert pools.curate(line) == 130
     monkeypatch.undo()
     assert not pools.curate(line)

@@ -80,6 +80,9 @@ def test_devices_slabs_and_blocks_change_nothing(monkeypatch):
     np.testing.assert_array_equal(parts.left, whole.left)
     np.testing.assert_array_equal(parts.right, whole.right)
     np.testing.assert_allclose(parts.similarity, whole.similarity, atol=1e-6)
+    # Few pairs, so that one that is barely above the threshold is alone in its tile.
+    threshold = float(np.sort(whole.similarity)[-21:-19].mean())
+    assert len(search.find_pairs(Array(rows), threshold=threshold)) == 20
 
 
 def test_pairs_are_those_of_faiss():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax import errors, sharding
-from dinov2_jax.curate import allocation, hierarchy, row_blocks
+from dinov2_jax.curate import allocation, hierarchy, level_state, row_blocks
 
 
 class Killed(Exception):
@@ -21,7 +21,7 @@ def build(folder, rows, plans, *, kill_after=None, **settings):
             raise Killed
 
     settings = {"metric": "l2", "seed": 0} | settings
-    with hierarchy.State(folder, {"plans": str(plans)}) as state:
+    with level_state.State(folder, {"plans": str(plans)}) as state:
         levels = hierarchy.build(
             row_blocks.Matrix(rows),
             plans,

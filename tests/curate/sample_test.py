@@ -7,7 +7,7 @@ import numpy as np
 import pools
 import pytest
 
-from dinov2_jax.curate import tables
+from dinov2_jax.curate import sampling_sql, tables
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,19 @@ def test_sample_filters_chooses_and_prints_a_mixture(folder, tmp_path, capsys):
     assert not pools.curate(f"{flags} --count {len(allowed) + 5} --out {again}")
     assert len(pools.manifest(again)) == len(allowed) + 5
     assert {row["name"] for row in pools.manifest(again)} == allowed
+
+
+def test_the_query_needs_no_rows(tmp_path, capsys):
+    """The pages are damaged, and the layout at the end of the file is not."""
+    path = tmp_path / "clusters.parquet"
+    columns = {"name": ["a", "b", "c"], "c1": [0, 0, 1], "c2": [0, 0, 0]}
+    tables.write(path, columns, {})
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(40) + content[44:])
+    assert not pools.curate(f"sample --clusters {path} --sql duckdb")
+    query = sampling_sql.query(str(path), levels=2, count=3, seed=0, dialect="duckdb")
+    assert capsys.readouterr().out == query
+    assert pools.curate(f"sample --clusters {path} --out {tmp_path}/x.csv") == 2
 
 
 def test_sample_of_foreign_names_and_paths(tmp_path, capsys):

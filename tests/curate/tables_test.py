@@ -39,6 +39,27 @@ def test_tables_of_other_programs_have_no_record(tmp_path):
     assert (columns["name"].tolist(), record) == (["x"], {})
 
 
+def test_only_wanted_columns_are_read(tmp_path):
+    """The pages of the others are damaged."""
+    path = tmp_path / "t.parquet"
+    names = [f"{i}.jpg" for i in range(1000)]
+    tables.write(path, {"name": names, "x": np.arange(1000.0)}, {"step": "cluster"})
+    chunk = parquet.ParquetFile(path).metadata.row_group(0).column(1)
+    content = bytearray(path.read_bytes())
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[begin : begin + chunk.total_compressed_size] = bytes(
+        [255] * chunk.total_compressed_size
+    )
+    path.write_bytes(content)
+    assert tables.layout(path) == (["name", "x"], 1000)
+    columns, record = tables.read(path, ["name"])
+    assert columns["name"].tolist() == names and record["step"] == "cluster"
+    with pytest.raises(errors.UserError, match="is no Parquet file"):
+        tables.read(path)
+    with pytest.raises(errors.UserError, match="has no column c1, only name, x"):
+        tables.read(path, ["name", "c1"])
+
+
 def test_rows_are_matched_by_name():
     columns = {"name": NAMES, "n": np.arange(3)}
     matched = tables.match(["ü", "b", "a"], columns)

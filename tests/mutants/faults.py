@@ -1,6 +1,7 @@
 """All faults, by the rooms of the house."""
 
 from tests.mutants import (
+    curation_faults,
     data_faults,
     evaluation_faults,
     fault,
@@ -18,4 +19,5 @@ ALL: tuple[Fault, ...] = (
     *weights_faults.FAULTS,
     *program_faults.FAULTS,
     *evaluation_faults.FAULTS,
+    *curation_faults.FAULTS,
 )

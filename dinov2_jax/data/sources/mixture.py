@@ -37,6 +37,8 @@ class MixtureSource(base.Source):
         source would be shown over 10,000 times before all of another are shown once.
 
     Attributes:
+      sources: The sources.
+      source_names: Their names in messages.
       places: Number of places of each source.
     """
 
@@ -54,7 +56,7 @@ class MixtureSource(base.Source):
                     f"data.mixture: the weight of {name} is {weight}: give a number "
                     "above 0, or leave the source out"
                 )
-        self._sources, self._weights, self._names = list(sources), weights, names
+        self.sources, self.source_names = list(sources), names
         lengths = [source.pass_length for source in sources]
         _check_balance(lengths, weights, names)
         self._starts = np.cumsum([0, *(len(source) for source in sources)]).tolist()
@@ -72,7 +74,7 @@ class MixtureSource(base.Source):
     def resolve(self, pass_number: int, place: int) -> int:
         """Return the image that a place of a pass shows."""
         which = int(np.searchsorted(self._place_starts, place, side="right")) - 1
-        source = self._sources[which]
+        source = self.sources[which]
         length = source.pass_length
         local = int(place) - self._place_starts[which]
         whole, extra = divmod(self.places[which], length)
@@ -94,25 +96,25 @@ class MixtureSource(base.Source):
         """Read an image's file and header; raises `BadImage`."""
         which, local = self._find(index)
         try:
-            return self._sources[which].open(local)
+            return self.sources[which].open(local)
         except image_decoder.BadImage as error:
-            name = f"{self._names[which]}: {error.name}"
+            name = f"{self.source_names[which]}: {error.name}"
             raise image_decoder.BadImage(name, error.reason) from error
 
     def content(self, index: int) -> bytes:
         """Return the bytes of an image's file; raises `BadImage`."""
         which, local = self._find(index)
-        return self._sources[which].content(local)
+        return self.sources[which].content(local)
 
     def name(self, index: int) -> str:
         """Return the source's name and its name of the image."""
         which, local = self._find(index)
-        return f"{self._names[which]}: {self._sources[which].name(local)}"
+        return f"{self.source_names[which]}: {self.sources[which].name(local)}"
 
     def skipped(self) -> dict[str, int]:
         """Return how many files or folders of all sources were skipped, by reason."""
         total: collections.Counter[str] = collections.Counter()
-        for source in self._sources:
+        for source in self.sources:
             total.update(source.skipped())
         return dict(total)
 
@@ -120,31 +122,31 @@ class MixtureSource(base.Source):
         """Return (source and name, reason) of what was skipped."""
         return [
             (f"{where}: {name}", reason)
-            for source, where in zip(self._sources, self._names)
+            for source, where in zip(self.sources, self.source_names)
             for name, reason in source.skipped_names()
         ]
 
     def left_out(self) -> dict[str, int]:
         """Return how many files of all sources are not read by their extension."""
-        return extensions.merged(source.left_out() for source in self._sources)
+        return extensions.merged(source.left_out() for source in self.sources)
 
     def warnings(self) -> list[str]:
         """Return the lines of all sources, each once."""
-        lines = (line for source in self._sources for line in source.warnings())
+        lines = (line for source in self.sources for line in source.warnings())
         return list(dict.fromkeys(lines))
 
     @property
     def fingerprint(self) -> str:
         """Hash that changes with the sources and their numbers of places."""
         digest = hashlib.sha256(repr(self.places).encode())
-        for source in self._sources:
+        for source in self.sources:
             digest.update(source.fingerprint.encode())
         return digest.hexdigest()[:32]
 
     def _where(self) -> str:
         parts = [
             f"{places / self.pass_length:.1%} {source.describe()}"
-            for source, places in zip(self._sources, self.places)
+            for source, places in zip(self.sources, self.places)
         ]
         return (
             f"in {len(parts)} sources, {self.pass_length:,} places a pass: "

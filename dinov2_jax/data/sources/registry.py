@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dinov2_jax import errors
@@ -111,15 +111,31 @@ def _mixture(config: Any, decoder: image_decoder.Decoder) -> base.Source:
             f"{data.tfds_name!r}, data.source = {data.source!r}: name all images in "
             "data.mixture and set the others to '', '' and auto"
         )
-    entries = [_mixture_entry(entry) for entry in data.mixture]
-    return mixture.MixtureSource(
-        [
-            open_path(path, decoder, kind=kind, field="data.mixture")
-            for path, _, kind in entries
-        ],
-        [weight for _, weight, _ in entries],
-        [path for path, _, _ in entries],
-    )
+    sources, weights, names = open_entries(data.mixture, decoder)
+    return mixture.MixtureSource(sources, weights, names)
+
+
+def open_entries(
+    entries: Sequence[Any], decoder: image_decoder.Decoder
+) -> tuple[list[base.Source], list[float], list[str]]:
+    """Open the entries of `config.data.mixture`.
+
+    Args:
+      entries: (path, weight) or (path, weight, kind) of each source.
+      decoder: Decoder of the images.
+
+    Returns:
+      The sources, their weights and their paths.
+
+    Raises:
+      UserError: An entry is written in another way, or cannot be read.
+    """
+    parsed = [_mixture_entry(entry) for entry in entries]
+    sources = [
+        open_path(path, decoder, kind=kind, field="data.mixture")
+        for path, _, kind in parsed
+    ]
+    return sources, [weight for _, weight, _ in parsed], [path for path, _, _ in parsed]
 
 
 def _mixture_entry(entry: Any) -> tuple[str, float, str]:

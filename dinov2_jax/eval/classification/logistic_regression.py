@@ -20,6 +20,8 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 
+from dinov2_jax.eval.classification import splits
+
 
 def _reference_grid() -> tuple[float, ...]:
     """Return the reference's 45 values of C, which it computes in float32."""
@@ -35,6 +37,7 @@ _LINE_SEARCH = 50
 _PAIRS = 10  # of L-BFGS's memory
 # Converged if this many iterations lower the objective by less than this share of it.
 _PATIENCE, _DECREASE = 10, 1e-12
+_HELD_OUT_FROM = 100  # images; of fewer, C is chosen on those that are fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,3 +241,29 @@ def select_c(
     cs = list(cs)
     for c, solution in zip(cs, Problem(*train).path(cs)):
         yield c, METRICS[metric](solution.predict(features), labels)
+
+
+def fit_with_best_c(
+    features: np.ndarray, labels: np.ndarray, cs: Iterable[float]
+) -> tuple[Solution, float]:
+    """Fit with the C that is best on a held-out tenth.
+
+    Of fewer than 100 images, or of one class without that tenth, C is chosen on those
+    that are fitted.
+
+    Args:
+      features: Features, [N, D].
+      labels: Labels, int [N], of at least two classes.
+      cs: Values of C, ascending.
+
+    Returns:
+      The solution on all images, and its C.
+    """
+    inner = outer = slice(None)
+    if len(labels) >= _HELD_OUT_FROM:
+        inner, outer = splits.hold_out(len(labels), seed=0)
+    if len(np.unique(labels[inner])) < 2:
+        inner = outer = slice(None)
+    fitted, held_out = ((features[part], labels[part]) for part in (inner, outer))
+    best, _ = max(select_c(fitted, held_out, cs), key=lambda pair: pair[1])
+    return Problem(features, labels).solve(best), best

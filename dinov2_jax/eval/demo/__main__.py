@@ -1,4 +1,4 @@
-"""Every task on real data that needs no download: python -m dinov2_jax.eval.demo.
+"""Evaluations on real data that needs no download: python -m dinov2_jax.eval.demo.
 
 Small images and short trainings, minutes on two cores. Compare numbers only with
 those in the same row: of the same ViT untrained, and of pixels.
@@ -60,6 +60,24 @@ CASES = (
         {"logreg/accuracy": True},
     ),
     Case(
+        "finetune",
+        _DIGITS_ABOUT,
+        (
+            *_DIGITS[:2],
+            "--resize=48",
+            "--size=48",
+            "--augmentation=none",
+            "--steps=600",
+            "--train-batch-size=32",
+            "--lr=2e-3",
+            "--layerwise-decay=1",
+            "--mixup=0",
+            "--cutmix=0",
+            "--every=600",
+        ),
+        {"finetune/top1": True},
+    ),
+    Case(
         "segmentation",
         "three textures, horses and discs, 24 images to learn from, 8 to test on",
         (
@@ -116,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the demonstration and return the exit code."""
     parser = cli.Parser(
         prog="python -m dinov2_jax.eval.demo",
-        description="Runs every evaluation on data that needs no download.",
+        description="Runs evaluations on data that needs no download.",
     )
     parser.add_argument("--model", required=True, help="as of dinov2-jax evaluate")
     parser.add_argument("--out", required=True, type=cli.path, metavar="DIR")
@@ -224,7 +242,7 @@ def _summary(found: list[tuple[Case, Any]]) -> Any:
         "demo", "ours", {}, {name: first.fields[name] for name in kept}
     )
     notes = ["small data and short trainings: compare the columns only with each other"]
-    return report.Result(card, numbers, notes, [table], pictures)
+    return report.Result(card, numbers, notes, pictures=pictures, summary=table)
 
 
 if __name__ == "__main__":

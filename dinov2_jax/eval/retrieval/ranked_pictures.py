@@ -4,10 +4,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw
 
-from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.eval import thumbnails
 
 _SIDE = 112  # px of an image
 _FRAME = 4
@@ -47,19 +46,7 @@ def sheet(
             color = _COLORS[good]
             draw.rectangle((left, top, left + step - 1, top + step - 1), fill=color)
             corner = (left + _FRAME, top + _FRAME)
-            picture.paste(_thumbnail(source, int(index)), corner)
+            picture.paste(thumbnails.square(source, int(index), _SIDE), corner)
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
-
-
-def _thumbnail(source: Any, index: int) -> Image.Image:
-    """Return the central square of an image; gray if it cannot be read."""
-    try:
-        image = Image.fromarray(np.ascontiguousarray(source.open(index).pixels()))
-    except image_decoder.BadImage:
-        return Image.new("RGB", (_SIDE, _SIDE), "gray")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)

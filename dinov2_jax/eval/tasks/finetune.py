@@ -9,93 +9,10 @@ import argparse
 import dataclasses
 from typing import Any
 
-from dinov2_jax import cli
-from dinov2_jax.eval.tasks import data_flags
+from dinov2_jax.eval.tasks import finetune_flags
 
-_NUMBERS = (  # flag, type, default, help
-    ("--steps", cli.positive, 2000, "(default: %(default)s)"),
-    (
-        "--train-batch-size",
-        cli.positive,
-        64,
-        "images in a step, over all devices (default: %(default)s)",
-    ),
-    (
-        "--group-size",
-        cli.positive,
-        8,
-        "images that are mixed with each other and among which blocks skip some; it "
-        "divides the batch, and as many devices are used as divide the number of "
-        "groups (default: %(default)s)",
-    ),
-    ("--lr", float, 1e-4, "after the warm-up (default: %(default)s)"),
-    ("--min-lr", float, 1e-6, "at the end of the cosine (default: %(default)s)"),
-    ("--warmup-steps", cli.positive, None, "default: a tenth of --steps"),
-    (
-        "--layerwise-decay",
-        float,
-        0.75,
-        "factor of the learning rate from each block to the one below (default: "
-        "%(default)s)",
-    ),
-    ("--weight-decay", float, 0.05, "(default: %(default)s)"),
-    (
-        "--clip-grad",
-        float,
-        1.0,
-        "largest norm of the gradients of the backbone and of the head; 0 for any "
-        "(default: %(default)s)",
-    ),
-    (
-        "--drop-path",
-        float,
-        0.1,
-        "share of the images that each half of a block skips (default: %(default)s)",
-    ),
-    ("--smoothing", float, 0.1, "of the labels (default: %(default)s)"),
-    ("--mixup", float, 0.8, "alpha of mixup, 0 for none (default: %(default)s)"),
-    ("--cutmix", float, 1.0, "alpha of CutMix, 0 for none (default: %(default)s)"),
-    (
-        "--ema",
-        float,
-        0.0,
-        "decay of an average of the weights, such as 0.999, which is then evaluated "
-        "and saved; 0 for none (default: %(default)s)",
-    ),
-    ("--lora-alpha", float, 16.0, "the change is scaled by alpha / rank (16)"),
-    ("--every", cli.positive, 500, "steps between saves (default: %(default)s)"),
-    ("--seed", int, 0, "of head, order, crops and the rest (default: %(default)s)"),
-)
-_BELOW_ONE = ("drop_path", "smoothing", "ema")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the task.
-
-    Args:
-      parser: The task's parser.
-    """
-    data_flags.add_labelled(parser)
-    data_flags.add_transform(parser)
-    for flag, kind, default, about in _NUMBERS:
-        parser.add_argument(flag, type=kind, default=default, help=about)
-    data_flags.add_augmentation(parser)
-    part = parser.add_mutually_exclusive_group()
-    part.add_argument(
-        "--last-blocks",
-        type=cli.positive,
-        default=0,
-        metavar="N",
-        help="train the last N blocks, the last norm and the head; default: everything",
-    )
-    part.add_argument(
-        "--lora-rank",
-        type=cli.positive,
-        default=0,
-        metavar="R",
-        help="train the head and rank-R updates of the attention weights, such as "
-        "8, with a larger --lr, such as 1e-3",
-    )
+add_arguments = finetune_flags.add
+_C_OF_PIXELS = (1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:
@@ -112,13 +29,15 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     import numpy as np
 
     from dinov2_jax.data import preprocessing
-    from dinov2_jax.eval import protocol_card, report
-    from dinov2_jax.eval.classification import labelled, test_sets, train_crops
+    from dinov2_jax.eval import pixel_backbone
+    from dinov2_jax.eval.classification import labelled, train_crops
     from dinov2_jax.eval.finetuning import adaptation, finetuner, training
 
+    if isinstance(backbone.model.module, pixel_backbone.PixelBackbone):
+        return _run_on_pixels(args, backbone)
     prepare = backbone.prepare(args.resize, args.size)
-    _check(args, backbone.model.module.config.depth)
-    recipe = _recipe(args)
+    finetune_flags.check(args, backbone.model.module.config.depth)
+    recipe = finetune_flags.make_recipe(args)
     train_source, val_source = labelled.open_train_and_val(args)
     classes = list(train_source.label_names)
     module, params = finetuner.at_size(
@@ -166,88 +85,101 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         settings=settings | identity,
         every=args.every,
     )
-    rows, labels, skipped = _features(
-        args, backbone, module, tuned["backbone"], val_source, prepare
-    )
-    scores = rows @ np.asarray(tuned["head"]["kernel"])
+    found = _features(args, backbone, module, tuned["backbone"], val_source, prepare)
+    scores = found.rows @ np.asarray(tuned["head"]["kernel"])
     scores += np.asarray(tuned["head"]["bias"])
+    model_path, note = _save(args.out, module, tuned, prepare, classes)
+    fields = {
+        "trained": _trained(part),
+        "optimizer": "AdamW, betas 0.9 and 0.999, cosine",
+        "evaluated": "average of the weights" if recipe.ema else "last weights",
+        "selected on": "nothing: the last step is evaluated",
+        "train": f"{len(train_source)} images of {args.train_path}",
+        "saved": f"{model_path} and {args.out / 'head.pth'}",
+    }
+    if args.baselines:
+        fields["pixels"] = "have no weights to tune: logistic regression on them"
+    return _result(
+        args,
+        backbone,
+        prepare,
+        val_source,
+        found,
+        scores,
+        settings=settings,
+        fields=fields,
+        notes=[note] if note else [],
+        course=course,
+    )
+
+
+def _run_on_pixels(args: argparse.Namespace, backbone: Any) -> Any:
+    """Fit logistic regression, as a linear head is all that can be trained."""
+    import numpy as np
+
+    from dinov2_jax.eval import feature_cache
+    from dinov2_jax.eval.classification import labelled, logistic_regression
+
+    prepare = backbone.prepare(args.resize, args.size)
+    train_source, val_source = labelled.open_train_and_val(args)
+    train, val = (
+        feature_cache.extract(backbone, source, kind="cls", prepare=prepare)
+        for source in (train_source, val_source)
+    )
+    solution, c = logistic_regression.fit_with_best_c(
+        np.asarray(train.rows), train.labels, _C_OF_PIXELS
+    )
+    scores = np.full((len(val), len(train_source.label_names)), -np.inf)
+    scores[:, solution.classes] = solution.scores(val.rows)
+    return _result(
+        args,
+        backbone,
+        prepare,
+        val_source,
+        val,
+        scores,
+        settings={"size": args.size},
+        fields={"trained": "head, by logistic regression", "C": c},
+    )
+
+
+def _result(
+    args,
+    backbone,
+    prepare,
+    source,
+    found,
+    scores,
+    *,
+    settings,
+    fields,
+    notes=(),
+    course=(),
+):
+    """Measure scores of test images and return a `report.Result` with mistakes."""
+    from dinov2_jax.eval import protocol_card, report
+    from dinov2_jax.eval.classification import mistakes, test_sets
+
     numbers = {
         f"finetune/{name}": value
-        for name, value in test_sets.accuracies(scores, labels, None).items()
+        for name, value in test_sets.accuracies(scores, found.labels, None).items()
     }
-    model_path, note = _save(args.out, module, tuned, prepare, classes)
     card = protocol_card.make_card(
         "finetune",
         backbone,
         settings,
         reference={"size": None},  # it has no code for this
         prepare=prepare,
-        fields={
-            "trained": _trained(part),
-            "optimizer": "AdamW, betas 0.9 and 0.999, cosine",
-            "evaluated": "average of the weights" if recipe.ema else "last weights",
-            "selected on": "nothing: the last step is evaluated",
-            "train": f"{len(train_source)} images of {args.train_path}",
-            "test": f"{len(labels)} images of {args.val_path}",
-            "images left out": skipped,
-            "saved": f"{model_path} and {args.out / 'head.pth'}",
+        fields=fields
+        | {
+            "test": f"{len(found.labels)} images of {args.val_path}",
+            "images left out": len(found.skipped),
         },
     )
-    tables = [report.Table("Course", ("step", "mean loss"), course)]
-    return report.Result(card, numbers, [note] if note else [], tables)
-
-
-def _check(args: argparse.Namespace, depth: int) -> None:
-    from dinov2_jax import errors
-
-    batch, group = args.train_batch_size, args.group_size
-    if batch % group:
-        raise errors.UserError(
-            f"--train-batch-size={batch} is not a multiple of --group-size={group}: "
-            f"use --train-batch-size={-(-batch // group) * group}"
-        )
-    if args.last_blocks > depth:
-        raise errors.UserError(
-            f"--last-blocks={args.last_blocks} and the model has {depth} blocks: use "
-            "fewer, or leave it out to train everything"
-        )
-    for name in _BELOW_ONE:
-        value = getattr(args, name)
-        if not 0 <= value < 1:
-            flag = "--" + name.replace("_", "-")
-            raise errors.UserError(f"{flag}={value:g}: use a number from 0 to below 1")
-    for name in ("lr", "layerwise_decay", "lora_alpha"):
-        value = getattr(args, name)
-        if not 0 < value < float("inf"):
-            flag = "--" + name.replace("_", "-")
-            raise errors.UserError(f"{flag}={value:g}: use a number above 0")
-    for name in ("min_lr", "weight_decay", "clip_grad", "mixup", "cutmix"):
-        value = getattr(args, name)
-        if not 0 <= value < float("inf"):
-            flag = "--" + name.replace("_", "-")
-            raise errors.UserError(f"{flag}={value:g}: use 0 or more")
-
-
-def _recipe(args: argparse.Namespace) -> Any:
-    from dinov2_jax.eval.finetuning import recipe
-
-    return recipe.Recipe(
-        steps=args.steps,
-        batch_size=args.train_batch_size,
-        group_size=args.group_size,
-        lr=args.lr,
-        min_lr=args.min_lr,
-        warmup_steps=args.warmup_steps or args.steps // 10,
-        layerwise_decay=args.layerwise_decay,
-        weight_decay=args.weight_decay,
-        clip_grad=args.clip_grad,
-        drop_path=args.drop_path,
-        smoothing=args.smoothing,
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        ema=args.ema,
-        seed=args.seed,
-    )
+    tables = [report.Table("Course", ("step", "mean loss"), course)] if course else []
+    drawn = mistakes.sheet(source, found.indices, scores, found.labels)
+    pictures = [report.Picture(mistakes.CAPTION, drawn)] if drawn else []
+    return report.Result(card, numbers, notes, tables, pictures)
 
 
 def _trained(part: Any) -> str:
@@ -259,7 +191,7 @@ def _trained(part: Any) -> str:
 
 
 def _features(args, backbone, module, params, source, prepare):
-    """Return what the head sees of all images, their labels and how many are missing.
+    """Return what the head sees of all images, a `feature_cache.Features`.
 
     The weights are new, so the features are not kept in the cache.
     """
@@ -281,7 +213,7 @@ def _features(args, backbone, module, params, source, prepare):
         found = feature_cache.extract(
             tuned, source, kind="cls+patch_mean", prepare=prepare
         )
-        return np.array(found.rows), found.labels, len(found.skipped)
+        return dataclasses.replace(found, rows=np.array(found.rows))
 
 
 def _save(out, module, tuned, prepare, classes):

@@ -1,5 +1,7 @@
 """Data of the demonstration: what is said of them; and its table."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -104,9 +106,15 @@ def test_the_page_has_every_backbone_beside_the_other(tmp_path):
     ]
     (case,) = [case for case in demo.CASES if case.task == "retrieval"]
     found = demo._summary([(case, report.Result(card, numbers, pictures=pictures))])
-    (table,) = found.tables
-    assert [row[1:4] for row in table.rows] == [(i, i + 0.1, i + 0.2) for i in range(3)]
+    assert [row[1:4] for row in found.summary.rows] == [
+        (i, i + 0.1, i + 0.2) for i in range(3)
+    ]
     assert len(found.pictures) == 6  # three of the model and three of a baseline
+    report.write(found, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<table>") == 2 and "All tasks" in page  # and the protocol
+    (table,) = json.loads((tmp_path / "results.json").read_text())["tables"]
+    assert table["title"] == "All tasks"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from peers import torch, transformers
 from PIL import Image
+from sklearn import linear_model
 
 from dinov2_jax.eval import __main__ as program
-from dinov2_jax.eval import saved_state
+from dinov2_jax.eval import baselines, features, saved_state
+from dinov2_jax.eval.tasks import finetune as finetune_task
 
 FLAGS = (
     "--steps=6",
@@ -112,6 +114,37 @@ def test_a_killed_run_resumes_to_the_same_numbers(whole, finetune, files, monkey
     for name in ("huggingface/model.safetensors", "head.pth"):
         both = [(files / out / name).read_bytes() for out in ("whole", "resumed")]
         assert both[0] == both[1]
+
+
+@pytest.mark.slow  # seven seconds
+def test_pixels_are_classified_by_logistic_regression(files, monkeypatch):
+    """As scikit-learn does it, on what the pixels' stand-in gives."""
+    flags = [f"--model={files / 'small.pth'}", "--num-heads=2", "--baselines"]
+    flags += [f"--cache={files / 'pixels'}", "--size=28", "--resize=28"]
+    flags += [f"--{part}-path={files / part}" for part in ("train", "val")]
+    args = program.parse_arguments(["finetune", *flags])
+    monkeypatch.setattr(finetune_task, "_C_OF_PIXELS", (0.1,))
+    backbone = features.load(args.model, num_heads=2, cache=args.cache)
+    result = finetune_task.run(args, baselines.pixels(backbone))
+    sets = []
+    for part in ("train", "val"):
+        paths = sorted((files / part).glob("*/*.png"))
+        images = [Image.open(p).convert("RGB") for p in paths]
+        images = [
+            np.asarray(image.resize((14, 14), Image.Resampling.BOX)) for image in images
+        ]
+        rows = np.stack(images) / 255 / [0.229, 0.224, 0.225]
+        rows = rows.reshape(len(rows), -1)
+        sets += [rows - rows.mean(axis=1, keepdims=True)]
+        sets += [np.array([path.parent.name for path in paths])]
+    peer = linear_model.LogisticRegression(C=result.card.fields["C"], max_iter=10_000)
+    expected = peer.fit(*sets[:2]).score(*sets[2:])
+    assert result.numbers["finetune/top1"] == pytest.approx(expected, abs=0.05)
+    assert result.numbers.keys() == {
+        f"finetune/{name}" for name in ("top1", "top5", "mean_per_class")
+    }
+    (picture,) = result.pictures
+    assert picture.caption.startswith("The surest mistakes")
 
 
 @pytest.mark.parametrize(
