@@ -195,7 +195,10 @@ def _training(run: run_record.Run | None) -> str:
 def _evaluations(found: Sequence[evaluations.Evaluation]) -> str:
     if not found:
         return "No results were given for these weights."
-    return "\n\n".join(map(_evaluation, found))
+    parts = [_evaluation(evaluation) for evaluation in found]
+    if any(evaluation.content for evaluation in found):
+        parts.append("The folder `evaluation` has the whole results.")
+    return "\n\n".join(parts)
 
 
 def _evaluation(found: evaluations.Evaluation) -> str:
@@ -203,7 +206,10 @@ def _evaluation(found: evaluations.Evaluation) -> str:
         f"`{name}`": "not finite" if value is None else f"{value:.4f}"
         for name, value in found.numbers.items()
     }
-    settings = "; ".join(f"{name}: {value}" for name, value in found.settings.items())
+    settings = "; ".join(
+        f"{name}: {', '.join(map(str, v)) if isinstance(v, list) else v}"
+        for name, v in found.settings.items()
+    )
     parts = [
         f"### {found.task}",
         _table(numbers, ("Number", "Value")),

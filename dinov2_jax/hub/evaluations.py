@@ -13,6 +13,11 @@ _FILE = "results.json"  # as `evaluate` writes it
 # What a card says once for all results, or what is only of interest where they were
 # computed.
 _ELSEWHERE = ("weights", "digest", "backbone", "versions", "devices")
+_PROTOCOLS = {
+    "reference": "the reference's",
+    "paper": "the paper's",
+    "ours": "the reference's, changed",
+}
 _UNMEASURED = ("every", "batch_size", "picture_size")  # fields that change no number
 _BASELINES = ("_random_init", "_pixels", "_pixels_mean_removed", "_color_histogram")
 
@@ -108,9 +113,10 @@ def during_training(run: run_record.Run) -> list[Evaluation]:
             "The step was chosen by these numbers, so they are somewhat too high."
         )
     if any(name.endswith(_BASELINES) for name in numbers):
+        names = ", ".join(f"`{name}`" for name in _BASELINES)
         notes.append(
-            f"Names ending in {', '.join(_BASELINES)} are baselines: the same ViT "
-            "untrained, and pixels."
+            f"Names ending in {names} are baselines: the same ViT untrained, and "
+            "pixels."
         )
     task = f"during training, after step {run.step:,}"
     return [Evaluation(task, "in the training loop", settings, numbers, notes)]
@@ -127,7 +133,7 @@ def _read(path: pathlib.Path) -> Evaluation | None:
     if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
         return None
     changed = content.get("changed") or {}
-    protocol = content["protocol"]
+    protocol = _PROTOCOLS.get(content["protocol"], content["protocol"])
     if changed:
         differing = ", ".join(f"{name} {value}" for name, value in changed.items())
         protocol = f"{protocol} ({differing})"

@@ -106,12 +106,15 @@ def test_weights_that_continue_from_released_ones():
 
 def test_evaluations_come_with_their_protocols():
     numbers = {"top1": 0.75, "worst": None}
-    settings = {"data": "folder /home/ann/val, 10 images", "k": 20}
+    settings = {"data": "folder /home/ann/val, 10 images", "k": [10, 20]}
     found = evaluations.Evaluation("knn", "ours (k 20)", settings, numbers, ["Beware."])
     text = sections(card.text(make_facts(evaluations=[found])))["Evaluation"]
     for words in (
         *("### knn", "| `top1` | 0.7500 |", "| `worst` | not finite |"),
-        *("Note: Beware.", "Protocol: ours (k 20). data: folder val, 10 images; k: 20"),
+        *(
+            "Note: Beware.",
+            "Protocol: ours (k 20). data: folder val, 10 images; k: 10, 20.",
+        ),
     ):
         assert words in text
 

@@ -31,7 +31,7 @@ def make_run(workdir, step=20, is_best=False):
 
 def test_what_evaluate_writes(tmp_path):
     (found,) = evaluations.given([write(tmp_path / "out")], DIGEST)
-    assert (found.task, found.protocol) == ("knn", "ours (k 20)")
+    assert (found.task, found.protocol) == ("knn", "the reference's, changed (k 20)")
     assert found.settings == {"k": 20}
     assert found.numbers == {"top1": 0.75, "nan": None}
     assert found.notes == ["a note"]
