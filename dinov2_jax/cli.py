@@ -38,6 +38,7 @@ _PROGRAMS = {
         "find the images of a folder similar to yours",
     ),
     "convert": ("convert", [], "export weights to other frameworks and verify them"),
+    "push": ("hub", [], "publish weights on the Hugging Face hub, with a model card"),
     "data": ("data", [], "check, measure and pack data sets"),
     "status": ("status", [], "show the progress of runs"),
     "aot": ("aot", [], "compile a run for another machine: memory, traffic and time"),
@@ -45,7 +46,7 @@ _PROGRAMS = {
 }
 # Failures of a disk, which are no fault of the command line.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-_NOISY = ("jax", "orbax", "absl", "grain", "tensorstore", "httpx")  # loggers
+_NOISY = ("jax", "orbax", "absl", "grain", "tensorstore", "httpx2")  # loggers
 _CLEANUP_SECONDS = 10.0  # from a signal to the end of the process, come what may
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _NEVER = -1  # converted to the largest size_t

@@ -289,8 +289,9 @@ def load(
     Args:
       source: A `.pth` of the reference (backbone or training checkpoint), a
         `.safetensors`, a folder of Hugging Face or timm, a workdir, a checkpoint or an
-        orbax export of this project, or a name such as "dinov2_vitb14_reg". "~" is the
-        home folder.
+        orbax export of this project, a name such as "dinov2_vitb14_reg", or a
+        repository of the Hugging Face hub, "hf:ORG/NAME" or "hf:ORG/NAME@REVISION".
+        "~" is the home folder.
       which: "teacher" or "student", if the source holds both; None takes the teacher.
         "ema" is the moving average in a file of timm.
       heads: Whether to load the projection heads too.

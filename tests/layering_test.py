@@ -25,7 +25,7 @@ ROWS = (
     "feature_extractor several_students trainer status launch convert",
     "pretrained model_inputs",
     "embed visualize",
-    "eval aot",
+    "eval aot hub",
     "curate",
     "preflight train main data.__main__ recipe",
 )
@@ -123,6 +123,11 @@ def test_flax_linen_stays_in_the_models():
 
 def test_orbax_stays_in_checkpoint():
     assert {name.partition(".")[0] for name in importers("orbax")} == {"checkpoint"}
+
+
+def test_the_client_of_the_hub_is_imported_late():
+    assert importers("huggingface_hub") == {"weights.hub_repository"}
+    assert not importers("huggingface_hub", at_once=True)
 
 
 # Only what compares with them runs other frameworks, where they are installed.

@@ -243,9 +243,11 @@ def _refuse_existing(out: pathlib.Path) -> None:
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Check what can be checked before images are searched and weights are read."""
-    from dinov2_jax.weights import official, reading
+    from dinov2_jax.weights import hub_repository, official, reading
 
-    if not os.path.exists(args.model):
+    if hub_repository.is_address(args.model):
+        hub_repository.find(args.model)
+    elif not os.path.exists(args.model):
         if args.model not in official.NAMES:
             reading.read(args.model)  # raises the error
         _preprocessing(args, official.config(args.model).patch_size)

@@ -93,7 +93,7 @@ def read(
         weights = saved_weights.read((folder / "weights").absolute())
         _check(module, weights, folder)
         return module, weights, prepare, stored
-    step, workdir, best = _find(folder, which)
+    step, workdir, best = find(folder, which)
     path = workdir / "config.json"
     try:
         config = _namespace(json_fields.load(path))
@@ -122,10 +122,22 @@ def read(
     return module, weights, prepare, which
 
 
-def _find(
-    folder: pathlib.Path, which: str | None
+def find(
+    folder: pathlib.Path, which: str | None = None
 ) -> tuple[pathlib.Path, pathlib.Path, bool]:
-    """Return the weights to read, the workdir, and whether they are its best ones."""
+    """Find the weights that a workdir or a folder of checkpoints is read as.
+
+    Args:
+      folder: Folder for which `is_own` is true and that is no export.
+      which: "teacher" or "student"; None reads the teacher.
+
+    Returns:
+      The folder of the weights, named by their step; the workdir; and whether they are
+      the best ones that it keeps.
+
+    Raises:
+      UserError: Nothing is saved yet, or the student of the best weights is asked for.
+    """
     if _is_step(folder):
         return folder, folder.parent.parent, False
     if folder.name == _CHECKPOINTS:

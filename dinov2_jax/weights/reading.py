@@ -17,6 +17,7 @@ from dinov2_jax.models import model_config, pos_embed, vision_transformer
 from dinov2_jax.weights import (
     architecture,
     checkpoint_tree,
+    hub_repository,
     huggingface,
     json_fields,
     lazy_tensor,
@@ -67,7 +68,8 @@ def read(
     Args:
       source: A `.pth` file of the reference (backbone or training checkpoint), a
         `.safetensors` file, a folder of Hugging Face or timm, a workdir, checkpoint or
-        orbax export of this project, or the name of a released backbone.
+        orbax export of this project, the name of a released backbone, or a repository
+        of the Hugging Face hub, hf:ORG/NAME[@REVISION].
       which: "teacher" or "student" if the source holds both; None reads the teacher.
         "ema" is the moving average in a file of timm.
       heads: Whether to read the projection heads too.
@@ -92,7 +94,9 @@ def read(
         raise errors.UserError(f"which={which!r}: use 'teacher' or 'student', or 'ema'")
     path = pathlib.Path(os.path.expanduser(source))
     expected = None
-    if not path.exists():
+    if hub_repository.is_address(source):
+        path = hub_repository.find(source, heads=heads)
+    elif not path.exists():
         path, expected = _by_name(source)
     if path.is_dir() and native.is_own(path):
         if prefix or key or which == checkpoint_tree.EMA:
@@ -124,7 +128,7 @@ def _by_name(source) -> tuple[pathlib.Path, model_config.ModelConfig]:
     if name not in official.NAMES and ("/" in name or "." in name):
         hint = ""
         if name.startswith("facebook/dinov2"):
-            hint = " (download Hugging Face Hub models first and pass their folder)"
+            hint = f": {hub_repository.PREFIX}{name} is the one on the Hugging Face hub"
         raise errors.UserError(f"there is no file or folder {name}{hint}")
     return official.find(name), official.config(name)
 

@@ -91,4 +91,32 @@ FAULTS = (
         'np.float32(weights["cls_token"])',
         ("convert/onnx_graph_test.py::test_features_equal_the_module",),
     ),
+    Fault(
+        "pickles-are-fetched-from-the-hub",
+        "dinov2_jax/weights/hub_repository.py",
+        "ignore_patterns=list(_PICKLES),",
+        "ignore_patterns=None,",
+        ("weights/hub_repository_test.py::test_only_what_readers_use_is_downloaded",),
+    ),
+    Fault(
+        "a-card-takes-results-of-other-weights",
+        "dinov2_jax/hub/evaluations.py",
+        "if measured != _short(digest):",
+        "if not measured:",
+        ("hub/evaluations_test.py::test_results_of_other_weights_are_refused",),
+    ),
+    Fault(
+        "private-weights-go-into-a-public-repository",
+        "dinov2_jax/hub/upload.py",
+        "if private and not api.model_info(name).private:",
+        "if private and not api.model_info(name).id:",
+        ("hub/upload_test.py::test_private",),
+    ),
+    Fault(
+        "an-older-push-leaves-its-heads",
+        "dinov2_jax/hub/upload.py",
+        "if old not in names and any(",
+        "if old in names and any(",
+        ("hub/upload_test.py::test_a_second_push_removes_what_the_first_left",),
+    ),
 )

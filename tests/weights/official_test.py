@@ -121,7 +121,7 @@ def test_unknown_names_suggest_the_nearest():
     ("source", "words"),
     [
         ("missing.pth", "there is no file or folder missing.pth"),
-        ("facebook/dinov2-small", "download Hugging Face Hub models"),
+        ("facebook/dinov2-small", ": hf:facebook/dinov2-small is the one"),
     ],
 )
 def test_missing_paths(source, words):
