@@ -53,7 +53,8 @@ test-extra: $(EXTRA)
 
 # The documentation as a site, in build/site.
 docs: $(EXTRA)
-	$(VENV)/extra/bin/python -m mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/extra/bin/python -m mkdocs build --strict \
+		--site-dir build/site
 
 # Planted faults, one at a time, each of which the tests must catch.
 mutants: $(TEST)

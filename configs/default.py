@@ -162,7 +162,7 @@ def get_config() -> config_dict.ConfigDict:
     c.dino.head_bottleneck_dim = 256  # width before the prototypes
     c.dino.head_nlayers = 3  # linear layers before the prototypes
     c.dino.head_hidden_dim = 2048  # width of the layers between
-    c.dino.koleo_loss_weight = 0.1
+    c.dino.koleo_loss_weight = 0.1  # 0 turns KoLeo off
     # Factor on the pairs with local crops; DINOv3's Gram phase has 0.5.
     c.dino.local_loss_weight = 1.0
 
@@ -247,8 +247,8 @@ def get_config() -> config_dict.ConfigDict:
     c.optim.freeze_last_layer_steps = 1250  # prototypes fixed; reference: 1 epoch
     c.optim.patch_embed_lr_mult = 0.2  # factor on the rate of the patch embedding
     c.optim.layerwise_decay = 0.9  # factor on the rate per block below the last
-    c.optim.adamw_beta1 = 0.9
-    c.optim.adamw_beta2 = 0.999
+    c.optim.adamw_beta1 = 0.9  # decay of the first moment per step
+    c.optim.adamw_beta2 = 0.999  # decay of the second moment per step
     # Part of the backbone that learns when a run starts from `init` weights: all | last
     # (the last blocks and the last LayerNorm) | lora (low-rank changes of all blocks).
     # The rest keeps its bits. Heads always learn.
