@@ -4,6 +4,7 @@ The flags of ml_collections stop at the first bad value and do not say what is e
 """
 
 import ast
+import contextlib
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -56,6 +57,15 @@ def load(path: str) -> Any:
             f"{path} is not a config ({type(error).__name__}: {error}): it needs a "
             "function get_config() as in configs/default.py"
         ) from error
+
+
+def presets() -> dict[str, Any]:
+    """Return the presets that need no argument, by name."""
+    found = {}
+    for name in configs.names():
+        with contextlib.suppress(errors.UserError):
+            found[name] = load(name)
+    return found
 
 
 def apply(config: Any, overrides: Sequence[str]) -> None:

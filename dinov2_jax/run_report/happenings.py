@@ -94,7 +94,8 @@ def _skipped(skips: list[dict[str, Any]]) -> Happening:
 
 def _at(event: dict[str, Any], text: str, *, mark: bool = False) -> Happening:
     time = f"{event['time']:%Y-%m-%d %H:%M:%S}"
-    return Happening(time, event.get("step"), text, mark)
+    step = event.get("step")
+    return Happening(time, step if isinstance(step, int) else None, text, mark)
 
 
 def _damaged(workdir: pathlib.Path) -> list[Happening]:

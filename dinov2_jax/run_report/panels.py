@@ -4,6 +4,8 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from dinov2_jax.run_report import series
 
 _BASELINES = ("_random_init", "_pixels", "_pixels_mean_removed", "_color_histogram")
@@ -82,7 +84,7 @@ def arrange(
     evaluations = take(r"(?!crops/).+/.+")
     sections = {
         "Losses": [Panel(_title(name, "loss"), {name: name}) for name in losses],
-        "Evaluation": _evaluations(evaluations),
+        "Evaluation": _evaluations({name: metrics[name] for name in evaluations}),
         **fixed,
         "Stability": [
             Panel("Gradient norm", _named(norms, "grad_norm"), log_scale=True),
@@ -97,20 +99,27 @@ def arrange(
     }
 
 
-def _evaluations(names: Sequence[str]) -> list[Panel]:
+def _evaluations(metrics: Mapping[str, series.Series]) -> list[Panel]:
     """Return a figure for each evaluation, and one more for its cosines."""
     groups: dict[tuple[str, bool], list[str]] = {}
-    for name in names:
+    for name in metrics:
         task = name.rpartition("/")[0]
         groups.setdefault((task, name.endswith("_cosine")), []).append(name)
     return [
         Panel(
             f"{_task_title(task)}{', cosines' if cosines else ''}",
             {name: _words(name.rpartition("/")[2]) for name in group},
-            unit="" if cosines else "%",
+            unit="%" if not cosines and _are_shares(metrics, group) else "",
         )
         for (task, cosines), group in groups.items()
     ]
+
+
+def _are_shares(metrics: Mapping[str, series.Series], names: Sequence[str]) -> bool:
+    """Return whether all values are between 0 and 1, as accuracies are."""
+    values = np.concatenate([metrics[name].values for name in names])
+    values = values[np.isfinite(values)]
+    return bool(np.all((values >= 0) & (values <= 1)))
 
 
 def _split(panel: Panel, one_metric: bool) -> list[Panel]:

@@ -29,7 +29,12 @@ def part(folder: pathlib.Path) -> list[str]:
             caption += ": photographs, and the first principal components of patches"
         try:
             picture = _embed(path, name)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
             parts.append(html_page.note(f"{name} cannot be read ({error})."))
             continue
         parts.append(html_page.figure(picture, caption))
@@ -39,6 +44,8 @@ def part(folder: pathlib.Path) -> list[str]:
 def _embed(path: pathlib.Path, name: str) -> str:
     """Return a picture; a large one smaller and as JPEG."""
     if path.stat().st_size <= _LARGEST_FILE:
+        with Image.open(path) as image:
+            image.verify()
         return html_page.image(path.read_bytes(), name)
     with Image.open(path) as image:
         image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE * 2))

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from dinov2_jax import configs, errors
+from dinov2_jax import errors
 from dinov2_jax.config import config_file, flattening, resuming
 
 
@@ -42,12 +42,7 @@ def difference(
 @functools.cache
 def _presets() -> dict[str, dict[str, Any]]:
     """Return all presets, flattened, as they are saved."""
-    presets = {}
-    for name in configs.names():
-        try:
-            config = config_file.load(name)
-        except errors.UserError:  # it needs an argument
-            continue
-        saved = json.loads(config.to_json_best_effort())
-        presets[name] = flattening.flatten(saved)
-    return presets
+    return {
+        name: flattening.flatten(json.loads(config.to_json_best_effort()))
+        for name, config in config_file.presets().items()
+    }

@@ -85,7 +85,7 @@ def serve(
     sent = Sent(folder / f"{name}.json", new=first["new"])
     sent.write()
     info = backends.RunInfo(**first["run"] | {"id": sent.id, "folder": str(folder)})
-    tracker = backends.open_run(name, info)
+    tracker = _open(name, info)
     sent.id = tracker.id
     sent.write()
     if tracker.url:
@@ -108,6 +108,21 @@ def serve(
             failed = True
     _end_after(_LAST_SECONDS)
     tracker.finish(code, reason)
+
+
+def _open(name: str, run: backends.RunInfo) -> backends.Tracker:
+    """Open a run of a tracker, new or resumed; only its own package is imported."""
+    if name == "wandb":
+        from dinov2_jax.trackers import wandb_run
+
+        return wandb_run.WandbRun(run)
+    if name == "mlflow":
+        from dinov2_jax.trackers import mlflow_run
+
+        return mlflow_run.MlflowRun(run)
+    from dinov2_jax.trackers import trackio_run
+
+    return trackio_run.TrackioRun(run)
 
 
 def _pass_on(message: dict[str, Any], tracker: backends.Tracker, sent: Sent) -> None:

@@ -88,23 +88,3 @@ def _is_installed(name: str) -> bool:
     # A folder called wandb, as the package leaves them behind, is no package.
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None
-
-
-def open_run(name: str, run: RunInfo) -> Tracker:
-    """Open a run of a tracker, new or resumed.
-
-    Args:
-      name: Name of the tracker.
-      run: The run.
-    """
-    if name == "wandb":
-        from dinov2_jax.trackers import wandb_run
-
-        return wandb_run.WandbRun(run)
-    if name == "mlflow":
-        from dinov2_jax.trackers import mlflow_run
-
-        return mlflow_run.MlflowRun(run)
-    from dinov2_jax.trackers import trackio_run
-
-    return trackio_run.TrackioRun(run)
