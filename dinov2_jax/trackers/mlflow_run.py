@@ -4,8 +4,6 @@ import json
 import time
 from collections.abc import Mapping
 
-from mlflow import entities, tracking
-
 from dinov2_jax import errors
 from dinov2_jax.trackers import backends
 
@@ -25,7 +23,9 @@ class MlflowRun:
     """
 
     def __init__(self, run: backends.RunInfo):
-        self._client = tracking.MlflowClient()
+        from mlflow import entities, tracking  # optional
+
+        self._entities, self._client = entities, tracking.MlflowClient()
         self.id = run.id or self._create(run)
         self.url = ""
         self._client.update_run(self.id, status="RUNNING")
@@ -44,7 +44,7 @@ class MlflowRun:
         tags = {f"images.{k}": str(v)[:_MOST_CHARACTERS] for k, v in run.images.items()}
         created = client.create_run(number, run_name=run.name, tags=tags).info.run_id
         params = [
-            entities.Param(name, str(value)[:_MOST_CHARACTERS])
+            self._entities.Param(name, str(value)[:_MOST_CHARACTERS])
             for name, value in run.config.items()
         ]
         for i in range(0, len(params), _PARAMS_PER_CALL):
@@ -54,7 +54,10 @@ class MlflowRun:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add values of a step; steps never decrease."""
         now = int(time.time() * 1000)
-        metrics = [entities.Metric(name, x, now, step) for name, x in values.items()]
+        metrics = [
+            self._entities.Metric(name, value, now, step)
+            for name, value in values.items()
+        ]
         self._client.log_batch(self.id, metrics=metrics)
 
     def picture(self, step: int, name: str, path: str) -> None:

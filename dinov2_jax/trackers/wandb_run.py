@@ -4,8 +4,6 @@ import os
 import uuid
 from collections.abc import Mapping
 
-import wandb
-
 from dinov2_jax import errors
 from dinov2_jax.trackers import backends
 
@@ -18,6 +16,9 @@ class WandbRun:
     """
 
     def __init__(self, run: backends.RunInfo):
+        import wandb  # optional
+
+        self._picture = wandb.Image
         self.id = run.id or uuid.uuid4().hex[:8]
         self._run = wandb.init(
             project=run.project,
@@ -38,7 +39,7 @@ class WandbRun:
 
     def picture(self, step: int, name: str, path: str) -> None:
         """Add an image file."""
-        self._run.log({name: wandb.Image(path)}, step=step)
+        self._run.log({name: self._picture(path)}, step=step)
 
     def finish(self, code: int | None, reason: str) -> None:
         """End the run, see `backends.Tracker`."""
