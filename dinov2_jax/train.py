@@ -458,7 +458,7 @@ class Run:
                     state.teacher_params["backbone"], self.config.seed
                 )
                 self.log.evaluated(step, accuracies, student=name)
-        self._write_report()
+            self._write_report()
         if self.best:
             self._keep_best(step, accuracies)
 

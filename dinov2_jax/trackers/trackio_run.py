@@ -19,7 +19,7 @@ class TrackioRun:
     def __init__(self, run: backends.RunInfo):
         import trackio  # optional
 
-        self._picture = trackio.Image
+        self._trackio = trackio
         self.id = run.id or f"{run.name}-{uuid.uuid4().hex[:6]}"
         self.url = ""
         self._step = 0
@@ -40,7 +40,7 @@ class TrackioRun:
 
     def picture(self, step: int, name: str, path: str) -> None:
         """Add an image file."""
-        self._run.log({name: self._picture(path)}, step=step)
+        self._run.log({name: self._trackio.Image(path)}, step=step)
 
     def finish(self, code: int | None, reason: str) -> None:
         """End the run, see `backends.Tracker`."""

@@ -18,7 +18,7 @@ class WandbRun:
     def __init__(self, run: backends.RunInfo):
         import wandb  # optional
 
-        self._picture = wandb.Image
+        self._wandb = wandb
         self.id = run.id or uuid.uuid4().hex[:8]
         self._run = wandb.init(
             project=run.project,
@@ -39,7 +39,7 @@ class WandbRun:
 
     def picture(self, step: int, name: str, path: str) -> None:
         """Add an image file."""
-        self._run.log({name: self._picture(path)}, step=step)
+        self._run.log({name: self._wandb.Image(path)}, step=step)
 
     def finish(self, code: int | None, reason: str) -> None:
         """End the run, see `backends.Tracker`."""
