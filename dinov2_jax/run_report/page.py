@@ -253,8 +253,8 @@ def _goodput(run: _Run, now: datetime.datetime) -> list[str]:
         kind, text = ("bar useful", "useful steps") if useful else ("bar", name)
         rows.append(
             f"<tr><td>{html.escape(text)}</td><td class='number'>{share:.1%}</td>"
-            f"<td>{timing.duration(share * total)}</td><td class='share'>"
-            f"<div class='{kind}' style='width:{100 * share:.1f}%'></div></td></tr>"
+            f"<td class='number'>{timing.duration(share * total)}</td>"
+            f"<td class='share'><div class='{kind}' style='width:{100 * share:.1f}%'></div></td></tr>"
         )
     return [html_page.heading("Where the time went"), f"<table>{''.join(rows)}</table>"]
 
