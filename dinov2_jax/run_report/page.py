@@ -254,7 +254,8 @@ def _goodput(run: _Run, now: datetime.datetime) -> list[str]:
         rows.append(
             f"<tr><td>{html.escape(text)}</td><td class='number'>{share:.1%}</td>"
             f"<td class='number'>{timing.duration(share * total)}</td>"
-            f"<td class='share'><div class='{kind}' style='width:{100 * share:.1f}%'></div></td></tr>"
+            f"<td class='share'><div class='{kind}' "
+            f"style='width:{100 * share:.1f}%'></div></td></tr>"
         )
     return [html_page.heading("Where the time went"), f"<table>{''.join(rows)}</table>"]
 
