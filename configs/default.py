@@ -288,6 +288,10 @@ def get_config() -> config_dict.ConfigDict:
     c.log = config_dict.ConfigDict()
     c.log.every = 10  # steps
     c.log.tensorboard = True  # also write TensorBoard files, if it is installed
+    # Further places of the metrics, any of wandb | mlflow | trackio; each is an extra.
+    c.log.trackers = ()
+    c.log.project = ""  # of the trackers; "": dinov2_jax
+    c.log.run_name = ""  # in the trackers; "": the name of the workdir
 
     # What the teacher's features are worth. The photos source has its own images. For
     # others give two folders with one sub-folder per label, or anything else with

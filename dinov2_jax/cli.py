@@ -41,6 +41,7 @@ _PROGRAMS = {
     "push": ("hub", [], "publish weights on the Hugging Face hub, with a model card"),
     "data": ("data", [], "check, measure and pack data sets"),
     "status": ("status", [], "show the progress of runs"),
+    "report": ("run_report", [], "write a page of curves about one or more runs"),
     "aot": ("aot", [], "compile a run for another machine: memory, traffic and time"),
     "launch": ("launch", [], "copy the scripts that start runs on clusters"),
 }

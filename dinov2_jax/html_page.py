@@ -23,7 +23,8 @@ def page(title: str, parts: Sequence[str], *, style: str = "") -> str:
       style: Further rules of CSS.
     """
     title = html.escape(title)
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}"
+    head = "<!doctype html><html lang='en'><meta charset='utf-8'>"
+    head += f"<meta name='viewport' content='width=device-width'><title>{title}"
     begin = f"</title>\n<style>{_STYLE}{style}</style><h1>{title}</h1>"
     return "\n".join([head + begin, *parts, "</html>"]) + "\n"
 

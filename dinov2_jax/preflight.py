@@ -27,6 +27,7 @@ from dinov2_jax.distillation import frozen_teacher
 from dinov2_jax.eval import evaluator
 from dinov2_jax.runtime import distributed
 from dinov2_jax.runtime import workdir as workdir_lib
+from dinov2_jax.trackers import backends
 from dinov2_jax.weights import initial
 
 _MAX_SKEW = 10.0  # seconds between the clocks of two hosts
@@ -54,6 +55,7 @@ def preflight(
     """
     workdir = files.local_path(workdir, name="workdir")
     checking.check(config)
+    backends.check_installed(config.log.trackers)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     if not distributed.joined():  # a single process can stop at once
         cli.exit_on_signals()

@@ -23,6 +23,7 @@ from dinov2_jax.data.decode import value_use
 from dinov2_jax.data.sources import base, messages, registry
 from dinov2_jax.distillation import frozen_teacher
 from dinov2_jax.eval import evaluator, in_loop
+from dinov2_jax.run_report import page as run_report
 from dinov2_jax.runtime import (
     bad_images,
     distributed,
@@ -34,6 +35,7 @@ from dinov2_jax.runtime import (
 )
 from dinov2_jax.runtime import profiler as profiler_lib
 from dinov2_jax.runtime import workdir as workdir_lib
+from dinov2_jax.trackers import backends
 from dinov2_jax.weights import initial, source_run
 
 _LONG = 4.0  # times `train.hang_timeout`, for compiling, evaluating and restoring
@@ -60,6 +62,7 @@ def train(
     account = timing.TimeAccount("start")
     workdir = files.local_path(workdir, name="workdir")
     checking.check(config)
+    backends.check_installed(config.log.trackers)
     source = registry.make_source(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     num_processes = jax.process_count()
@@ -146,12 +149,18 @@ class Run:
             )
             lines += [space_warning] if space_warning else []
         is_first_process = jax.process_index() == 0
-        if not self.start_step and (changed_fields or moved_paths):  # a new run
+        new_run = not self.start_step and bool(changed_fields or moved_paths)
+        if new_run:
             self.rollbacks.forget(write=is_first_process)
         if is_first_process:
             workdir_lib.write_config(config, workdir)
         self.log = logger.make_run_log(
-            config, workdir, self.start_step, account, self.trainer.flops_per_image
+            config,
+            workdir,
+            self.start_step,
+            account,
+            self.trainer.flops_per_image,
+            new_run=new_run,
         )
         self.watchdog.report = lambda doing, path: self.log.events.add(
             "hang", doing=doing, path=path
@@ -414,6 +423,9 @@ class Run:
                 self.evaluators[name].picture(backbone, self.config.seed, path)
             except errors.UserError as error:  # the run is still saved
                 self.log.message(str(error))
+                continue
+            picture = f"{name}/pca" if name else "pca"
+            self.log.pictured(self.config.train.steps, picture, path)
 
     def _save(self, step: int, next_save: int | None) -> None:
         with self.account.during("save"):
@@ -446,8 +458,16 @@ class Run:
                     state.teacher_params["backbone"], self.config.seed
                 )
                 self.log.evaluated(step, accuracies, student=name)
+            self._write_report()
         if self.best:
             self._keep_best(step, accuracies)
+
+    def _write_report(self) -> None:
+        """Write WORKDIR/report.html, which never fails the run."""
+        if jax.process_index() == 0:
+            failure = run_report.write(self.workdir)
+            if failure:
+                self.log.message(failure)
 
     def _keep_best(self, step: int, accuracies: dict[str, float]) -> None:
         with self.account.during("save"):
@@ -464,5 +484,6 @@ class Run:
         finally:
             self.watchdog.close()
             self.log.end(error)
+            self._write_report()
         if self.bad_images.count:
             logging.info("%s", self.bad_images.summary())

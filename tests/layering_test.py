@@ -12,9 +12,9 @@ FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 # from rows below it; files at the top that share a row count as one folder.
 ROWS = (
     "errors",
-    "console files html_page progress_bar cli schedules sharding augment configs "
-    "models.model_config",
-    "kernels losses checkpoint data.decode",
+    "console files html_page svg_plot progress_bar cli schedules sharding augment "
+    "configs models.model_config",
+    "kernels losses checkpoint data.decode trackers",
     "models data.sources",
     "config data",
     "objectives",
@@ -23,7 +23,7 @@ ROWS = (
     "weights",
     "distillation",
     "feature_extractor several_students trainer status launch convert",
-    "pretrained model_inputs",
+    "pretrained model_inputs run_report",
     "embed visualize",
     "eval aot hub",
     "curate",

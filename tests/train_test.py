@@ -80,8 +80,22 @@ def test_files(uninterrupted):
     with Image.open(workdir / "pca.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.std() > 20  # neither blank nor one colour
-    for name in ("pca.png", "metrics.jsonl", "checkpoints", "tensorboard"):
+    names = ("pca.png", "metrics.jsonl", "checkpoints", "tensorboard", "report.html")
+    for name in names:
         assert str(workdir / name) in finished.output.split("done; look at")[1]
+
+
+def test_report(uninterrupted):
+    """It is written again after the end, and shows the last values."""
+    workdir, _ = uninterrupted
+    page = (workdir / "report.html").read_text()
+    assert "finished, 0:0" in page and "<td>finished</td>" in page
+    last = [row for row in all_rows(workdir) if "loss/total" in row][-1]
+    for name in ("loss/total", "loss/koleo", "lr"):
+        assert f"{name} <b>{last[name]:.4g}</b>" in page
+    assert "k-NN</figcaption>" in page and "data:image/" in page
+    assert "The closest preset is debug" in page
+    assert "<td>checkpoint.keep_last</td><td>3</td><td>100</td>" in page
 
 
 def test_step_compiles_once(uninterrupted):

@@ -9,6 +9,7 @@ from dinov2_jax.config import combinations, flattening
 from dinov2_jax.data.sources import registry
 from dinov2_jax.losses import views
 from dinov2_jax.models import model_config
+from dinov2_jax.trackers import backends
 
 _CHOICES = {
     "data.source": registry.CHOICES,
@@ -75,8 +76,9 @@ _SHARES = (
 _LISTS = (
     "data.mean data.std data.value_range crops.global_crops_scale "
     "crops.local_crops_scale crops.sizes ibot.mask_ratio_min_max evaluation.knn_k "
-    "evaluation.tasks evaluation.other_sizes"
+    "evaluation.tasks evaluation.other_sizes log.trackers"
 ).split()
+_TEXTS = ("log.project", "log.run_name")
 # Options of the architecture; `model.arch` and `crops` give the others.
 _ARCHITECTURE = {
     f"model.{name}": rule
@@ -97,7 +99,7 @@ def check(config: Any) -> None:
 
 def _problems(config: Any) -> Iterator[str]:
     flat = flattening.flatten(config)
-    required = {*_CHOICES, *_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_LISTS}
+    required = {*_CHOICES, *_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_LISTS, *_TEXTS}
     missing_fields = {*required, *_ARCHITECTURE} - flat.keys()
     if missing_fields:
         more = f" and {len(missing_fields) - 3} more" if len(missing_fields) > 3 else ""
@@ -153,6 +155,12 @@ def _problems(config: Any) -> Iterator[str]:
         if task not in combinations.EVALUATIONS:
             choices = ", ".join(combinations.EVALUATIONS)
             yield bad("evaluation.tasks", f"{task!r} is none of {choices}")
+    for tracker in flat["log.trackers"]:
+        if tracker not in backends.NAMES:
+            choices = ", ".join(backends.NAMES)
+            yield bad("log.trackers", f"{tracker!r} is none of {choices}")
+    if len(set(flat["log.trackers"])) < len(flat["log.trackers"]):
+        yield bad("log.trackers", "names a tracker twice")
     for name, value in flat.items():
         if isinstance(value, float) and abs(value) >= _FLOAT32_MAX:
             yield bad(name, "must be a finite float32")

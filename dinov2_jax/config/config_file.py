@@ -4,6 +4,7 @@ The flags of ml_collections stop at the first bad value and do not say what is e
 """
 
 import ast
+import contextlib
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -25,18 +26,30 @@ def read(path: str, overrides: Sequence[str]) -> Any:
     Raises:
       UserError: The file, a field or a value is invalid.
     """
+    config = load(path)
+    apply(config, overrides)
+    checking.check(config)
+    return config
+
+
+def load(path: str) -> Any:
+    """Return the config of a file as it is; see `read`.
+
+    Args:
+      path: The name of a preset, or a path.
+
+    Raises:
+      UserError: The file is no config.
+    """
     name, *argument = path.split(":", 1)
     file = configs.find(name)
     if converted_config.is_convertible(file):
-        config = converted_config.get_config(str(file))
-        apply(config, overrides)
-        checking.check(config)
-        return config
+        return converted_config.get_config(str(file))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(*argument)
+        return module.get_config(*argument)
     except errors.UserError:
         raise
     except Exception as error:
@@ -44,9 +57,15 @@ def read(path: str, overrides: Sequence[str]) -> Any:
             f"{path} is not a config ({type(error).__name__}: {error}): it needs a "
             "function get_config() as in configs/default.py"
         ) from error
-    apply(config, overrides)
-    checking.check(config)
-    return config
+
+
+def presets() -> dict[str, Any]:
+    """Return the presets that need no argument, by name."""
+    found = {}
+    for name in configs.names():
+        with contextlib.suppress(errors.UserError):
+            found[name] = load(name)
+    return found
 
 
 def apply(config: Any, overrides: Sequence[str]) -> None:

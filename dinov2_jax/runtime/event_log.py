@@ -16,6 +16,7 @@ discarded remain.
     recompiled  (something was compiled when nothing should have been)
     profile   path
     hang      doing; path of the stack traces
+    tracker   name, why: it failed; only the first time of a process
     console   why: messages could not be written to the console; only the first time
     end       code: exit code, reason, seconds as in progress
 """

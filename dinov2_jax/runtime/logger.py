@@ -1,15 +1,19 @@
 """The log of a run: console, metrics.jsonl and events.jsonl."""
 
+import importlib.metadata
+import json
 import os
 import pathlib
+import platform
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from dinov2_jax import errors
+from dinov2_jax.config import flattening
 from dinov2_jax.runtime import (
     event_log,
     flops,
@@ -19,8 +23,12 @@ from dinov2_jax.runtime import (
     rollback,
     timing,
 )
+from dinov2_jax.runtime import workdir as workdir_lib
+from dinov2_jax.trackers import backends, sender
 
 _PROGRESS_EVERY = 60.0  # seconds between progress events
+# Seconds that trackers get at the end of the process, and when it must end soon.
+_PATIENCE, _LITTLE_PATIENCE = 30.0, 5.0
 
 
 class RunLog:
@@ -36,6 +44,7 @@ class RunLog:
       rates: The rates of the steps to log.
       uniform_loss: Monitor that warns when a run learns nothing.
       data_wait: Monitor that warns when the devices wait for data.
+      trackers: Function that starts the trackers of the run.
     """
 
     def __init__(
@@ -50,6 +59,7 @@ class RunLog:
         rates: timing.Rates,
         uniform_loss: monitors.UniformLossMonitor,
         data_wait: monitors.DataWaitMonitor,
+        trackers: Callable[[], sender.Trackers],
     ):
         self._workdir, self._account = workdir, account
         self._total_steps, self._every = total_steps, every
@@ -65,6 +75,8 @@ class RunLog:
         self._uniform_loss, self._data_wait = uniform_loss, data_wait
         self.compilations = monitors.CompilationMonitor()
         self._started = self._console_failed = False
+        self._start_trackers = trackers
+        self._trackers: sender.Trackers | None = None
 
     def _make_writer(self, step: int) -> metric_writer.MetricsWriter:
         return metric_writer.MetricsWriter(
@@ -87,8 +99,12 @@ class RunLog:
             devices=jax.device_count(),
             device=device.device_kind,
             jax=jax.__version__,
+            python=platform.python_version(),
+            dinov2_jax=_version(),
             seconds=self._seconds(),
         )
+        if self._leads:
+            self._trackers = self._start_trackers()
 
     def step(self, step: int, values: Mapping[str, float], scalars: Mapping) -> None:
         """Log a finished step.
@@ -112,7 +128,7 @@ class RunLog:
         if step % self._every and step != self._total_steps:
             return
         row = dict(values) | scalars | self.rates.take()
-        self._writer.write(step, row)
+        self._write(step, row)
         self._progress.update(
             step,
             loss=row["loss/total"],
@@ -126,6 +142,21 @@ class RunLog:
         ):
             if warning:
                 self.message(warning)
+
+    def _write(self, step: int, row: Mapping[str, object]) -> None:
+        self._writer.write(step, row)
+        if self._trackers:
+            self._trackers.log(step, metric_writer.plain(row))
+            self._note_trackers()
+
+    def _note_trackers(self) -> None:
+        """Log what the trackers report: where the run is seen, and failures."""
+        lines, failures = self._trackers.news()
+        for line in lines:
+            self.message(line)
+        for name, why in failures:
+            self.events.add("tracker", step=self._step, name=name, why=why)
+            self.message(f"warning: {name}: {why}; the run goes on")
 
     def _note_console(self) -> None:
         """Log once that messages to the console are lost."""
@@ -157,9 +188,20 @@ class RunLog:
         """
         prefix, of = (f"{student}/", f"{student}, ") if student else ("", "")
         named = {f"{prefix}{name}": value for name, value in accuracies.items()}
-        self._writer.write(step, named)
+        self._write(step, named)
         self.events.add("evaluate", step=step, accuracies=named)
         self.message(of + progress.describe_evaluation(step, accuracies))
+
+    def pictured(self, step: int, name: str, path: pathlib.Path) -> None:
+        """Pass a picture that was written on to the trackers.
+
+        Args:
+          step: Number of finished steps.
+          name: Name of the picture.
+          path: The file.
+        """
+        if self._trackers:
+            self._trackers.picture(step, name, path)
 
     def save_failed(self, step: int, how: str) -> None:
         """Log a failed save; training continues."""
@@ -198,6 +240,8 @@ class RunLog:
             code, reason = error.exit_code, str(error)
         if self._started:
             self._note_console()
+            if self._trackers:
+                self._note_trackers()
             self.events.add(
                 "end",
                 step=self._step,
@@ -208,7 +252,19 @@ class RunLog:
         self.events.close()
         self.compilations.close()
         self._writer.close()
+        if self._trackers:
+            patience = _LITTLE_PATIENCE if code == errors.REQUEUE else _PATIENCE
+            for line in self._trackers.end(code, reason, patience=patience):
+                self.message(line)
         self._progress.close()
+
+
+def _version() -> str:
+    """Return the version of this package; "" if it is not installed."""
+    try:
+        return importlib.metadata.version("dinov2-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def make_run_log(
@@ -217,6 +273,8 @@ def make_run_log(
     start_step: int,
     account: timing.TimeAccount,
     per_image: float,
+    *,
+    new_run: bool = False,
 ) -> RunLog:
     """Return the log of a run.
 
@@ -226,7 +284,19 @@ def make_run_log(
       start_step: Number of steps done.
       account: Where the time goes.
       per_image: Useful FLOPs per image of a step.
+      new_run: Whether the folder has had another run before.
     """
+
+    def start_trackers() -> sender.Trackers:
+        about = {
+            "project": config.log.project or backends.DEFAULT_PROJECT,
+            "name": config.log.run_name or workdir.absolute().name,
+            "config": flattening.flatten(json.loads(config.to_json_best_effort())),
+            "images": workdir_lib.read_images_record(workdir),
+            "pid": os.getpid(),
+        }
+        return sender.Trackers(config.log.trackers, workdir, about, new=new_run)
+
     device_kind = jax.devices()[0].device_kind
     peak_rate = flops.peak_rate(per_image, device_kind, jax.device_count())
     has_prototypes = config.train.objective == "prototypes"
@@ -248,4 +318,5 @@ def make_run_log(
             cores=os.cpu_count() or 1,
             augmentation=config.data.augmentation,
         ),
+        trackers=start_trackers,
     )

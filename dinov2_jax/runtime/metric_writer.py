@@ -29,6 +29,11 @@ def _plain(value):
     return np.asarray(value).tolist()
 
 
+def plain(metrics: Mapping[str, object]) -> dict[str, object]:
+    """Convert the values of a row to Python numbers and lists of the same values."""
+    return {name: _plain(value) for name, value in metrics.items()}
+
+
 def _kept_rows(data: bytes, resume_step: int) -> bytes:
     """Return the rows up to `resume_step`, without later and incomplete ones."""
     if resume_step == 0:
@@ -95,8 +100,7 @@ class MetricsWriter:
         """
         if self._file is None:
             return
-        row = {"step": int(step)}
-        row |= {name: _plain(value) for name, value in metrics.items()}
+        row = {"step": int(step), **plain(metrics)}
         self._file.write(json.dumps(row).encode() + b"\n")
         if self._tensorboard is not None:
             del row["step"]

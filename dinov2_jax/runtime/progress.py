@@ -135,6 +135,7 @@ def list_outputs(workdir: pathlib.Path) -> str:
     """List the files of a finished run and describe each."""
     files = {
         "metrics.jsonl": "losses and accuracies, one line per step",
+        "report.html": "a page of curves and of what happened",
         "tensorboard": "the same for tensorboard --logdir",
         "checkpoints": "the weights",
         "best": "the weights of the best evaluation",

@@ -16,9 +16,12 @@ from dinov2_jax.data.sources import messages
 # What a run writes.
 _FILES = (
     *("run.lock", "config.json", "data.json", "metrics.jsonl", "events.jsonl"),
-    *("bad_images.txt", "rollbacks.json", "pca.png", "teacher.json"),
+    *("bad_images.txt", "rollbacks.json", "pca.png", "teacher.json", "report.html"),
 )
-_FOLDERS = ("checkpoints", "damaged_checkpoints", "best", "tensorboard", "profile")
+_FOLDERS = (
+    *("checkpoints", "damaged_checkpoints", "best", "tensorboard", "profile"),
+    "trackers",
+)
 _EFFECTIVE = os.access in os.supports_effective_ids
 _PATIENCE = 120  # seconds until a network file system drops the lock of a lost host
 
@@ -76,6 +79,14 @@ def lock(workdir: pathlib.Path) -> io.FileIO:
         fix="end it or choose another --workdir",
         patience=_PATIENCE,
     )
+
+
+def read_images_record(workdir: pathlib.Path) -> dict[str, Any]:
+    """Return WORKDIR/data.json; {} if it is missing or unusable."""
+    try:
+        return dict(json.loads((workdir / "data.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def write_config(config: Any, workdir: pathlib.Path) -> None:
@@ -168,7 +179,7 @@ def check_images(source: Any, workdir: pathlib.Path, moved: list[str]) -> None:
 
 
 def _read_data_record(path: pathlib.Path) -> dict[str, Any]:
-    """Read data.json; {} if it is missing or unusable."""
+    """Read data.json for comparison; {} if it is missing or unusable."""
     try:
         content = json.loads(path.read_text())
         return {"fingerprint": content["fingerprint"], "images": int(content["images"])}

@@ -67,6 +67,7 @@ BAD = [
     ("init.heads_only_steps", -1),
     ("checkpoint.every", 0),
     ("log.every", 0),
+    ("log.trackers", ("wandb", "wandb")),
     ("evaluation.photos_split", "train"),
     ("evaluation.resize_size", 200),
     ("evaluation.train_path", "somewhere"),
@@ -101,6 +102,7 @@ FIXES = [
     ("optim.trainable", "lora", "--config.init.source="),
     ("optim.trainable", "head", "choose one of all, last, lora"),
     ("checkpoint.keep_best", "matching", "add it to evaluation.tasks"),
+    ("log.trackers", ("wandb", "neptune"), "'neptune' is none of wandb, mlflow, track"),
     ("checkpoint.keep_best", "all", "--config.checkpoint.keep_best=matching"),
 ]
 
@@ -426,6 +428,7 @@ def test_resume_of_the_same_config(tmp_path):
         ("checkpoint.every", 5),
         ("log.every", 1),
         ("log.tensorboard", False),
+        ("log.trackers", ("wandb",)),
         ("evaluation.every", 0),
     ],
 )

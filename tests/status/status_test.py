@@ -10,13 +10,14 @@ import pytest
 
 from dinov2_jax import errors
 from dinov2_jax.runtime import event_log
-from dinov2_jax.status import __main__ as status
+from dinov2_jax.status import __main__ as program
+from dinov2_jax.status import summary
 
 
 def lines(workdir, later=0.0):
     """{name: text}; so many seconds after the last event."""
     now = event_log.read(workdir)[-1]["time"] + datetime.timedelta(seconds=later)
-    report = status.status(workdir, now).splitlines()
+    report = summary.status(workdir, now).splitlines()
     return {line.split()[0]: line[10:] for line in report}
 
 
@@ -97,7 +98,7 @@ def test_trouble(killed):
 
 
 def test_no_run(tmp_path, capsys):
-    assert status.main([str(tmp_path)]) == errors.BAD_INPUT
+    assert program.main([str(tmp_path)]) == errors.BAD_INPUT
     report = capsys.readouterr().err
     assert report.startswith(f"error: there is no run in {tmp_path}: ")
 
@@ -121,13 +122,13 @@ def test_no_run(tmp_path, capsys):
 def test_files_of_another_program(tmp_path, capsys, config, event, report):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
-    assert status.main([str(tmp_path)]) == errors.BAD_INPUT
+    assert program.main([str(tmp_path)]) == errors.BAD_INPUT
     assert report in capsys.readouterr().err
 
 
 def test_a_stray_folder_does_not_hide_the_runs(tmp_path, uninterrupted, capsys):
     run = str(uninterrupted[0])
-    assert status.main([run, str(tmp_path), run]) == errors.BAD_INPUT
+    assert program.main([run, str(tmp_path), run]) == errors.BAD_INPUT
     report = capsys.readouterr()
     assert report.out.count("finished, ") == 2
     assert report.err.startswith(f"error: there is no run in {tmp_path}: ")

@@ -1,0 +1,154 @@
+"""The report of runs: what it shows of whole, damaged and foreign folders."""
+
+import datetime
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import debug, quickstart
+from dinov2_jax import errors
+from dinov2_jax.run_report import __main__ as program
+from dinov2_jax.run_report import page, series
+from dinov2_jax.runtime import event_log
+
+NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+EVIL = "<script>alert('x')</script>"
+
+
+def write_rows(folder, rows):
+    folder.mkdir(exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(text)
+
+
+def row(step):
+    return {
+        "step": step,
+        "loss/total": 10.0 - step / 7,
+        "student_a/loss/koleo": 0.5,
+        "grad_norm/backbone": 0.25 * step,
+        "lr": 0.125,
+        "images_per_second": 333.0,
+        "mfu": 0.512,
+        "skipped": int(step > 8),
+        EVIL: 77.0,
+    }
+
+
+def add_events(folder, *events):
+    log = event_log.Events(folder)
+    for name, fields in events:
+        log.add(name, **fields)
+    log.close()
+
+
+START = {"step": 0, "host": EVIL, "processes": 1, "devices": 8, "device": "H200"}
+START |= {"pid": 1, "jax": "0.0.1", "python": "3.11.0", "seconds": {"start": 1.0}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with every kind of trouble, written by hand."""
+    folder = tmp_path / "run&1"
+    rows = [row(step) for step in range(1, 11)]
+    write_rows(folder, [*rows, {"step": 10, "knn/top1": 0.625, "knn/top1_pixels": 0.5}])
+    c = quickstart.get_config()
+    c.optim.base_lr = 0.0123
+    (folder / "config.json").write_text(c.to_json_best_effort())
+    add_events(
+        folder,
+        ("start", START),
+        ("skip", {"step": 3, "terms": EVIL, "lr": 0.1}),
+        ("skip", {"step": 4, "terms": "loss", "lr": 0.1}),
+        ("rollback", {"step": 4, "to": 2, "why": "loss nan"}),
+        ("start", START | {"step": 2}),
+        ("tracker", {"step": 5, "name": "wandb", "why": "no network"}),
+        (
+            "end",
+            {"step": 9, "code": 42, "reason": "stopped on request", "seconds": {}},
+        ),
+        ("start", START | {"step": 9}),
+        ("end", {"step": 10, "code": 0, "reason": "done", "seconds": {"step": 5.0}}),
+    )
+    (folder / "damaged_checkpoints/4-20260101T000000").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "pca.png")  # too large to be taken as it is
+    return folder
+
+
+def test_everything_is_shown(run):
+    assert page.write(run) == ""
+    text = (run / "report.html").read_text()
+    for name, value in row(10).items():
+        if name not in ("step", EVIL):
+            shown = f"{value:.1%}" if name == "mfu" else f"{value:.4g}"
+            assert f"<b>{shown}</b>" in text, name
+    assert "top1 <b>62.5%</b>" in text and "<b>77</b>" in text
+    for words in (
+        "2 steps skipped up to step 4",
+        "rolled back to step 2: loss nan",
+        "ended without a word, probably killed",
+        "restarted on",
+        "wandb: no network",
+        "preempted: stopped on request",
+        "damaged_checkpoints/4-20260101T000000",
+        "The closest preset is quickstart",
+        "<td>optim.base_lr</td>",
+        "<td>0.0123</td>",
+        "<td>H200</td>",
+        "useful steps",
+        "data:image/jpeg;base64,",
+        "run&amp;1",
+    ):
+        assert words in text, words
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert not re.search(r"(src|href)='(?!data:)|url\(|@import|http", text)
+
+
+def test_damaged_and_foreign_runs(tmp_path):
+    with pytest.raises(errors.UserError, match="there is no run in"):
+        page.make([tmp_path], NOW)
+    assert "cannot write" in page.write(tmp_path)
+    write_rows(tmp_path, [row(1), row(2)])
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'\n[1]\n7\n{"loss/total": 3}\n{"step": "x"}\n\xff\xfe\n')
+        file.write(b'{"step": 3, "loss/total": NaN, "lr": null, "mfu": "odd"}\n')
+        file.write(b'{"step": 4, "loss/to')
+    text = page.make([tmp_path], NOW)
+    assert f"loss/total <b>{10 - 2 / 7:.4g}</b>" in text or "<b>nan</b>" in text
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "pca.png").write_text("no picture")
+    (tmp_path / "data.json").write_text("[]")
+    add_events(tmp_path, ("start", {}), ("end", {}), ("rollback", {"step": "x"}))
+    text = page.make([tmp_path], NOW)
+    assert "config.json cannot be read" in text and "pca.png cannot be read" in text
+
+
+def test_series(tmp_path):
+    write_rows(tmp_path, [{"step": s, "a": s / 3, "b": "text"} for s in (3, 1, 2)])
+    (found,) = series.read(tmp_path).items()
+    assert found[0] == "a" and found[1].steps.tolist() == [1, 2, 3]
+    assert found[1].values.tolist() == [1 / 3, 2 / 3, 1.0]
+    assert series.read(tmp_path / "nowhere") == {}
+
+
+def test_several_runs(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    write_rows(other, [row(step) | {"loss/total": 2.5} for step in range(1, 4)])
+    output = tmp_path / "both.html"
+    assert program.main([str(run), str(other), f"--output={output}"]) == 0
+    assert capsys.readouterr().out == f"{output}\n"
+    text = output.read_text()
+    assert "2 runs compared" in text
+    assert "other <b>2.5</b>" in text and f"run&amp;1 <b>{10 - 10 / 7:.4g}</b>" in text
+    assert program.main([str(tmp_path / "nowhere")]) == errors.BAD_INPUT
+    assert "there is no run in" in capsys.readouterr().err
+
+
+def test_the_closest_preset_has_no_difference(tmp_path):
+    write_rows(tmp_path, [row(1)])
+    (tmp_path / "config.json").write_text(debug.get_config().to_json_best_effort())
+    assert "The config is the preset debug." in page.make([tmp_path], NOW)
