@@ -73,6 +73,8 @@ def _serve(args: argparse.Namespace) -> None:
         raise errors.UserError("demo needs Gradio: pip install 'dinov2-jax[demo]'")
     from dinov2_jax.demo import server
 
+    if args.port:
+        server.check_port(args.port)
     with server.environment() as folder:
         page = _make_page(args, pathlib.Path(folder))
         with server.serve(page, port=args.port) as address:

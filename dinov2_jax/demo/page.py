@@ -81,22 +81,17 @@ def _similarity_tab(gr: Any, page: Any, session: Any, examples: Any) -> list[Any
     outputs = [*shown, result]
 
     def photographs(*paths):
-        given = [path for path in paths if path]
-        pictures = iter(session.photographs(given))
-        drawn = [next(pictures) if path else None for path in paths]
-        return [*drawn, _PHOTOGRAPHS]
+        return [*session.photographs(paths), _PHOTOGRAPHS]
 
     def similar(first, second, choice, row, column):
-        paths = [path for path in (first, second) if path]
-        path = (first, second)[_CHOICES.index(choice)]
-        if not path:
-            raise gr.Error(f"there is no {choice} image: choose one")
-        place = session.inside(path, int(row or 1) - 1, int(column or 1) - 1)
-        index = paths.index(path) if choice == _CHOICES[0] else len(paths) - 1
-        found = session.similarities(paths, index, *place)
-        pictures = iter(found.pictures)
-        drawn = [next(pictures) if path else None for path in (first, second)]
-        return [*drawn, found.text]
+        paths, index = (first, second), _CHOICES.index(choice)
+        if not paths[index]:
+            raise _problem(gr, f"there is no {choice} image: choose one")
+        place = int(row or 1) - 1, int(column or 1) - 1
+        found = session.similarities(
+            paths, index, *session.inside(paths[index], *place)
+        )
+        return [*found.pictures, found.text]
 
     def clicked(choice):
         def at(first, second, event: gr.SelectData):
@@ -109,7 +104,7 @@ def _similarity_tab(gr: Any, page: Any, session: Any, examples: Any) -> list[Any
 
     run = functools.partial(_reported, gr)
     for image in chosen:
-        image.change(run(photographs), chosen, outputs, api_name=False)
+        image.change(run(photographs), chosen, outputs, api_visibility="private")
     page.load(run(photographs), chosen, outputs, api_name="photographs")
     by_place.click(
         run(similar), [*chosen, which, row, column], outputs, api_name="similar"
@@ -139,7 +134,7 @@ def _components_tab(gr: Any, session: Any, chosen: list[Any]) -> None:
     def draw(files, foreground, *chosen):
         paths = [path for path in files or chosen if path]
         if not paths:
-            raise gr.Error("there are no images: choose some")
+            raise _problem(gr, "there are no images: choose some")
         return session.principal_components(paths, foreground=foreground)
 
     button.click(
@@ -225,7 +220,7 @@ def _picture(gr: Any, text: str, elem_id: str | None = None) -> Any:
 
 def _given(gr: Any, path: str | None) -> str:
     if not path:
-        raise gr.Error("there is no image: choose one")
+        raise _problem(gr, "there is no image: choose one")
     return path
 
 
@@ -237,6 +232,11 @@ def _reported(gr: Any, function: Callable) -> Callable:
         try:
             return function(*arguments)
         except image_decoder.BadImage as error:
-            raise gr.Error(str(error)) from error
+            raise _problem(gr, str(error)) from error
 
     return run
+
+
+def _problem(gr: Any, text: str) -> Exception:
+    """Return the error that the page shows in words, and the terminal not at all."""
+    return gr.Error(text, print_exception=False)

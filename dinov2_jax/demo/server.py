@@ -7,6 +7,7 @@ were sent to it or that it made, loads nothing from elsewhere, and sends nothing
 
 import contextlib
 import os
+import socket
 import tempfile
 import urllib.parse
 from collections.abc import Iterator
@@ -52,6 +53,19 @@ def environment() -> Iterator[str]:
                     os.environ[name] = value
 
 
+def check_port(port: int) -> None:
+    """Raise UserError if another program has a port, or it may not be used."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise errors.UserError(
+                f"--port={port} cannot be used ({error}): choose another, or leave it "
+                "out"
+            ) from error
+
+
 @contextlib.contextmanager
 def serve(page: Any, *, port: int | None) -> Iterator[str]:
     """Serve a page until the block ends.
@@ -64,7 +78,7 @@ def serve(page: Any, *, port: int | None) -> Iterator[str]:
       The page's address.
 
     Raises:
-      UserError: The port is taken.
+      UserError: The port, or each that was tried, is in use.
     """
     import gradio as gr
     from starlette import middleware
@@ -92,9 +106,8 @@ def serve(page: Any, *, port: int | None) -> Iterator[str]:
             app_kwargs={"middleware": guards},
         )
     except OSError as error:
-        where = f"port {port} is" if port else "all ports from 7860 to 7959 are"
         raise errors.UserError(
-            f"{where} in use ({error}): choose another --port"
+            f"no port can be used ({error}): choose another --port"
         ) from error
     try:
         yield address

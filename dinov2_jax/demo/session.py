@@ -28,11 +28,11 @@ class Similarities:
     """Maps of how similar the patches of images are to one of them.
 
     Attributes:
-      pictures: A picture for each image.
+      pictures: A picture for each image; None where there is no image.
       text: The result in words.
     """
 
-    pictures: list[Image.Image]
+    pictures: list[Image.Image | None]
     text: str
 
 
@@ -110,39 +110,42 @@ class Session:
         return min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
 
     def similarities(
-        self, paths: Sequence[str | os.PathLike], chosen: int, row: int, column: int
+        self, paths: Sequence[str | None], chosen: int, row: int, column: int
     ) -> Similarities:
         """Compare all patches of images with one.
 
         Args:
-          paths: Paths of the images.
+          paths: Paths of the images' files; None where there is no image.
           chosen: Index of the image with the chosen patch.
           row: Row of the patch, from 0.
           column: Column of the patch, from 0.
         """
-        seen = [self.view(path) for path in paths]
+        seen = {i: self.view(path) for i, path in enumerate(paths) if path}
         query = seen[chosen].patches[row, column]
-        maps = [similarity.cosines(view.patches, query) for view in seen]
-        low = similarity.lowest_shown(maps)
+        maps = {i: similarity.cosines(view.patches, query) for i, view in seen.items()}
+        low = similarity.lowest_shown([*maps.values()])
         parts = [f"Patch in row {row + 1}, column {column + 1} of {seen[chosen].name}."]
-        pictures = []
-        for index, (view, found) in enumerate(zip(seen, maps)):
+        pictures: list[Image.Image | None] = [None] * len(paths)
+        for index, found in maps.items():
             place = (row, column)
             if index != chosen:
                 place = similarity.most_similar(found)
                 parts.append(
-                    f"The most similar patch of {view.name}: row {place[0] + 1}, "
-                    f"column {place[1] + 1}, cosine {found[place]:.3f}."
+                    f"The most similar patch of {seen[index].name}: row "
+                    f"{place[0] + 1}, column {place[1] + 1}, cosine {found[place]:.3f}."
                 )
-            pictures.append(
-                similarity.draw(view, found, low=low, place=place, side=SIDE)
+            pictures[index] = similarity.draw(
+                seen[index], found, low=low, place=place, side=SIDE
             )
         parts.append(f"Colours run from a cosine of {low:.2f} (dark) to 1 (bright).")
         return Similarities(pictures, " ".join(parts))
 
-    def photographs(self, paths: Sequence[str | os.PathLike]) -> list[Image.Image]:
+    def photographs(self, paths: Sequence[str | None]) -> list[Image.Image | None]:
         """Return images as the model sees them, and compute their features."""
-        return [similarity.photograph(self.view(path), SIDE) for path in paths]
+        return [
+            similarity.photograph(self.view(path), SIDE) if path else None
+            for path in paths
+        ]
 
     def principal_components(
         self, paths: Sequence[str | os.PathLike], *, foreground: bool
