@@ -65,6 +65,7 @@ def _similarity_tab(gr: Any, page: Any, session: Any, examples: Any) -> list[Any
             _image_input(gr, f"{choice.capitalize()} image", value)
             for choice, value in zip(_CHOICES, examples)
         ]
+    result = gr.Markdown(_PHOTOGRAPHS, elem_id="result")
     with gr.Row():
         shown = [
             _picture(
@@ -72,7 +73,6 @@ def _similarity_tab(gr: Any, page: Any, session: Any, examples: Any) -> list[Any
             )
             for choice in _CHOICES
         ]
-    result = gr.Markdown(_PHOTOGRAPHS, elem_id="result")
     with gr.Accordion("Choose a patch by its place", open=False), gr.Row():
         which = gr.Radio(_CHOICES, value=_CHOICES[0], label="Image")
         row = gr.Number(1, label="Row", precision=0, minimum=1)
