@@ -37,6 +37,12 @@ _PROGRAMS = {
         [],
         "find the images of a folder similar to yours",
     ),
+    "demo": ("demo", [], "open a local page that shows what a model sees"),
+    "export-page": (
+        "export_page",
+        [],
+        "write a static page that runs a model in the browser",
+    ),
     "convert": ("convert", [], "export weights to other frameworks and verify them"),
     "push": ("hub", [], "publish weights on the Hugging Face hub, with a model card"),
     "data": ("data", [], "check, measure and pack data sets"),

@@ -26,7 +26,7 @@ ROWS = (
     "pretrained model_inputs run_report",
     "embed visualize",
     "eval aot hub",
-    "curate",
+    "curate demo export_page",
     "preflight train main data.__main__ recipe",
 )
 ROW = {room: i for i, row in enumerate(ROWS) for room in row.split()}

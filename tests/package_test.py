@@ -119,15 +119,8 @@ def test_the_command_lists_its_programs(installed):
 @pytest.mark.parametrize(
     "program",
     [
-        "embed",
-        "curate",
-        "visualize",
-        "convert",
-        "data",
-        "status",
-        "report",
-        "aot",
-        "launch",
+        *("embed", "curate", "visualize", "demo", "export-page", "convert", "push"),
+        *("data", "status", "report", "aot", "launch"),
     ],
 )
 def test_each_program_starts(installed, program):
