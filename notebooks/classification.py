@@ -31,8 +31,8 @@ if importlib.util.find_spec("dinov2_jax") is None:  # as on Colab
 # %% [markdown]
 # ## Settings
 # Without changes this runs offline on scikit-learn's handwritten digits, with a small
-# model that is trained here on photographs in about a minute. It has never seen digits.
-# For your data set name two folders with one sub-folder per class, and released
+# model that is trained here on photographs in a minute or two. It has never seen
+# digits. For your data set name two folders with one sub-folder per class, and released
 # weights.
 
 # %%

@@ -30,8 +30,8 @@ if importlib.util.find_spec("dinov2_jax") is None:  # as on Colab
 
 # %% [markdown]
 # ## Settings
-# Without changes this runs offline: with a small model that is trained here in about a
-# minute, on the left part of one stereo photograph with measured depth, and is tested
+# Without changes this runs offline: with a small model that is trained here in a minute
+# or two, on the left part of one stereo photograph with measured depth, and is tested
 # on the right part. One scene teaches no depth: with released weights, `HEAD` may be a
 # released head, which needs no training, and `IMAGES` any photographs.
 #

@@ -30,7 +30,7 @@ if importlib.util.find_spec("dinov2_jax") is None:  # as on Colab
 # %% [markdown]
 # ## Settings
 # The released DINOv2 S, B and L were made in this way from ViT-g. Without changes a
-# small teacher, 128 wide, is trained here in about a minute on photographs that come
+# small teacher, 128 wide, is trained here in a minute or two on photographs that come
 # with scikit-image; its student is 32 wide.
 
 # %%

@@ -30,8 +30,8 @@ if importlib.util.find_spec("dinov2_jax") is None:  # as on Colab
 
 # %% [markdown]
 # ## Settings
-# Without changes this runs offline, with a small model that is trained here in about a
-# minute. Any weights will do: those of your run, or released ones.
+# Without changes this runs offline, with a small model that is trained here in a minute
+# or two. Any weights will do: those of your run, or released ones.
 
 # %%
 MODEL = ""  # such as "dinov2_vits14" or "runs/mine"; empty: train a small model here

@@ -31,7 +31,7 @@ if importlib.util.find_spec("dinov2_jax") is None:  # as on Colab
 # %% [markdown]
 # ## Settings
 # Without changes this runs offline: on photographs that come with scikit-image, with a
-# small model that is trained here in about a minute. That model knows edges, textures
+# small model that is trained here in a minute or two. That model knows edges, textures
 # and tones; for objects set `MODEL` to released weights, which are downloaded once.
 
 # %%

@@ -29,8 +29,8 @@ if importlib.util.find_spec("dinov2_jax") is None:  # as on Colab
 
 # %% [markdown]
 # ## Settings
-# Without changes this runs offline, with a small model that is trained here in about a
-# minute. The collection are parts of 16 photographs that come with scikit-image and
+# Without changes this runs offline, with a small model that is trained here in a minute
+# or two. The collection are parts of 16 photographs that come with scikit-image and
 # scikit-learn, the queries other parts: the task is to find the same photograph.
 #
 # `evaluate retrieval` also has the benchmarks of the paper: Oxford and Paris,

@@ -30,8 +30,8 @@ if importlib.util.find_spec("dinov2_jax") is None:  # as on Colab
 
 # %% [markdown]
 # ## Settings
-# Without changes this runs offline, with a small model that is trained here in about a
-# minute, on a photograph of coins that comes with scikit-image: the head learns from
+# Without changes this runs offline, with a small model that is trained here in a minute
+# or two, on a photograph of coins that comes with scikit-image: the head learns from
 # its left part and is tested on its right part.
 #
 # Your data: `train/images`, `train/masks`, `val/images`, `val/masks` (masks are PNG

@@ -30,7 +30,7 @@ if importlib.util.find_spec("dinov2_jax") is None:  # as on Colab
 
 # %% [markdown]
 # ## Settings
-# Without changes this trains for about a minute on photographs that come with
+# Without changes this trains for a minute or two on photographs that come with
 # scikit-image. A useful model needs thousands of images, an accelerator, and the config
 # `vits` or the one that `dinov2-jax recipe` writes for your images and your device.
 
