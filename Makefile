@@ -1,7 +1,7 @@
-# make quickstart | evaluate-demo | docs | lint | test | test-extra | test-all | mutants |
-# fuzz | faults | soak | bench | bench-gpu | clean. Needs make and Python 3.11, 3.12 or
-# 3.13, which may be named; another one than before makes the environment anew:
-# make PYTHON=/path/to/python3.13 test
+# make quickstart | evaluate-demo | docs | notebooks | lint | test | test-extra |
+# test-all | mutants | fuzz | faults | soak | bench | bench-gpu | clean. Needs make and
+# Python 3.11, 3.12 or 3.13, which may be named; another one than before makes the
+# environment anew: make test PYTHON=/path/to/python3.13
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
@@ -16,7 +16,7 @@ TEST := $(VENV)/test-$(VERSION).stamp
 EXTRA := $(VENV)/extra-$(VERSION).stamp
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: quickstart evaluate-demo docs lint test test-extra test-all mutants \
+.PHONY: quickstart evaluate-demo docs notebooks lint test test-extra test-all mutants \
 	fuzz faults soak bench bench-gpu clean
 .DELETE_ON_ERROR:
 
@@ -55,6 +55,10 @@ test-extra: $(EXTRA)
 docs: $(EXTRA)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/extra/bin/python -m mkdocs build --strict \
 		--site-dir build/site
+
+# notebooks/NAME.ipynb of each notebooks/NAME.py, without outputs.
+notebooks: $(EXTRA)
+	$(VENV)/extra/bin/python -m jupytext --update --to ipynb notebooks/*.py
 
 # Planted faults, one at a time, each of which the tests must catch.
 mutants: $(TEST)

@@ -18,18 +18,19 @@ def sheet(
     database: Any,
     chosen: Sequence[int],
     ranking: Sequence[Sequence[int]],
-    relevant: Sequence[Sequence[bool]],
+    relevant: Sequence[Sequence[bool | None]],
 ) -> bytes:
     """Draw a row for each query: the query, then images from the most similar on.
 
-    Frames are gray for queries, green for relevant images and red for others.
+    Frames are gray for queries, green for relevant images, red for others, and gray
+    where that is unknown.
 
     Args:
       queries: Source of the queries.
       database: Source of the ranked images.
       chosen: Indices of the queries to show.
       ranking: Indices of the images of each row.
-      relevant: Whether each of them is relevant.
+      relevant: Whether each of them is relevant; None where that is unknown.
 
     Returns:
       A PNG file.
@@ -40,10 +41,10 @@ def sheet(
     draw = ImageDraw.Draw(picture)
     for row, (query, images, right) in enumerate(zip(chosen, ranking, relevant)):
         cells = [(queries, query, None)]
-        cells += [(database, i, bool(good)) for i, good in zip(images, right)]
+        cells += [(database, i, good) for i, good in zip(images, right)]
         for column, (source, index, good) in enumerate(cells):
             left, top = column * step, row * step
-            color = _COLORS[good]
+            color = _COLORS[None if good is None else bool(good)]
             draw.rectangle((left, top, left + step - 1, top + step - 1), fill=color)
             corner = (left + _FRAME, top + _FRAME)
             picture.paste(thumbnails.square(source, int(index), _SIDE), corner)
