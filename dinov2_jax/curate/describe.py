@@ -1,4 +1,4 @@
-"""Descriptors of images for finding copies, with the published weights of SSCD.
+r"""Descriptors of images for finding copies, with the published weights of SSCD.
 
     dinov2-jax curate describe photos/ --weights=sscd_disc_mixup.torchvision.pt \
         --out=descriptors.parquet
@@ -11,8 +11,8 @@ features are 512 wide, float32 and of length one. A killed run resumes if its co
 repeated. One device is used: divide the images among jobs with --shard.
 
 The weights are on https://github.com/facebookresearch/sscd-copy-detection. Of each
-model there, only the .torchvision.pt is read. No published file was ever read where
-this was written: the tests use random weights.
+model there, only the .torchvision.pt is read. No published file was ever read
+by this project, whose tests use random weights.
 """
 
 import argparse
