@@ -1,10 +1,10 @@
 """From a folder of images to a balanced training set without duplicates.
 
     python -m dinov2_jax.curate FOLDER --count N --out curated.csv
-    python -m dinov2_jax.curate {dedup,retrieve,cluster,sample,report} ...
+    python -m dinov2_jax.curate {describe,dedup,retrieve,cluster,sample,report} ...
 
 The first form does everything. The second does one step, which reads features of
-`dinov2-jax embed` and tables of earlier steps.
+`dinov2-jax embed` (or `describe`) and tables of earlier steps.
 """
 
 import importlib
@@ -16,6 +16,7 @@ from dinov2_jax.data.decode import pillow_setup
 
 # Each is a module of this folder with `add_flags(parser)` and `run(args)`.
 _STEPS = {
+    "describe": "describe images with SSCD's weights, for `dedup`",
     "dedup": "find images that show the same, and which of them to keep",
     "retrieve": "choose the images of a pool that are close to images of your own",
     "cluster": "divide images into clusters, and clusters into larger ones",

@@ -235,13 +235,15 @@ def make_embed(
 
     Args:
       features: The features.
-      model: The model, as `dinov2_jax.load` takes it.
+      model: The model, as `dinov2_jax.load` takes it; for features of
+        `curate describe`, SSCD's weights.
       flags: Further arguments of `load`.
 
     Raises:
       UserError: It is another model, or the features do not say how they were made.
     """
     from dinov2_jax import pretrained
+    from dinov2_jax.curate import sscd, sscd_preprocessing, sscd_weights
     from dinov2_jax.data import preprocessing
     from dinov2_jax.embed import extraction
 
@@ -252,14 +254,21 @@ def make_embed(
             "beside it: --calibrate needs features of dinov2-jax embed; otherwise give "
             "a --threshold"
         )
-    loaded = pretrained.load(model, **flags)
-    digest = f"sha256 {extraction.digest(loaded.params)}"
+    of_sscd = settings.get("features") == sscd.KIND
+    loaded = None if of_sscd else pretrained.load(model, **flags)
+    params = loaded.params if loaded else sscd_weights.read(model)
+    digest = f"sha256 {extraction.digest(params)}"
     if digest != settings["weights"]:
         raise errors.UserError(
             f"{features.files[0]} was made with other weights than --model={model} "
             f"({settings['weights'][:19]} and {digest[:19]}): name the model it was "
             "made with"
         )
+    if loaded is None:
+        resize = sscd_preprocessing.Preprocessing(**settings["preprocessing"])
+        return lambda pictures, most: sscd.Describer(
+            params, resize, most=most
+        ).describe(pictures)
     prepare = preprocessing.Preprocessing(
         **{
             name: tuple(value) if isinstance(value, list) else value

@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         type=cli.path,
-        help="files of `embed`, or folders of them",
+        help="files of `embed` or `describe`, or folders of them",
     )
     add("--out", required=True, type=cli.path, help="*.parquet")
     add("--threshold", type=float, help="cosine similarity that pairs exceed")
@@ -53,7 +53,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         type=os.path.expanduser,
-        help="the model of the features, for --calibrate",
+        help="the model of the features, for --calibrate; of those of `describe`, its "
+        "--weights",
     )
     weights_flags.add(parser)
     add(

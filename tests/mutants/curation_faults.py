@@ -75,4 +75,18 @@ FAULTS = (
         "where place < quota",
         ("curate/allocation_test.py::test_duckdb_makes_the_same_choice",),
     ),
+    Fault(
+        "maps-of-odd-images-cut-short",
+        "dinov2_jax/curate/sscd.py",
+        "(sizes + 1) // 2",
+        "sizes // 2",
+        ("curate/sscd_test.py::test_images_of_several_shapes_agree_with_torch",),
+    ),
+    Fault(
+        "norms-without-their-mean",
+        "dinov2_jax/curate/sscd_weights.py",
+        "shift - mean * scale",
+        "shift",
+        ("curate/sscd_test.py::test_images_of_several_shapes_agree_with_torch",),
+    ),
 )
