@@ -59,8 +59,15 @@ def _select(setting: study.Setting, name: str) -> None:
     if name in selections.KNOWN:
         selections.write_known(pool, path, CHOSEN, seed)
     else:
-        model = _whole(setting).workdir
-        selections.write_curated(pool, path.parent, model, CHOSEN, seed)
+        run = _whole(setting)
+        selections.write_curated(
+            pool,
+            path.parent,
+            run.workdir,
+            size=run.config.evaluation.image_size,
+            count=CHOSEN,
+            seed=seed,
+        )
 
 
 def _describe(setting: study.Setting, name: str) -> dict[str, float]:

@@ -64,14 +64,21 @@ def write_known(pool: pathlib.Path, path: pathlib.Path, count: int, seed: int) -
 
 
 def write_curated(
-    pool: pathlib.Path, folder: pathlib.Path, model: pathlib.Path, count: int, seed: int
+    pool: pathlib.Path,
+    folder: pathlib.Path,
+    model: pathlib.Path,
+    *,
+    size: int,
+    count: int,
+    seed: int,
 ) -> None:
     """Write the lists curated.csv and flat.csv, unless that is done already.
 
     Args:
       pool: Folder of a set.
       folder: Folder of the lists.
-      model: The model whose features are clustered, as `dinov2_jax.load` takes it.
+      model: The model whose features are clustered: a workdir or an export.
+      size: Side of the crops that are embedded, px.
       count: Number of images to choose.
       seed: Seed of all steps.
     """
@@ -82,7 +89,8 @@ def write_curated(
         folder.mkdir(parents=True, exist_ok=True)
         out, table = folder / "curated.csv", folder / "flat.parquet"
         choice = [f"--count={count}", f"--seed={seed}"]
-        _do(everything, [str(pool), *choice, f"--model={model}", f"--out={out}"])
+        embed = [f"--model={model}", f"--size={size}"]
+        _do(everything, [str(pool), *embed, *choice, f"--out={out}"])
         features = out.with_suffix(".steps") / "features.parquet"
         clusters = hierarchy.default_clusters(len(long_tail.names(pool)))[0]
         plain = [f"--levels={clusters}", "--resamplings=0", f"--seed={seed}"]

@@ -1,7 +1,6 @@
 """Studies of learning: their arithmetic, what is run again, and their configs."""
 
 import collections
-import dataclasses
 import filecmp
 import json
 import pathlib
@@ -258,13 +257,12 @@ def test_known_selections_of_a_long_tailed_set(tmp_path):
 
 @pytest.fixture
 def exported(tmp_path):
-    """An export of a small random model for images of 56 px."""
+    """An export of a small random model."""
     weights, folder = tmp_path / "small.pth", tmp_path / "small"
     shapes = random_weights.small_shapes("vits14")
     torch_writer.write(weights, random_weights.tensors(shapes))
     read = reading.read(weights, num_heads=2)
-    prepare = dataclasses.replace(read.preprocessing, resize_size=56, crop_size=56)
-    native.write(folder, read.module, read.params, prepare, "teacher")
+    native.write(folder, read.module, read.params, read.preprocessing, "teacher")
     return folder
 
 
@@ -273,7 +271,7 @@ def test_curated_selections_are_equal_in_size_and_repeatable(tmp_path, exported)
     pool, made = tmp_path / "pool", []
     long_tail.write(pool, seed=0, images=160)
     for folder in (tmp_path / "first", tmp_path / "second"):
-        selections.write_curated(pool, folder, exported, 50, seed=0)
+        selections.write_curated(pool, folder, exported, size=56, count=50, seed=0)
         lists = [folder / f"{name}.csv" for name in ("curated", "flat")]
         made.append([selections.read(path, pool) for path in lists])
     assert made[0] == made[1]
