@@ -6,6 +6,7 @@
   small_batch  batches of 8 to 64, the teacher's momentum and its targets
   simdino      SimDINO's objective against the default at equal FLOPs
   adapt        continued training on other images, naive or guarded
+  curated      a curated part of a long-tailed set against a random one
 
 Each training has a process of its own. Models are judged on the photographs'
 tiles "val" and reported on "test". Rows go to benchmarks/results/learning/NAME.json,

@@ -1,6 +1,14 @@
 """The studies by name."""
 
-from benchmarks.learning import adapt, distill, gram, highres, simdino, small_batch
+from benchmarks.learning import (
+    adapt,
+    curated,
+    distill,
+    gram,
+    highres,
+    simdino,
+    small_batch,
+)
 
 STUDIES = {
     "distill": distill.STUDY,
@@ -9,4 +17,5 @@ STUDIES = {
     "small_batch": small_batch.STUDY,
     "simdino": simdino.STUDY,
     "adapt": adapt.STUDY,
+    "curated": curated.STUDY,
 }

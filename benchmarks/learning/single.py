@@ -44,6 +44,8 @@ def _measure(arm: study.Arm, flags: argparse.Namespace) -> None:
     row = {"arm": flags.arm, "seed": flags.seed, "steps": flags.steps}
     if all(run.is_finished() for run in arm.runs):
         row |= {"runs": [_cost(run) for run in arm.runs], **measure(arm)}
+        if arm.describe:
+            row["training_images"] = arm.describe()
     else:
         row |= {"failed": "the loss blew up"}
     row |= environment.describe(("jax",))

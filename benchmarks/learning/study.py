@@ -39,11 +39,14 @@ class Arm:
         the last run.
       judge: Config whose `evaluation` and `data` the model is measured by; None: that
         of the last run.
+      describe: Function that returns shares that describe the training images, by
+        name, for a table of their own; None: there are none.
     """
 
     runs: tuple[Run, ...]
     weights: Callable[[], pathlib.Path] | None = None
     judge: Any = None
+    describe: Callable[[], dict[str, float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

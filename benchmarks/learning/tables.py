@@ -18,7 +18,7 @@ def markdown(made: study.Study, rows: Sequence[results.Row]) -> str:
     for steps in sorted({row["steps"] for row in rows}, reverse=True):
         chosen = [row for row in rows if row["steps"] == steps]
         parts += [_arms(made, chosen, steps), _differences(made, chosen)]
-        parts += [_shares(made, chosen), _method(chosen)]
+        parts += [_shares(made, chosen), _images(made, chosen), _method(chosen)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -78,6 +78,19 @@ def _shares(made: study.Study, rows: Sequence[results.Row]) -> str:
         if found:
             lines.append([what, str(len(found)), _percent(statistics.mean(found))])
     return _table(["share of matching", "seeds", "%"], lines) if lines else ""
+
+
+def _images(made: study.Study, rows: Sequence[results.Row]) -> str:
+    field, lines = "training_images", []
+    described = [row for row in rows if field in row]
+    names = list(dict.fromkeys(name for row in described for name in row[field]))
+    for arm in made.arms:
+        found = [row[field] for row in described if row["arm"] == arm]
+        if found:
+            means = [statistics.mean([row[name] for row in found]) for name in names]
+            lines.append([arm, str(len(found)), *map(_percent, means)])
+    header = ["training images, in %", "seeds", *names]
+    return _table(header, lines) if lines else ""
 
 
 def _method(rows: Sequence[results.Row]) -> str:

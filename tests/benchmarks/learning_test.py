@@ -1,5 +1,7 @@
 """Studies of learning: their arithmetic, what is run again, and their configs."""
 
+import collections
+import filecmp
 import json
 import pathlib
 import subprocess
@@ -7,19 +9,26 @@ import sys
 
 import numpy as np
 import pytest
+import random_weights
+from PIL import Image
 from scipy import stats
 
 from benchmarks.learning import __main__ as program
 from benchmarks.learning import (
     catalogue,
     damage,
+    long_tail,
     results,
+    selections,
     shifted,
     statistics,
     study,
     tables,
 )
 from dinov2_jax.config import checking
+from dinov2_jax.curate import tables as curate_tables
+from dinov2_jax.data.sources import photos
+from dinov2_jax.weights import native, reading, torch_writer
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTING = study.Setting(pathlib.Path("/runs"), seed=3, steps=200)
@@ -175,6 +184,102 @@ def test_shifted_images():
     light, dark = shifted.histology(ends)[0].astype(int)
     assert light[0] > light[1] < light[2] and light.min() > 180  # pink
     assert dark[2] > dark[0] > dark[1]  # violet
+
+
+def test_tables_of_training_images():
+    made = study.Study(question="Which?", arms=dict.fromkeys(("old", "new")))
+    rows = [row("old", seed, 0.5) for seed in (0, 1)]
+    rows += [row("new", 0, 0.5, training_images={"duplicates": 0.25, "faces": 0.5})]
+    text = tables.markdown(made, rows)
+    assert "| training images, in % | seeds | duplicates | faces |" in text
+    assert "| new | 1 | 25.0 | 50.0 |" in text and "| old | 2 | nan" not in text
+
+
+def test_numbers_of_images_follow_zipfs_law():
+    found = long_tail.counts(16, long_tail.IMAGES)
+    assert found.sum() == 4000 and found[0] == 2024 and found[-1] == 24
+    expected = found[0] / np.arange(1, 17) ** 1.6
+    assert np.abs(found - expected).max() <= 1
+
+
+@pytest.fixture
+def painted(monkeypatch):
+    """Photographs whose held-out columns are white, and all others black."""
+    columns = np.arange(400) // 64 % 6
+    held_out = np.where((columns == 2) | (columns == 5), 255, 0).astype(np.uint8)
+    pixels = np.broadcast_to(held_out[None, :, None], (200, 400, 3))
+    photographs = (pixels,) * len(photos.photograph_names())
+    monkeypatch.setattr(photos, "load_photographs", lambda: photographs)
+
+
+def test_no_pixel_of_a_long_tailed_set_is_held_out(tmp_path, painted):
+    long_tail.write(tmp_path / "pool", seed=0, images=80)
+    names = long_tail.names(tmp_path / "pool")
+    assert len(names) == 80
+    for name in names:
+        assert np.asarray(Image.open(tmp_path / "pool" / name)).max() <= 1, name
+
+
+def test_known_selections_of_a_long_tailed_set(tmp_path):
+    pool = tmp_path / "pool"
+    long_tail.write(pool, seed=1, images=240)
+    names = long_tail.names(pool)
+    shown = collections.Counter(map(long_tail.photograph, names))
+    assert sorted(shown.values()) == sorted(long_tail.counts(16, 240))
+    copies = [name for name in names if long_tail.original(name) != name]
+    heads = dict(shown.most_common(long_tail.HEADS))
+    assert len(copies) == sum(count // 2 for count in heads.values())
+    assert {long_tail.photograph(name) for name in copies} == heads.keys()
+    same = [
+        filecmp.cmp(pool / name, pool / long_tail.original(name), shallow=False)
+        for name in copies
+    ]
+    assert 0.3 < np.mean(same) < 0.7
+    sizes = [Image.open(pool / name).size for name in names]
+    assert min(map(min, sizes)) >= 48
+
+    for name in selections.KNOWN:
+        selections.write_known(pool, tmp_path / f"{name}.csv", 60, seed=0)
+    random, oracle = (
+        selections.read(tmp_path / f"{name}.csv", pool) for name in ("random", "oracle")
+    )
+    assert len(set(random)) == len(set(oracle)) == 60
+    assert not set(oracle) & set(copies) and set(random) <= set(names)
+    per_photograph = collections.Counter(map(long_tail.photograph, oracle))
+    most = max(per_photograph.values())
+    for name, count in per_photograph.items():
+        assert count >= most - 1 or count == shown[name]
+    found = selections.describe(random, oracle)
+    evenness, duplicates = found.values()
+    assert evenness < 0.9 and duplicates > 0
+    assert list(selections.describe(oracle, oracle).values()) == [1.0, 0.0]
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """An export of a small random model."""
+    weights, folder = tmp_path / "small.pth", tmp_path / "small"
+    shapes = random_weights.small_shapes("vits14")
+    torch_writer.write(weights, random_weights.tensors(shapes))
+    read = reading.read(weights, num_heads=2)
+    native.write(folder, read.module, read.params, read.preprocessing, "teacher")
+    return folder
+
+
+@pytest.mark.slow  # features of 1,500 images, twice
+def test_curated_selections_are_equal_in_size_and_repeatable(tmp_path, exported):
+    pool, made = tmp_path / "pool", []
+    long_tail.write(pool, seed=0, images=160)
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        selections.write_curated(pool, folder, exported, size=56, count=50, seed=0)
+        lists = [folder / f"{name}.csv" for name in ("curated", "flat")]
+        made.append([selections.read(path, pool) for path in lists])
+    assert made[0] == made[1]
+    curated, flat = made[0]
+    assert len(set(curated)) == len(set(flat)) == 50
+    dups, _ = curate_tables.read(tmp_path / "first/curated.steps/dups.parquet")
+    kept = set(dups["name"][dups["kept"]])
+    assert set(curated) <= kept and len(kept) < 160
 
 
 @pytest.mark.slow  # starts of programs, two trainings
