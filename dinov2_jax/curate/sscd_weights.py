@@ -49,7 +49,8 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
       convolutions.
 
     Raises:
-      UserError: It is another file, or does not have exactly these tensors.
+      UserError: It is another file, does not have exactly these tensors, or has values
+        that are not finite.
     """
     try:
         tensors = tensor_file.read(path)
@@ -75,6 +76,12 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
         "kernel": np.ascontiguousarray(kernel.T, np.float32),
         "bias": np.asarray(bias, np.float32),
     }
+    for name, arrays in params.items():
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise errors.UserError(
+                f"{path}: {name} has values that are not finite: download the file "
+                f"again, or {_WANTED}"
+            )
     return params
 
 

@@ -1,8 +1,9 @@
 """The page on this machine's own address, shut off from everything else.
 
 It binds to 127.0.0.1 and answers under that name and localhost alone, so no other
-website reaches it by a name of its own. It serves no file of the disk but those that
-were sent to it or that it made, loads nothing from elsewhere, and sends nothing.
+website reaches it by a name of its own, nor by requests from its pages. It serves no
+file of the disk but those that were sent to it or that it made, loads nothing from
+elsewhere, and sends nothing.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import socket
 import tempfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dinov2_jax import errors
@@ -116,7 +117,10 @@ def serve(page: Any, *, port: int | None) -> Iterator[str]:
 
 
 class _Closed:
-    """An ASGI layer: no addresses are fetched for a caller, and pages load nothing.
+    """An ASGI layer between the application and other websites.
+
+    Their pages get no answers, their addresses are not fetched for a caller, and the
+    application's own pages load nothing from them.
 
     Args:
       app: The application inside.
@@ -129,7 +133,7 @@ class _Closed:
         """Answer a request, or pass it on."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        if _names_an_address(scope["path"]):
+        if _is_from_elsewhere(scope["headers"]) or _names_an_address(scope["path"]):
             await send({"type": "http.response.start", "status": 403, "headers": []})
             return await send({"type": "http.response.body", "body": b"not allowed"})
 
@@ -140,6 +144,13 @@ class _Closed:
             await send(message)
 
         await self._app(scope, receive, send_with_policy)
+
+
+def _is_from_elsewhere(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether a page of another website sends a request."""
+    fields = dict(headers)
+    origin = fields.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2] != fields.get(b"host")
 
 
 def _names_an_address(path: str) -> bool:

@@ -139,7 +139,7 @@ def _download(path: pathlib.Path) -> None:
             with progress_bar.Bar(
                 size or None, what=TARBALL, unit="B", scaled=True
             ) as bar:
-                while chunk := _read_chunk(response):
+                while chunk := response.read(1 << 20):
                     digest.update(chunk)
                     file.write(chunk)
                     bar.update(len(chunk))
@@ -153,10 +153,6 @@ def _download(path: pathlib.Path) -> None:
         raise errors.UserError(
             f"cannot download {TARBALL} from the npm registry ({reason}): {_ELSEWHERE}"
         ) from error
-
-
-def _read_chunk(response: http.client.HTTPResponse) -> bytes:
-    return response.read(1 << 20)
 
 
 def _integrity(file: BinaryIO) -> str:

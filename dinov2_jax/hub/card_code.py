@@ -3,6 +3,7 @@
 from typing import Any
 
 from dinov2_jax.models import model_config
+from dinov2_jax.weights import official
 
 _HERE = """\
 With dinov2_jax (`pip install 'dinov2-jax[hub]'`):
@@ -43,12 +44,6 @@ model = torch.hub.load("facebookresearch/dinov2", "{hub}", pretrained=False)
 model.load_state_dict(torch.load("backbone.pth"))
 ```
 """
-_SUFFIXES = {
-    "vit_small": "vits14",
-    "vit_base": "vitb14",
-    "vit_large": "vitl14",
-    "vit_giant2": "vitg14",
-}
 
 
 def usage(name: str, m: model_config.ModelConfig, report: dict[str, Any]) -> str:
@@ -104,9 +99,7 @@ def _difference(report: dict[str, Any]) -> str:
 
 def _released(m: model_config.ModelConfig) -> str:
     """Return the entry of the reference's hub with this architecture; "" if none."""
-    for arch, suffix in _SUFFIXES.items():
-        for registers in (False, True):
-            released = model_config.released(arch, registers)
-            if m == released.replace(layerscale=m.layerscale):
-                return f"dinov2_{suffix}{'_reg' * registers}"
+    for name in official.NAMES:
+        if m == official.config(name).replace(layerscale=m.layerscale):
+            return name
     return ""

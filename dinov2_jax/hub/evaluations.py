@@ -85,7 +85,11 @@ def inside(workdir: pathlib.Path, digest: str) -> list[Evaluation]:
 
 
 def during_training(run: run_record.Run) -> list[Evaluation]:
-    """Return what a run measured at the step of its weights; empty if nothing."""
+    """Return what a run measured at the step of its weights; empty if nothing.
+
+    It measures the teachers alone, and if there are several students, each one's.
+    """
+    prefix = f"{run.student}/" if run.student else ""
     numbers: dict[str, float | None] = {}
     try:
         lines = (run.workdir / "events.jsonl").read_text().splitlines()
@@ -97,7 +101,9 @@ def during_training(run: run_record.Run) -> list[Evaluation]:
         except ValueError:  # a line that was cut off
             continue
         if event.get("event") == "evaluate" and event.get("step") == run.step:
-            numbers = event["accuracies"]
+            found = event["accuracies"].items()
+            own = {k.removeprefix(prefix): v for k, v in found if k.startswith(prefix)}
+            numbers = own or numbers
     if not numbers:
         return []
     settings = {

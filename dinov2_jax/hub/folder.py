@@ -59,7 +59,8 @@ def write(
             for e in evaluations.inside(run.workdir, digest)
             if e.content not in [other.content for other in found]
         ]
-        found += evaluations.during_training(run)
+        if weights.which != "student":
+            found += evaluations.during_training(run)
     ancestors = lineage.trace(source)
     heads = sorted(weights.params.keys() - {"backbone"})
     public_source = private_paths.remove(source)

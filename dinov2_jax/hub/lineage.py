@@ -1,10 +1,12 @@
 """The weights that weights come from, and the licences of those that are known."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
 
+from dinov2_jax import errors
 from dinov2_jax.hub import run_record
 from dinov2_jax.weights import hub_repository, official
 from dinov2_jax.weights import report as report_lib
@@ -32,33 +34,38 @@ class Ancestor:
     released: str
     is_run: bool = False
 
-    @property
-    def license(self) -> str:
-        """Its licence as the hub writes it; "" if it is unknown."""
-        return RELEASED_LICENSE if self.released else ""
-
 
 def trace(source: str | os.PathLike) -> list[Ancestor]:
     """Return everything that a source came from, as far as files here tell.
 
-    Raises:
-      UserError: The config of a run on the way is damaged.
+    A run that is damaged or has no checkpoints any more is not followed.
     """
-    return list(_trace(os.fspath(source), "", set()))
+    source = os.fspath(source)
+    return list(_trace(source, _find_run(source), "", set()))
 
 
-def _trace(source: str, child: str, seen: set[str]) -> Iterator[Ancestor]:
+def _find_run(source: str) -> run_record.Run | None:
+    try:
+        return run_record.find(source)
+    except errors.UserError as error:
+        logging.warning("what %s came from is not traced: %s", source, error)
+        return None
+
+
+def _trace(
+    source: str, run: run_record.Run | None, child: str, seen: set[str]
+) -> Iterator[Ancestor]:
     if source in seen or released_name(source):
         return
     seen.add(source)
-    for relation, parent in _parents(source):
-        is_run = run_record.find(parent) is not None
+    for relation, parent in _parents(source, run):
+        parent_run = _find_run(parent)
+        is_run = parent_run is not None
         yield Ancestor(relation, parent, child, released_name(parent), is_run)
-        yield from _trace(parent, parent, seen)
+        yield from _trace(parent, parent_run, parent, seen)
 
 
-def _parents(source: str) -> Iterator[tuple[str, str]]:
-    run = run_record.find(source)
+def _parents(source: str, run: run_record.Run | None) -> Iterator[tuple[str, str]]:
     if run is None:
         path = report_lib.path_of(pathlib.Path(os.path.expanduser(source)))
         origin = run_record.read_json(path).get("source")
@@ -78,17 +85,19 @@ def released_name(source: str | os.PathLike) -> str:
     """Return the name of the released backbone that a source is; "" if it is none.
 
     It is one by its name, by the name of its file, or as the publisher's repository on
-    the hub.
+    the hub. A folder, such as a run's, is none whatever its name.
     """
     text = os.fspath(source)
-    names = {name: name for name in official.NAMES}
-    names |= {official.url(name).rpartition("/")[2]: name for name in official.NAMES}
     if hub_repository.is_address(text):
         repository = hub_repository.parse(text)
         return {hub_name(name): name for name in official.NAMES}.get(
             repository.name, ""
         )
-    return names.get(text) or names.get(pathlib.PurePath(text).name, "")
+    path = pathlib.Path(os.path.expanduser(text))
+    if path.is_dir():
+        return ""
+    files = {official.url(name).rpartition("/")[2]: name for name in official.NAMES}
+    return text if text in official.NAMES else files.get(path.name, "")
 
 
 def hub_name(released: str) -> str:

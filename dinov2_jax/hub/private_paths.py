@@ -4,7 +4,7 @@ import pathlib
 import re
 from typing import Any
 
-_ABSOLUTE = re.compile(r"(?<![\w.:/~-])[~/][^\s,;:'\"()]*/(?=[^\s,;:'\"()])")
+_ABSOLUTE = re.compile(r"(?<![\w./~-])[~/](?!/)[^\s,;:'\"()]*/(?=[^\s,;:'\"()])")
 
 
 def remove(value: Any) -> Any:

@@ -21,6 +21,7 @@ class Run:
       config: Its config, flat: {"optim.base_lr": 0.004, ...}.
       data: Content of data.json; {} if it is missing.
       teacher: Content of teacher.json, of a frozen teacher; {} if there is none.
+      student: Name of the student whose weights are meant, if the run has several.
     """
 
     workdir: pathlib.Path
@@ -29,6 +30,7 @@ class Run:
     config: dict[str, Any]
     data: dict[str, Any]
     teacher: dict[str, Any]
+    student: str = ""
 
 
 def find(source: str | os.PathLike) -> Run | None:
@@ -44,9 +46,9 @@ def find(source: str | os.PathLike) -> Run | None:
     folder = pathlib.Path(os.path.expanduser(source))
     if not folder.is_dir() or not native.is_own(folder):
         return None
-    step, is_best = None, False
+    step, is_best, student = None, False, ""
     if (folder / native.DESCRIPTION).is_file():  # an export
-        workdir = folder.absolute().parent
+        workdir, student = folder.absolute().parent, folder.absolute().name
         if report.path_of(folder).is_file() or not (workdir / "config.json").is_file():
             return None
     else:
@@ -60,6 +62,7 @@ def find(source: str | os.PathLike) -> Run | None:
         config,
         read_json(workdir / "data.json"),
         read_json(workdir / "teacher.json"),
+        student,
     )
 
 

@@ -187,6 +187,14 @@ def test_other_tensors_are_refused(name, small, tmp_path):
     assert ".torchvision.pt" in message and "\n" not in message
 
 
+def test_values_that_are_not_finite_are_refused(small, tmp_path):
+    tensors = {key: x.numpy() for key, x in state_dict(small[0]).items()}
+    name = "backbone.layer3.0.bn2.running_mean"
+    torch_writer.write(tmp_path / "w.pt", tensors | {name: tensors[name] * np.inf})
+    with pytest.raises(errors.UserError, match=r"layer3\.0\.conv2 has values that"):
+        sscd_weights.read(tmp_path / "w.pt")
+
+
 def test_counters_of_the_norms_may_be_missing(small, tmp_path):
     tensors = {
         name: x.numpy()

@@ -254,6 +254,13 @@ def test_other_names_of_the_server_are_refused(program):
     assert ask(program, "/config", headers={"Host": "localhost"})[0] == 200
 
 
+def test_pages_of_other_websites_are_refused(program):
+    for origin in ("https://example.org", "http://127.0.0.1:1", "null"):
+        answer = ask(program, "/config", headers={"Origin": origin})
+        assert answer == (403, b"not allowed"), origin
+    assert ask(program, "/config", headers={"Origin": program})[0] == 200
+
+
 def test_large_files_are_refused(program):
     assert upload(program, "large.png", bytes(server_lib.MAX_UPLOAD + 1))[0] == 413
     assert upload(program, "small.png", bytes(server_lib.MAX_UPLOAD // 8))[0] == 200

@@ -166,6 +166,35 @@ def test_a_file_that_is_no_image_is_named(page, tmp_path):
     )
 
 
+def test_the_last_choice_is_shown(page):
+    names = page.run(
+        "[...document.querySelector('.pane select').options].map((o) => o.value)"
+    )
+    slow, quick = [n for n in names if n not in ("chelsea", "coffee", "own")][:2]
+    page.run(
+        "(() => { const original = window.fetch;"
+        "  const held = new Promise((done) => { window.letGo = done; });"
+        "  window.fetch = async (url) => {"
+        f"    if (`${{url}}`.includes('{slow}')) await held;"
+        "    return original(url); }; })()"
+    )
+    for name in (slow, quick):
+        page.run(
+            "(() => { const select = document.querySelector('.pane select');"
+            f"  select.value = '{name}';"
+            "  select.dispatchEvent(new Event('change')); })()"
+        )
+    status = "document.querySelector('#status').textContent"
+    page.wait(f"{status}.startsWith('Features of {quick}')")
+    page.run(
+        "import('./pixels.js').then(async ({decode}) => { window.letGo();"
+        "  const response = await fetch('photographs/chelsea.png');"
+        "  await decode(await response.blob()); })"
+    )
+    assert read(page, "state.panes[0].title") == quick
+    assert page.run("document.querySelector('.pane select').value") == quick
+
+
 def test_opened_as_a_file_it_says_how_to_serve_it(root):
     with browser.opened() as page:
         page.go((root / "sites/demo/index.html").as_uri())

@@ -19,14 +19,14 @@ def write(folder, digest=DIGEST, task="knn"):
     return folder
 
 
-def make_run(workdir, step=20, is_best=False):
+def make_run(workdir, step=20, is_best=False, student=""):
     config = {
         "evaluation.knn_k": [20],
         "evaluation.train_path": "",
         "evaluation.every": 5,
         "optim.base_lr": 0.1,
     }
-    return run_record.Run(workdir, step, is_best, config, {}, {})
+    return run_record.Run(workdir, step, is_best, config, {}, {}, student)
 
 
 def test_what_evaluate_writes(tmp_path):
@@ -74,3 +74,14 @@ def test_the_step_of_the_weights_counts(tmp_path):
     assert best.numbers == {"knn/top1": 0.1}
     assert "chosen by these numbers" in best.notes[0]
     assert evaluations.during_training(make_run(tmp_path, step=15)) == []
+
+
+def test_each_of_several_students_gets_its_own_numbers(tmp_path):
+    events = [
+        {"event": "evaluate", "step": 20, "accuracies": {f"{name}/knn/top1": value}}
+        for name, value in (("small", 0.1), ("base", 0.2))
+    ]
+    (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, events)))
+    for name, value in (("small", 0.1), ("base", 0.2)):
+        (found,) = evaluations.during_training(make_run(tmp_path, student=name))
+        assert found.numbers == {"knn/top1": value}

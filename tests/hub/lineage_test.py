@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dinov2_jax.hub import lineage
+from dinov2_jax.hub import lineage, run_record
 from dinov2_jax.weights import official
 
 
@@ -18,7 +18,7 @@ def make_run(folder, **sections):
 
 def chain(source):
     return [
-        (a.relation, a.source, a.child, a.license, a.is_run)
+        (a.relation, a.source, a.child, a.released, a.is_run)
         for a in lineage.trace(source)
     ]
 
@@ -33,10 +33,26 @@ def chain(source):
         ("hf:someone/dinov2-giant", ""),
         ("dinov2_vits14_ade20k_linear_head.pth", ""),
         ("runs/a", ""),
+        ("runs/dinov2_vits14", ""),
     ],
 )
 def test_released(source, name):
     assert lineage.released_name(source) == name
+
+
+def test_a_run_with_the_name_of_a_released_backbone_is_none(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "dinov2_vits14", init={"source": "other.pth"})
+    monkeypatch.chdir(tmp_path)
+    for source in (run, "dinov2_vits14"):
+        assert lineage.released_name(source) == ""
+        assert [a.source for a in lineage.trace(source)] == ["other.pth"]
+
+
+def test_an_ancestor_without_checkpoints_is_unknown(tmp_path):
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    first = str(tmp_path / "a")
+    last = make_run(tmp_path / "b", init={"source": first})
+    assert chain(last) == [("continue from", first, "", "", False)]
 
 
 def test_every_released_backbone_is_on_the_hub():
@@ -59,7 +75,7 @@ def test_a_chain_of_runs(tmp_path):
         ("continue from", f"{first}/checkpoints/5", middle, "", True),
         (
             *("continue from", "dinov2_vits14"),
-            *(f"{first}/checkpoints/5", "apache-2.0", False),
+            *(f"{first}/checkpoints/5", "dinov2_vits14", False),
         ),
     ]
 
@@ -68,7 +84,10 @@ def test_a_conversion(tmp_path):
     report = {"source": "dinov2_vits14_pretrain.pth"}
     (tmp_path / "a.safetensors.json").write_text(json.dumps(report))
     assert chain(tmp_path / "a.safetensors") == [
-        ("were converted from", "dinov2_vits14_pretrain.pth", "", "apache-2.0", False)
+        (
+            *("were converted from", "dinov2_vits14_pretrain.pth", ""),
+            *("dinov2_vits14", False),
+        )
     ]
 
 
@@ -78,6 +97,7 @@ def test_a_student_of_several(tmp_path):
     (tmp_path / "a" / "small" / "model.json").write_text("{}")
     expected = [("were distilled from", "hf:someone/big", "", "", False)]
     assert chain(f"{run}/small") == expected
+    assert run_record.find(f"{run}/small").student == "small"
 
 
 def test_a_circle_ends(tmp_path):

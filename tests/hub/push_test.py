@@ -64,6 +64,16 @@ def test_a_folder_is_not_replaced_unasked(written, uninterrupted, capsys):
     assert (written / "native").is_dir()
 
 
+def test_numbers_of_the_teacher_are_not_those_of_the_student(
+    written, uninterrupted, tmp_path
+):
+    words = "during training, after step 20"
+    assert words in (written / "README.md").read_text()
+    flags = ["--which=student", f"--out={tmp_path / 'out'}", "--no-verify"]
+    assert push.main([str(uninterrupted[0]), "org/name", *flags]) == errors.DONE
+    assert words not in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

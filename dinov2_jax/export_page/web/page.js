@@ -36,7 +36,6 @@ async function start() {
   state.panes.forEach(makePane);
   makeViews();
   const wanted = readAddress();
-  const began = performance.now();
   const ready = model.load((loaded) =>
     report(`Loading the model: ${megabytes(loaded)} of ${megabytes(bytes)} MB`),
   );
@@ -46,7 +45,6 @@ async function start() {
   } catch (error) {
     throw new Error(`The model cannot be loaded: ${error.message}`);
   }
-  state.loadSeconds = (performance.now() - began) / 1000;
   await useAddress(wanted);
 }
 
@@ -116,48 +114,57 @@ function moveByKey(index, event) {
 
 async function chooseExample(index, name) {
   const { file } = state.description.photographs.find((p) => p.name === name);
-  const response = await fetch(new URL(file, import.meta.url));
-  if (!response.ok) return report(`${file}: HTTP ${response.status}`, true);
   state.panes[index].input.value = "";
-  await chooseImage(index, name, await response.blob());
+  await chooseImage(index, name, name, async () => {
+    const response = await fetch(new URL(file, import.meta.url));
+    if (!response.ok) throw new Error(`${file}: HTTP ${response.status}`);
+    return response.blob();
+  });
 }
 
 async function chooseFile(index, file) {
-  const { select } = state.panes[index];
-  if (await chooseImage(index, file.name, file)) select.value = OWN;
+  await chooseImage(index, file.name, OWN, () => file);
 }
 
-/** Decodes an image and computes its features; returns whether it could be read. */
-async function chooseImage(index, title, blob) {
+/** Reads an image, shows it and computes its features.
+ *
+ * @param index Which pane gets it.
+ * @param title Its name.
+ * @param option Its option in the pane's list of examples.
+ * @param read Function that returns its file, or a promise of it.
+ */
+async function chooseImage(index, title, option, read) {
   const pane = state.panes[index];
   const turn = ++pane.turn; // a later choice makes this one out of date
   const { size, mean, std } = state.description;
   let image;
   try {
-    image = centralSquare(await decode(blob), size);
+    image = centralSquare(await decode(await read()), size);
   } catch (error) {
+    if (turn !== pane.turn) return;
+    if (pane.image) pane.select.value = pane.option;
     report(
       `${title} cannot be read (${error.message}): choose a JPEG, PNG or WebP file`,
       true,
     );
-    return false;
+    return;
   }
-  if (turn !== pane.turn) return true;
-  Object.assign(pane, { title, image, patches: null });
+  if (turn !== pane.turn) return;
+  Object.assign(pane, { title, option, image, patches: null });
+  pane.select.value = option;
   if (state.chosen?.pane === index) state.chosen = null;
   changed();
   report(`Computing the features of ${title} ...`);
   try {
     const { patches, seconds } = await model.run(normalize(image, mean, std), size);
-    if (turn !== pane.turn) return true;
+    if (image !== pane.image) return;
     pane.patches = patches;
-    pane.seconds = seconds;
-    report(`Features of ${title} took ${seconds.toFixed(2)} s. Click a patch.`);
+    const isLast = turn === pane.turn; // else the status is about a later choice
+    if (isLast) report(`Features of ${title} took ${seconds.toFixed(2)} s. Click a patch.`);
   } catch (error) {
     report(`The model failed on ${title}: ${error.message}`, true);
   }
   changed();
-  return true;
 }
 
 function choosePatch(pane, row, column) {
@@ -260,7 +267,6 @@ async function useAddress({ examples, chosen, show }) {
   }
   for (const [index, name] of examples.entries()) {
     if (state.panes[index].title === name) continue;
-    state.panes[index].select.value = name;
     await chooseExample(index, name);
   }
   const { patches } = state.panes[chosen.pane];
