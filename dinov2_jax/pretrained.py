@@ -77,12 +77,13 @@ class Model:
           images: An image or a sequence of images, each a path, the bytes of a file, an
             open file, a Pillow image, or an array of NumPy, jax or torch, uint8 or
             floats in [0, 1], [H, W, 3].
-          size: Side S of the result in px; None takes the model's own, mostly 224.
-          fit: "crop" resizes the short side to 8/7 of S, as the model's own preparation
-            says, and cuts out the central square. The others keep the whole photograph
-            and resize its longer side to S: "pad" pads it to a square with zeros (the
-            mean); "resize" resizes the other side too, to the whole number of patches
-            nearest to the aspect ratio.
+          size: Side S of the result in px; None takes the model's own: that of a run's
+            evaluations, mostly 224.
+          fit: "crop" resizes the short side, mostly to 8/7 of S, as the model's own
+            preparation says, and cuts out the central square. The others keep the whole
+            photograph and resize its longer side to S: "pad" pads it to a square with
+            zeros (the mean); "resize" resizes the other side too, to the whole number
+            of patches nearest to the aspect ratio.
 
         Returns:
           Normalised images, float32 [B, S, S, C], or [B, H, W, C] with "resize"; B = 1

@@ -177,23 +177,23 @@ def make_trainer(
     return SeveralStudents(config, own, teacher=teacher, **settings)
 
 
-def export(several: trainer.Trainer, state: Any, workdir: pathlib.Path) -> None:
+def export(
+    config: Any, several: trainer.Trainer, state: Any, workdir: pathlib.Path
+) -> None:
     """Export the EMA of each student to WORKDIR/NAME, a folder that `load` takes.
 
     Args:
+      config: The run's config.
       several: The students' trainer.
       state: Their state.
       workdir: The run's folder.
     """
     for name, (own, of_student) in several.students(state).items():
         backbone = own.meta_arch.student.backbone
-        network = own.meta_arch.student
         native.write(
             workdir / name,
             backbone.clone(dtype=jax.numpy.float32),
             of_student.teacher_params,
-            preprocessing.for_patches(
-                backbone.config.patch_size, mean=network.mean, std=network.std
-            ),
+            preprocessing.make_preprocessing(config, backbone.config.patch_size),
             "teacher",
         )

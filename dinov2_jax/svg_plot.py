@@ -211,7 +211,10 @@ def _log_axis(values: np.ndarray) -> _Axis:
     if high - low < 0.3:
         low, high = low - 0.15, high + 0.15
     tall = (_HEIGHT - _TOP - _BOTTOM) / (high - low)
-    digits = (1,) if high - low > 2 else (1, 2, 5)
+    # One at least is in any range from a value to its double.
+    digits = (1, 2, 3, 5, 7)
+    if high - low > 1:
+        digits = (1, 2, 5) if high - low <= 2 else (1,)
     powers = range(math.floor(low), math.ceil(high) + 1)
     powers = powers[:: max(1, len(powers) // 5)]
     numbers = [d * 10.0**p for p in powers for d in digits]

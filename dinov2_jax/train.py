@@ -406,7 +406,7 @@ class Run:
             if last:
                 self._pictures()
         if last and self.config.distill.students:
-            several_students.export(self.trainer, self.state, self.workdir)
+            several_students.export(self.config, self.trainer, self.state, self.workdir)
         every = self.config.checkpoint.every
         due = save_due or step % every == 0 or self.checkpoints.failed
         # Do not save weights with a bad loss: a rollback would return to them.

@@ -4,7 +4,7 @@ Mirrors the evaluation transform of the reference's `data/transforms.py`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,22 +43,30 @@ class Preprocessing:
         return (scaled - np.float32(self.mean)) / np.float32(self.std)
 
 
-def for_patches(
-    patch_size: int, *, mean: Sequence[float] = (), std: Sequence[float] = ()
-) -> Preprocessing:
+def for_patches(patch_size: int) -> Preprocessing:
     """Return the reference's preprocessing, its crop rounded down to whole patches.
 
     Args:
       patch_size: Side of a patch, px.
-      mean: Mean of each channel, as `config.data.mean`; ImageNet's if empty.
-      std: Standard deviation of each channel, likewise.
     """
     crop_size = max(Preprocessing.crop_size // patch_size, 1) * patch_size
+    return Preprocessing(max(Preprocessing.resize_size, crop_size), crop_size)
+
+
+def make_preprocessing(config: Any, patch_size: int) -> Preprocessing:
+    """Return the preprocessing of a run's own evaluations.
+
+    Args:
+      config: The config; sections and fields that old ones lack are the reference's.
+      patch_size: Side of a patch, px.
+    """
+    default = for_patches(patch_size)
+    data, evaluation = (getattr(config, name, None) for name in ("data", "evaluation"))
     return Preprocessing(
-        resize_size=max(Preprocessing.resize_size, crop_size),
-        crop_size=crop_size,
-        mean=tuple(mean) or policies.IMAGENET_MEAN,
-        std=tuple(std) or policies.IMAGENET_STD,
+        resize_size=getattr(evaluation, "resize_size", default.resize_size),
+        crop_size=getattr(evaluation, "image_size", default.crop_size),
+        mean=tuple(getattr(data, "mean", ())) or default.mean,
+        std=tuple(getattr(data, "std", ())) or default.std,
     )
 
 

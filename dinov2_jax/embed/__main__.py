@@ -68,7 +68,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=cli.positive,
         help="images per batch, over all devices",
     )
-    add("--size", type=cli.positive, help="side of the central crop, px")
+    add(
+        "--size",
+        type=cli.positive,
+        help="side of the central crop, px; default: the model's own",
+    )
     add(
         "--resize",
         type=cli.positive,

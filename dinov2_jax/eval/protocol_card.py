@@ -11,8 +11,6 @@ import jax
 from dinov2_jax.data import preprocessing
 from dinov2_jax.eval import features
 
-PROTOCOLS = ("reference", "paper", "ours")
-
 
 @dataclasses.dataclass(frozen=True)
 class Card:
@@ -21,7 +19,8 @@ class Card:
     Attributes:
       task: Name of the task.
       protocol: "reference" if all settings are those of the reference's code, "paper"
-        if those that the paper states instead, else "ours".
+        if those that the paper states instead, else "ours"; "none" if nothing is
+        measured.
       changed: Settings that differ from the reference's, {name: value}.
       fields: Everything else, {name: value}, in the order to print.
     """
@@ -50,7 +49,7 @@ def make_card(
     backbone: features.Backbone,
     settings: Mapping[str, Any],
     *,
-    reference: Mapping[str, Any],
+    reference: Mapping[str, Any] | None,
     paper: Mapping[str, Any] | None = None,
     prepare: preprocessing.Preprocessing | None = None,
     fields: Mapping[str, Any],
@@ -61,13 +60,16 @@ def make_card(
       task: Name of the task.
       backbone: The model.
       settings: The settings that were used, {name: value}.
-      reference: The reference's settings, for the same names.
+      reference: The reference's settings, for the same names; None for a task that
+        measures nothing.
       paper: The settings in which the paper differs from them.
       prepare: Transform of the images.
       fields: Further fields, such as the data and what was selected on what.
     """
-    changed = {k: settings[k] for k, v in reference.items() if settings[k] != v}
-    protocol = "ours" if changed else "reference"
+    changed, protocol = {}, "none"
+    if reference is not None:
+        changed = {k: settings[k] for k, v in reference.items() if settings[k] != v}
+        protocol = "ours" if changed else "reference"
     if changed and paper and changed == dict(paper):
         protocol = "paper"
     module = backbone.model.module

@@ -45,7 +45,7 @@ class Result:
 
     Attributes:
       card: Its protocol.
-      numbers: {name: value}; accuracies in [0, 1].
+      numbers: {name: value}; accuracies in [0, 1]. Empty if nothing is measured.
       notes: Caveats for readers of the numbers, such as what was selected on the
         test data.
       tables: Further tables.
@@ -118,14 +118,10 @@ def _page(result: Result) -> str:
     title = f"dinov2_jax: {card.task}"
     fields = {"protocol": card.protocol_line()} | card.fields
     rows = [(name, str(value)) for name, value in fields.items()]
-    parts = [
-        *map(html_page.note, result.notes),
-        _html_table(
-            result.summary
-            or Table("Results", ("number", "value"), [*result.numbers.items()])
-        ),
-        *map(_html_table, result.tables),
-    ]
+    numbers = Table("Results", ("number", "value"), [*result.numbers.items()])
+    tables = [result.summary or numbers] if result.numbers else []
+    parts = [*map(html_page.note, result.notes)]
+    parts += map(_html_table, [*tables, *result.tables])
     for picture in result.pictures:
         image = html_page.image(picture.png, picture.caption)
         parts.append(html_page.figure(image, picture.caption))

@@ -81,7 +81,11 @@ def inside(workdir: pathlib.Path, digest: str) -> list[Evaluation]:
     """
     paths = sorted([*workdir.glob(f"*/{_FILE}"), *workdir.glob(f"*/*/{_FILE}")])
     found = [evaluation for evaluation in map(_read, paths) if evaluation]
-    return [e for e in found if e.content["card"].get("digest") == _short(digest)]
+    return [
+        e
+        for e in found
+        if e.numbers and e.content["card"].get("digest") == _short(digest)
+    ]
 
 
 def during_training(run: run_record.Run) -> list[Evaluation]:

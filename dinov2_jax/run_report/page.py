@@ -20,7 +20,7 @@ from dinov2_jax.runtime import event_log, timing, workdir
 from dinov2_jax.status import summary
 
 NAME = "report.html"
-_MOST_ROWS = 200  # of the table of events
+_MOST_ROWS = 200  # of a run in a table
 _SPIKE = 2.0  # times the 99th percentile, from which an axis is logarithmic
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -106,13 +106,12 @@ class _Run:
         with contextlib.suppress(KeyError, TypeError, ValueError):
             self.happenings = happenings.of_run(folder, self.log)
 
-    def status(self, now: datetime.datetime) -> list[tuple[str, str]]:
-        """Return the lines of `dinov2-jax status`; [] without its files."""
+    def status(self, now: datetime.datetime) -> dict[str, str]:
+        """Return the lines of `dinov2-jax status`; {} without its files."""
         try:
-            lines = summary.status(self.folder, now).splitlines()
+            return summary.fields(self.folder, now)
         except errors.UserError:
-            return []
-        return [(line[:10].strip(), line[10:]) for line in lines]
+            return {}
 
 
 def _names(runs: Sequence[pathlib.Path]) -> list[str]:
@@ -132,20 +131,24 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _summary(run: _Run, now: datetime.datetime) -> str:
     lines = run.status(now)
     if not lines:
-        return html_page.note("Without config.json and events.jsonl: curves alone.")
+        return html_page.note(
+            "No summary: config.json or events.jsonl is missing or damaged."
+        )
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-        for name, text in lines
+        for name, text in lines.items()
     )
     return f"<table>{rows}</table>"
 
 
-def _states(runs: Sequence[_Run], names: Sequence[str], now) -> list[str]:
+def _states(
+    runs: Sequence[_Run], names: Sequence[str], now: datetime.datetime
+) -> list[str]:
     """Return a table of a row for each run."""
-    shown = ("state", "step", "loss", "k-NN", "speed", "trouble")
+    shown = ("state", "step", "loss", "accuracy", "speed", "trouble")
     rows = []
     for name, run in zip(names, runs):
-        status = dict(run.status(now))
+        status = run.status(now)
         rows.append([name, *(status.get(field, "") for field in shown)])
     return [_table(("run", *shown), rows)]
 
@@ -156,8 +159,7 @@ def _curves(runs: Sequence[_Run], names: Sequence[str]) -> list[str]:
     metrics: dict[str, series.Series] = {}
     for run in runs:
         metrics = run.metrics | metrics
-    last = max((s.steps[-1] for s in metrics.values()), default=0.0)
-    last = max(last, *(s.steps[-1] for r in runs for s in r.metrics.values()), 1.0)
+    last = max([1.0, *(s.steps[-1] for r in runs for s in r.metrics.values())])
     marks = [] if several else _marks(runs[0])
     text = "Dashed red lines: restarts and rollbacks, listed below."
     parts = [html_page.paragraph(text)] if marks else []
@@ -227,16 +229,16 @@ def _happenings(runs: Sequence[_Run], names: Sequence[str]) -> list[str]:
     rows = [
         [*([name] if name else []), h.time, "" if h.step is None else h.step, h.text]
         for name, run in zip(names, runs)
-        for h in run.happenings
+        for h in run.happenings[-_MOST_ROWS:]
     ]
     parts = [html_page.heading("Events")]
-    if len(rows) > _MOST_ROWS:
-        text = f"The last {_MOST_ROWS} of {len(rows):,}; events.jsonl has all."
+    if any(len(run.happenings) > _MOST_ROWS for run in runs):
+        text = f"The last {_MOST_ROWS} of each run; events.jsonl has all."
         parts.append(html_page.paragraph(text))
     if not rows:
         return [*parts, html_page.paragraph("None.")]
     columns = ("run", "time (UTC)", "step", "what happened")
-    return [*parts, _table(columns if names[0] else columns[1:], rows[-_MOST_ROWS:])]
+    return [*parts, _table(columns if names[0] else columns[1:], rows)]
 
 
 def _goodput(run: _Run, now: datetime.datetime) -> list[str]:

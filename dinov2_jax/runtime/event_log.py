@@ -4,7 +4,8 @@ Unlike metrics.jsonl it is never truncated: events of steps that a kill or a rol
 discarded remain.
 
     event     fields besides `time` and, if known, `step`
-    start     host, pid, processes, devices, device, jax, seconds; step: the first one
+    start     host, pid, processes, devices, device, jax, python, dinov2_jax (versions),
+              seconds; step: the first one
     compiled  seconds
     progress  seconds: time of this process so far, by activity; once a minute
     skip      terms that were not finite, lr

@@ -141,8 +141,11 @@ def list_outputs(workdir: pathlib.Path) -> str:
         "best": "the weights of the best evaluation",
         "pca.png": "what the patch features distinguish",
     }
-    found = [(workdir / name, about) for name, about in files.items()]
-    found = [f"  {path}: {about}" for path, about in found if path.exists()]
+    found = [
+        f"  {workdir / name}: {about}"
+        for name, about in files.items()
+        if name == "report.html" or (workdir / name).exists()  # the report comes last
+    ]
     return "\n".join(["done; look at", *found])
 
 

@@ -142,7 +142,7 @@ def update_data_record(
         "images": len(source),
         "description": source.describe(),
     }
-    before = _read_data_record(path) if resumed else {}
+    before = _read_data_record(workdir) if resumed else {}
     if write:
         files.write_text(path, json.dumps(now, indent=2) + "\n")
     if not before or before["fingerprint"] == now["fingerprint"]:
@@ -169,7 +169,7 @@ def check_images(source: Any, workdir: pathlib.Path, moved: list[str]) -> None:
     Raises:
       UserError: The images are not those of WORKDIR/data.json.
     """
-    before = _read_data_record(workdir / "data.json")
+    before = _read_data_record(workdir)
     if moved and before.get("fingerprint") != source.fingerprint:
         raise errors.UserError(
             f"the run in {workdir} was started with other images ({'; '.join(moved)}; "
@@ -178,10 +178,10 @@ def check_images(source: Any, workdir: pathlib.Path, moved: list[str]) -> None:
         )
 
 
-def _read_data_record(path: pathlib.Path) -> dict[str, Any]:
+def _read_data_record(workdir: pathlib.Path) -> dict[str, Any]:
     """Read data.json for comparison; {} if it is missing or unusable."""
+    content = read_images_record(workdir)
     try:
-        content = json.loads(path.read_text())
         return {"fingerprint": content["fingerprint"], "images": int(content["images"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return {}

@@ -16,6 +16,24 @@ _LOSS_INTERVAL = 1000  # steps between the two losses that are shown
 def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
     """Return the lines about one run.
 
+    Args:
+      workdir: The run's folder.
+      now: The time of writing.
+
+    Raises:
+      UserError: There is no run in the folder.
+    """
+    lines = fields(workdir, now)
+    return "\n".join(f"{name:9} {text}" for name, text in lines.items())
+
+
+def fields(workdir: pathlib.Path, now: datetime.datetime) -> dict[str, str]:
+    """Return the same as {name: text}.
+
+    Args:
+      workdir: The run's folder.
+      now: The time of writing.
+
     Raises:
       UserError: There is no run in the folder.
     """
@@ -33,14 +51,14 @@ def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
         )
     rows = _last_rows(workdir / "metrics.jsonl")
     try:
-        lines = {
+        return {
             "run": _run(workdir, config, log),
             "state": _state(log, now),
             "step": _step(config, log, rows),
             "loss": _loss(rows),
             "speed": _speed(rows),
             "saved": _saved(workdir, log, now),
-            "k-NN": _accuracy(log),
+            "accuracy": _accuracy(log),
             "goodput": _goodput(log, now),
             "trouble": _trouble(workdir, log),
             "last": _last(log, now),
@@ -50,7 +68,6 @@ def status(workdir: pathlib.Path, now: datetime.datetime) -> str:
             f"{workdir} is not the folder of a training run ({error!r} in config.json, "
             "events.jsonl or metrics.jsonl): pass the --workdir of a training run"
         ) from error
-    return "\n".join(f"{name:9} {text}" for name, text in lines.items())
 
 
 def _last_rows(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -170,15 +187,19 @@ def _saved(workdir, log, now) -> str:
 
 
 def _accuracy(log) -> str:
-    measured = [e for e in _select(log, "evaluate") if "knn/top1" in e["accuracies"]]
-    if not measured:
-        return "not measured yet"
-    best = max(measured, key=lambda e: e["accuracies"]["knn/top1"])
-    last = measured[-1]
-    text = f"top-1 {last['accuracies']['knn/top1']:.1%} at step {last['step']:,}"
-    if best is not last:
-        text += f"; best {best['accuracies']['knn/top1']:.1%} at step {best['step']:,}"
-    return text
+    """Describe the first metric of the evaluations, of each student."""
+    measured: dict[str, list[tuple[float, int]]] = {}  # of each the value and the step
+    for event in _select(log, "evaluate"):
+        for name, value in [*event["accuracies"].items()][:1]:
+            measured.setdefault(name, []).append((value, event["step"]))
+    return "; ".join(map(_course, measured, measured.values())) or "not measured yet"
+
+
+def _course(name: str, found: list[tuple[float, int]]) -> str:
+    value, step = found[-1]
+    text = f"{name} {value:.1%} at step {step:,}"
+    best, best_step = max(found, key=lambda pair: pair[0])
+    return text if best == value else f"{text}, best {best:.1%} at step {best_step:,}"
 
 
 def _goodput(log, now) -> str:

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import pathlib
+import select
 import signal
 import sys
 import threading
@@ -29,7 +30,7 @@ from dinov2_jax import files
 from dinov2_jax.trackers import backends
 
 _LAST_SECONDS = 600.0  # for what is left when the training has ended
-_LOCK_SECONDS = 120.0  # for the tracker of a killed process to end
+_LOCK_SECONDS = _LAST_SECONDS + 60.0  # for the tracker of the process before to end
 
 
 class Sent:
@@ -106,7 +107,6 @@ def serve(
                 answer("failed", describe(error))
                 traceback.print_exc()
             failed = True
-    _end_after(_LAST_SECONDS)
     tracker.finish(code, reason)
 
 
@@ -141,18 +141,29 @@ def _lock(path: pathlib.Path) -> None:
     """Wait until no other process writes to this run of this tracker."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)  # closed by the process's end
     deadline = time.monotonic() + _LOCK_SECONDS
-    with contextlib.suppress(OSError):  # a file system without locks
-        while not files.try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the process before still holds {path}")
-            time.sleep(0.2)
+    while not _try_lock(descriptor):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the process before still holds {path}")
+        time.sleep(0.2)
 
 
-def _end_after(seconds: float) -> None:
-    """End this process by force if it takes longer."""
-    timer = threading.Timer(seconds, os._exit, [1])
-    timer.daemon = True
-    timer.start()
+def _try_lock(descriptor: int) -> bool:
+    try:
+        return files.try_lock(descriptor)
+    except OSError:  # a file system without locks
+        return True
+
+
+def _end_with_the_training() -> None:
+    """End this process by force some time after the training process has ended.
+
+    Lines that were not read yet, or a call that hangs, would hold the lock for ever.
+    """
+    poll = select.poll()
+    poll.register(sys.stdin, 0)  # events=0: the other end was closed
+    poll.poll()
+    time.sleep(_LAST_SECONDS)
+    os._exit(1)
 
 
 def describe(error: BaseException) -> str:
@@ -167,6 +178,7 @@ def main() -> None:
     # The training process decides when this one ends: by closing standard input.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_training, daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -179,7 +191,6 @@ def main() -> None:
     except BaseException as error:
         answer("failed", describe(error))
         traceback.print_exc()
-        _end_after(_LAST_SECONDS)
         sys.exit(1)
 
 

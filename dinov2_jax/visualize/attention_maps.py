@@ -42,19 +42,22 @@ def maps_over_patches(
 
 
 def attention_panels(view: views.View) -> list[panels.Panel]:
-    """Return photograph, mean over heads, each head, then each register's mean."""
+    """Return photograph, mean over heads, each head, then each register's mean.
+
+    The percentages in the titles are the shares of attention that go to patches.
+    """
     if view.attention is None:
         raise ValueError("the view has no attention")
     num_heads, queries, _ = view.attention.shape
     maps = maps_over_patches(view.attention, view.grid, queries - 1)  # [A, 1 + R, h, w]
-    named = {"mean of heads": maps[:, 0].mean(axis=0)}
+    named = {"mean": maps[:, 0].mean(axis=0)}
     named |= {f"head {i}": maps[i, 0] for i in range(num_heads)}
     named |= {f"register {i}": maps[:, 1 + i].mean(axis=0) for i in range(queries - 1)}
     size = panels.shown_size(view.grid, _PANEL_SIZE)
     photograph = panels.photograph(view.pixels, size)
     shown = [panels.Panel(photograph, view.name)]
     for name, values in named.items():
-        title = f"{name} ({values.sum():.0%} on patches)"
+        title = f"{name}, {values.sum():.0%}"
         shown.append(panels.Panel(_blend(photograph, values), title))
     return shown
 
@@ -69,7 +72,8 @@ def draw_attention(view: views.View, *, block: int) -> Image.Image:
     shown = attention_panels(view)
     rows = panels.wrapped(shown, panels.columns_for(len(shown)))
     text = (
-        f"Block {block}: what the class token attends to. Each map has its own scale: "
+        f"Block {block}: what the class token attends to, in the mean and by head, and "
+        "the share that goes to patches. Each map has its own scale: "
     )
     if view.attention.shape[1] > 1:
         text = text.replace("class token", "class token (or a register)")

@@ -113,12 +113,9 @@ def read(
         adapters = lora.make_lora(config.optim)
         weights["backbone"] = adapters.merge(weights["backbone"], pairs)
     _check(module, weights, step)
-    data = getattr(config, "data", None)  # missing in old configs
-    prepare = preprocessing.for_patches(
-        module.config.patch_size,
-        mean=getattr(data, "mean", ()),
-        std=getattr(data, "std", ()),
-    )
+    patch_size, in_chans = module.config.patch_size, module.config.in_chans
+    prepare = preprocessing.make_preprocessing(config, patch_size)
+    json_fields.check_preprocessing(prepare, path, patch_size, in_chans)
     return module, weights, prepare, which
 
 

@@ -100,6 +100,7 @@ def test_several_students(teacher, tmp_path, in_process, objective):
     for name, width in (("narrow", 8), ("deep", 16)):
         model = dinov2_jax.load(tmp_path / name)
         assert model(np.zeros((1, 24, 24, 3), np.float32)).cls.shape == (1, width)
+        assert model.preprocessing.crop_size == 24  # that of the run's evaluations
         assert (tmp_path / name / "pca.png").is_file()
     rows = processes.rows(tmp_path)
     assert {"narrow/loss/total", "deep/loss/total"} <= set().union(*rows)

@@ -33,6 +33,7 @@ def row(step):
         "lr": 0.125,
         "images_per_second": 333.0,
         "mfu": 0.512,
+        "data_wait": 0.024,
         "skipped": int(step > 8),
         EVIL: 77.0,
     }
@@ -84,7 +85,7 @@ def test_everything_is_shown(run):
     text = (run / "report.html").read_text()
     for name, value in row(10).items():
         if name not in ("step", EVIL):
-            shown = f"{value:.1%}" if name == "mfu" else f"{value:.4g}"
+            shown = f"{value:.1%}" if name in ("mfu", "data_wait") else f"{value:.4g}"
             assert f"<b>{shown}</b>" in text, name
     assert "top1 <b>62.5%</b>" in text and "<b>77</b>" in text
     for words in (
@@ -100,12 +101,32 @@ def test_everything_is_shown(run):
         "<td>0.0123</td>",
         "<td>H200</td>",
         "useful steps",
+        "<tr><th>state</th><td>finished, ",
         "data:image/jpeg;base64,",
         "run&amp;1",
     ):
         assert words in text, words
     assert "<script" not in text and "&lt;script&gt;" in text
     assert not re.search(r"(src|href)='(?!data:)|url\(|@import|http", text)
+
+
+def test_a_reason_of_several_lines(run):
+    reason = "two fields are wrong:\n  optim.base_lr = 0\n  train.steps = 0"
+    end = {"step": 10, "code": 2, "reason": reason, "seconds": {"step": 5.0}}
+    add_events(run, ("start", START | {"step": 10}), ("end", end))
+    rows = re.findall("<tr><th>(.*?)</th><td>", page.make([run], NOW))
+    names = "run state step loss speed saved accuracy goodput trouble last"
+    assert rows == names.split()
+
+
+def test_many_events_of_one_run_hide_none_of_others(run, tmp_path):
+    noisy = tmp_path / "noisy"
+    noisy.mkdir()
+    skips = [("skip", {"step": n, "terms": "loss", "lr": 0.1}) for n in range(300)]
+    between = ("recompiled", {"step": 0})
+    add_events(noisy, ("start", START), *(e for s in skips for e in (s, between)))
+    text = page.make([run, noisy], NOW)
+    assert "rolled back to step 2" in text and "The last 200 of each run" in text
 
 
 def test_damaged_and_foreign_runs(tmp_path):

@@ -53,3 +53,10 @@ def test_accuracies_at_several_sizes_are_named():
         "step 7: k-NN top-1: trained 60.0%, pixels 10.0%, at 224 px 50.0%; "
         "patches matched: trained 25.0%"
     )
+
+
+def test_outputs_that_are_there_and_the_report_that_is_written_last(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    first, *listed = progress_lib.list_outputs(tmp_path).splitlines()
+    names = [line.split(":")[0].rsplit("/", 1)[1] for line in listed]
+    assert first == "done; look at" and names == ["metrics.jsonl", "report.html"]

@@ -43,7 +43,7 @@ def test_a_finished_run(uninterrupted):
     assert report["saved"].startswith("step 20, 1:00:")
     assert report["saved"].endswith(f"; 5 kept in {workdir / 'checkpoints'}")
     accuracy = processes.rows(workdir)[-1]["knn/top1"]
-    assert report["k-NN"] == f"top-1 {accuracy:.1%} at step 20"
+    assert report["accuracy"] == f"knn/top1 {accuracy:.1%} at step 20"
     assert "compile" in report["goodput"] and "down" not in report["goodput"]
     assert report["trouble"] == "none"
     assert report["last"].endswith("UTC, 1:00:00 ago: ended at step 20: done")
@@ -95,6 +95,29 @@ def test_trouble(killed):
     assert report["trouble"].startswith(
         "2 restarts, 1 preemption, 1 sudden end, 1 hang"
     )
+
+
+@pytest.mark.parametrize(
+    "evaluations, text",
+    [
+        ([], "not measured yet"),
+        ([{"knn/top1": 0.5, "knn/top1_pixels": 0.9}], "knn/top1 50.0% at step 0"),
+        (
+            [{"matching/accuracy": 0.5}, {"matching/accuracy": 0.25}],
+            "matching/accuracy 25.0% at step 10, best 50.0% at step 0",
+        ),
+        (
+            [{"a/knn/top1": 0.5}, {"b/knn/top1": 0.25}],
+            "a/knn/top1 50.0% at step 0; b/knn/top1 25.0% at step 10",
+        ),
+    ],
+)
+def test_accuracy_of_any_evaluation(evaluations, text):
+    log = [
+        {"event": "evaluate", "step": 10 * i, "accuracies": accuracies}
+        for i, accuracies in enumerate(evaluations)
+    ]
+    assert summary._accuracy(log) == text
 
 
 def test_no_run(tmp_path, capsys):

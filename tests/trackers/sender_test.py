@@ -1,13 +1,17 @@
 """Trackers that fail, hang or cannot be imported; none of them holds up a run."""
 
+import fcntl
 import json
+import subprocess
 import sys
 
+import processes
 import pytest
 
 from configs import debug
 from dinov2_jax import errors
 from dinov2_jax.runtime import event_log, logger, timing
+from dinov2_jax.trackers import __main__ as program
 from dinov2_jax.trackers import backends, sender
 
 RUN = {"project": "p", "name": "n", "config": {}, "images": {}, "pid": 1}
@@ -58,6 +62,36 @@ def test_a_tracker_that_hangs(tmp_path, fake_wandb, monkeypatch):
     assert trackers.news() == ([], [])
     (line,) = trackers.end(0, "done", patience=0.0)
     assert line.startswith("wandb is still sending")
+
+
+def test_two_processes_never_write_to_a_run(tmp_path, monkeypatch):
+    assert program._LOCK_SECONDS > program._LAST_SECONDS  # the process before ends
+    monkeypatch.setattr(program, "_LOCK_SECONDS", 0.0)
+    with open(tmp_path / "wandb.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="still holds"):
+            program._lock(tmp_path / "wandb.lock")
+    program._lock(tmp_path / "wandb.lock")
+
+
+def test_a_call_that_hangs_ends_after_the_training(tmp_path, fake_wandb):
+    """Lines that it did not read yet, or a hanging call, do not keep the lock."""
+    fake_wandb("import time; time.sleep(1000)")
+    code = (
+        "from dinov2_jax.trackers import __main__ as program; "
+        "program._LAST_SECONDS = 0.1; program.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "wandb", str(tmp_path)],
+        stdin=subprocess.PIPE,
+        cwd=processes.ROOT,
+    )
+    try:
+        process.stdin.write(json.dumps({"run": RUN, "new": False}).encode() + b"\n")
+        process.stdin.close()
+        assert process.wait(timeout=60) == 1
+    finally:
+        process.kill()
 
 
 def test_a_package_that_is_missing(monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.visualize import attention_maps, views
+from dinov2_jax.visualize import attention_maps, panels, views
 
 GRID = (5, 8)
 
@@ -40,10 +40,10 @@ def test_each_head_is_brightest_where_it_attends(num_registers):
     shown = attention_maps.attention_panels(view(attention))
     assert len(shown) == 2 + 4 + num_registers
     assert shown[0].title == "x.png"
-    assert shown[1].title.startswith("mean of heads")
+    assert shown[1].title.startswith("mean, ")
     for head, place in enumerate(places):
         panel = shown[2 + head]
-        assert panel.title.startswith(f"head {head} ")
+        assert panel.title.startswith(f"head {head}, ")
         assert brightest_patch(panel) == place
 
 
@@ -54,10 +54,12 @@ def test_mean_is_over_heads_and_registers_have_separate_maps():
     attention[0, 2, 3 + 8 * 4 + 1], attention[1:, 2, 0] = 1.0, 1.0  # another
     shown = attention_maps.attention_panels(view(attention))
     assert brightest_patch(shown[1]) == (1, 3)
+    titles = [panel.title for panel in shown]
+    assert [panels.shortened(title, 130) for title in titles] == titles  # px; portraits
     assert brightest_patch(shown[-2]) == (2, 7)
     assert brightest_patch(shown[-1]) == (4, 1)
-    assert shown[-2].title == "register 0 (100% on patches)"
-    assert shown[-1].title == "register 1 (33% on patches)"
+    assert shown[-2].title == "register 0, 100%"
+    assert shown[-1].title == "register 1, 33%"
 
 
 def test_class_token_and_registers_never_reach_the_grid():

@@ -211,6 +211,9 @@ def test_a_run_of_this_project(uninterrupted):
     config = json.loads((workdir / "config.json").read_text())
     assert found.module.config.num_heads == config["model"]["num_heads"]
     assert found.module.config.image_size == config["crops"]["global_crops_size"]
+    size = config["evaluation"]["image_size"]
+    assert found.preprocessing.crop_size == size == 32  # that of its own evaluations
+    assert found.preprocessing.resize_size == config["evaluation"]["resize_size"]
 
 
 @pytest.mark.parametrize("name", ["vits14", "vits14_reg4"])

@@ -76,11 +76,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         "cluster",
         backbone,
         settings,
-        reference=settings,
+        reference=None,
         fields={"images": len(paths), "features": "last block, unit length"},
     )
     columns = ("image", *(f"cluster {i}" for i in range(args.clusters)))
     table = report.Table("Shares of the clusters", columns, rows)
-    return report.Result(
-        card, {"cluster/images": float(len(paths))}, (), [table], pictures
-    )
+    return report.Result(card, {}, (), [table], pictures)

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         "predict",
         backbone,
         {},
-        reference={},
+        reference=None,
         fields={"head": f"{head.name} ({head.spec.kind})", "images": len(paths)},
     )
     table = report.Table(
@@ -127,5 +127,4 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         ("image", "prediction"),
         [(entry["image"], predictions.one_line(entry)) for entry in found],
     )
-    numbers = {"predict/images": float(len(found))}
-    return report.Result(card, numbers, (), [table], pictures)
+    return report.Result(card, {}, (), [table], pictures)

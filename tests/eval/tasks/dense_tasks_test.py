@@ -68,9 +68,10 @@ def test_depth_trains_and_predicts(model, data, tmp_path, capsys):
     head = tmp_path / "a/head.pth"
     assert dinov2_jax.load_head(head).spec.layers == 4
     image = data / "test/images/0.png"
-    evaluate(
+    predicted = evaluate(
         capsys, "predict", model, tmp_path / "p", f"--head={head}", "--images", image
     )
+    assert predicted["protocol"] == "none" and predicted["numbers"] == {}
     entry = json.loads((tmp_path / "p/0.json").read_text())
     values = np.asarray(Image.open(tmp_path / "p/0.png"))
     assert values.shape == (40, 48)
