@@ -24,29 +24,34 @@ def _damaged(setting: study.Setting) -> study.Arm:
     return study.Arm((start,), weights=lambda: _damage(setting))
 
 
-def _trained_on(setting: study.Setting, *, anchored: bool) -> study.Arm:
+def _trained_on(setting: study.Setting, *, name: str, weight: float) -> study.Arm:
     start = pretraining.make_run(setting)
-    c = pretraining.make_config(setting.seed, max(setting.steps // 4, 1))
+    steps = max(setting.steps // 4, 1)
+    c = pretraining.make_config(setting.seed, steps)
     c.init.update(source=str(setting.workdir("gram/damaged")), heads="loaded")
-    name = "plain"
-    if anchored:
-        name = "anchored"
-        c.gram.update(loss_weight=2.0, source=str(start.workdir), refreshes=0)
+    # The EMA, which is measured, averages a fifth of the steps: at the pretraining's
+    # momentum a quarter of the damage would still be in it.
+    momentum = 1 - 1 / max(steps / 5, 1)
+    c.teacher.update(momentum_teacher=momentum, final_momentum_teacher=momentum)
+    if weight:
+        c.gram.update(loss_weight=weight, source=str(start.workdir), refreshes=0)
     workdir = setting.workdir(f"gram/{name}")
     return study.Arm((start, study.Run(workdir, c, lambda: _damage(setting))))
 
+
+# Weights of the Gram loss; 2 is the paper's.
+_WEIGHTS = {"plain": 0.0, "anchored": 2.0, "anchored-20": 20.0, "anchored-200": 200.0}
 
 STUDY = study.Study(
     question="How much of a damaged model's matching does Gram anchoring bring back?",
     arms={
         "pretrained": _pretrained,
         "damaged": _damaged,
-        "plain": functools.partial(_trained_on, anchored=False),
-        "anchored": functools.partial(_trained_on, anchored=True),
+    }
+    | {
+        name: functools.partial(_trained_on, name=name, weight=weight)
+        for name, weight in _WEIGHTS.items()
     },
-    pairs=(("anchored", "plain"), ("anchored", "pretrained")),
-    shares={
-        "plain regains": ("plain", "damaged", "pretrained"),
-        "anchored regains": ("anchored", "damaged", "pretrained"),
-    },
+    pairs=tuple((name, "plain") for name in _WEIGHTS if name != "plain"),
+    shares={f"{name} regains": (name, "damaged", "pretrained") for name in _WEIGHTS},
 )
