@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from jax.extend import core
 
 from dinov2_jax import ssl_meta_arch
+from dinov2_jax.data import batch_spec
 from dinov2_jax.losses import dino
+from dinov2_jax.losses.tiled import targets as targets_lib
 from dinov2_jax.models import network, stochastic_depth
 from dinov2_jax.objectives import feature_regression, patch_choice, teacher_view
 
@@ -70,6 +73,37 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(same):
     # At another temperature the teacher is sharper than its student.
     _, grads, _ = value_and_grad(meta_arch, params, params, batch, 0.07)
     assert norm(grads) > 1e-3 * norm(at_random)
+
+
+def test_no_array_holds_the_logits_of_all_prototypes():
+    c = config()
+    c.train.update(batch_size=128, group_size=128)
+    prototypes = 2**18
+    for head in (c.dino, c.ibot):
+        head.head_n_prototypes = prototypes
+    student = network.make_network(c, jnp.float32)
+    meta_arch = ssl_meta_arch.make_ssl_meta_arch(c, jnp.float32, student)
+    params = jax.eval_shape(student.init, KEY)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype)
+        for name, (shape, dtype) in batch_spec.batch_spec(c).items()
+    }
+    traced = jax.make_jaxpr(value_and_grad, static_argnums=0, return_shape=True)
+    step, (_, _, targets) = traced(meta_arch, params, params, batch, 0.07)
+    largest = max(x.aval.size for eqn in equations(step.jaxpr) for x in eqn.outvars)
+    rows = [targets[term].lse.size for term in ("dino", "ibot")]
+    assert rows == [256, 4096]  # global crops, all of their patches
+    assert largest < min(rows) * prototypes
+    probabilities = jax.make_jaxpr(targets_lib.Targets.probabilities)(targets["dino"])
+    assert max(x.aval.size for x in probabilities.jaxpr.outvars) == 256 * prototypes
+
+
+def equations(jaxpr):
+    """All operations of a program, those of its inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 @pytest.mark.slow
