@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     if args.assignments:
         ids = _assignments(args.assignments, features.names)
         first = _first_level(features, ids, args.metric)
-        inputs["assignments"] = tables.file_digest(args.assignments)
+        inputs["assignments"] = tables.digest(args.assignments)
     count = len(first.centroids) if first else len(features)
     clusters = args.levels or hierarchy.default_clusters(count)
     if not all(clusters):

@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
         "parameters": {
             "threshold": threshold,
             "against_threshold": args.against_threshold or threshold,
-            "pairs": args.pairs and str(args.pairs),
+            "pairs": args.pairs and {str(args.pairs): tables.digest(args.pairs)},
             "bits": args.bits if args.hashes else None,
             "linkage": args.linkage,
             "keep": args.keep,

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     if args.mode == "sample":
         rows, columns, asked = _by_sample(pool, queries, args.per_query)
     else:
-        inputs["clusters"] = tables.file_digest(args.clusters)
+        inputs["clusters"] = tables.digest(args.clusters)
         rows, columns, asked = _by_cluster(args, pool, queries)
     found = len(rows)
     if found > args.max:

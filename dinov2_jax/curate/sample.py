@@ -268,7 +268,7 @@ def _write(args, paths: list[str], names: np.ndarray, counts) -> None:
     record = {
         "step": "sample",
         "inputs": {
-            str(path): tables.file_digest(path)
+            str(path): tables.digest(path)
             for path in (args.clusters, *args.exclude, args.only, args.scores)
             if path
         },

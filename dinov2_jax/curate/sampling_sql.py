@@ -5,9 +5,9 @@ It reads a table with the columns `name` and c1 .. cT and returns the names that
 """
 
 _DIALECTS = {
-    # Reading of a table, division of integers.
-    "duckdb": ("read_parquet('{}')", "//"),
-    "spark": ("parquet.`{}`", "div"),
+    # Reading of a table, what quotes its path, division of integers.
+    "duckdb": ("read_parquet('{}')", "'", "//"),
+    "spark": ("parquet.`{}`", "`", "div"),
 }
 DIALECTS = tuple(_DIALECTS)
 
@@ -20,8 +20,8 @@ sizes{t} as (
   from {rows} group by {group}
 ),
 ranks{t} as (
-  select *, sum(size) over sorted - size as below,
-    row_number() over sorted - 1 as place,
+  select *, sum(size) over (sorted) - size as below,
+    row_number() over (sorted) - 1 as place,
     count(*) over (partition by parent) as children
   from sizes{t} window sorted as (partition by parent order by size, child)
 ),
@@ -61,8 +61,8 @@ def query(table: str, *, levels: int, count: int, seed: int, dialect: str) -> st
       seed: Seed of the choice.
       dialect: One of `DIALECTS`.
     """
-    read, divide = _DIALECTS[dialect]
-    source = read.format(table.replace("'", "''"))
+    read, quote, divide = _DIALECTS[dialect]
+    source = read.format(table.replace(quote, 2 * quote))
     parts = [f"pool as (select * from {source})"]
     for number in range(levels, 0, -1):
         above = f"c{number + 1}"

@@ -125,8 +125,14 @@ def _reading(path: str | os.PathLike) -> Iterator[Any]:
     """Open a Parquet data set; raises UserError where it cannot be read."""
     from pyarrow import parquet
 
+    path = pathlib.Path(path)
+    found = _files_of(path) if path.is_dir() else [path]
+    if not found:
+        raise errors.UserError(
+            f"the folder {path} has no *.parquet: name a file, or a folder with some"
+        )
     try:
-        yield parquet.ParquetDataset(path)
+        yield parquet.ParquetDataset(found)
     except FileNotFoundError as error:
         raise errors.UserError(
             f"{path} does not exist: name the --out of an earlier step"
@@ -196,11 +202,27 @@ def need(
         )
 
 
-def file_digest(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file, for a record.
+def digest(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a table, for a record.
 
     Args:
-      path: Path of the file.
+      path: Path of the Parquet file, or of a folder of such files.
     """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return _file_digest(path)
+    total = hashlib.sha256()
+    for file in _files_of(path):
+        total.update(bytes(file.relative_to(path)) + b"\0")
+        total.update(bytes.fromhex(_file_digest(file)))
+    return total.hexdigest()
+
+
+def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the Parquet files below a folder, sorted; others may lie beside them."""
+    return sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+
+
+def _file_digest(path: pathlib.Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -66,7 +66,8 @@ def test_assignments_of_another_program_become_the_lowest_level(
     rows, names = pools.rows(), pools.NAMES
     ids = np.random.default_rng(1).choice([3, 10, 500, 7_000_000_000], pools.COUNT)
     theirs = {"name": names[::-1], "centroid": ids[::-1]}
-    tables.write(tmp_path / "theirs.parquet", theirs, {})
+    (tmp_path / "theirs.parquet").mkdir()  # as Spark writes a table
+    tables.write(tmp_path / "theirs.parquet/part-0.parquet", theirs, {})
     flags = f"cluster --features {folder}/pool.parquet --metric l2-raw --levels 2"
     assert not pools.curate(
         f"{flags} --assignments {tmp_path}/theirs.parquet --out {tmp_path}/out.parquet"

@@ -39,6 +39,25 @@ def test_tables_of_other_programs_have_no_record(tmp_path):
     assert (columns["name"].tolist(), record) == (["x"], {})
 
 
+def test_a_folder_as_spark_writes_it_is_a_table(tmp_path):
+    folder = tmp_path / "t.parquet"
+    folder.mkdir()
+    for part, names in enumerate((["x", "y"], ["z"])):
+        parquet.write_table(pa.table({"name": names}), folder / f"p-{part}.parquet")
+        (folder / f".p-{part}.parquet.crc").write_bytes(b"\0")
+    for other in ("_SUCCESS", "p-0.parquet.json"):
+        (folder / other).touch()
+    columns, record = tables.read(folder)
+    assert (columns["name"].tolist(), record) == (["x", "y", "z"], {})
+    assert tables.layout(folder) == (["name"], 3)
+    before = tables.digest(folder)
+    parquet.write_table(pa.table({"name": ["other"]}), folder / "p-1.parquet")
+    assert tables.digest(folder) != before
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.UserError, match=r"empty has no \*.parquet"):
+        tables.read(tmp_path / "empty")
+
+
 def test_only_wanted_columns_are_read(tmp_path):
     """The pages of the others are damaged."""
     path = tmp_path / "t.parquet"
