@@ -73,7 +73,7 @@ def make_report(
     if program.module is None:
         return report
     found = collectives.find(program.module, machine.num_devices)
-    weights = collectives.weight_shapes(program.weights)
+    weights = collectives.weight_shapes(program.weights + program.frozen_weights)
     report["collectives"] = _by_kind(found)
     report["float32_weight_gathers"] = _names(
         collectives.float32_weight_gathers(found, weights)

@@ -68,6 +68,7 @@ class Program:
       module: The optimised program; None if it does not fit.
       quick: Whether it was compiled without optimisation; its cycles mean nothing then.
       weights: (shape, whether stacked over blocks) of every parameter.
+      frozen_weights: The same of the frozen teacher; [] without one.
       replica: Number of copies of the state.
       flops_per_image: Useful FLOPs per image.
     """
@@ -78,6 +79,7 @@ class Program:
     module: hlo.Module | None
     quick: bool
     weights: list[tuple[tuple[int, ...], bool]]
+    frozen_weights: list[tuple[tuple[int, ...], bool]]
     replica: int
     flops_per_image: float
 
@@ -111,19 +113,21 @@ def compile_step(
 
     def program(memory, module):
         seconds = time.monotonic() - start, time.process_time() - cpu_start
-        replica = mesh.shape["replica"]
         return Program(
-            memory, *seconds, module, quick, weights, replica, built.flops_per_image
+            memory,
+            *seconds,
+            module,
+            quick,
+            _shapes(built.params),
+            _shapes(teacher.params) if teacher else [],
+            mesh.shape["replica"],
+            built.flops_per_image,
         )
 
     teacher = frozen_teacher.describe(config)
     config = frozen_teacher.resolve(config, teacher)
     built = several_students.make_trainer(config, teacher, mesh=mesh, dtype=dtype)
     lowered = built.lower()
-    weights = [
-        (leaf.shape, any(getattr(key, "key", None) == "blocks" for key in path))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(built.params)
-    ]
     limit = machine.chip.hbm_bytes
     try:
         compiled, text = _compile(lowered, machine, options, quick)
@@ -142,6 +146,14 @@ def compile_step(
     )
     memory = Memory(limit, float(sum(parts)), *parts)
     return program(memory, hlo.parse(text))
+
+
+def _shapes(params: Any) -> list[tuple[tuple[int, ...], bool]]:
+    """Return (shape, whether stacked over blocks) of every leaf."""
+    return [
+        (leaf.shape, any(getattr(key, "key", None) == "blocks" for key in path))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
 
 
 def _compile(lowered, machine, options, quick) -> tuple[jax.stages.Compiled, str]:

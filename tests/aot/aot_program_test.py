@@ -114,6 +114,36 @@ def test_quick_compilation_equals_a_full_one(tmp_path):
     assert "prediction" not in quick and "PREDICTION" not in quick["stdout"]
 
 
+TEACHER = f"""from configs import default
+def get_config():
+    c = default.get_config()
+    c.model.update(arch="custom", embed_dim={2 * DIM}, depth=2, num_heads=16)
+    c.model.patch_size = 8
+    return c
+"""
+
+
+@pytest.mark.slow
+@programs.needs_libtpu
+def test_gathers_of_a_frozen_teacher_are_of_weights(tmp_path):
+    source = tmp_path / "teacher.py"
+    source.write_text(TEACHER)
+    report = programs.report(
+        tmp_path,
+        *SMALL,
+        "--quick",
+        f"--config.distill.source={source}",
+        "--config.ibot.mask_sample_probability=0.0",
+    )
+    gathered = max(
+        row["bytes"]
+        for row in report["collectives"]
+        if row["kind"].startswith("all-gather") and row["dtype"] == "bf16"
+    )
+    assert gathered > 2 * 12 * (2 * DIM) ** 2 * 2  # the teacher's blocks
+    assert report["float32_weight_gathers"] == report["activation_gathers"] == []
+
+
 TOO_LARGE = (
     DEBUG,
     "--topology=v5e:1x1",
