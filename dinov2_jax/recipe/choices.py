@@ -97,8 +97,7 @@ def make_recipe(request: request_lib.Request) -> Recipe:
     config = default.copy_and_resolve_references()
     choices = [*_model(request), *_heads(request)]
     _apply(config, choices)
-    batch = sizing.choose_batch(config, request)
-    config = sizing.with_batch(config, request, batch)
+    config = sizing.choose_batch(config, request)
     steps = sizing.choose_steps(config, request)
     choices += [
         *_batch(request, config),
@@ -172,12 +171,13 @@ def _heads(request: request_lib.Request) -> list[Choice]:
 def _batch(request: request_lib.Request, config: Any) -> list[Choice]:
     """Choose the batch, its groups and what depends on them."""
     batch, group = config.train.batch_size, config.train.group_size
+    parts = config.train.micro_batches
     needed = plan.needed_bytes(config) / 1e9
-    why = (
-        "the batch asked for"
-        if request.batch
-        else "the largest that fits and leaves 10,000 steps"
-    )
+    why = "the largest that fits and leaves 10,000 steps"
+    if request.batch:
+        why = "the batch asked for"
+    elif parts > 1:
+        why = f"{batch}, although fewer fit at once"
     found = [
         Choice(
             f"Images per step: {why}. It needs about {needed:.1f} GB of "
@@ -185,6 +185,15 @@ def _batch(request: request_lib.Request, config: Any) -> list[Choice]:
             {"train.batch_size": batch},
         )
     ]
+    if parts > 1:
+        at_once = plan.needed_bytes(sizing.with_batch(config, request, batch)) / 1e9
+        found.append(
+            Choice(
+                f"Parts of {batch // parts} images, one after the other, with the "
+                f"numbers of the whole batch, which would need {at_once:.1f} GB.",
+                {"train.micro_batches": parts},
+            )
+        )
     if group == 1:
         found += [
             Choice(

@@ -16,6 +16,7 @@ from dinov2_jax.runtime import flops
 USABLE = 0.9
 # Per parameter: student, teacher and two moments in float32, and a bfloat16 copy.
 _PARAMETER_BYTES = 4 * 4 + 2
+_GRADIENT_BYTES = 4  # per parameter, of a sum over `train.micro_batches`
 _WORKSPACE = 0.35e9  # bytes of everything whose size does not depend on the batch
 _BYTES = 2  # of an activation, bfloat16
 
@@ -80,8 +81,10 @@ def needed_bytes(config: Any) -> float:
     Args:
       config: The config of the run, with `model.remat` = "selective".
     """
-    kept = config.train.batch_size * _kept_bytes(config)
-    return _PARAMETER_BYTES * num_weights(config) + _WORKSPACE + kept
+    parts = config.train.micro_batches
+    kept = config.train.batch_size / parts * _kept_bytes(config)
+    of_weight = _PARAMETER_BYTES + (_GRADIENT_BYTES if parts > 1 else 0)
+    return of_weight * num_weights(config) + _WORKSPACE + kept
 
 
 def _kept_bytes(config: Any) -> float:

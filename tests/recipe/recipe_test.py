@@ -22,6 +22,7 @@ REQUESTS = {
     "large": dataclasses.replace(SMALL, arch="vit_large", memory=80, hours=40),
     "trained": dataclasses.replace(SMALL, source="dinov2_vits14_reg"),
     "giant": dataclasses.replace(SMALL, source="dinov2_vitg14", memory=80, hours=40),
+    "in parts": dataclasses.replace(SMALL, arch="vit_large", hours=40),
     "one image a group": dataclasses.replace(SMALL, batch=37),
 }
 
@@ -104,6 +105,21 @@ def test_few_hours_make_a_smaller_batch():
     assert (config.train.batch_size, config.train.steps) == (128, 14_000)
 
 
+def sizes(**asked):
+    """(batch, parts, group) of a recipe."""
+    train = choices.make_recipe(dataclasses.replace(SMALL, **asked)).config.train
+    return train.batch_size, train.micro_batches, train.group_size
+
+
+def test_what_does_not_fit_at_once_is_computed_in_parts():
+    assert sizes(arch="vit_large", hours=40) == (64, 2, 32)  # 32 images fit
+    assert sizes(batch=1024, hours=100) == (1024, 8, 32)  # 192 fit, 128 divide it
+    assert sizes(batch=300) == (300, 2, 30)
+    assert sizes(batch=64) == (64, 1, 32)
+    few = sizes(arch="vit_large", hours=40, images=63)
+    assert few == (32, 1, 32)
+
+
 def run(flags, capsys):
     code = program.main(shlex.split(flags))
     return code, *capsys.readouterr()
@@ -141,7 +157,7 @@ def test_writes_a_file_once(tmp_path, capsys):
             "--device-memory 24 --source dinov2_vitg14_reg",
             "--source=dinov2_vitl14_reg or a larger device",
         ),
-        ("--device-memory 24 --batch 512", "--batch=512: needs .*--batch=192"),
+        ("--device-memory 24 --batch 509", "--batch=509: needs .*--batch=192"),
         ("--device-memory 24 --source dinov2_vits", "no released backbone: .*vits14"),
         ("--device-memory 24 --hours 0.02", "enough for .* --hours=0.1 or more"),
         ("--device-memory 24 --device 4090x", "--device=4090x: give one of A100"),
