@@ -1,11 +1,13 @@
 """All similar pairs by `dinov2_jax.curate` against faiss, on this machine's CPU.
 
-    python -m benchmarks.dedup --rows=1000000 --dim=384
+    python -m benchmarks.dedup --rows=100000 --dim=384
+    python -m benchmarks.dedup --rows=1000000 --queries=10000
 
 Random features of unit length, of which one in a hundred is a near copy of another.
 Ours compares each pair of rows once; faiss searches all rows for each (IndexFlatIP's
-range search), so it computes every similarity twice. Pairs must be the same, apart from
-those within 1e-5 of the threshold. Times include compilation, seconds.
+range search), so it computes every similarity twice. With --queries, both compare so
+many first rows with all. Pairs must be the same, apart from those within 1e-5 of the
+threshold. Times include compilation, seconds.
 """
 
 import argparse
@@ -58,20 +60,23 @@ def make_rows(count: int, dim: int, *, seed: int = 0) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def by_faiss(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def by_faiss(
+    rows: np.ndarray, threshold: float, queries: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs as numbers left * N + right, sorted, and their similarities.
 
     Args:
       rows: Features of unit length, [N, D].
       threshold: Similarity that pairs exceed.
+      queries: Number of rows, the first ones, whose pairs are wanted.
     """
     import faiss
 
     index = faiss.IndexFlatIP(rows.shape[1])
     index.add(rows)
     keys, similarity = [], []
-    for start in range(0, len(rows), _TILE):
-        part = rows[start : start + _TILE]
+    for start in range(0, queries, _TILE):
+        part = rows[start : min(start + _TILE, queries)]
         limits, values, right = index.range_search(part, threshold)
         left = start + np.repeat(np.arange(len(part)), np.diff(limits.astype(np.int64)))
         upper = left < right
@@ -82,10 +87,18 @@ def by_faiss(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray
     return found[order], np.concatenate(similarity)[order]
 
 
-def ours(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def ours(
+    rows: np.ndarray, threshold: float, queries: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the same by `search.find_pairs`; arguments as of `by_faiss`."""
-    pairs = search.find_pairs(Rows(rows), threshold=threshold)
-    return pairs.left.astype(np.int64) * len(rows) + pairs.right, pairs.similarity
+    if queries == len(rows):
+        pairs = search.find_pairs(Rows(rows), threshold=threshold)
+    else:
+        few = Rows(rows[:queries])
+        pairs = search.find_pairs(few, threshold=threshold, others=Rows(rows))
+    upper = pairs.left < pairs.right
+    keys = pairs.left.astype(np.int64) * len(rows) + pairs.right
+    return keys[upper], pairs.similarity[upper]
 
 
 def differing(
@@ -114,6 +127,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--queries", type=int, help="default: all rows")
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
@@ -123,7 +137,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, call in calls.items():  # taking turns
             start = time.perf_counter()
-            found[name] = call(rows, args.threshold)
+            found[name] = call(rows, args.threshold, args.queries or args.rows)
             seconds[name].append(time.perf_counter() - start)
     for name, values in seconds.items():
         print(f"{name:6} {np.median(values):8.1f} s   {len(found[name][0]):,} pairs")

@@ -163,6 +163,7 @@ def _parts(
     on_cpu = devices[0].platform == "cpu"
     height, width = _CPU_BLOCK if on_cpu else _BLOCK
     height, width = _fitting(height, len(rows)), _fitting(width, len(others))
+    dim = _width(rows)
     cut = threshold - (_CPU_MARGIN if on_cpu else _MARGIN)
     slab = _slab_rows(others, width, len(devices), on_cpu)
     work = [
@@ -174,7 +175,7 @@ def _parts(
             columns = _load(others, first, slab, width, devices)
             pending = None  # fetched after the next block is dispatched
             for start in range(0, stop, height):
-                block = np.zeros((height, _width(rows)), np.float32)
+                block = np.zeros((height, dim), np.float32)
                 part = rows.rows(start, min(start + height, len(rows)))
                 block[: len(part)] = features.unit(part)
                 next_pending = []

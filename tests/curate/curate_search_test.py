@@ -85,6 +85,23 @@ def test_devices_slabs_and_blocks_change_nothing(monkeypatch):
     assert len(search.find_pairs(Array(rows), threshold=threshold)) == 20
 
 
+def test_files_are_read_in_order(monkeypatch):
+    """Going back makes a features file read a whole row group again."""
+    monkeypatch.setattr(search, "_CPU_BLOCK", (32, 32))
+    monkeypatch.setattr(search, "_CPU_SLAB_BYTES", 8 * 32 * 16 * 4)  # 256 rows
+    starts = []
+
+    class File(Array):
+        def rows(self, start, stop):
+            starts.append(start)
+            return super().rows(start, stop)
+
+    search.find_pairs(File(np.eye(1024, 16) + 1), threshold=0.99)
+    assert len(starts) > 3 * 1024 / 32
+    # Once for each of four slabs, and once for the width.
+    assert np.sum(np.diff(starts) < 0) <= 2 * 4 + 1
+
+
 def test_pairs_are_those_of_faiss():
     faiss = pytest.importorskip("faiss")
     rows = np.random.default_rng(2).normal(size=(1500, 32)).astype(np.float32)
