@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import logging
 import os
@@ -90,6 +91,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """
     with whole(path) as file:
         file.write(text.encode())
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal digits.
+
+    Raises:
+      OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:

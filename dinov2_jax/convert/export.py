@@ -1,6 +1,5 @@
 """Export of weights: written, verified with the target's packages, then kept."""
 
-import hashlib
 import json
 import pathlib
 import tempfile
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import errors
+from dinov2_jax import files as files_lib
 from dinov2_jax.convert import destination as destination_lib
 from dinov2_jax.convert import targets, verify
 from dinov2_jax.models import vision_transformer
@@ -162,12 +162,8 @@ def _report(name, written, owners, weights, source, checked) -> dict[str, Any]:
         "model": weights.module.config.to_dict(),
         "bytes": sum(path.stat().st_size for path in files),
         "sha256": {
-            str(path.relative_to(written.parent)): _sha256(path) for path in files
+            str(path.relative_to(written.parent)): files_lib.sha256(path)
+            for path in files
         },
         "verified": checked,
     }
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -109,7 +109,7 @@ def _curate(
         step = finished_steps.Step(
             name,
             [*arguments, f"--seed={args.seed}", f"--out={out}"],
-            {path.name: finished_steps.digest(path) for path in reads},
+            {path.name: files.sha256(path) for path in reads},
             out,
             intermediate=[hashes] if name == "dedup" else [],
         )

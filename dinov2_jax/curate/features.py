@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import errors
+from dinov2_jax import files as files_lib
 from dinov2_jax.curate import feature_files
 
 # What must agree for two features to be comparable, and its name for people.
@@ -88,8 +89,7 @@ class Features:
         for path in self.files:
             for file in (path, feature_files.beside(path)):
                 if file == path or path.suffix == ".npy":
-                    with open(file, "rb") as opened:
-                        total.update(hashlib.file_digest(opened, "sha256").digest())
+                    total.update(bytes.fromhex(files_lib.sha256(file)))
         return total.hexdigest()
 
     def identity(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ while the step runs.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -59,7 +58,7 @@ class FinishedSteps:
             self.has_begun(step)
             and saved["output"] is not None
             and step.output.is_file()
-            and saved["output"] == digest(step.output)
+            and saved["output"] == files.sha256(step.output)
         )
 
     def has_begun(self, step: Step) -> bool:
@@ -83,7 +82,7 @@ class FinishedSteps:
           path: Path of the file, which exists.
         """
         saved = self._steps.get(name)
-        return saved is not None and saved["output"] in (None, digest(path))
+        return saved is not None and saved["output"] in (None, files.sha256(path))
 
     def begin(self, step: Step) -> None:
         """Record that a step has begun.
@@ -105,7 +104,7 @@ class FinishedSteps:
         Raises:
           UserError: The record cannot be written.
         """
-        self._write(step, digest(step.output))
+        self._write(step, files.sha256(step.output))
 
     def _write(self, step: Step, output: str | None) -> None:
         self._steps[step.name] = {
@@ -115,16 +114,3 @@ class FinishedSteps:
         }
         with files.open_new(self._path) as file:
             file.write(json.dumps(self._steps, indent=1).encode() + b"\n")
-
-
-def digest(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Args:
-      path: Path of the file.
-
-    Raises:
-      OSError: It cannot be read.
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -210,19 +210,14 @@ def digest(path: str | os.PathLike) -> str:
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        return _file_digest(path)
+        return files.sha256(path)
     total = hashlib.sha256()
     for file in _files_of(path):
         total.update(bytes(file.relative_to(path)) + b"\0")
-        total.update(bytes.fromhex(_file_digest(file)))
+        total.update(bytes.fromhex(files.sha256(file)))
     return total.hexdigest()
 
 
 def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
     """Return the Parquet files below a folder, sorted; others may lie beside them."""
     return sorted(path for path in folder.rglob("*.parquet") if path.is_file())
-
-
-def _file_digest(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

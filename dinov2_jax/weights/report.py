@@ -4,12 +4,12 @@ The report holds settings that tensors do not determine. It is used only if the 
 still have the SHA-256 that it records.
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from dinov2_jax import files
 from dinov2_jax.weights import json_fields
 
 _IN_FOLDER = "conversion.json"
@@ -43,8 +43,7 @@ def read_settings(
         report: Any = json.loads(path.read_text())
         digests = {pathlib.PurePath(k).name: v for k, v in report["sha256"].items()}
         recorded = digests[weights.name]
-        with open(weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = files.sha256(weights)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     except RecursionError:  # nested too deeply to be a report
