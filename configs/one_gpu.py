@@ -35,9 +35,11 @@ def get_config():
     c.train.group_size = 32
     # Stochastic depth: 0.1 for S and B, 0.3 for L, so that small models learn. A guess.
     c.model.drop_path_rate = 0.1
-    # train.centering = "centering", the default: 16,384 prototypes are more than 16
-    # times the 384 class tokens of a batch: targets of Sinkhorn-Knopp would follow
-    # noise. A guess.
+    # 16,384 prototypes are more than 8 times the 384 class tokens of a batch, so
+    # Sinkhorn-Knopp balances those of the last batches too: the best targets at 8
+    # images in a small study (docs/learning.md).
+    c.train.centering = "sinkhorn_knopp"
+    c.train.sinkhorn_queue = 5
     # 7.9 hours at 517 images/s, which is 45% of 165 TFLOP/s: an assumption. 14.8 M
     # images, 148 passes over yours.
     c.train.steps = 77_000

@@ -222,15 +222,25 @@ def _batch(request: request_lib.Request, config: Any) -> list[Choice]:
         why = f"off: a group of {group} has too few crops to drop so small a share."
     found.append(Choice(f"Stochastic depth: {why}", {"model.drop_path_rate": rate}))
     prototypes = config.dino.head_n_prototypes
-    mode = rules.centering(prototypes, batch)
+    mode, queued = rules.balancing(prototypes, batch)
     limit = f"{rules.MOST_PROTOTYPES_PER_ROW} times the {2 * batch:,} class tokens"
-    why = f"{prototypes:,} prototypes are at most {limit} of a batch. A guess."
+    targets: dict[str, Any] = {"train.centering": mode}
     if mode == "centering":
         why = (
-            f"{prototypes:,} prototypes are more than {limit} of a batch: targets of "
-            "Sinkhorn-Knopp would follow noise. A guess."
+            f"{prototypes:,} prototypes are more than {limit} of a batch, even with "
+            f"those of {rules.MOST_QUEUED} others: targets of Sinkhorn-Knopp would "
+            "follow noise. A guess."
         )
-    found.append(Choice(why, {"train.centering": mode}))
+    elif queued:
+        targets["train.sinkhorn_queue"] = queued
+        why = (
+            f"{prototypes:,} prototypes are more than {limit} of a batch, so "
+            "Sinkhorn-Knopp balances those of the last batches too: the best targets "
+            "at 8 images in a small study (docs/learning.md)."
+        )
+    else:
+        why = f"{prototypes:,} prototypes are at most {limit} of a batch. A guess."
+    found.append(Choice(why, targets))
     return found
 
 

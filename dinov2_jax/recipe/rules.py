@@ -13,7 +13,8 @@ HORIZON_SHARE = 0.05
 FEW_IMAGES = 10_000  # below, training is unlikely to beat frozen features
 SMALL_SET = 50_000  # images below which targets are sharper
 MEDIUM_SET = 100_000  # images below which weight decay does not rise
-MOST_PROTOTYPES_PER_ROW = 16  # of Sinkhorn-Knopp, by class tokens of a batch
+MOST_PROTOTYPES_PER_ROW = 8  # of Sinkhorn-Knopp, by class tokens that it balances
+MOST_QUEUED = 8  # batches whose rows Sinkhorn-Knopp may balance again
 BATCH_SIZES = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 GROUP_SIZE = 32  # images; as in the reference's ViT-L/14
 _PROTOTYPES = (1024, 65_536)  # fewest and most
@@ -50,19 +51,25 @@ def num_prototypes(num_images: int) -> int:
     return min(max(2**exponent, fewest), most)
 
 
-def centering(prototypes: int, batch_size: int) -> str:
-    """Return `train.centering`: Sinkhorn-Knopp only if a batch has enough rows.
+def balancing(prototypes: int, batch_size: int) -> tuple[str, int]:
+    """Return `train.centering` and `train.sinkhorn_queue`.
 
     Sinkhorn-Knopp gives every prototype the same share of a batch. With far more
-    prototypes than class tokens (two an image) such targets follow noise.
+    prototypes than class tokens (two an image) such targets follow noise, unless a
+    queue adds those of the last batches.
 
     Args:
       prototypes: Number of prototypes K.
       batch_size: Images of a step.
+
+    Returns:
+      The mode, and the fewest batches in the queue that are enough; the EMA centre and
+      0 if that is more than `MOST_QUEUED`.
     """
-    rows = 2 * batch_size
-    enough = prototypes <= MOST_PROTOTYPES_PER_ROW * rows
-    return "sinkhorn_knopp" if enough else "centering"
+    batches = math.ceil(prototypes / (MOST_PROTOTYPES_PER_ROW * 2 * batch_size))
+    if batches > 1 + MOST_QUEUED:
+        return "centering", 0
+    return "sinkhorn_knopp", batches - 1
 
 
 def teacher_temperatures(num_images: int) -> tuple[float, float]:

@@ -49,10 +49,12 @@ def test_num_prototypes(images, prototypes):
 
 
 def test_sinkhorn_needs_rows():
-    # 16 times the 2 x 256 class tokens are 8192.
-    assert rules.centering(8192, 256) == "sinkhorn_knopp"
-    assert rules.centering(8193, 256) == "centering"
-    assert rules.centering(65_536, 2048) == "sinkhorn_knopp"
+    # 8 times the 2 x 256 class tokens are 4096.
+    assert rules.balancing(4096, 256) == ("sinkhorn_knopp", 0)
+    assert rules.balancing(4097, 256) == ("sinkhorn_knopp", 1)
+    assert rules.balancing(9 * 4096, 256) == ("sinkhorn_knopp", 8)
+    assert rules.balancing(9 * 4096 + 1, 256) == ("centering", 0)
+    assert rules.balancing(65_536, 4096) == ("sinkhorn_knopp", 0)
 
 
 def test_values_by_the_number_of_images():
