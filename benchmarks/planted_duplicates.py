@@ -84,7 +84,9 @@ def _load_lite0() -> _Describe:
     @torch.no_grad()
     def describe(images):
         resized = [
-            np.asarray(Image.fromarray(x).resize((_SIDE, _SIDE), Image.BICUBIC))
+            np.asarray(
+                Image.fromarray(x).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+            )
             for x in images
         ]
         x = torch.from_numpy((np.stack(resized).astype(np.float32) - 127) / 128)
