@@ -89,4 +89,18 @@ FAULTS = (
         "shift",
         ("curate/sscd_test.py::test_images_of_several_shapes_agree_with_torch",),
     ),
+    Fault(
+        "first-rows-read-for-every-block",
+        "dinov2_jax/curate/search.py",
+        "block = np.zeros((height, dim), np.float32)",
+        "block = np.zeros((height, _width(rows)), np.float32)",
+        ("curate/curate_search_test.py::test_files_are_read_in_order",),
+    ),
+    Fault(
+        "folder-digest-of-its-names",
+        "dinov2_jax/curate/tables.py",
+        "        total.update(bytes.fromhex(files.sha256(file)))\n",
+        "",
+        ("curate/tables_test.py::test_a_folder_as_spark_writes_it_is_a_table",),
+    ),
 )

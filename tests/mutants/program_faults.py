@@ -80,4 +80,18 @@ FAULTS = (
         "$1 == 42 ||",
         ("launch/slurm_test.py::test_requeue",),
     ),
+    Fault(
+        "parts-whose-memory-is-that-of-the-batch",
+        "dinov2_jax/recipe/plan.py",
+        "config.train.batch_size / parts * _kept_bytes",
+        "config.train.batch_size * _kept_bytes",
+        ("recipe/plan_test.py::test_memory_of_compiled_steps",),
+    ),
+    Fault(
+        "queue-of-one-batch-too-many",
+        "dinov2_jax/recipe/rules.py",
+        'return "sinkhorn_knopp", batches - 1',
+        'return "sinkhorn_knopp", batches',
+        ("recipe/rules_test.py::test_sinkhorn_needs_rows",),
+    ),
 )
