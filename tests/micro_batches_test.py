@@ -50,6 +50,14 @@ def test_parts_sum_to_the_whole(count, whole):
     compare(losses_and_params(config(count)), whole)
 
 
+@pytest.mark.slow
+def test_parts_share_a_queue():
+    """Recipes may ask for both."""
+    queued = {"train": {"sinkhorn_queue": 2}}
+    expected = losses_and_params(config(1, **queued))
+    compare(losses_and_params(config(2, **queued)), expected)
+
+
 def test_targets_balanced_within_each_part_are_another_algorithm(whole, monkeypatch):
     def alone(meta_arch, params, centers, batch, temp, key, count, step):
         """What others do: Sinkhorn-Knopp over each micro-batch."""
