@@ -5,6 +5,7 @@ import pathlib
 
 import duckdb
 import numpy as np
+import pools
 import pytest
 
 from dinov2_jax import errors
@@ -58,19 +59,9 @@ def test_hash_is_md5s():
     assert keyed_hash.hash64(7, names).tolist() == expected
 
 
-def pool(count=500, seed=0):
-    """Names and a hierarchy of three levels with clusters of very different sizes."""
-    rng = np.random.default_rng(seed)
-    c1 = (30 * rng.random(count) ** 3).astype(np.int32)
-    above = rng.integers(0, 8, 30).astype(np.int32)
-    top = rng.integers(0, 3, 8).astype(np.int32)
-    names = np.array([f"{i % 7}/ü{i}.jpg" for i in range(count)], object)
-    return names, [c1, above[c1], top[above[c1]]]
-
-
 @pytest.mark.parametrize("count", [0, 1, 7, 120, 499, 500])
 def test_duckdb_makes_the_same_choice(tmp_path, count):
-    names, levels = pool()
+    names, levels = pools.hierarchy()
     table = tmp_path / "clusters.parquet"
     columns = {f"c{i}": level for i, level in enumerate(levels, 1)}
     tables.write(table, {"name": names} | columns, {})
@@ -94,7 +85,7 @@ def test_query_in_the_docs_is_the_one_printed():
 
 
 def test_choice_depends_on_names_alone():
-    names, levels = pool()
+    names, levels = pools.hierarchy()
     times = allocation.choose(names, levels, 120, seed=0)
     order = np.random.default_rng(0).permutation(len(names))
     again = allocation.choose(
@@ -110,12 +101,12 @@ def test_choice_depends_on_names_alone():
 
 
 def test_choice_repeats_whole_pools():
-    names, levels = pool()
+    names, levels = pools.hierarchy()
     times = allocation.choose(names, levels, 2 * len(names) + 10, seed=0)
     assert times.sum() == 1010 and set(times) == {2, 3}
 
 
 def test_levels_that_are_no_hierarchy_are_refused():
-    names, (c1, _, _) = pool()
+    names, (c1, _, _) = pools.hierarchy()
     with pytest.raises(errors.UserError, match=r"cluster \d+ of column c1 lies in"):
         allocation.choose(names, [c1, np.arange(len(c1))], 10, seed=0)

@@ -65,3 +65,13 @@ def write_clusters(folder: pathlib.Path):
     tables.write(folder / "clusters.parquet", columns | {"c1": c1, "c2": above[c1]}, {})
     np.savez(folder / "clusters.centroids.npz", c1=unit[:15])
     return c1, above[c1]
+
+
+def hierarchy(count=500, seed=0):
+    """Names and a hierarchy of three levels with clusters of very different sizes."""
+    rng = np.random.default_rng(seed)
+    c1 = (30 * rng.random(count) ** 3).astype(np.int32)
+    above = rng.integers(0, 8, 30).astype(np.int32)
+    top = rng.integers(0, 3, 8).astype(np.int32)
+    names = np.array([f"{i % 7}/ü{i}.jpg" for i in range(count)], object)
+    return names, [c1, above[c1], top[above[c1]]]

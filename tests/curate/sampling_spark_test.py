@@ -1,6 +1,6 @@
 """The choice as a query for Spark, run by Spark, against that of `sample`."""
 
-import numpy as np
+import pools
 import pytest
 
 from dinov2_jax.curate import allocation, sampling_sql, tables
@@ -29,12 +29,7 @@ def spark(tmp_path_factory):
 
 @pytest.mark.parametrize("count", [0, 7, 120, 499, 500])
 def test_spark_makes_the_same_choice(spark, count, tmp_path):
-    rng = np.random.default_rng(0)
-    bottom = (30 * rng.random(500) ** 3).astype(np.int32)
-    above = rng.integers(0, 8, 30).astype(np.int32)
-    top = rng.integers(0, 3, 8).astype(np.int32)
-    levels = [bottom, above[bottom], top[above[bottom]]]
-    names = np.array([f"{i % 7}/ü{i}.jpg" for i in range(500)], object)
+    names, levels = pools.hierarchy()
     table = tmp_path / "it's a `table`.parquet"
     columns = {f"c{i}": level for i, level in enumerate(levels, 1)}
     tables.write(table, {"name": names} | columns, {})
