@@ -98,18 +98,14 @@ class SSLMetaArch:
           The total and its weighted terms: `dino_local`, `dino_global`, `koleo` and
           `ibot` (the reference logs the last two halved), and `gram`.
         """
-        global_crops, local_crops = batch["global_crops"], batch["local_crops"]
-        num_groups, num_global = global_crops.shape[:2]
+        num_groups, num_global = batch["global_crops"].shape[:2]
         if micro_batch is not None:
             num_groups = micro_batch.num_groups
-        crops, masks = [global_crops], [batch["masks"]]
-        if local_crops.shape[1]:
-            crops.append(local_crops)
-            masks.append(None)
+        crops, masks = network.crop_groups(batch)
         indices = batch["masked_indices"]
         if self.gram:
             count = num_global * batch["masks"].shape[2]
-            indices = gram_teacher.every_patch(len(global_crops), count)
+            indices = gram_teacher.every_patch(len(batch["masks"]), count)
         cls, patches = self.student.tokens(
             params, crops, masks, indices, drop_path_key, micro_batch
         )
@@ -122,8 +118,7 @@ class SSLMetaArch:
         heads = self.student.heads(params)
         terms, parts = {}, {}
         if self.dino_loss_weight:
-            views = [network.by_image(x, x.shape[1] // images) for x in cls]
-            x, weights = heads["dino"](jnp.concatenate(views, axis=2))
+            x, weights = heads["dino"](network.views_by_image(cls, images))
             pairs, normaliser = dino.crop_pairs(x.shape[2] - 2, self.views)
             scale = self.dino_loss_weight / (num_groups * images * normaliser)
             factors = (1.0, 1.0) + (self.dino_local_loss_weight,) * (len(pairs) - 2)

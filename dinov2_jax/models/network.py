@@ -182,10 +182,38 @@ def _stop_below(backbone: Params, last_blocks: int) -> Params:
     }
 
 
+def crop_groups(
+    batch: dict[str, jax.Array],
+) -> tuple[list[jax.Array], list[jax.Array | None]]:
+    """Return a batch's crops of each size, and their masks, as a student takes them.
+
+    Args:
+      batch: The batch, see `data/batch_builder.py`; without local crops they have no
+        group.
+    """
+    crops = [batch["global_crops"]]
+    masks: list[jax.Array | None] = [batch["masks"]]
+    if batch["local_crops"].shape[1]:
+        crops.append(batch["local_crops"])
+        masks.append(None)
+    return crops, masks
+
+
 def by_image(crops: jax.Array, views: int) -> jax.Array:
     """Reorder crop-major tokens, [G, views * b, D] -> [G, b, views, D]."""
     groups, count, dim = crops.shape
     return crops.reshape(groups, views, count // views, dim).swapaxes(1, 2)
+
+
+def views_by_image(tokens: Sequence[jax.Array], images: int) -> jax.Array:
+    """Join the crop-major tokens of all crop groups, -> [G, b, views, D].
+
+    Args:
+      tokens: Tokens of each crop group, [G, its views * b, D].
+      images: Images a group, b.
+    """
+    views = [by_image(x, x.shape[1] // images) for x in tokens]
+    return jnp.concatenate(views, axis=2)
 
 
 def normalize(

@@ -153,21 +153,16 @@ class CodingRateArch:
           (below 0) and `ibot`. With random features distances are near 1; a masked
           patch weighs as in iBOT, so `ibot` is then near the share of masked crops.
         """
-        global_crops, local_crops = batch["global_crops"], batch["local_crops"]
-        num_groups, num_global = global_crops.shape[:2]
+        num_groups, num_global = batch["global_crops"].shape[:2]
         if micro_batch is not None:
             num_groups = micro_batch.num_groups
-        crops, masks = [global_crops], [batch["masks"]]
-        if local_crops.shape[1]:
-            crops.append(local_crops)
-            masks.append(None)
+        crops, masks = network.crop_groups(batch)
         cls, masked = self.student.tokens(
             params, crops, masks, batch["masked_indices"], drop_path_key, micro_batch
         )
         images = num_global // 2
         heads = self.student.heads(params)
-        views = [network.by_image(x, x.shape[1] // images) for x in cls]
-        x, _ = heads["dino"](jnp.concatenate(views, axis=2))  # [G, b, 2 + L, C]
+        x, _ = heads["dino"](network.views_by_image(cls, images))  # [G, b, 2 + L, C]
         pairs, _ = dino.crop_pairs(num_local=x.shape[2] - 2)
         by_crop = coding_rate.paired_distance(x, targets["dino"], pairs)
         num_pairs = sum(map(len, pairs))
