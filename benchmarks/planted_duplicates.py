@@ -143,6 +143,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--tile", type=int, default=64, help="side of a tile in px")
     parser.add_argument("--changed", type=int, default=300, help="tiles to change")
+    parser.add_argument(
+        "--thresholds", type=float, nargs="*", default=[], help="others to show"
+    )
     args = parser.parse_args()
     describe = load_describer(args.model)
     with tempfile.TemporaryDirectory() as name:
@@ -156,13 +159,15 @@ def main() -> None:
         found = calibration.calibrate(
             pool,
             image_files.ImageFiles(pool),
-            lambda images, _: embed(describe, images),
+            calibration.Embedder(np.asarray, lambda images, _: embed(describe, images)),
             count=args.changed,
             bits=hashes.BITS,
             seed=0,
         )
         threshold = found.proposal()
         print(found.describe(threshold) + found.excess(threshold))
+        for other in args.thresholds:
+            print(found.describe(other))
         rng = np.random.default_rng(1)
         chosen = np.sort(rng.choice(len(tiles), min(args.changed, len(tiles)), False))
         planted, origin = [], list(range(len(tiles)))
@@ -189,17 +194,17 @@ def print_precision(
       threshold: Similarity that pairs exceed.
     """
     images = image_files.ImageFiles(pool)
-    both = [images.hashes_and_size(row) for row in range(len(pool))]
-    pairs = duplicates.add_hashed(
+    pairs, twins = duplicates.add_hashed(
         search.find_pairs(pool, threshold=threshold),
         pool,
-        np.stack([found for found, _ in both]),
-        np.array([size for _, size in both]),
+        np.stack([images.hashes_and_size(row)[0] for row in range(len(pool))]),
         bits=hashes.BITS,
     )
     order = np.arange(len(pool))  # tiles are rather kept than their changed forms
     for linkage in ("component", "greedy"):
-        columns, counts = duplicates.table(pool.names, pairs, order, linkage=linkage)
+        columns, counts = duplicates.table(
+            pool.names, pairs, order, linkage=linkage, twins=twins
+        )
         kept = {c: i for i, c in enumerate(columns["component"]) if columns["kept"][i]}
         dropped = np.flatnonzero(~columns["kept"])
         instead = np.array([kept[columns["component"][i]] for i in dropped], int)

@@ -279,6 +279,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """Parse a whole number of at least 0, for use as the type of a flag."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
 def path(text: str) -> pathlib.Path:
     """Parse a local path, for use as the type of a flag; ~ is the home folder."""
     try:

@@ -26,8 +26,19 @@ _HIGHEST = 0.9999
 _BANK_ROWS = 2**17
 _SHOWN = 5
 
-# From an iterator over uint8 [H, W, 3] to float32 [n, D], in the same order.
-Embed = Callable[[Iterator[np.ndarray], int], np.ndarray]
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """How features are computed, in two parts, so that few large images are in memory.
+
+    Attributes:
+      prepare: Function of an image, uint8 [H, W, 3], that returns what the model takes.
+      embed: From an iterator over prepared images and their greatest number to float32
+        [n, D], in the same order.
+    """
+
+    prepare: Callable[[np.ndarray], np.ndarray]
+    embed: Callable[[Iterator[np.ndarray], int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +118,7 @@ class Calibration:
 def calibrate(
     features: features_lib.Features,
     images: image_files.ImageFiles,
-    embed: Embed,
+    embedder: Embedder,
     *,
     count: int,
     bits: int,
@@ -118,7 +129,7 @@ def calibrate(
     Args:
       features: Features of all images.
       images: The images.
-      embed: Function that embeds images as `features` were.
+      embedder: How `features` were computed.
       count: Number of images to change, n.
       bits: Most bits by which hashes of the same image differ.
       seed: Seed of the choice and of random changes.
@@ -133,30 +144,32 @@ def calibrate(
     planted: list[np.ndarray] = []
     own: list[np.ndarray] = []
 
+    def change(row: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Return hashes of an image and of its changed forms, and those prepared."""
+        pixels = np.asarray(images.open(row).pixels())
+        found, prepared = [], []
+        for at, name in enumerate(names):
+            try:
+                changed = changes.apply(name, pixels, seed=(seed, row, at))
+            except OSError as error:  # a side of more than 65,535 px is no JPEG
+                raise image_decoder.BadImage(
+                    str(features.names[row]), str(error)
+                ) from error
+            found.append(hashes.image_hashes(changed))
+            prepared.append(embedder.prepare(changed))
+        return hashes.image_hashes(pixels), np.stack(found), prepared
+
+    readable = image_files.Readable(change, chosen, what="calibrating")
+
     def changed_images() -> Iterator[np.ndarray]:
-        def change(row: int) -> list[np.ndarray]:
-            pixels = np.asarray(images.open(row).pixels())
-            return [pixels] + [
-                changes.apply(name, pixels, seed=(seed, row, at))
-                for at, name in enumerate(names)
-            ]
+        for row, (hashed, hashed_changes, prepared) in readable:
+            used.append(row)
+            own.append(hashed)
+            planted.append(hashed_changes)
+            yield from prepared
 
-        for row, result in zip(
-            chosen, image_files.in_threads(change, chosen, what="calibrating")
-        ):
-            if isinstance(result, image_decoder.BadImage):
-                continue
-            used.append(int(row))
-            own.append(hashes.image_hashes(result[0]))
-            planted.append(np.stack([hashes.image_hashes(x) for x in result[1:]]))
-            yield from result[1:]
-
-    embedded = embed(changed_images(), len(chosen) * len(names))
-    if not used:
-        raise errors.UserError(
-            f"none of {len(chosen)} images can be read, such as "
-            f"{features.names[chosen[0]]!r}: add --root, the folder that was embedded"
-        )
+    embedded = embedder.embed(changed_images(), len(chosen) * len(names))
+    readable.warn(without="no part in the calibration")
     originals = features_lib.unit(features.take(np.array(used)))
     embedded = features_lib.unit(embedded).reshape(len(used), len(names), -1)
     similarity = np.einsum("nd,ncd->nc", originals, embedded)
@@ -228,10 +241,10 @@ def _neighbours(
     return values, places
 
 
-def make_embed(
+def make_embedder(
     features: features_lib.Features, model: str, flags: dict[str, Any]
-) -> Embed:
-    """Return the function that embeds images as the features were.
+) -> Embedder:
+    """Return how the features were computed.
 
     Args:
       features: The features.
@@ -266,9 +279,12 @@ def make_embed(
         )
     if loaded is None:
         resize = sscd_preprocessing.Preprocessing(**settings["preprocessing"])
-        return lambda pictures, most: sscd.Describer(
-            params, resize, most=most
-        ).describe(pictures)
+        return Embedder(
+            resize,
+            lambda prepared, most: sscd.Describer(params, resize, most=most).describe(
+                prepared
+            ),
+        )
     prepare = preprocessing.Preprocessing(
         **{
             name: tuple(value) if isinstance(value, list) else value
@@ -276,7 +292,7 @@ def make_embed(
         }
     )
 
-    def embed(pictures: Iterator[np.ndarray], most: int) -> np.ndarray:
+    def embed(prepared: Iterator[np.ndarray], most: int) -> np.ndarray:
         extractor = extraction.Extractor(
             loaded.module,
             loaded.params,
@@ -290,10 +306,8 @@ def make_embed(
         size, found, slot = prepare.crop_size, [], 0
         shape = extractor.batch_size, size, size, 3
         batch = np.zeros(shape, np.uint8)
-        for picture in pictures:
-            batch[slot] = preprocessing.resize_and_crop(
-                picture, prepare.resize_size, size
-            )
+        for picture in prepared:
+            batch[slot] = picture
             slot += 1
             if slot == len(batch):
                 found.append(extractor.fetch(extractor(batch)))
@@ -304,4 +318,9 @@ def make_embed(
             return np.empty((0, features.dim), np.float32)
         return np.concatenate(found)
 
-    return embed
+    return Embedder(
+        lambda picture: preprocessing.resize_and_crop(
+            picture, prepare.resize_size, prepare.crop_size
+        ),
+        embed,
+    )

@@ -64,7 +64,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "are, or cosine",
     )
     add("--steps", type=cli.positive, help="most steps of a k-means (default: 50)")
-    add("--seed", type=int, default=0, help="seed of all starts (default: 0)")
+    add(
+        "--seed",
+        type=cli.not_negative,
+        default=0,
+        help="seed of all starts (default: 0)",
+    )
     add(
         "--memory",
         type=cli.positive,
@@ -119,8 +124,12 @@ def run(args: argparse.Namespace) -> None:
         inputs["assignments"] = tables.digest(args.assignments)
     count = len(first.centroids) if first else len(features)
     clusters = args.levels or hierarchy.default_clusters(count)
-    if not all(clusters):
-        raise errors.UserError("--levels has a 0: name numbers of clusters")
+    for flag, numbers in (
+        ("levels", clusters),
+        ("representatives", args.representatives),
+    ):
+        if not all(numbers or ()):
+            raise errors.UserError(f"--{flag} has a 0: name numbers above it")
     plans = hierarchy.make_plans(
         count, clusters, args.representatives, args.resamplings
     )

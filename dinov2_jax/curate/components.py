@@ -1,10 +1,28 @@
 """Groups of images that show the same, from pairs, and the image that each keeps."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
+
+
+@dataclasses.dataclass(frozen=True)
+class Twins:
+    """Images with equal hashes, and pairs of hashes, each of which stands for many.
+
+    Attributes:
+      twin: An image that stands for those with the same hash, [count].
+      left: First images of pairs, [pairs]: all with its hash are pairs of all with
+        that of the second.
+      right: Second images, [pairs].
+    """
+
+    twin: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
 
 
 def connected(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -23,7 +41,11 @@ def connected(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def greedy(
-    count: int, left: np.ndarray, right: np.ndarray, order: np.ndarray
+    count: int,
+    left: np.ndarray,
+    right: np.ndarray,
+    order: np.ndarray,
+    twins: Twins | None = None,
 ) -> np.ndarray:
     """Return the group of each image, int32 [count]: the image that the group keeps.
 
@@ -36,20 +58,63 @@ def greedy(
       left: First images of the pairs, [pairs].
       right: Second images, [pairs].
       order: All images, the best first, [count].
+      twins: Further pairs, of images with the same or near hashes, or None.
     """
-    ones = np.ones(len(left), bool)
-    graph = sparse.coo_array((ones, (left, right)), shape=(count, count)).tocsr()
-    graph = (graph + graph.T).tocsr()
+    graph = _graph(count, left, right)
     group = np.full(count, -1, np.int32)
-    degree = np.diff(graph.indptr)
-    alone = degree == 0
+    alone = np.diff(graph.indptr) == 0
+    if twins is not None:
+        with_twins = _WithTwins(count, twins)
+        alone &= ~with_twins.any
     group[alone] = np.flatnonzero(alone)
     for image in order[~alone[order]]:
         if group[image] < 0:
             group[image] = image
-            near = graph.indices[graph.indptr[image] : graph.indptr[image + 1]]
+            near = _row(graph, image)
             group[near[group[near] < 0]] = image
+            if twins is not None:
+                near = with_twins.leave(image)
+                group[near[group[near] < 0]] = image
     return group
+
+
+class _WithTwins:
+    """Images that are pairs by their hashes, each given out once.
+
+    Attributes:
+      any: Whether an image has such a pair, bool [count].
+    """
+
+    def __init__(self, count: int, twins: Twins):
+        self._twin = twins.twin
+        self._near = _graph(count, twins.twin[twins.left], twins.twin[twins.right])
+        own = np.arange(count)
+        self._members = sparse.coo_array(
+            (np.ones(count, bool), (twins.twin, own)), shape=(count, count)
+        ).tocsr()
+        several = (np.diff(self._near.indptr) > 0) | (np.diff(self._members.indptr) > 1)
+        self.any = several[twins.twin]
+        self._given = np.zeros(count, bool)
+
+    def leave(self, image: int) -> np.ndarray:
+        """Return the pairs of an image that were not returned before."""
+        twin = self._twin[image]
+        near = np.append(_row(self._near, twin), twin)
+        near = near[~self._given[near]]
+        self._given[near] = True
+        return np.concatenate([_row(self._members, one) for one in near] or [near])
+
+
+def _graph(count: int, left: np.ndarray, right: np.ndarray) -> Any:
+    """Return the pairs in both directions, as a sparse matrix."""
+    ones = np.ones(len(left), bool)
+    graph = sparse.coo_array((ones, (left, right)), shape=(count, count)).tocsr()
+    return (graph + graph.T).tocsr()
+
+
+def _row(matrix: Any, row: int) -> np.ndarray:
+    """Return the columns of a row of a sparse matrix that are not 0."""
+    return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
 
 
 def number(group: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="threshold for --against (default: that of pairs)",
     )
-    add("--seed", type=int, default=0, help="seed of --calibrate")
+    add("--seed", type=cli.not_negative, default=0, help="seed of --calibrate")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -126,9 +126,11 @@ def run(args: argparse.Namespace) -> None:
     threshold, calibration = args.threshold, None
     if args.calibrate:
         calibration, threshold = _calibrate(args, pool, images)
-    pairs, hashed = _pairs(args, pool, images, threshold)
+    pairs, hashed, twins = _pairs(args, pool, images, threshold)
     order = duplicates.order(pool, images, pairs, keep=args.keep, sizes=hashed)
-    columns, counts = duplicates.table(pool.names, pairs, order, linkage=args.linkage)
+    columns, counts = duplicates.table(
+        pool.names, pairs, order, linkage=args.linkage, twins=twins
+    )
     found = [
         leaks.find(pool, test, str(path), threshold=args.against_threshold or threshold)
         for path, test in zip(args.against, tests)
@@ -158,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Check what can be checked before files are read."""
-    from dinov2_jax.curate import search
+    from dinov2_jax.curate import search, tables
 
     for flag in ("threshold", "against_threshold"):
         if getattr(args, flag) is not None:
@@ -182,8 +184,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise errors.UserError(
             f"--bits={args.bits}: give 0 to 16; above 8, other images are near"
         )
-    if args.hashes and args.hashes.suffix != ".parquet":
-        raise errors.UserError(f"--hashes={args.hashes}: the name must end in .parquet")
+    if args.hashes and not args.hashes.exists():
+        tables.check_out(args.hashes, flag="--hashes")
 
 
 def _images(args: argparse.Namespace, pool: Any) -> Any:
@@ -207,7 +209,7 @@ def _calibrate(args, pool, images) -> tuple[dict[str, Any], float]:
     found = calibration.calibrate(
         pool,
         images,
-        calibration.make_embed(pool, args.model, weights_flags.chosen(args)),
+        calibration.make_embedder(pool, args.model, weights_flags.chosen(args)),
         count=args.calibrate,
         bits=args.bits,
         seed=args.seed,
@@ -227,8 +229,8 @@ def _calibrate(args, pool, images) -> tuple[dict[str, Any], float]:
     }, threshold
 
 
-def _pairs(args, pool, images, threshold) -> tuple[Any, np.ndarray | None]:
-    """Return all pairs, and the images' numbers of pixels if hashes were computed."""
+def _pairs(args, pool, images, threshold) -> tuple[Any, np.ndarray | None, Any]:
+    """Return all pairs and, with hashes, the numbers of pixels and pairs by hashes."""
     from dinov2_jax.curate import duplicates, search
 
     if args.pairs:
@@ -236,9 +238,11 @@ def _pairs(args, pool, images, threshold) -> tuple[Any, np.ndarray | None]:
     else:
         pairs = search.find_pairs(pool, threshold=threshold)
     if not args.hashes:
-        return pairs, None
+        return pairs, None, None
     hashes, pixels = duplicates.read_hashes(args.hashes, pool, images)
-    return duplicates.add_hashed(pairs, pool, hashes, pixels, bits=args.bits), pixels
+    both, twins = duplicates.add_hashed(pairs, pool, hashes, bits=args.bits)
+    _print(f"{len(both) - len(pairs):,} pairs are found by hashes alone")
+    return both, pixels, twins
 
 
 def _summary(args: argparse.Namespace, counts: dict[str, int], found: list) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.curate import components, hashes, image_files, search, tables
 from dinov2_jax.curate import features as features_lib
-from dinov2_jax.data.decode import image_decoder
 
 
 def read_pairs(
@@ -55,35 +54,45 @@ def read_hashes(
       images: The images.
 
     Returns:
-      Hashes, uint64 [N, 2], and numbers of pixels, int64 [N]: 0 for an image that
-      cannot be read.
+      Hashes, uint64 [N, 2], and numbers of pixels, int64 [N]; both are 0 for an image
+      that cannot be read.
 
     Raises:
-      UserError: The file is of other images.
+      UserError: The file is of other images, or none can be read.
     """
+    # Digest of the files' names, sizes and times, so that changed images are noticed.
+    identity = features.description.get("settings", {}).get("images")
     if path.exists():
-        columns, _ = tables.read(path)
+        columns, record = tables.read(path)
         tables.need(columns, ["name", "hash", "mirrored", "pixels"], path=path)
         columns = tables.match(features.names, columns, path=path)
+        if record.get("inputs", {}).get("images", identity) != identity:
+            raise errors.UserError(
+                f"{path} has hashes of images that were changed since: remove it, so "
+                "that they are computed again"
+            )
         found = np.stack([columns["hash"], columns["mirrored"]], axis=1)
         return found, columns["pixels"]
-    tables.check_out(path)
     found = np.zeros((len(features), 2), np.uint64)
     pixels = np.zeros(len(features), np.int64)
     rows = range(len(features))
-    for row, result in enumerate(
-        image_files.in_threads(images.hashes_and_size, rows, what="hashing")
-    ):
-        if not isinstance(result, image_decoder.BadImage):
-            found[row], pixels[row] = result
+    readable = image_files.Readable(images.hashes_and_size, rows, what="hashing")
+    for row, result in readable:
+        found[row], pixels[row] = result
+    readable.warn(without="no hash")
     columns = {
         "name": features.names,
         "hash": found[:, 0],
         "mirrored": found[:, 1],
         "pixels": pixels,
     }
-    counts = {"images": len(pixels), "unreadable": int(np.sum(pixels == 0))}
-    tables.write(path, columns, {"step": "hashes", "counts": counts})
+    counts = {
+        "images": len(pixels),
+        "unreadable": int(np.sum(pixels == 0)),
+        "without structure": int(np.sum((pixels > 0) & (found[:, 0] == 0))),
+    }
+    record = {"step": "hashes", "inputs": {"images": identity}, "counts": counts}
+    tables.write(path, columns, record)
     return found, pixels
 
 
@@ -91,29 +100,26 @@ def add_hashed(
     pairs: search.Pairs,
     features: features_lib.Features,
     image_hashes: np.ndarray,
-    pixels: np.ndarray,
     *,
     bits: int,
-) -> search.Pairs:
-    """Return pairs together with those whose hashes are near.
+) -> tuple[search.Pairs, components.Twins]:
+    """Return pairs together with those whose hashes are near, and the latter apart.
 
     Args:
       pairs: Pairs by features.
       features: The features, for the similarities of the further pairs.
       image_hashes: Hashes, uint64 [N, 2].
-      pixels: Numbers of pixels, [N]; images with 0 have no hash.
       bits: Most bits by which hashes differ.
     """
-    readable = np.flatnonzero(pixels > 0)
-    left, right = hashes.find_pairs(image_hashes[readable], bits=bits)
-    left, right = readable[left], readable[right]
+    left, right = hashes.find_pairs(image_hashes, bits=bits)
     similarity = search.similarities(features, left, right)
-    return _unique(
+    both = _unique(
         np.concatenate([pairs.left, left]),
         np.concatenate([pairs.right, right]),
         np.concatenate([pairs.similarity, similarity]),
         len(features),
     )
+    return both, components.Twins(hashes.twins(image_hashes), left, right)
 
 
 def _unique(left, right, similarity, count: int) -> search.Pairs:
@@ -152,16 +158,21 @@ def order(
         assert images is not None
         sizes = np.zeros(len(features), np.int64)
         rows = np.union1d(pairs.left, pairs.right)
-        measured = image_files.in_threads(images.size, rows, what="measuring")
-        for row, result in zip(rows, measured):
-            if not isinstance(result, image_decoder.BadImage):
-                sizes[row] = result
+        readable = image_files.Readable(images.size, rows, what="measuring")
+        for row, size in readable:
+            sizes[row] = size
+        readable.warn(without="no size and are kept last")
     by_name = np.argsort(features.names, kind="stable")
     return by_name[np.argsort(-sizes[by_name], kind="stable")]
 
 
 def table(
-    names: np.ndarray, pairs: search.Pairs, order: np.ndarray, *, linkage: str
+    names: np.ndarray,
+    pairs: search.Pairs,
+    order: np.ndarray,
+    *,
+    linkage: str,
+    twins: components.Twins | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Return the columns of the table, and counts.
 
@@ -170,10 +181,11 @@ def table(
       pairs: The pairs.
       order: All images, those that are rather kept first, [N].
       linkage: "component" or "greedy", see `components`.
+      twins: Pairs by hashes, which `pairs` has in part; None for none.
     """
     count = len(names)
     if linkage == "greedy":
-        group = components.greedy(count, pairs.left, pairs.right, order)
+        group = components.greedy(count, pairs.left, pairs.right, order, twins)
     else:
         group = components.connected(count, pairs.left, pairs.right)
     component = components.number(group)

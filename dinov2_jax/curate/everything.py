@@ -20,8 +20,10 @@ import pathlib
 import shlex
 import shutil
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from dinov2_jax import cli, files
+from dinov2_jax import cli, errors, files
 from dinov2_jax.curate import finished_steps, tables
 from dinov2_jax.weights import flags
 
@@ -49,7 +51,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--size", type=cli.positive, help="side of the central crop, px")
     flags.add(parser)
-    add("--seed", type=int, default=0, help="seed of all steps (default: 0)")
+    add(
+        "--seed",
+        type=cli.not_negative,
+        default=0,
+        help="seed of all steps (default: 0)",
+    )
     add(
         "--overwrite",
         action="store_true",
@@ -66,12 +73,11 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       UserError: A step cannot be done, or OUT exists and is not from here.
     """
+    tables.check_out(args.out, suffix=".csv", new=False)
     work = args.out.with_suffix(".steps")
-    if args.overwrite:
-        shutil.rmtree(work, ignore_errors=True)
-        args.out.unlink(missing_ok=True)
     finished = finished_steps.FinishedSteps(work)
-    if not args.out.is_file() or not finished.wrote("sample", args.out):
+    ours = args.out.is_file() and finished.wrote("sample", args.out)
+    if not ours and not args.overwrite:
         tables.check_out(args.out, suffix=".csv")
     work.mkdir(exist_ok=True)
     fix = "wait for it to end or choose another --out"
@@ -87,7 +93,8 @@ def _curate(
     dups, clusters = work / "dups.parquet", work / "clusters.parquet"
     model = [f"--model={args.model}", *_weights_flags(args)]
     size = [f"--size={args.size}"] if args.size else []
-    rows = _embed([args.data, *model, *size, f"--out={features}"], features)
+    embed = [args.data, *model, *size, f"--out={features}"]
+    rows = _embed(embed, features, lambda: _discard(args, work, finished))
     calibrated = min(max(rows // 20, _FEWEST_CALIBRATED), _MOST_CALIBRATED)
     dedup = [f"--features={features}", f"--calibrate={calibrated}", *model]
     dedup.append(f"--hashes={hashes}")
@@ -123,14 +130,61 @@ def _weights_flags(args: argparse.Namespace) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in chosen if value]
 
 
-def _embed(argv: list[str], out: pathlib.Path) -> int:
-    """Compute the features, which resumes by itself; return the number of rows."""
+def _discard(
+    args: argparse.Namespace, work: pathlib.Path, finished: finished_steps.FinishedSteps
+) -> None:
+    """Remove what --overwrite replaces: the list and all files of earlier steps."""
+    if args.overwrite:
+        finished.forget()
+        args.out.unlink(missing_ok=True)
+        for path in work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+
+
+def _embed(argv: list[str], out: pathlib.Path, discard: Callable[[], None]) -> int:
+    """Compute the features, which resumes by itself; return the number of rows.
+
+    Args:
+      argv: Flags of `embed`.
+      out: The features file.
+      discard: Function that removes earlier files, once images and model are checked.
+    """
     from dinov2_jax.embed import __main__ as embed
-    from dinov2_jax.embed import output
+    from dinov2_jax.embed import images, output, resumable_output
+
+    def check(source: Any, settings: Mapping[str, Any]) -> None:
+        """Refuse what later steps would, and features of other images or flags."""
+        root = images.root(source)
+        if root is None:
+            raise errors.UserError(
+                f"{argv[0]} has shards, but the list that is written names files: name "
+                "a folder of images or a list of them"
+            )
+        _refuse_repeated(source)
+        discard()
+        if out.exists() and not output.is_complete(out, settings, root):
+            _print(f"{out} is of other images or flags: embedding again")
+            out.unlink()
+        resumable_output.remove_other(out, settings)
 
     _print_command("embed", argv)
-    embed.embed(embed.parse_arguments(argv))
+    embed.embed(embed.parse_arguments(argv), check)
     return json.loads(output.description_of(out).read_bytes())["rows"]
+
+
+def _refuse_repeated(source: Any) -> None:
+    seen: set[bytes] = set()
+    for index in range(len(source)):
+        name = source.relative_path(index)
+        if name in seen:
+            raise errors.UserError(
+                f"{os.fsdecode(name)!r} is listed twice: names are keys, so list each "
+                "image once"
+            )
+        seen.add(name)
 
 
 def _do(finished: finished_steps.FinishedSteps, step: finished_steps.Step) -> None:

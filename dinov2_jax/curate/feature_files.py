@@ -27,7 +27,7 @@ class Npy:
     _ROWS = 65536
 
     def __init__(self, path: pathlib.Path):
-        self.description = _description(path)
+        self.description = description(path)
         self._rows = np.load(path, mmap_mode="r")
         names = self.description.get("names")
         if names is None or len(names) != len(self._rows):
@@ -69,7 +69,7 @@ class Parquet:
             raise errors.UserError(
                 f"{path} has no column {missing[0]}: name the --out of dinov2-jax embed"
             )
-        self.description = _description(path)
+        self.description = description(path)
         if not self.description and b"dinov2_jax" in (schema.metadata or {}):
             settings = json.loads(schema.metadata[b"dinov2_jax"])
             self.description = {"settings": settings}
@@ -77,6 +77,11 @@ class Parquet:
         self.group_rows = [
             metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)
         ]
+        if sum(self.group_rows) and "string" not in str(schema.field("name").type):
+            raise errors.UserError(
+                f"{path}: the column name has {schema.field('name').type}, not text: "
+                "write names as strings"
+            )
         self.names = self._column("name")
         self.paths = None
         if "path" in schema.names:
@@ -151,7 +156,8 @@ def beside(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _description(path: pathlib.Path) -> dict[str, Any]:
+def description(path: pathlib.Path) -> dict[str, Any]:
+    """Return the content of the JSON file beside a features file; {} without one."""
     try:
         return json.loads(beside(path).read_bytes())
     except FileNotFoundError:

@@ -166,7 +166,7 @@ def open_features(paths: Sequence[str | os.PathLike]) -> Features:
       paths: Files written by `embed` (.parquet or .npy), or folders of .parquet files.
 
     Raises:
-      UserError: See `Features`; or there is no such file.
+      UserError: See `Features`; or there is no such file, or a folder lacks a part.
     """
     files: list[pathlib.Path] = []
     for path in map(pathlib.Path, paths):
@@ -176,10 +176,28 @@ def open_features(paths: Sequence[str | os.PathLike]) -> Features:
                 raise errors.UserError(
                     f"{path} has no .parquet files: name the --out of dinov2-jax embed"
                 )
+            _refuse_missing(path, shards)
             files += shards
         else:
             files.append(path)
     return Features(files)
+
+
+def _refuse_missing(folder: pathlib.Path, shards: Sequence[pathlib.Path]) -> None:
+    """Raise UserError unless all files of jobs that divided the images are there."""
+    found = collections.defaultdict(set)
+    for path in shards:
+        settings = feature_files.description(path).get("settings", {})
+        if text := settings.get("shard"):
+            number, _, total = text.partition("/")
+            found[int(total)].add(int(number))
+    for total, numbers in found.items():
+        missing = sorted(set(range(1, total + 1)) - numbers)
+        if missing:
+            raise errors.UserError(
+                f"{folder} lacks part {missing[0]} of {total}: run that job with "
+                f"--shard={missing[0]}/{total}, or name the files to use only those"
+            )
 
 
 def refuse_others(ours: Features, theirs: Features) -> None:

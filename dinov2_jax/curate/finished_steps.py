@@ -84,6 +84,10 @@ class FinishedSteps:
         saved = self._steps.get(name)
         return saved is not None and saved["output"] in (None, files.sha256(path))
 
+    def forget(self) -> None:
+        """Forget all steps, whose files are removed."""
+        self._steps = {}
+
     def begin(self, step: Step) -> None:
         """Record that a step has begun.
 

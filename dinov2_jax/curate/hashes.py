@@ -3,6 +3,10 @@
 A hash has the signs of the low frequencies of an image of 32 x 32 pixels, as pHash does
 (C. Zauner, 2010, section 3.2.1). It finds images that were encoded, scaled or coloured
 anew, which features of models may not; those find crops, which it does not.
+
+An image without structure, such as one of a single colour, has no hash: its signs would
+be those of rounding errors, and it would be like all others of its kind. The hash is
+then 0, which no other image has.
 """
 
 import itertools
@@ -18,12 +22,16 @@ from dinov2_jax.curate import search
 
 BITS = 8  # default for the most bits by which hashes of the same image differ
 _SIDE, _LOW = 32, 8  # px, frequencies
+# Median size of frequencies from which signs tell images apart, in grey levels. That of
+# rounding is .2, that of text and noise 8 to 14; of 130 tiles of photographs none is
+# below 1.
+_STRUCTURE = 1.0
 _BANDS, _BAND_BITS = 4, 16
 _AT_ONCE = 2**22  # candidates compared at once
 
 
 def image_hashes(pixels: np.ndarray) -> np.ndarray:
-    """Return the hashes of an image and of its mirror image, uint64 [2].
+    """Return the hashes of an image and of its mirror image, uint64 [2], or zeros.
 
     Args:
       pixels: Image, uint8 [H, W, 3].
@@ -31,6 +39,8 @@ def image_hashes(pixels: np.ndarray) -> np.ndarray:
     small = Image.fromarray(pixels).convert("L")
     small = small.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     low = fft.dctn(np.asarray(small, np.float32), norm="ortho")[:_LOW, :_LOW]
+    if np.median(np.abs(low)) < _STRUCTURE:
+        return np.zeros(2, np.uint64)
     signs = np.where(np.arange(_LOW) % 2, -1, 1)  # of a mirror image's frequencies
     both = np.stack([low, low * signs]).reshape(2, -1)
     bits = both > np.median(both, axis=1, keepdims=True)
@@ -40,13 +50,16 @@ def image_hashes(pixels: np.ndarray) -> np.ndarray:
 def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the number of bits that differ, or that differ if one is mirrored.
 
+    It is 64 if one of the images has no hash.
+
     Args:
       first: Hashes, uint64 [..., 2], as of `image_hashes`.
       second: Hashes of other images, uint64 [..., 2].
     """
     as_is = np.bitwise_count(first[..., 0] ^ second[..., 0])
     mirrored = np.bitwise_count(first[..., 0] ^ second[..., 1])
-    return np.minimum(as_is, mirrored)
+    without = (first[..., 0] == 0) | (second[..., 0] == 0)
+    return np.where(without, 64, np.minimum(as_is, mirrored))
 
 
 def find_pairs(
@@ -54,11 +67,12 @@ def find_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return all pairs of images whose hashes differ in few bits.
 
-    Images with the same hashes are pairs only with the first of them, so that large
-    groups have no more pairs than images.
+    Images with the same hashes are pairs only with the first of them, their twin, so
+    that large groups have no more pairs than images; see `twins`.
 
     Args:
-      hashes: Hashes of each image and its mirror image, uint64 [N, 2].
+      hashes: Hashes of each image and its mirror image, uint64 [N, 2]; those without
+        one are in no pair.
       bits: Most bits by which they differ.
       most: Number of pairs above which the search stops.
 
@@ -68,14 +82,13 @@ def find_pairs(
     Raises:
       UserError: There are more than `most` pairs.
     """
-    unique, first, inverse = np.unique(
-        hashes, axis=0, return_index=True, return_inverse=True
-    )
-    inverse = inverse.reshape(-1)
     own = np.arange(len(hashes))
-    same = own[first[inverse] != own]
-    keys = [first[inverse[same]] * np.int64(len(hashes)) + same]
+    twin = twins(hashes)
+    same = own[twin != own]
+    keys = [twin[same] * np.int64(len(hashes)) + same]
     count = len(same)
+    first = own[(twin == own) & (hashes[:, 0] > 0)]
+    unique = hashes[first]
     for column in (0, 1):
         others = np.ascontiguousarray(unique[:, column])
         for left, right in _near(np.ascontiguousarray(unique[:, 0]), others, bits):
@@ -91,6 +104,20 @@ def find_pairs(
                 )
     left, right = np.divmod(np.unique(np.concatenate(keys)), len(hashes))
     return left.astype(np.int32), right.astype(np.int32)
+
+
+def twins(hashes: np.ndarray) -> np.ndarray:
+    """Return the first image with the same hashes as each image, int64 [N].
+
+    Args:
+      hashes: Hashes of each image and its mirror image, uint64 [N, 2]; images without
+        one are their own twins.
+    """
+    _, first, inverse = np.unique(
+        hashes, axis=0, return_index=True, return_inverse=True
+    )
+    twin = first[inverse.reshape(-1)]
+    return np.where(hashes[:, 0] > 0, twin, np.arange(len(hashes)))
 
 
 def _near(

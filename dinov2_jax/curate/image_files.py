@@ -1,7 +1,9 @@
 """The image files that features were computed from."""
 
+import collections
 import concurrent.futures
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +16,7 @@ from dinov2_jax.data.decode import image_decoder
 
 _Result = TypeVar("_Result")
 _ENOUGH = 256  # px of the short side from which a hash is computed
+_AHEAD = 4  # images that are begun before they are asked for, a thread
 
 
 class ImageFiles:
@@ -69,6 +72,53 @@ class ImageFiles:
         return opened.width * opened.height
 
 
+class Readable:
+    """The results of a function of images, (row, result) of those that can be read.
+
+    Args:
+      function: Function of a row; it may raise `BadImage`.
+      rows: The rows.
+      what: What is done, for the progress bar.
+    """
+
+    def __init__(
+        self, function: Callable[[int], Any], rows: Sequence[int], *, what: str
+    ):
+        self._function, self._rows, self._what = function, rows, what
+        self._bad: list[image_decoder.BadImage] = []
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        results = in_threads(self._function, self._rows, what=self._what)
+        for row, result in zip(self._rows, results):
+            if isinstance(result, image_decoder.BadImage):
+                self._bad.append(result)
+            else:
+                yield int(row), result
+
+    def warn(self, *, without: str) -> None:
+        """Print how many images could not be read.
+
+        Args:
+          without: What those have.
+
+        Raises:
+          UserError: None could be read.
+        """
+        if not self._bad:
+            return
+        example = f"such as {self._bad[0]}"
+        if len(self._bad) == len(self._rows):
+            raise errors.UserError(
+                f"none of {len(self._rows):,} images can be read, {example}: add "
+                "--root, the folder that was embedded"
+            )
+        print(
+            f"warning: {len(self._bad):,} of {len(self._rows):,} images cannot be "
+            f"read and have {without}, {example}",
+            file=sys.stderr,
+        )
+
+
 def in_threads(
     function: Callable[[int], _Result], rows: Sequence[int] | np.ndarray, *, what: str
 ) -> Iterator[_Result | image_decoder.BadImage]:
@@ -88,12 +138,15 @@ def in_threads(
 
     workers = os.cpu_count() or 1
     pool = concurrent.futures.ThreadPoolExecutor(workers)
-    portion = 16 * workers  # so that results of unread rows do not fill the memory
+    ahead = _AHEAD * workers  # so that results of unread rows do not fill the memory
+    begun: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
         with progress_bar.Bar(len(rows), what=what, delay=2.0) as bar:
-            for start in range(0, len(rows), portion):
-                for result in pool.map(call, rows[start : start + portion]):
-                    yield result
+            for at in range(len(rows) + ahead):
+                if at < len(rows):
+                    begun.append(pool.submit(call, rows[at]))
+                if at >= ahead and begun:
+                    yield begun.popleft().result()
                     bar.update()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

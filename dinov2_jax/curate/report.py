@@ -48,7 +48,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--clusters", type=cli.path, help="--out of curate cluster")
     add("--manifest", type=cli.path, help="--out of curate sample")
     add("--out", required=True, type=cli.path, help="the page, *.html")
-    add("--seed", type=int, default=0, help="seed of the samples (default: 0)")
+    add(
+        "--seed",
+        type=cli.not_negative,
+        default=0,
+        help="seed of the samples (default: 0)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -124,7 +129,12 @@ def _similarities(steps: report_inputs.Inputs) -> list[str]:
     if len(steps.features) < 2:
         return []
     found = neighbours.find(steps.features, count=_SAMPLE, seed=steps.seed)
-    threshold = steps.records.get("dedup", {}).get("parameters", {}).get("threshold")
+    dedup = steps.records.get("dedup", {})
+    threshold = dedup.get("parameters", {}).get("threshold")
+    inputs = dedup.get("inputs") or [{}]
+    others = inputs[0].get("digest") not in (None, steps.features.digest)
+    if others:  # a threshold belongs to the features that it was chosen for
+        threshold = None
     marks = {} if threshold is None else {f"threshold {threshold:.4f}": threshold}
     parts = [
         html_page.heading("Similarity to the nearest other image"),
@@ -135,6 +145,13 @@ def _similarities(steps: report_inputs.Inputs) -> list[str]:
             f"{len(found.images):,} random images",
         ),
     ]
+    if others:
+        parts.append(
+            html_page.note(
+                "The duplicates were found by other features, whose threshold says "
+                "nothing about these similarities."
+            )
+        )
     if threshold is None or not steps.pictures.available:
         return parts
     pairs, similarity = neighbours.distinct_pairs(found)

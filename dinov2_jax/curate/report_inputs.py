@@ -55,7 +55,7 @@ def read(args: argparse.Namespace) -> Inputs:
     if args.dups:
         columns, records["dedup"] = tables.read(args.dups)
         tables.need(columns, ["name", "component", "kept"], path=args.dups)
-        dups = tables.match(names, columns, path=args.dups)
+        dups = _dups(columns, names, args.dups)
     if args.clusters:
         columns, records["cluster"] = tables.read(args.clusters)
         tables.need(columns, ["name", "c1"], path=args.clusters)
@@ -66,19 +66,36 @@ def read(args: argparse.Namespace) -> Inputs:
     return Inputs(features, pictures, dups, levels, times, records, args.seed)
 
 
-def _levels(columns, names, path) -> list[np.ndarray]:
-    """Return the clusters of each level; -1 for images that were not clustered."""
+def _rows(columns, names, path) -> np.ndarray:
+    """Return the row of the features for each row of a table, int64."""
     rows = {name: row for row, name in enumerate(names)}
     at = np.array([rows.get(name, -1) for name in columns["name"]], np.int64)
     if (at < 0).any():
         raise errors.UserError(
             f"{path} has {columns['name'][at.argmin()]!r}, which the features lack: "
-            "name the features that were clustered"
+            "name the features of all its images"
         )
+    return at
+
+
+def _dups(columns, names, path) -> dict[str, np.ndarray]:
+    """Return the columns of dedup; images that it does not have are kept."""
+    at = _rows(columns, names, path)
+    wholly = {"component": np.full(len(names), -1), "kept": np.ones(len(names), bool)}
+    if "leak" in columns:
+        wholly["leak"] = np.full(len(names), "", object)
+    for name, values in wholly.items():
+        values[at] = columns[name]
+    return wholly
+
+
+def _levels(columns, names, path) -> list[np.ndarray]:
+    """Return the clusters of each level, numbered; -1 for images in none."""
+    at = _rows(columns, names, path)
     levels = []
     while (name := f"c{len(levels) + 1}") in columns:
         found = np.full(len(names), -1, np.int64)
-        found[at] = columns[name]
+        _, found[at] = np.unique(columns[name], return_inverse=True)
         levels.append(found)
     return levels
 

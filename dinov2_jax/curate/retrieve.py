@@ -68,7 +68,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=1_000_000,
         help="most images, a random choice of those found (default: 1,000,000)",
     )
-    add("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+    add(
+        "--seed",
+        type=cli.not_negative,
+        default=0,
+        help="seed of the choice (default: 0)",
+    )
     add("--out", type=cli.path, required=True, help="the table to write, *.parquet")
 
 
@@ -179,6 +184,11 @@ def _by_cluster(args, pool, queries):
 
     columns, record = tables.read(args.clusters)
     tables.need(columns, ["name", "c1"], path=args.clusters)
+    if record.get("inputs", {}).get("features", pool.digest) != pool.digest:
+        raise errors.UserError(
+            f"{args.clusters} was made of other features than --features: name those, "
+            "or cluster again"
+        )
     clusters = tables.match(pool.names, columns, path=args.clusters)["c1"]
     metric = metrics.METRICS[record.get("parameters", {}).get("metric", "l2")]
     try:

@@ -7,6 +7,7 @@ Shapes: N rows, B rows of a block, D width.
 """
 
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from dinov2_jax import errors, sharding
 _BLOCK_BYTES = 2**26  # float32 rows of a block
 _MEMORY_SHARE = 0.25  # of the machine's memory, or of the devices' own
 _UNKNOWN_MEMORY = 2**32
+_GROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 class Source(Protocol):
@@ -197,8 +199,28 @@ def default_memory(mesh: Mesh) -> int:
       mesh: The devices.
     """
     if mesh.devices.flat[0].platform == "cpu":  # they share one memory
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = _machine_memory()
     else:
         stats: list[Any] = [d.memory_stats() or {} for d in mesh.devices.flat]
         total = sum(s.get("bytes_limit", _UNKNOWN_MEMORY) for s in stats)
     return int(total * _MEMORY_SHARE)
+
+
+def _machine_memory(groups: pathlib.Path = _GROUPS) -> int:
+    """Return the machine's memory in bytes, or what a container or job may use of it.
+
+    Args:
+      groups: Folder of the control groups (version 2).
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        group = pathlib.Path("/proc/self/cgroup").read_text().partition("0::/")[2]
+    except OSError:  # not Linux
+        return total
+    folder = groups / group.split("\n")[0]
+    for one in (folder, *folder.parents):
+        try:
+            total = min(total, int((one / "memory.max").read_text()))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+    return total

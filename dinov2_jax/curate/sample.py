@@ -7,6 +7,7 @@ several times has several lines.
 """
 
 import argparse
+import collections
 import csv
 import io
 import json
@@ -14,6 +15,7 @@ import operator
 import os
 import pathlib
 import re
+import shlex
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="DUPS",
-        help="tables of `dedup`, whose images that are not kept are left out",
+        help="tables of `dedup` or another program, with `name` and `kept`, whose images "
+        "that are not kept are left out",
     )
     add(
         "--only",
@@ -88,10 +91,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="folder that the names are relative to; needed if the table has no column "
         "`path`",
     )
-    add("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+    add(
+        "--seed",
+        type=cli.not_negative,
+        default=0,
+        help="seed of the choice (default: 0)",
+    )
     add(
         "--mixture",
         metavar="DATA",
+        type=os.path.expanduser,
         help="all the images (a folder, a list, shards): print how to train on three "
         "chosen images for each one of those",
     )
@@ -146,6 +155,7 @@ def run(args: argparse.Namespace) -> None:
         return
     paths = ["path"] if "path" in names and not args.root else []
     columns, _ = tables.read(args.clusters, ["name", *levels, *paths])
+    _refuse_repeated(columns["name"], args.clusters)
     kept, counts = _filter(args, columns["name"])
     columns = {name: values[kept] for name, values in columns.items()}
     if not len(columns["name"]):
@@ -212,31 +222,69 @@ def _filter(args, names: np.ndarray) -> tuple[np.ndarray, list[tuple[str, int]]]
         wanted = set(columns["name"])
         leave_out(np.array([name not in wanted for name in names]), "not wanted")
     for path in args.exclude:
-        columns, _ = tables.read(path, ["name", "kept"])
-        leave_out(~_lookup(names, columns, "kept", path).astype(bool), "duplicates")
+        leave_out(_duplicates(names, path), "duplicates")
     if args.scores:
         dropped = dict.fromkeys(column for column, _, _ in args.drop)
         columns, _ = tables.read(args.scores, list(dict.fromkeys(["name", *dropped])))
+        places = _places(names, columns["name"])
+        missing = np.flatnonzero(places < 0)
+        if len(missing):
+            raise errors.UserError(
+                f"{args.scores} has no row for {len(missing):,} of {len(names):,} "
+                f"images, such as {names[missing[0]]!r}: make it from all images of "
+                "--clusters"
+            )
+        for column in dropped:  # what has no score is not known to be harmless
+            leave_out(np.isnan(_numbers(columns, column, args)[places]), f"no {column}")
         for column, comparison, limit in args.drop:
-            values = _lookup(names, columns, column, args.scores)
             leave_out(
-                _COMPARISONS[comparison](values, limit),
+                _COMPARISONS[comparison](columns[column][places], limit),
                 f"with {column} {comparison} {limit:g}",
             )
     return kept, counts
 
 
-def _lookup(names, columns, column: str, path) -> np.ndarray:
-    """Return a column's values for the images, of a table that may have others too."""
-    rows = {name: row for row, name in enumerate(columns["name"])}
-    places = np.array([rows.get(name, -1) for name in names], np.int64)
-    missing = np.flatnonzero(places < 0)
-    if len(missing):
+def _refuse_repeated(names: np.ndarray, path: pathlib.Path) -> None:
+    if len(set(names)) < len(names):
+        [(name, count)] = collections.Counter(names).most_common(1)
         raise errors.UserError(
-            f"{path} has no row for {len(missing):,} of {len(names):,} images, such as "
-            f"{names[missing[0]]!r}: make it from all images of --clusters"
+            f"{path} has {name!r} {count} times: names are keys, so give each image "
+            "one row"
         )
-    return columns[column][places]
+
+
+def _duplicates(names: np.ndarray, path: pathlib.Path) -> np.ndarray:
+    """Return which images a table leaves out; one that it does not have is kept."""
+    columns, _ = tables.read(path, ["name", "kept"])
+    kept = columns["kept"]
+    if kept.dtype != bool:
+        raise errors.UserError(
+            f"{path}: the column kept has {kept.dtype}, not true or false: write it as "
+            "booleans without nulls"
+        )
+    places = _places(names, columns["name"])
+    if len(kept) and (places < 0).all():
+        raise errors.UserError(
+            f"{path} has none of the images of --clusters, such as {names[0]!r}, only "
+            f"others, such as {columns['name'][0]!r}: use the same names in both"
+        )
+    return (places >= 0) & ~kept[places]
+
+
+def _numbers(columns, column: str, args) -> np.ndarray:
+    values = columns[column]
+    if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+        raise errors.UserError(
+            f"{args.scores}: the column {column} has {values.dtype}, not numbers: "
+            "write it as floats"
+        )
+    return values
+
+
+def _places(names, others) -> np.ndarray:
+    """Return the row of each name among others, -1 if it is not there, int64 [N]."""
+    rows = {name: row for row, name in enumerate(others)}
+    return np.array([rows.get(name, -1) for name in names], np.int64)
 
 
 def _paths(args, columns, chosen: np.ndarray) -> list[str]:
@@ -293,7 +341,7 @@ def _training_flag(args) -> str:
     """Return the flag that trains on the list."""
     ours = str(pathlib.Path(args.out).absolute())
     if not args.mixture:
-        return f"train on it with --config.data.path={ours}"
+        return f"train on it with {shlex.quote(f'--config.data.path={ours}')}"
     raw = os.path.abspath(args.mixture)
     mixture = ((ours, _CURATED_WEIGHT), (raw, _RAW_WEIGHT))
     return f'train on both with --config.data.mixture="{mixture}"'

@@ -161,11 +161,11 @@ class Describer:
         return np.asarray(self._describe(self._params, images, sizes))[: len(pictures)]
 
     def describe(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Return the descriptors of any number of images, float32 [n, D].
+        """Return the descriptors of any number of prepared images, float32 [n, D].
 
         Args:
-          images: uint8 [H, W, 3] each, not prepared.
+          images: uint8 [H, W, 3] each.
         """
-        prepared = map(self.prepare, images)
-        batches = iter(lambda: list(itertools.islice(prepared, self.batch_size)), [])
+        images = iter(images)
+        batches = iter(lambda: list(itertools.islice(images, self.batch_size)), [])
         return np.concatenate([self([]), *map(self, batches)])

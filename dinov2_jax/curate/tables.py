@@ -22,30 +22,38 @@ _GROUP_ROWS = 2**20
 _METADATA = "dinov2_jax.curate"
 
 
-def check_out(path: pathlib.Path, *, suffix: str = ".parquet") -> None:
-    """Check that a new file can be written.
+def check_out(
+    path: pathlib.Path,
+    *,
+    suffix: str = ".parquet",
+    flag: str = "--out",
+    new: bool = True,
+) -> None:
+    """Check that a file can be written.
 
     Args:
-      path: Path of the file, the value of --out.
+      path: Path of the file, the value of the flag.
       suffix: Ending that its name must have.
+      flag: Name of the flag.
+      new: Whether it must not exist.
 
     Raises:
       UserError: It cannot be written, or it exists.
     """
     if path.suffix != suffix:
-        raise errors.UserError(f"--out={path}: the name must end in {suffix}")
+        raise errors.UserError(f"{flag}={path}: the name must end in {suffix}")
     if not path.parent.is_dir():
         raise errors.UserError(
-            f"--out={path}: there is no folder {path.parent}: create it first"
+            f"{flag}={path}: there is no folder {path.parent}: create it first"
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise errors.UserError(
-            f"--out={path}: the folder {path.parent.absolute()} is not writable: "
+            f"{flag}={path}: the folder {path.parent.absolute()} is not writable: "
             "choose another"
         )
-    if path.exists():
+    if new and path.exists():
         raise errors.UserError(
-            f"--out={path} exists: choose another name, or remove it first"
+            f"{flag}={path} exists: choose another name, or remove it first"
         )
 
 
@@ -92,7 +100,8 @@ def read(
       Arrays by name, with strings as objects, and the record; {} if it has none.
 
     Raises:
-      UserError: The file does not exist, is no Parquet file or lacks a column.
+      UserError: The file does not exist, is no Parquet file, lacks a column or has
+        names that are not text.
     """
     with _reading(path) as dataset:
         if wanted is not None:
@@ -103,6 +112,11 @@ def read(
         name: table.column(name).to_numpy(zero_copy_only=False)
         for name in table.column_names
     }
+    kind = str(table.schema.field("name").type) if "name" in columns else "string"
+    if "string" not in kind:
+        raise errors.UserError(
+            f"{path}: the column name has {kind}, not text: write names as strings"
+        )
     return columns, record
 
 

@@ -28,6 +28,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from dinov2_jax import cli, errors
@@ -114,8 +115,15 @@ def main(argv: list[str] | None = None) -> int:
     )
 
 
-def embed(args: argparse.Namespace) -> None:
+def embed(
+    args: argparse.Namespace, check: Callable[[Any, dict[str, Any]], None] | None = None
+) -> None:
     """Compute and write the features that the flags ask for.
+
+    Args:
+      args: The parsed flags.
+      check: Function of the images and the settings, called before anything is
+        written; it may raise `UserError`, or remove an earlier file at OUT.
 
     Raises:
       UserError: A foreseen error, raised before weights are read if possible.
@@ -128,7 +136,8 @@ def embed(args: argparse.Namespace) -> None:
     if shard:
         args.out = shard.file_name(args.out)
     output.check(args.out)
-    if not args.overwrite and not output.description_of(args.out).exists():
+    kept = not args.overwrite and check is None
+    if kept and not output.description_of(args.out).exists():
         _refuse_existing(args.out)
     _check_flags(args)
     source = images.open_source(_one_path(args.data))
@@ -155,6 +164,8 @@ def embed(args: argparse.Namespace) -> None:
         settings["normalize"] = True
     if shard:
         settings["shard"] = str(shard)
+    if check is not None:
+        check(source, settings)
     root = images.root(source)
     if not args.overwrite:
         if output.is_complete(args.out, settings, root):

@@ -207,6 +207,21 @@ def remove(out: pathlib.Path) -> None:
     shutil.rmtree(folder_of(out), ignore_errors=True)
 
 
+def remove_other(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Remove the folder of an unfinished run that computed something else.
+
+    Args:
+      out: The file that the run will write.
+      settings: What this run computes.
+    """
+    try:
+        saved = json.loads((folder_of(out) / "run.json").read_bytes())
+    except (OSError, ValueError):  # there is none
+        return
+    if saved != json.loads(json.dumps(dict(settings))):
+        remove(out)
+
+
 def _header(shape: tuple[int, ...], dtype: np.dtype, count: int) -> bytes:
     """Return a .npy header; NumPy pads it to the same length for every count."""
     file = io.BytesIO()

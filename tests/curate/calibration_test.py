@@ -1,5 +1,7 @@
 """Calibration of a threshold, with pixels as features."""
 
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,10 +18,13 @@ def thumbnail(pixels):
     return np.asarray(small, np.float32).ravel() - 128
 
 
-def embed(pictures, count):
-    rows = [thumbnail(x) for x in pictures]
+def embed(prepared, count):
+    rows = list(prepared)
     assert len(rows) == count
     return np.stack(rows)
+
+
+EMBEDDER = calibration.Embedder(thumbnail, embed)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def test_recall_and_price_are_those_of_a_slow_count(pool):
     """All images are changed, so that every neighbour is known."""
     table, pictures = pool
     found = calibration.calibrate(
-        table, image_files.ImageFiles(table), embed, count=1000, bits=8, seed=1
+        table, image_files.ImageFiles(table), EMBEDDER, count=1000, bits=8, seed=1
     )
     rows = features.unit(np.stack([thumbnail(x) for x in pictures]))
     own = np.stack([hashes.image_hashes(x) for x in pictures])
@@ -94,7 +99,7 @@ def test_a_choice_follows_the_seed(pool):
     table, _ = pool
     images = image_files.ImageFiles(table)
     first, again, other = (
-        calibration.calibrate(table, images, embed, count=4, bits=8, seed=seed)
+        calibration.calibrate(table, images, EMBEDDER, count=4, bits=8, seed=seed)
         for seed in (0, 0, 5)
     )
     np.testing.assert_array_equal(first.similarity, again.similarity)
@@ -105,9 +110,36 @@ def test_images_that_are_gone(pool, tmp_path):
     table, _ = pool
     images = image_files.ImageFiles(table, tmp_path)
 
-    def none(pictures, count):
-        assert not list(pictures)
+    def none(prepared, count):
+        assert not list(prepared)
         return np.empty((0, 36), np.float32)
 
+    embedder = calibration.Embedder(thumbnail, none)
     with pytest.raises(errors.UserError, match="none of 3 images can be read"):
-        calibration.calibrate(table, images, none, count=3, bits=8, seed=0)
+        calibration.calibrate(table, images, embedder, count=3, bits=8, seed=0)
+
+
+def test_few_images_are_in_memory(pool, monkeypatch):
+    """A slow model does not let decoded images pile up."""
+    table, pictures = pool
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    begun, most = [], []
+
+    def prepare(picture):
+        begun.append(picture.shape)
+        return thumbnail(picture)
+
+    def slow(prepared, count):
+        rows = []
+        for number, row in enumerate(prepared):
+            rows.append(row)
+            if number % len(changes.CHANGES) == 0:
+                time.sleep(0.05)
+            most.append(len(begun) - len(rows))
+        return np.stack(rows)
+
+    embedder = calibration.Embedder(prepare, slow)
+    images = image_files.ImageFiles(table)
+    calibration.calibrate(table, images, embedder, count=1000, bits=8, seed=0)
+    assert len(begun) == len(pictures) * len(changes.CHANGES)
+    assert max(most) <= 9 * len(changes.CHANGES) < len(begun) // 2

@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from dinov2_jax.curate import components
+from dinov2_jax.curate import components, hashes
 
 
 def random_pairs(rng, count, number):
@@ -65,6 +65,31 @@ def test_greedy_groups_are_those_of_a_loop(seed):
                     expected[other] = image
     found = components.greedy(60, left, right, order)
     assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_groups_of_equal_and_near_hashes(seed):
+    """Beside a loop over all pairs of images, of which `find_pairs` returns few."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(1, 2**64, size=(12, 2), dtype=np.uint64)
+    base[6:] = base[:6] ^ np.uint64(7)  # near hashes
+    values = base[rng.integers(12, size=60)]
+    values[rng.integers(60, size=5)] = 0  # images without a hash
+    left, right = random_pairs(rng, 60, 30)
+    order = rng.permutation(60)
+    near = hashes.distance(values[:, None], values) <= 3
+    near[left, right] = near[right, left] = True
+    expected = [-1] * 60
+    for image in order:
+        if expected[image] < 0:
+            for other in range(60):
+                if other == image or expected[other] < 0 and near[image, other]:
+                    expected[other] = image
+    by_hash = hashes.find_pairs(values, bits=3)
+    twins = components.Twins(hashes.twins(values), *by_hash)
+    for some in ((left, right), np.hstack([(left, right), by_hash])):
+        found = components.greedy(60, *some, order, twins)
+        assert found.tolist() == expected
 
 
 def test_a_chain_is_one_component_but_not_one_greedy_group():

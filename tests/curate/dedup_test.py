@@ -1,6 +1,8 @@
 """`dinov2-jax curate dedup`: what it decides, writes, reports and refuses."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -177,6 +179,47 @@ def test_hashes_find_what_features_do_not(tmp_path, pictures):
     assert hashes.stat().st_mtime_ns == written
 
 
+def test_hashes_of_images_that_changed_or_are_gone(tmp_path, pictures, capsys):
+    paths = sorted(pictures.iterdir())
+    names = [path.name for path in paths]
+    pool = write(tmp_path / "f.parquet", names, np.eye(len(names)), paths)
+    about = tmp_path / "f.parquet.json"
+    hashes = tmp_path / "hashes.parquet"
+    flags = ["dedup", "--features", str(pool), "--threshold=0.5", f"--hashes={hashes}"]
+
+    def run(number, *more):
+        code = curate.main([*flags, f"--out={tmp_path}/{number}.parquet", *more])
+        return code, capsys.readouterr().err
+
+    code, told = run(0, f"--root={tmp_path}/nowhere")
+    assert code == 2 and f"none of {len(names)} images can be read" in told
+    assert not hashes.exists()
+    os.remove(shutil.copytree(pictures, tmp_path / "some") / names[3])
+    code, told = run(1, f"--root={tmp_path / 'some'}")
+    assert code == 0 and f"1 of {len(names)} images cannot be read" in told
+    assert names[3] in told and hashes.exists()
+    hashes.unlink()
+    about.write_text(json.dumps({"settings": {"images": "first"}}))
+    assert run(2)[0] == 0
+    about.write_text(json.dumps({"settings": {"images": "second"}}))
+    code, told = run(3)
+    assert code == 2 and "images that were changed since: remove it" in told
+
+
+def test_equal_hashes_leave_one_image(tmp_path, pictures):
+    """The largest of three sizes, in the middle, with either linkage."""
+    picture = Image.open(pictures / "07.png")
+    names = ["a.png", "b.png", "c.png"]
+    for name, side in zip(names, (64, 192, 128)):
+        picture.resize((side, side), 0).save(tmp_path / name)
+    paths = [tmp_path / name for name in names]
+    pool = write(tmp_path / "f.parquet", names, np.eye(3), paths)
+    for linkage in ("component", "greedy"):
+        flags = f"--hashes={tmp_path / 'h.parquet'}", f"--linkage={linkage}"
+        columns, _ = dedup(tmp_path, pool, "--threshold=0.5", *flags)
+        assert columns["kept"].tolist() == [False, True, False], linkage
+
+
 def test_calibration_with_a_model(tmp_path, pictures, capsys):
     """Of features that `embed` wrote; the threshold is used and recorded."""
     model, pool = tmp_path / "small.pth", tmp_path / "f.parquet"
@@ -215,6 +258,7 @@ def test_calibration_with_a_model(tmp_path, pictures, capsys):
         (("--threshold=0.9",), "add --root, the folder that was embedded, or --keep="),
         (("--threshold=0.9", "--hashes=h.parquet"), "add --root, the folder that was"),
         (("--threshold=0.9", "--hashes=h.txt"), "must end in .parquet"),
+        (("--threshold=0.9", "--hashes=x/h.parquet"), "--hashes=x/h.parquet: there is"),
         (("--calibrate=5", "--model=x", "--root=."), "does not say how it was made"),
         (("--pairs={0}/f.parquet", "--keep=first"), "no column neighbour, only name"),
         (("--pairs={0}/p.parquet", "--keep=first"), "has the image 'z', which the"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tarfile
 
 import numpy as np
 import processes
@@ -37,12 +38,48 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+def test_nothing_is_lost_by_a_wrong_command(tmp_path, capfd):
+    """--overwrite replaces files only once images and model were found."""
+    out, work = tmp_path / "mine.csv", tmp_path / "mine.steps"
+    work.mkdir()
+    out.write_text("mine")
+    (work / "features.parquet").write_text("mine")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "0.tar", "w") as tar:
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+        tar.add(tmp_path / "a.png", "a.png")
+    twice = tmp_path / "twice.txt"
+    twice.write_text("a.png\na.png\n")
+    model = f"--model={write_weights(tmp_path)}", "--num-heads=2", "--size=56"
+    for data, flags, words in (
+        (tmp_path / "nowhere", model, "nowhere does not exist"),
+        (tmp_path, ["--model=none.pth"], "none.pth"),
+        (shards, model, "has shards, but the list"),
+        (twice, model, "'a.png' is listed twice"),
+        (tmp_path, (*model, f"--out={tmp_path / 'x.parquet'}"), "must end in .csv"),
+        (tmp_path, (*model, "--out=."), "must end in .csv"),
+    ):
+        flags = ("--count=3", f"--out={out}", "--overwrite", *flags)
+        code = curate.main([str(data), *flags])
+        error = capfd.readouterr().err
+        assert code == 2 and words in error, error
+        assert out.read_text() == (work / "features.parquet").read_text() == "mine"
+    with pytest.raises(SystemExit):
+        curate.main([str(tmp_path), "--count=3", f"--out={out}", "--seed=-1"])
+    assert "'-1' is not a whole number from 0 on" in capfd.readouterr().err
+
+
+def write_weights(folder):
+    path = folder / "small.pth"
+    drawn = random_weights.tensors(random_weights.small_shapes("vits14"))
+    torch_writer.write(path, drawn)
+    return path
+
+
 @pytest.mark.slow
 def test_from_a_folder_to_training(folder, tmp_path, in_process, capfd):
-    weights, out = tmp_path / "small.pth", tmp_path / "curated.csv"
-    torch_writer.write(
-        weights, random_weights.tensors(random_weights.small_shapes("vits14"))
-    )
+    weights, out = write_weights(tmp_path), tmp_path / "curated.csv"
 
     def run(*more, count=COUNT):
         flags = (f"--model={weights}", "--num-heads=2", "--size=56", f"--out={out}")
@@ -100,6 +137,15 @@ def test_from_a_folder_to_training(folder, tmp_path, in_process, capfd):
     record = json.loads((tmp_path / "run" / "data.json").read_text())
     source = registry.open_path(str(out), image_decoder.Decoder())
     assert record["fingerprint"] == source.fingerprint and record["images"] == COUNT
+
+    # An image that comes later is embedded with the others.
+    Image.new("RGB", (90, 90), "teal").save(folder / "later.png")
+    code, printed = run()
+    assert code == 0 and "embedding again" in printed
+    assert "later.png" in pq.read_table(work / "features.parquet")["name"].to_pylist()
+    (folder / "later.png").unlink()
+    run()
+    assert out.read_bytes() == before
 
     # The user's own file is not replaced.
     out.write_text("path\nmine.png\n")

@@ -129,9 +129,26 @@ def test_refused_files(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(errors.UserError, match="'0/4.jpg' are not finite"):
         features.open_features([nan]).matrix()
+    numbers = {"name": pa.array([1, 2]), "features": pa.array([[1.0], [2.0]])}
+    parquet.write_table(pa.table(numbers), wrong / "numbers.parquet")
+    with pytest.raises(errors.UserError, match="name has int64, not text"):
+        features.open_features([wrong / "numbers.parquet"])
     (tmp_path / "void").mkdir()
     with pytest.raises(errors.UserError, match="no .parquet files"):
         features.open_features([tmp_path / "void"])
+
+
+def test_a_folder_that_lacks_a_part(tmp_path):
+    names, rows = some_rows(6)
+    parts = [
+        write(tmp_path / f"f-{i}.parquet", [names[i]], rows[[i]], shard=f"{i + 1}/3")
+        for i in range(3)
+    ]
+    assert len(features.open_features([tmp_path])) == 3
+    parts[1].unlink()
+    with pytest.raises(errors.UserError, match="lacks part 2 of 3: run that job with"):
+        features.open_features([tmp_path])
+    assert len(features.open_features(parts[::2])) == 2
 
 
 def test_unit_rows():

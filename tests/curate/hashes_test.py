@@ -83,8 +83,22 @@ def test_equal_hashes_are_pairs_with_the_first():
     assert (left.tolist(), right.tolist()) == ([0, 0], [2, 3])
 
 
+def test_images_without_structure_are_like_no_other():
+    """Of one colour, a gradient, and those with the noise of JPEG."""
+    grey = np.linspace(60, 190, 96)[:, None, None]
+    pictures = [np.full((80, 96, 3), c) for c in ((250, 10, 0), (0, 0, 0), (9, 9, 255))]
+    pictures += [grey.repeat(96, 1).repeat(3, 2), grey[::-1].repeat(80, 1) * (1, 1, 0)]
+    pictures = [np.uint8(x) for x in pictures]
+    pictures += [changes.apply("JPEG 75", x, seed=(0,)) for x in pictures]
+    found = np.stack([hashes.image_hashes(x) for x in pictures])
+    assert not found.any()
+    assert np.all(hashes.distance(found[:, None], found) == 64)
+    assert not len(hashes.find_pairs(found, bits=16)[0])
+    np.testing.assert_array_equal(hashes.twins(found), np.arange(len(found)))
+
+
 def test_too_many_pairs_are_refused():
     values = np.zeros((20, 2), np.uint64)
     with pytest.raises(errors.UserError, match="more than 10 pairs"):
-        values[:, 0] = np.arange(20)
+        values[:, 0] = np.arange(1, 21)
         hashes.find_pairs(values, bits=8, most=10)

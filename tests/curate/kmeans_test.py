@@ -168,3 +168,13 @@ def test_one_device_equals_eight():
     }
     command = "import kmeans_test as t; t.eight_devices()"
     subprocess.run([sys.executable, "-c", command], env=environment, check=True)
+
+
+def test_memory_is_that_of_the_job(tmp_path):
+    """As control groups limit it; "max" and a file that is not there limit nothing."""
+    of_the_machine = row_blocks._machine_memory(tmp_path)
+    assert of_the_machine > 2**30
+    (tmp_path / "memory.max").write_text("max\n")
+    assert row_blocks._machine_memory(tmp_path) == of_the_machine
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert row_blocks._machine_memory(tmp_path) == 10**6

@@ -113,8 +113,8 @@ def test_all_parts(pool):
         ["flip", "50.0%", "25.0%", "75.0%"],
     ):
         assert row in rows
-    # Kept are 0 1 3 4 6 ...: four of each number modulo 6 but 2 (and 5).
-    assert ["1", "pool", "5", "0", "4", "4", "0.2000", "0.8614"] in rows
+    # Kept are 0 1 3 4 6 ...: four of each number modulo 6 but 2 and 5.
+    assert ["1", "pool", "4", "4", "4", "4", "0.0000", "1.0000"] in rows
     assert ["2", "pool", "2", "8", "8", "8", "0.0000", "1.0000"] in rows
     assert ["2", "chosen", "2", "1", "2", "3", "0.2500", "0.8113"] in rows
     # Eight pairs above the threshold, eight components, two clusters, pairs below.
@@ -128,6 +128,31 @@ def test_all_parts(pool):
     picture = Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2])))
     assert picture.format == "JPEG" and picture.width == 96
     assert text.count("class='first'") == 8
+
+
+def test_duplicates_found_by_other_features(pool, tmp_path):
+    """And by a table that lacks an image."""
+    columns, record = tables.read(pool / "dups.parquet")
+    record["inputs"] = [{"digest": "of others"}]
+    columns = {name: values[1:] for name, values in columns.items()}
+    tables.write(tmp_path / "dups.parquet", columns, record)
+    text = report(pool, f"--dups={tmp_path / 'dups.parquet'}")
+    assert "found by other features" in text and "Pairs just above" not in text
+    assert ["kept by dedup", "16", "66.7%"] in rows_of(text)
+
+
+def test_clusters_of_another_program(pool, tmp_path):
+    columns, _ = tables.read(pool / "clusters.parquet")
+    columns["c1"] = columns["c1"].astype(np.int64) * 7 * 10**10
+    columns["c2"] = np.array([f"cluster {c}" for c in columns["c2"]], object)
+    tables.write(tmp_path / "c.parquet", columns, {})
+    flags = f"--manifest={pool / 'm.csv'}"
+    found = [
+        [row for row in rows_of(text) if "pool" in row]
+        for path in (tmp_path / "c.parquet", pool / "clusters.parquet")
+        for text in [report(pool, flags, f"--clusters={path}")]
+    ]
+    assert found[0] == found[1] != []
 
 
 def test_without_paths_or_tables(pool):

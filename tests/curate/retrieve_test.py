@@ -70,3 +70,9 @@ def test_retrieve_by_cluster(folder, tmp_path, capsys):
     assert "no cluster has 5 queries, the most is 4" in capsys.readouterr().err
     assert pools.curate(f"{flags} --out {tmp_path}/n.parquet") == 2
     assert "needs --clusters" in capsys.readouterr().err
+    tables.write(
+        tmp_path / "c.parquet", columns, {"inputs": {"features": "a digest of others"}}
+    )
+    other = f"--clusters {tmp_path}/c.parquet --out {tmp_path}/n.parquet"
+    assert pools.curate(f"{flags} {other}") == 2
+    assert "was made of other features" in capsys.readouterr().err

@@ -59,6 +59,25 @@ def test_sample_filters_chooses_and_prints_a_mixture(folder, tmp_path, capsys):
     assert {row["name"] for row in pools.manifest(again)} == allowed
 
 
+def test_unknown_scores_leave_and_unknown_duplicates_stay(folder, tmp_path, capsys):
+    """A table of removed images need not have the others."""
+    names = pools.NAMES
+    scores = np.zeros(pools.COUNT)
+    scores[:7] = np.nan
+    tables.write(tmp_path / "scores.parquet", {"name": names, "nsfw": scores}, {})
+    tables.write(
+        tmp_path / "removed.parquet", {"name": names[-5:], "kept": [False] * 5}, {}
+    )
+    assert not pools.curate(
+        f"sample --clusters {folder}/clusters.parquet --out {tmp_path}/x.csv "
+        f"--scores {tmp_path}/scores.parquet --drop 'nsfw>0.5' "
+        f"--exclude {tmp_path}/removed.parquet"
+    )
+    chosen = {row["name"] for row in pools.manifest(tmp_path / "x.csv")}
+    assert chosen == set(names[7:-5])
+    assert "7 no nsfw" in capsys.readouterr().out
+
+
 def test_the_query_needs_no_rows(tmp_path, capsys):
     """The pages are damaged, and the layout at the end of the file is not."""
     path = tmp_path / "clusters.parquet"
@@ -99,15 +118,27 @@ def test_sample_of_foreign_names_and_paths(tmp_path, capsys):
 def test_wrong_flags_of_sample_are_one_line(folder, tmp_path, capsys):
     names = pools.NAMES
     tables.write(tmp_path / "s.parquet", {"name": names[5:], "a": np.ones(195)}, {})
+    text = ["x"] * len(names)
+    for file, columns in {
+        "t": {"name": names, "a": text, "kept": text},
+        "other": {"name": ["other"], "kept": [False]},
+        "numbers": {"name": [1, 2]},
+        "twice": {"name": ["a", "b", "a"], "path": [b"a", b"b", b"a"]},
+    }.items():
+        tables.write(tmp_path / f"{file}.parquet", columns, {})
     flags = f"sample --clusters {folder}/clusters.parquet --out {tmp_path}/x.csv"
     for more, message in [
         ("--drop 'a>1'", "--scores and --drop belong together"),
         (f"--scores {tmp_path}/s.parquet --drop 'a>1'", "no row for 5 of 200 images"),
         (f"--scores {tmp_path}/s.parquet --drop 'b>1'", "has no column b"),
         (f"--only {tmp_path}/none.parquet", "none.parquet does not exist"),
+        (f"--scores {tmp_path}/t.parquet --drop 'a>1'", "a has object, not numbers"),
+        (f"--exclude {tmp_path}/t.parquet", "kept has object, not true or false"),
+        (f"--exclude {tmp_path}/other.parquet", "has none of the images of --clusters"),
+        (f"--only {tmp_path}/numbers.parquet", "name has int64, not text"),
+        (f"--clusters {tmp_path}/twice.parquet", "'a' 2 times"),
         (f"--only {tmp_path}/other.parquet", "no image is left: 200 images, 200 not"),
     ]:
-        tables.write(tmp_path / "other.parquet", {"name": ["other"]}, {})
         assert pools.curate(f"{flags} {more}") == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1

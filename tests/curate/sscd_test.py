@@ -280,15 +280,16 @@ def test_calibration_describes_as_the_file_says(small, folder, tmp_path):
     line = ["describe", str(folder / "[0-3].png"), f"--weights={weights}"]
     assert curate.main([*line, f"--out={out}"]) == 0
     pool = features.open_features([out])
-    embed = calibration.make_embed(pool, str(weights), {})
+    embedder = calibration.make_embedder(pool, str(weights), {})
     pictures = (np.asarray(Image.open(folder / name)) for name in pool.names)
-    np.testing.assert_allclose(embed(pictures, 4), pool.matrix(), atol=1e-6)
+    found = embedder.embed(map(embedder.prepare, pictures), 4)
+    np.testing.assert_allclose(found, pool.matrix(), atol=1e-6)
     other = tmp_path / "other.torchvision.pt"
     bias = state_dict(twin)["backbone.fc.bias"]
     changed = state_dict(twin) | {"backbone.fc.bias": bias + 1}
     peers.torch.save(changed, other)
     with pytest.raises(errors.UserError, match="other weights"):
-        calibration.make_embed(pool, str(other), {})
+        calibration.make_embedder(pool, str(other), {})
 
 
 def test_the_short_side_keeps_the_shape(small, folder, tmp_path):

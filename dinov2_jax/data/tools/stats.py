@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from dinov2_jax import errors, progress_bar
+from dinov2_jax import cli, errors, progress_bar
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import base
 from dinov2_jax.data.tools import program_flags
@@ -138,7 +138,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-images", type=int, default=10_000, help="of the random sample; 0: all"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random sample")
+    parser.add_argument(
+        "--seed", type=cli.not_negative, default=0, help="of the random sample"
+    )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="threads"
     )

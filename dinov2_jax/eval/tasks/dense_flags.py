@@ -85,7 +85,12 @@ def add_training(
         type=int,
         help="steps of warm-up; default: the reference's share of --steps",
     )
-    add("--seed", type=int, default=0, help="seed of weights, order, augmentation")
+    add(
+        "--seed",
+        type=cli.not_negative,
+        default=0,
+        help="seed of weights, order, augmentation",
+    )
     add("--save-every", type=cli.positive, default=500, help="in steps (default: 500)")
 
 

@@ -70,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the best of the classifiers is chosen: on --val-path itself, as "
         "the reference does, or on a held-out tenth of --train-path",
     )
-    add("--seed", type=int, default=0, help="seed of weights, order, crops (0)")
+    add(
+        "--seed",
+        type=cli.not_negative,
+        default=0,
+        help="seed of weights, order, crops (0)",
+    )
     add(
         "--test-path",
         type=data_flags.path,

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from dinov2_jax import cli
 from dinov2_jax.eval.tasks import data_flags
 
 REFERENCE = {"resize": 224, "size": 224, "grid": "45 values of C from 1e-6 to 1e5"}
@@ -36,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labelled images to choose C on; default: a tenth of --train-path",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the held-out tenth (0)"
+        "--seed",
+        type=cli.not_negative,
+        default=0,
+        help="seed of the held-out tenth (0)",
     )
 
 

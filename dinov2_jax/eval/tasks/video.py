@@ -44,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how frame features are combined (default: mean)",
     )
     add("--cs", type=float, nargs="+", help="values of C; default: 45 from 1e-6 to 1e5")
-    add("--seed", type=int, default=0, help="seed of the held-out tenth (0)")
+    add(
+        "--seed",
+        type=cli.not_negative,
+        default=0,
+        help="seed of the held-out tenth (0)",
+    )
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:
