@@ -20,7 +20,7 @@ not give. A tenth is a guess, which is what Franca takes. Nobody has run this at
 
 import pathlib
 
-from dinov2_jax import schedules
+from dinov2_jax import errors, schedules
 from dinov2_jax.config import config_file, flattening
 
 STEPS = 10_000  # of the paper's phase; of a shorter pretraining, a tenth of its steps
@@ -40,6 +40,10 @@ def get_config(pretraining: str = "vitl"):
     is_run = (folder / "config.json").is_file()
     c = config_file.read(str(folder / "config.json") if is_run else name, [])
     before, patch = c.train.steps, c.model.patch_size
+    if steps and not (steps.isdecimal() and int(steps)):
+        raise errors.UserError(
+            f"highres:{pretraining}: {steps!r} is no number of steps, such as 1000"
+        )
     c.train.steps = int(steps) if steps else min(STEPS, max(before // 10, 1))
     c.init.update(source=name if is_run else "", which="", heads="loaded")
     c.init.heads_only_steps = 0

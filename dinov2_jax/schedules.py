@@ -82,14 +82,18 @@ def scaled_lr(base_lr: float, batch_size: int) -> float:
     return base_lr * math.sqrt(batch_size / 1024.0)
 
 
+_GRAM_LENGTHS = ("gram.start", "gram.refresh_every")
+
+
 def compress(
     fields: Mapping[str, Any], *, steps_before: int, steps: int
 ) -> dict[str, int]:
     """Return the lengths in steps of a shorter run with schedules of the same form.
 
     Mirrors the paper's high-resolution phase (appendix B.2), which keeps all schedules
-    but for their length. Fields count as lengths if their names end in `_steps`;
-    `train.max_nonfinite_steps` is none, nor is any other of `train`.
+    but for their length. Fields count as lengths if their names end in `_steps`, and
+    those of a Gram teacher in use; `train.max_nonfinite_steps` is none, nor is any
+    other of `train`.
 
     Args:
       fields: Fields of the longer run by their full name, such as
@@ -103,7 +107,8 @@ def compress(
     lengths = {
         name: value
         for name, value in fields.items()
-        if name.endswith("_steps") and not name.startswith("train.")
+        if (name in _GRAM_LENGTHS and fields.get("gram.loss_weight"))
+        or (name.endswith("_steps") and not name.startswith("train."))
     }
     return {
         name: max(round(value * steps / steps_before), min(value, 1))

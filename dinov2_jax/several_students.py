@@ -59,6 +59,7 @@ def train_step_of_all(
         num_micro_batches,
         states[first].step,
     )
+    kept = _if_finite(centers, states[first].centers)
     new_states, metrics, found = {}, {}, []
     for name, state in states.items():
         new_state, own = train_step.update_student(
@@ -73,7 +74,7 @@ def train_step_of_all(
             num_micro_batches=num_micro_batches,
         )
         # The teacher's statistics do not depend on which student is skipped.
-        new_state = dataclasses.replace(new_state, centers=centers)
+        new_state = dataclasses.replace(new_state, centers=kept)
         # One student after the other, so that their memory does not add up.
         new_states[name], own, targets, batch = jax.lax.optimization_barrier(
             (new_state, own, targets, batch)
@@ -85,6 +86,13 @@ def train_step_of_all(
     in_a_row = [own["skipped_in_a_row"] for own in found]
     metrics["skipped_in_a_row"] = functools.reduce(jax.numpy.maximum, in_a_row)
     return new_states, metrics
+
+
+def _if_finite(new: Any, old: Any) -> Any:
+    """Return new statistics, or the old ones if a batch that all skip spoilt them."""
+    finite = [jax.numpy.all(jax.numpy.isfinite(x)) for x in jax.tree.leaves(new)]
+    good = functools.reduce(jax.numpy.logical_and, finite, True)
+    return jax.tree.map(lambda x, y: jax.numpy.where(good, x, y), new, old)
 
 
 class SeveralStudents(trainer.Trainer):
@@ -127,6 +135,11 @@ class SeveralStudents(trainer.Trainer):
         self.params = {name: own.params for name, own in trainers.items()}
         self.state = {name: own.state for name, own in trainers.items()}
         self.schedules = first.schedules
+
+    @property
+    def largest_student(self) -> int:
+        """The number of the parameters of the largest student, heads included."""
+        return max(own.num_params for own in self._trainers.values())
 
     def _configs(self) -> list[Any]:
         return list(self._own.values())

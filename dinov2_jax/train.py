@@ -152,6 +152,13 @@ class Run:
         new_run = not self.start_step and bool(changed_fields or moved_paths)
         if new_run:
             self.rollbacks.forget(write=is_first_process)
+        if teacher is not None:  # before the config, which a refused resume keeps
+            workdir_lib.update_teacher_record(
+                workdir,
+                {"source": config.distill.source, "digest": teacher.digest},
+                resumed=self.start_step > 0,
+                write=is_first_process,
+            )
         if is_first_process:
             workdir_lib.write_config(config, workdir)
         self.log = logger.make_run_log(
@@ -178,14 +185,8 @@ class Run:
         lines += [changed] if changed else []
         lines += _doubts(config)
         if teacher is not None:
-            digest = teacher.digest
-            lines += [teacher.description, *teacher.warnings(self.trainer.num_params)]
-            workdir_lib.update_teacher_record(
-                workdir,
-                {"source": config.distill.source, "digest": digest},
-                resumed=self.start_step > 0,
-                write=is_first_process,
-            )
+            lines.append(teacher.description)
+            lines += teacher.warnings(self.trainer.largest_student)
         if is_first_process:
             lines += value_use.check(source, config.data.value_range)
             if not self.start_step:

@@ -73,6 +73,11 @@ class Trainer:
         return sum(x.size for x in jax.tree.leaves(self.params))
 
     @property
+    def largest_student(self) -> int:
+        """The number of the parameters of the largest student, heads included."""
+        return self.num_params
+
+    @property
     def flops_per_image(self) -> float:
         """The useful FLOPs per image of a step, as `runtime.flops` counts them."""
         if self._teacher is None:

@@ -39,6 +39,20 @@ def test_the_rule(before, now, length, expected):
     assert found == {"optim.warmup_steps": expected, "a.b.some_steps": expected}
 
 
+def test_the_lengths_of_a_gram_teacher_in_use():
+    fields = {"gram.start": 2000, "gram.refresh_every": 500, "gram.loss_weight": 2.0}
+    found = schedules.compress(fields, steps_before=3000, steps=300)
+    assert found == {"gram.start": 200, "gram.refresh_every": 50}
+    fields["gram.loss_weight"] = 0.0
+    assert not schedules.compress(fields, steps_before=3000, steps=300)
+
+
+@pytest.mark.parametrize("steps", ["1e4", "0", "many"])
+def test_steps_that_are_no_number(steps):
+    with pytest.raises(errors.UserError, match=f"'{steps}' is no number of steps"):
+        highres.get_config(f"quickstart:{steps}")
+
+
 def test_a_stage_of_vitl():
     before = flattening.flatten(vitl.get_config())
     c = highres.get_config("vitl")

@@ -9,6 +9,7 @@ touch the folder.
 
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,9 @@ class Record:
 
     def is_beaten_by(self, values: Mapping[str, float]) -> bool:
         """Return whether measures are better than `best`; NaN never is."""
-        return min(self.gains(values).values()) > min(self.gains(self.best).values())
+        gains = self.gains(values).values()
+        known = not any(math.isnan(gain) for gain in gains)
+        return known and min(gains) > min(self.gains(self.best).values())
 
 
 def read(workdir: pathlib.Path) -> Record | None:
@@ -114,7 +117,8 @@ class BestWeights:
         They are on disk when this returns, and the ones before are removed after that.
 
         Args:
-          step: Number of finished steps; 0 begins a record.
+          step: Number of finished steps; 0 begins the record, unless the run went back
+            to its start.
           metrics: What was measured after them.
           weights: The teacher's parameters.
 
@@ -125,10 +129,10 @@ class BestWeights:
           UserError: They cannot be written.
         """
         values = {name: float(metrics[name]) for name in self._measures}
-        if step == 0:
+        if self.record is None:
+            if step:
+                raise ValueError(f"step {step} was offered before step 0")
             record = Record(0, values, values)
-        elif self.record is None:
-            raise ValueError(f"step {step} was offered before step 0")
         elif _agree(self.record.is_beaten_by(values)):
             record = dataclasses.replace(self.record, step=step, best=values)
         else:

@@ -49,14 +49,7 @@ def problems(flat: dict[str, Any]) -> Iterator[str]:
             "train.group_size = 1 leaves KoLeo without a neighbour: raise it or set "
             "--config.dino.koleo_loss_weight=0"
         )
-    if not any(
-        flat[f"{name}"]
-        for name in (
-            *("dino.loss_weight", "ibot.loss_weight", "dino.koleo_loss_weight"),
-            "gram.loss_weight",
-        )
-    ):
-        yield "every loss weight is 0: set --config.dino.loss_weight=1"
+    yield from _losses(flat)
     yield from _objective(flat)
     yield from _fixed_sizes(flat)
     if flat["model.arch"] == "custom":
@@ -143,6 +136,32 @@ def problems(flat: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _losses(flat: dict[str, Any]) -> Iterator[str]:
+    """Yield a problem if nothing is learned."""
+    if flat["distill.source"] and flat["distill.objective"] == "features":
+        if not (
+            flat["distill.features.cls_weight"] or flat["distill.features.patch_weight"]
+        ):
+            yield (
+                "distill.features.cls_weight and patch_weight are both 0: set "
+                "--config.distill.features.cls_weight=1"
+            )
+        return
+    names = ["dino.loss_weight", "dino.koleo_loss_weight", "gram.loss_weight"]
+    masked = flat["ibot.mask_sample_probability"] or flat["distill.source"]
+    if masked:
+        names.append("ibot.loss_weight")
+    if any(flat[name] for name in names):
+        return
+    if flat["ibot.loss_weight"]:
+        yield (
+            "ibot.loss_weight is the only loss, but nothing is masked: set "
+            "--config.ibot.mask_sample_probability=0.5"
+        )
+    else:
+        yield "every loss weight is 0: set --config.dino.loss_weight=1"
+
+
 def _distillation(flat: dict[str, Any]) -> Iterator[str]:
     students, source = flat["distill.students"], flat["distill.source"]
     if students and not source:
@@ -200,6 +219,11 @@ def _objective(flat: dict[str, Any]) -> Iterator[str]:
             "with train.objective = 'coding_rate', which spreads features itself: set "
             "--config.dino.koleo_loss_weight=0"
         )
+    if simdino and flat["gram.loss_weight"]:
+        yield (
+            f"gram.loss_weight = {flat['gram.loss_weight']} has no effect with "
+            "train.objective = 'coding_rate': set --config.gram.loss_weight=0"
+        )
     if simdino and not flat["dino.loss_weight"]:
         yield (
             "dino.loss_weight = 0 switches the coding rate off, without which all "
@@ -236,11 +260,17 @@ def _keep_best(flat: dict[str, Any]) -> Iterator[str]:
     keep_best, tasks = flat["checkpoint.keep_best"], flat["evaluation.tasks"]
     if not keep_best:
         return
-    if keep_best != "all" and keep_best not in tasks:
+    if keep_best != "all" and tasks and keep_best not in tasks:
         yield (
             f"checkpoint.keep_best = {keep_best!r} is not measured: add it to "
             "evaluation.tasks"
         )
+    if not tasks:
+        yield (
+            f"checkpoint.keep_best = {keep_best!r} needs something to measure: set "
+            "--config.evaluation.tasks=\"('knn','matching')\""
+        )
+        return
     has_labels = flat["evaluation.train_path"] or flat["data.source"] == "photos"
     judges = tasks if keep_best == "all" else [keep_best]
     if not has_labels and all(EVALUATIONS[task] for task in judges):

@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     home = os.path.expanduser  # the shell does not expand --model=~/weights.pth
-    add("data", metavar="FOLDER", type=home, help="the images: what training takes")
+    add("data", metavar="FOLDER", type=home, help="image files: a folder or a list")
     add("--count", required=True, type=cli.positive, help="number of images to choose")
     add("--out", required=True, type=cli.path, help="the list of images, *.csv")
     add(

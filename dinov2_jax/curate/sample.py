@@ -61,8 +61,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="DUPS",
-        help="tables of `dedup` or another program, with `name` and `kept`, whose images "
-        "that are not kept are left out",
+        help="tables with `name` and `kept`, of `dedup` or another program: leave out "
+        "images that are not kept",
     )
     add(
         "--only",

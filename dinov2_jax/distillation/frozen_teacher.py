@@ -86,7 +86,7 @@ class FrozenTeacher:
         return teacher_view.TeacherView(size, grid)
 
     def warnings(self, num_params: int) -> list[str]:
-        """Return doubts about the teacher, given the number of the student's params."""
+        """Return doubts about the teacher, given the size of the largest student."""
         count = _count(self.params)
         if num_params <= count:
             return []
@@ -152,21 +152,29 @@ def read(config: Any) -> FrozenTeacher | None:
             "serves planning alone: name a run, a file of weights or a released model"
         )
     needs_heads = distill.objective == "prototypes"
+    other_ways = (
+        ": distil its features (--config.distill.objective=features), or first train "
+        f"heads for it, in a run with --config.init.source={distill.source} and "
+        "init.heads_only_steps = train.steps, and name that run"
+    )
     with initial.on_host():
         try:
             weights = reading.read(
                 distill.source, which=distill.which or None, heads=needs_heads
             )
         except errors.UserError as error:
-            fix = ""
-            if "no projection heads" in str(error):
+            fix = other_ways if isinstance(error, reading.MissingHeads) else ""
+            if "--num-heads" in str(error):
                 fix = (
-                    ": distil its features (--config.distill.objective=features), or "
-                    "first train heads for it, in a run with --config.init.source="
-                    f"{distill.source} and init.heads_only_steps = train.steps, and "
-                    "name that run"
+                    ", in dinov2-jax convert --to=orbax, whose folder tells it from "
+                    "then on"
                 )
             raise errors.UserError(f"distill.source: {error}{fix}") from error
+        if needs_heads and "last_layer" not in weights.params.get("dino_head", {}):
+            raise errors.UserError(
+                f"distill.source: {distill.source} has no heads with prototypes"
+                f"{other_ways}"
+            )
         _check_images(config, weights)
         model = weights.module.config
         params = {k: weights.params[k] for k in weights.params}
@@ -265,18 +273,13 @@ def _check_images(config: Any, weights: reading.Weights) -> None:
             f"distill.source {config.distill.source} takes {chans} channels, but "
             f"model.in_chans = {config.model.in_chans}: they must agree"
         )
-    for name, default in (
-        ("mean", policies.IMAGENET_MEAN),
-        ("std", policies.IMAGENET_STD),
-    ):
-        value = tuple(config.data[name]) or default
-        expected = getattr(weights.preprocessing, name)
-        if not np.allclose(value, expected, atol=1e-4):
-            raise errors.UserError(
-                f"distill.source {config.distill.source} expects images with {name} "
-                f"{tuple(expected)}, but data.{name} = {tuple(value)}: set "
-                f"--config.data.{name} to the teacher's"
-            )
+    differing = initial.check_images(
+        config, weights, f"distill.source {config.distill.source}"
+    )
+    if differing:
+        raise errors.UserError(
+            f"the teacher sees the student's images{differing}: set the source's"
+        )
 
 
 def _count(tree: Any) -> int:

@@ -4,10 +4,17 @@ from typing import Any
 
 from dinov2_jax import errors
 from dinov2_jax.config import checking, config_file
+from dinov2_jax.runtime import workdir
 
-# Parts of a config in which students may differ; batches and targets are shared.
+# Parts of a config in which students may differ, and fields there that batches and
+# targets depend on, which are shared.
 _OWN = ("model.", "optim.", "dino.", "ibot.", "distill.features.")
-_SHARED = ("model.patch_size", "model.in_chans", "dino.head_n_prototypes")
+_SHARED = (
+    *("model.patch_size", "model.in_chans", "dino.head_n_prototypes"),
+    *("dino.loss_weight", "ibot.loss_weight", "ibot.mask_"),
+    *("ibot.separate_head", "ibot.head_n_prototypes"),
+    *("distill.features.standardize", "distill.features.calibration_images"),
+)
 
 
 def configs(config: Any) -> dict[str, Any]:
@@ -31,6 +38,11 @@ def configs(config: Any) -> dict[str, Any]:
             raise errors.UserError(
                 f"distill.students: {name!r} must be a name of letters, digits and _, "
                 "different for each student"
+            )
+        if name in workdir.FOLDERS:
+            raise errors.UserError(
+                f"distill.students: {name!r} is a folder of every run, where the "
+                "student would be exported: choose another name"
             )
         for setting in settings.split():
             field = setting.partition("=")[0]

@@ -66,6 +66,21 @@ def crop_pairs(
     return pairs, sum(map(len, of_global)) + max(2 * num_local, 1)
 
 
+def uniform_share(
+    num_local: int, *, views: str = "other", local_loss_weight: float = 1.0
+) -> float:
+    """Return the loss of a uniform prediction over ln K, 1 but for odd settings.
+
+    Args:
+      num_local: Number of local crops of an image; without any it is 2/3.
+      views: As of `crop_pairs`.
+      local_loss_weight: Factor on the pairs with local crops.
+    """
+    pairs, normaliser = crop_pairs(num_local, views)
+    weight = sum(map(len, pairs[:2])) + local_loss_weight * sum(map(len, pairs[2:]))
+    return weight / normaliser
+
+
 def ibot_loss(
     student: jax.Array, teacher: jax.Array, weights: jax.Array, num_crops: int
 ) -> jax.Array:

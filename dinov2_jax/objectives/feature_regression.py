@@ -243,7 +243,12 @@ def make_feature_regression(
     )
     return FeatureRegression(
         student=RegressionNetwork(
-            backbone=student.backbone, mean=student.mean, std=student.std, head=head
+            backbone=student.backbone,
+            mean=student.mean,
+            std=student.std,
+            last_blocks=student.last_blocks,
+            adapters=student.adapters,
+            head=head,
         ),
         teacher=FeatureTeacher(
             teacher, features.standardize, features.calibration_images, view

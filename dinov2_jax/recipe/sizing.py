@@ -12,6 +12,7 @@ _WANTED_BATCH, _SMALLEST = 64, rules.BATCH_SIZES[0]
 # weights (the paper's high-resolution phase), and the fewest of any run.
 MANY_STEPS = 10_000
 _FEWEST_STEPS = 1000
+_MOST_STEPS = 10**8
 
 
 def with_batch(config: Any, asked: request.Request, batch: int, parts: int = 1) -> Any:
@@ -139,6 +140,11 @@ def choose_steps(config: Any, asked: request.Request) -> int:
             f"--hours={asked.hours:g}: enough for {steps:.0f} steps of "
             f"{config.train.batch_size} images, and a run needs {_FEWEST_STEPS}: give "
             f"--hours={hours:g} or more, or a faster --device"
+        )
+    if steps > _MOST_STEPS:
+        raise errors.UserError(
+            f"--hours={asked.hours:g}: enough for more than {_MOST_STEPS:,} steps of "
+            f"{config.train.batch_size} images: give fewer hours"
         )
     if asked.trained:
         steps = min(steps, MANY_STEPS)

@@ -14,6 +14,7 @@ import jax
 
 from dinov2_jax import errors
 from dinov2_jax.config import flattening
+from dinov2_jax.losses import dino as dino_loss
 from dinov2_jax.runtime import (
     event_log,
     flops,
@@ -300,6 +301,11 @@ def make_run_log(
     device_kind = jax.devices()[0].device_kind
     peak_rate = flops.peak_rate(per_image, device_kind, jax.device_count())
     has_prototypes = config.train.objective == "prototypes"
+    share = dino_loss.uniform_share(
+        config.crops.local_crops_number,
+        views=config.distill.views if config.distill.source else "other",
+        local_loss_weight=config.dino.local_loss_weight,
+    )
     return RunLog(
         workdir,
         start_step,
@@ -310,7 +316,7 @@ def make_run_log(
         rates=timing.Rates(account, config.train.batch_size, peak_rate),
         uniform_loss=monitors.UniformLossMonitor(
             config.dino.head_n_prototypes,
-            loss_weight=config.dino.loss_weight if has_prototypes else 0.0,
+            loss_weight=config.dino.loss_weight * share * has_prototypes,
             patience_steps=max(2 * config.optim.warmup_steps, 1000),
         ),
         data_wait=monitors.DataWaitMonitor(

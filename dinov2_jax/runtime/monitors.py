@@ -13,7 +13,8 @@ class UniformLossMonitor:
 
     Args:
       num_prototypes: Number of prototypes K of the DINO head.
-      loss_weight: `dino.loss_weight`; 0 turns the monitor off.
+      loss_weight: `dino.loss_weight` times `losses.dino.uniform_share`; 0 turns the
+        monitor off.
       patience_steps: Steps before each warning; choose it well above the warm-up.
     """
 
@@ -24,20 +25,31 @@ class UniformLossMonitor:
         self._patience = patience_steps
 
     def message(self, step: int, metrics: Mapping[str, float]) -> str | None:
-        """Return a warning for the logged metrics of a step, or None."""
+        """Return a warning for the logged metrics of a step, or None.
+
+        Args:
+          step: Number of finished steps.
+          metrics: Metrics of the step. Of several students, those of each have its name
+            as a prefix; without a DINO loss there is nothing to compare.
+        """
         if not self._uniform or step < self._next:
             return None
-        value = metrics["loss/dino_local"] + metrics["loss/dino_global"]
-        if not abs(value - self._uniform) <= _NEAR * self._uniform:  # also NaN
-            return None
-        self._next = step + self._patience
-        return (
-            f"step {step}: the DINO loss is {value:.3f}, the value of a uniform "
-            f"prediction, ln K = ln {self._num_prototypes}: the model has learned "
-            "nothing yet. Usual causes: a learning rate too low or too high for this "
-            "batch size, too few images for so many prototypes "
-            "(--config.dino.head_n_prototypes), or a warm-up longer than the run."
-        )
+        ends = "loss/dino_local", "loss/dino_global"
+        for local in (name for name in metrics if name.endswith(ends[0])):
+            student = local.removesuffix(ends[0])
+            value = metrics[local] + metrics[student + ends[1]]
+            if not abs(value - self._uniform) <= _NEAR * self._uniform:  # also NaN
+                continue
+            self._next = step + self._patience
+            whose = f" of {student.rstrip('/')}" if student else ""
+            return (
+                f"step {step}: the DINO loss{whose} is {value:.3f}, that of a uniform "
+                f"prediction, by ln K = ln {self._num_prototypes}: the model has "
+                "learned nothing yet. Usual causes: a learning rate too low or too "
+                "high for this batch size, too few images for so many prototypes "
+                "(--config.dino.head_n_prototypes), or a warm-up longer than the run."
+            )
+        return None
 
 
 class DataWaitMonitor:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dinov2_jax import errors, files
+from dinov2_jax.losses import dino as dino_loss
 
 _TIMES_UNIFORM = 1.5  # times a uniform prediction's loss: worse than untrained
 
@@ -79,9 +80,14 @@ def make_loss_guard(config: Any) -> LossGuard:
     if config.distill.source and config.distill.objective == "features":
         return LossGuard(0.0, config.train.max_nonfinite_steps)
     ibot_head = ibot if ibot.separate_head else dino
+    dino_weight = dino.loss_weight * dino_loss.uniform_share(
+        config.crops.local_crops_number,
+        views=config.distill.views if config.distill.source else "other",
+        local_loss_weight=dino.local_loss_weight,
+    )
     uniform = uniform_loss(
         [
-            (dino.loss_weight, dino.head_n_prototypes),
+            (dino_weight, dino.head_n_prototypes),
             (ibot.loss_weight, ibot_head.head_n_prototypes),
         ]
     )

@@ -18,7 +18,7 @@ _FILES = (
     *("run.lock", "config.json", "data.json", "metrics.jsonl", "events.jsonl"),
     *("bad_images.txt", "rollbacks.json", "pca.png", "teacher.json", "report.html"),
 )
-_FOLDERS = (
+FOLDERS = (
     *("checkpoints", "damaged_checkpoints", "best", "tensorboard", "profile"),
     "trackers",
 )
@@ -42,8 +42,8 @@ def make_workdir(workdir: pathlib.Path) -> None:
             f"cannot write to the folder {workdir} ({error.strerror}): choose another "
             "--workdir"
         ) from error
-    for name in (*_FILES, *_FOLDERS):
-        _check_entry(workdir / name, is_folder=name in _FOLDERS)
+    for name in (*_FILES, *FOLDERS):
+        _check_entry(workdir / name, is_folder=name in FOLDERS)
 
 
 def _check_entry(path: pathlib.Path, *, is_folder: bool) -> None:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import errors, ssl_meta_arch
+from dinov2_jax.augment import policies
 from dinov2_jax.models import model_config, pos_embed
 from dinov2_jax.weights import architecture, head_sizes, reading
 
@@ -65,6 +66,7 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
             raise errors.UserError(f"--config.init.source: {error}{fix}") from error
         params, file_model = dict(weights.params), weights.module.config
         _check_backbone(file_model, run_model, config.model.arch == "custom", source)
+        normalised = check_images(config, weights, f"init.source {source}")
         if heads:
             _check_heads(params, expected, config)
         params["backbone"] = _resampled(params["backbone"], run_model)
@@ -74,7 +76,8 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
             if name in params
         }
     sides = [m.grid_size for m in (file_model, run_model)]
-    return InitialWeights(params, _describe(config.init, config.optim, *sides))
+    described = _describe(config.init, config.optim, *sides)
+    return InitialWeights(params, described + normalised)
 
 
 def read_gram(
@@ -98,13 +101,48 @@ def read_gram(
             _check_backbone(
                 weights.module.config, run_model, config.model.arch == "custom", source
             )
+            normalised = check_images(config, weights, source)
         except errors.UserError as error:
             raise errors.UserError(
                 f"--config.gram.source must be a model of the run's kind: {error}"
             ) from error
         backbone = _resampled(weights.params["backbone"], run_model)
         backbone = jax.tree.map(np.asarray, backbone)
-    return InitialWeights({"backbone": backbone}, f"Gram teacher read from {source}")
+    described = f"Gram teacher read from {source}{normalised}"
+    return InitialWeights({"backbone": backbone}, described)
+
+
+def check_images(config: Any, weights: reading.Weights, source: str) -> str:
+    """Check that a source takes images as the run normalises them.
+
+    Args:
+      config: The config of the run.
+      weights: What was read.
+      source: Name of the source, for the error.
+
+    Returns:
+      What differs because the config sets it so, for the console; "" if nothing.
+
+    Raises:
+      UserError: Mean or standard deviation differ, and the config leaves them to the
+        default.
+    """
+    differing = []
+    for name, default in (
+        ("mean", policies.IMAGENET_MEAN),
+        ("std", policies.IMAGENET_STD),
+    ):
+        value = tuple(config.data[name]) or default
+        expected = tuple(getattr(weights.preprocessing, name))
+        if len(value) == len(expected) and np.allclose(value, expected, atol=1e-4):
+            continue
+        if not config.data[name]:
+            raise errors.UserError(
+                f"{source} expects images with {name} {expected}, but data.{name} is "
+                f'that of ImageNet: set --config.data.{name}="{expected}"'
+            )
+        differing.append(f"data.{name} {value}, not the source's {expected}")
+    return "".join(f"; {line}" for line in differing)
 
 
 def _unreleased_heads(run_model: model_config.ModelConfig) -> int | None:
@@ -225,7 +263,7 @@ def _check_heads(
     expected_heads = set(expected) - {"backbone"}
     if expected_heads - actual_heads:
         fix = ""
-        if "dino_head" in actual_heads:
+        if expected_heads - actual_heads == {"ibot_head"}:
             fix = (
                 "it has one head for both losses: set "
                 "--config.ibot.separate_head=False, "
@@ -234,12 +272,15 @@ def _check_heads(
             f"{source} has no {', no '.join(sorted(expected_heads - actual_heads))}; "
             f"{fix}{fresh}"
         )
-    if actual_heads - expected_heads and config.ibot.loss_weight:
+    if "ibot_head" in actual_heads - expected_heads and config.ibot.loss_weight:
         raise errors.UserError(
             f"{source} has a separate ibot_head: set --config.ibot.separate_head=True, "
             f"{fresh}"
         )
-    objective = "prototypes" if "last_layer" in params["dino_head"] else "coding_rate"
+    objective = config.train.objective
+    if "dino_head" in params:
+        with_prototypes = "last_layer" in params["dino_head"]
+        objective = "prototypes" if with_prototypes else "coding_rate"
     if objective != config.train.objective:
         raise errors.UserError(
             f"the heads of {source} are those of another objective: set "
@@ -268,7 +309,10 @@ def _check_heads(
             if value != expected_settings.get(name)
         ]
     if rows:
+        fixes = (
+            f"set {' '.join(flags)}, {fresh}" if flags else fresh.removeprefix("or ")
+        )
         raise errors.UserError(
-            f"the heads of {source} do not match the config: set {' '.join(flags)}, "
-            f"{fresh}\n" + "\n".join(rows)
+            f"the heads of {source} do not match the config: {fixes}\n"
+            + "\n".join(rows)
         )

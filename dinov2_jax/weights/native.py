@@ -105,6 +105,13 @@ def read(
             f"{path} is not the config of a run ({error}): restore it"
         ) from error
     json_fields.model(module.config.to_dict(), path)
+    students = getattr(getattr(config, "distill", None), "students", ())
+    if students:
+        names = " or ".join(str(workdir / name) for name, _ in students)
+        raise errors.UserError(
+            f"{workdir} trained several students: name {names}, which the run writes "
+            "when it ends"
+        )
     which = which or "teacher"
     branch = None if best else _BRANCHES[which]
     weights = saved_weights.read(step.absolute(), branch)

@@ -41,7 +41,7 @@ def test_the_measure_that_gained_least_decides(tmp_path):
     assert offer(kept, 0, 0.5, 0.8) and stored(tmp_path) == 0
     assert not offer(kept, 1, 0.9, 0.79)  # one below the start
     assert not offer(kept, 2, 0.5, 0.9)  # one as at the start
-    assert not offer(kept, 3, math.nan, 0.9)
+    assert not offer(kept, 3, math.nan, 0.9) and not offer(kept, 3, 0.9, math.nan)
     assert "no better than where it began" in kept.promise()
     assert offer(kept, 4, 0.6, 0.82) and stored(tmp_path) == 4
     assert not offer(kept, 5, 0.9, 0.81)
@@ -51,6 +51,16 @@ def test_the_measure_that_gained_least_decides(tmp_path):
     assert promise.startswith("better than the start: knn/top1 55.0% (+5.0 points)")
     assert "matching/accuracy 83.0% (+3.0 points) at step 6" in promise
     assert str(tmp_path) in promise and "\n" not in promise
+
+
+def test_a_rollback_to_the_start_keeps_the_best(tmp_path):
+    """The run measures its start again, and goes on from its record."""
+    kept = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=False)
+    offer(kept, 0, 0.5)
+    offer(kept, 100, 0.7)
+    assert not offer(kept, 0, 0.5) and stored(tmp_path) == 100
+    assert not offer(kept, 50, 0.6)
+    assert "(+20.0 points) at step 100" in kept.promise()
 
 
 def test_a_resumed_run_goes_on_from_its_record(tmp_path):

@@ -210,6 +210,22 @@ def test_all_weights_zero():
     assert "--config.dino.loss_weight=1" in problem
 
 
+def test_a_loss_that_learns_from_nothing():
+    only = [("dino.loss_weight", 0.0), ("dino.koleo_loss_weight", 0.0)]
+    checking.check(changed(*only))
+    problem = message(changed(*only, ("ibot.mask_sample_probability", 0.0)))
+    assert "--config.ibot.mask_sample_probability=0.5" in problem
+    features = [
+        *(("distill.source", "x"), ("distill.objective", "features")),
+        *(("crops.local_crops_number", 0), ("ibot.mask_sample_probability", 0.0)),
+        *(("dino.loss_weight", 0.0), ("dino.koleo_loss_weight", 0.0)),
+        ("ibot.loss_weight", 0.0),
+    ]
+    checking.check(changed(*features))
+    off = (("distill.features.cls_weight", 0.0), ("distill.features.patch_weight", 0.0))
+    assert "cls_weight and patch_weight are both 0" in message(changed(*features, *off))
+
+
 def test_the_coding_rate_needs_class_tokens_and_replaces_the_rest():
     simdino = ("train.objective", "coding_rate")
     off = ("dino.koleo_loss_weight", 0.0)
@@ -219,6 +235,8 @@ def test_the_coding_rate_needs_class_tokens_and_replaces_the_rest():
     assert "--config.dino.koleo_loss_weight=0" in problem
     problem = message(changed(simdino, off, ("dino.loss_weight", 0.0)))
     assert problem.startswith("dino.loss_weight = 0 ") and "; " not in problem
+    problem = message(changed(simdino, off, ("gram.loss_weight", 2.0)))
+    assert "set --config.gram.loss_weight=0" in problem
     balanced = ("train.centering", "sinkhorn_knopp")
     queue = ("train.sinkhorn_queue", 4)
     checking.check(changed(balanced, queue))
@@ -257,6 +275,8 @@ def test_without_labels_only_matching_judges():
         checking.check(changed(tasks, ("checkpoint.keep_best", keep_best)))
     problem = message(changed(tasks, ("checkpoint.keep_best", "knn")))
     assert "needs labelled images" in problem
+    nothing = ("evaluation.tasks", ()), ("checkpoint.keep_best", "all")
+    assert "needs something to measure" in message(changed(*nothing))
 
 
 def test_what_chooses_the_best_weights_stays_the_same(tmp_path):

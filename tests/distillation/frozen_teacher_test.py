@@ -24,9 +24,13 @@ def files(tmp_path_factory):
     made = network.make_network(c, jnp.float32)
     params = made.init(jax.random.key(0))
     prepare = preprocessing.for_patches(c.model.patch_size)
+    backbone = {"backbone": params["backbone"]}
+    without = {k: v for k, v in params["dino_head"].items() if k != "last_layer"}
     for name, weights in (
         ("heads", params),
-        ("backbone", {"backbone": params["backbone"]}),
+        ("backbone", backbone),
+        ("features", backbone | {"cls_head": params["dino_head"]}),
+        ("simdino", backbone | {"dino_head": without}),
     ):
         native.write(folder / name, made.backbone, weights, prepare, "teacher")
     return folder
@@ -80,9 +84,11 @@ def test_the_digest_is_of_the_weights(files):
     "name, distill, changes, message",
     [
         ("backbone", {}, {}, "no projection heads.*distill.objective=features"),
+        ("features", {}, {}, "features has no heads with prototypes: distil its feat"),
+        ("simdino", {}, {}, "simdino has no heads with prototypes: distil its feat"),
         ("nowhere", {}, {}, "there is no file or folder"),
         ("heads", {}, {"model.in_chans": 1}, "takes 3 channels, but model.in_chans"),
-        ("heads", {}, {"data.mean": (0.5, 0.5, 0.5)}, "set --config.data.mean"),
+        ("heads", {}, {"data.mean": (0.5, 0.5, 0.5)}, "not the source's.*set the sour"),
         ("heads", {"teacher_size": 22}, {}, "teacher_size = 22.*use 20"),
         ("heads", {}, {"init.source": "SOURCE"}, "start as its own teacher"),
     ],

@@ -146,6 +146,10 @@ def test_the_ema_is_the_average_of_the_students_steps(teacher):
         ((NARROW, NARROW), "different for each student"),
         ((("s", "train.steps=3"),), "s sets train.steps, which all students share"),
         ((("s", "model.patch_size=8"),), "model.patch_size, which all students share"),
+        ((("s", "ibot.loss_weight=0"),), "ibot.loss_weight, which all students share"),
+        ((("s", "ibot.separate_head=True"),), "which all students share"),
+        ((("s", "distill.features.standardize=none"),), "which all students share"),
+        ((("checkpoints", "model.depth=2"),), "'checkpoints' is a folder of every run"),
         ((("s", "model.depht=3"),), "did you mean --config.model.depth"),
         ((("s", "model.embed_dim=30 model.num_heads=4"),), "s: model.arch = 'custom'"),
     ],
@@ -159,6 +163,25 @@ def test_students_share_targets_so_they_need_sinkhorn(teacher):
     c = config(NARROW, DEEP, centering="centering")
     with pytest.raises(errors.UserError, match="centering=sinkhorn_knopp"):
         several_students.make_trainer(c, teacher)
+
+
+def test_a_teacher_is_compared_with_the_largest_student(teacher):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    made = several_students.make_trainer(config(NARROW, DEEP), teacher, mesh=mesh)
+    sizes = [own.num_params for own, _ in made.students(made.state).values()]
+    assert made.largest_student == max(sizes) < made.num_params == sum(sizes)
+    assert not teacher.warnings(made.largest_student)
+
+
+def test_statistics_of_a_batch_that_is_not_finite_are_not_kept():
+    old = {"mean": jnp.zeros(3), "images": jnp.ones(())}
+    new = {"mean": jnp.array([1.0, jnp.nan, 2.0]), "images": jnp.array(5.0)}
+    kept = several_students._if_finite(new, old)
+    jax.tree.map(np.testing.assert_array_equal, kept, old)
+    new["mean"] = jnp.arange(3.0)
+    jax.tree.map(
+        np.testing.assert_array_equal, several_students._if_finite(new, old), new
+    )
 
 
 @pytest.mark.slow

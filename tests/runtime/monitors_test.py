@@ -46,6 +46,18 @@ def test_learning_resets_nothing_but_is_not_warned_about():
     assert words.message(160, stuck)
 
 
+def test_each_of_several_students_is_looked_at():
+    uniform = math.log(4096)
+    rows = {f"a/{k}": v for k, v in losses(0.5 * uniform).items()}
+    rows |= {f"b/{k}": v for k, v in losses(uniform).items()}
+    assert "the DINO loss of b is" in make().message(100, rows)
+    assert "b/loss/dino_local" in rows and make().message(99, rows) is None
+
+
+def test_losses_of_features_are_compared_with_nothing():
+    assert make().message(100, {"loss/cls": 8.3, "small/loss/patch": 8.3}) is None
+
+
 def test_is_off_without_the_dino_loss():
     assert make(loss_weight=0.0).message(100, {}) is None
 

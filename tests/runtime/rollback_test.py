@@ -79,6 +79,12 @@ def test_uniform_loss_of_separate_heads():
     config.ibot.separate_head = False
     guard = rollback.make_loss_guard(config)
     assert guard.uniform == pytest.approx(2.5 * np.log(100))
+    # Two pairs of global crops and 2 L with local ones.
+    pairs = 2 * config.crops.local_crops_number
+    config.dino.local_loss_weight = 3.0
+    guard = rollback.make_loss_guard(config)
+    share = (2 + 3 * pairs) / (2 + pairs)
+    assert guard.uniform == pytest.approx((0.5 * share + 2) * np.log(100))
     config.train.objective = "coding_rate"  # finite losses of any size
     assert rollback.make_loss_guard(config).uniform == 0
 

@@ -4,6 +4,7 @@ Run as a program, this file is one of two processes with four devices each; a te
 starts both.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -32,6 +33,7 @@ from dinov2_jax import (
     train_step,
 )
 from dinov2_jax.config import checking
+from dinov2_jax.data import preprocessing
 from dinov2_jax.models import model_config
 from dinov2_jax.weights import initial, native, official, reading, state_dict
 
@@ -370,6 +372,39 @@ def test_heads_that_do_not_fit(folder, kind, sections, words):
     read(c)
     c = config(folder / f"{kind}.pth", "fresh", **sections)
     read(c)  # the other way out
+
+
+def test_images_are_normalised_as_the_source_expects(tmp_path):
+    """The default gives way to the source's; a value of the user's is told."""
+    c = tiny.config()
+    arch = make_arch(c)
+    params = arch.student.init(jax.random.key(0))
+    half = (0.5, 0.5, 0.5)
+    prepare = preprocessing.for_patches(PATCH)
+    prepare = dataclasses.replace(prepare, mean=half, std=half)
+    native.write(tmp_path / "x", arch.student.backbone, params, prepare, "teacher")
+    c = config(tmp_path / "x")
+    for name in ("mean", "std"):
+        text = message(c)
+        assert text.startswith(
+            f"init.source {tmp_path / 'x'} expects images with {name}"
+        )
+        assert text.endswith(f'set --config.data.{name}="(0.5, 0.5, 0.5)"')
+        c.data[name] = half
+    assert "not the source's" not in read(c).description
+    c.data.std = (0.3, 0.3, 0.3)
+    assert "data.std (0.3, 0.3, 0.3), not the source's (0.5" in read(c).description
+
+
+def test_heads_of_another_kind_of_distillation(tmp_path):
+    """A source whose heads regress features has none with prototypes."""
+    arch = make_arch(tiny.config())
+    params = arch.student.init(jax.random.key(0))
+    params["cls_head"] = params.pop("dino_head")
+    prepare = preprocessing.for_patches(PATCH)
+    native.write(tmp_path / "x", arch.student.backbone, params, prepare, "teacher")
+    text = message(config(tmp_path / "x", "loaded"))
+    assert "has no dino_head; or start with new heads" in text
 
 
 def test_sources_without_the_requested_parts(folder, tmp_path):
