@@ -34,6 +34,30 @@ FAULTS = (
         ("curate/components_test.py::test_the_first_in_the_order_is_kept",),
     ),
     Fault(
+        "equal-hashes-leave-with-the-first-only",
+        "dinov2_jax/curate/components.py",
+        "near = with_twins.leave(image)",
+        "near = with_twins.leave(image)[:0]",
+        ("curate/components_test.py::test_greedy_groups_of_equal_and_near_hashes",),
+    ),
+    Fault(
+        "images-of-one-colour-are-alike",
+        "dinov2_jax/curate/hashes.py",
+        "< _STRUCTURE",
+        "< 0",
+        ("curate/hashes_test.py::test_images_without_structure_are_like_no_other",),
+    ),
+    Fault(
+        "images-without-a-score-pass",
+        "dinov2_jax/curate/sample.py",
+        "leave_out(np.isnan(",
+        "leave_out(np.isposinf(",
+        (
+            "curate/sample_test.py::"
+            "test_unknown_scores_leave_and_unknown_duplicates_stay",
+        ),
+    ),
+    Fault(
         "only-leaking-images-leave",
         "dinov2_jax/curate/leaks.py",
         "touched |= (component >= 0)",

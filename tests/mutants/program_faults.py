@@ -94,4 +94,11 @@ FAULTS = (
         'return "sinkhorn_knopp", batches',
         ("recipe/rules_test.py::test_sinkhorn_needs_rows",),
     ),
+    Fault(
+        "only-one-student-is-looked-at",
+        "dinov2_jax/runtime/monitors.py",
+        "if name.endswith(ends[0])",
+        "if name == ends[0]",
+        ("runtime/monitors_test.py::test_each_of_several_students_is_looked_at",),
+    ),
 )

@@ -245,4 +245,23 @@ FAULTS = (
             "runtime/metric_writer_test.py::test_resume_drops_later_rows_and_a_torn_line",
         ),
     ),
+    Fault(
+        "best-weights-lost-at-the-start",
+        "dinov2_jax/checkpoint/best_weights.py",
+        "        if self.record is None:\n            if step:",
+        "        if self.record is None or not step:\n            if step:",
+        (
+            "checkpoint/best_weights_test.py::test_a_rollback_to_the_start_keeps_the_best",
+        ),
+    ),
+    Fault(
+        "features-distilled-into-no-adapters",
+        "dinov2_jax/objectives/feature_regression.py",
+        "            adapters=student.adapters,\n",
+        "",
+        (
+            "objectives/distillation_test.py::"
+            "test_a_part_of_the_backbone_learns_features",
+        ),
+    ),
 )
