@@ -258,15 +258,24 @@ def _length(request: request_lib.Request, config: Any, steps: int) -> list[Choic
     if request.trained and steps == sizing.MANY_STEPS:
         why = f"As in the paper's high-resolution phase, not more. {why}"
     every = steps // 10
-    return [
+    labelled = "if evaluation.train_path and val_path name labelled images"
+    found = [
         Choice(why, {"train.steps": steps}),
-        Choice(
-            "Ten evaluations, if evaluation.train_path and val_path name labelled "
-            "images.",
-            {"evaluation.every": every},
-        ),
+        Choice(f"Ten evaluations, {labelled}.", {"evaluation.every": every}),
         Choice("Besides one every ten minutes.", {"checkpoint.every": every}),
     ]
+    if request.trained:
+        found[1] = Choice(
+            f"Ten evaluations: patches matched, and k-NN {labelled}. The best weights "
+            "are kept, so that the result is not worse than the start, as in "
+            "configs/adapt.py.",
+            {
+                "evaluation.every": every,
+                "evaluation.tasks": ("knn", "matching"),
+                "checkpoint.keep_best": "all",
+            },
+        )
+    return found
 
 
 def _teacher(request: request_lib.Request, config: Any, steps: int) -> list[Choice]:

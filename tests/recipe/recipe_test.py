@@ -83,6 +83,8 @@ def test_from_released_weights():
     assert config["init.heads_only_steps"] == 1000
     assert config["optim.warmup_steps"] == 2000
     assert config["optim.base_lr"] == 2e-4
+    assert config["checkpoint.keep_best"] == "all"
+    assert "matching" in config["evaluation.tasks"]
     assert flat(choices.make_recipe(REQUESTS["giant"]).config)["model.ffn_layer"] == (
         "swiglufused"
     )
