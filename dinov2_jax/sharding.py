@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("replica", "fsdp")
@@ -245,3 +246,10 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     if mesh is None or x.shape[0] % mesh.size:
         return x
     return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def of_first_process(answer: bool) -> bool:
+    """Return process 0's answer in all processes, which must all ask."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))

@@ -27,6 +27,7 @@ from dinov2_jax.run_report import page as run_report
 from dinov2_jax.runtime import (
     bad_images,
     distributed,
+    event_log,
     logger,
     progress,
     rollback,
@@ -140,6 +141,10 @@ class Run:
             keep_every=config.checkpoint.keep_every,
         )
         lines = self._restore()
+        if not self.start_step and jax.process_index() == 0:
+            kept = best_weights.forget(workdir)
+            lines += [kept] if kept else []
+            bad_images.forget(workdir)
         self.best = self._make_best()
         if self.start_step < config.train.steps:
             space_warning = disk_space.check(
@@ -197,8 +202,6 @@ class Run:
 
     def _make_best(self) -> best_weights.BestWeights | None:
         """Return the keeper of the best weights that the config asks for, or None."""
-        if not self.start_step and jax.process_index() == 0:
-            best_weights.forget(self.workdir)
         keep_best = self.config.checkpoint.keep_best
         if not (keep_best and self._evaluates):
             return None
@@ -295,6 +298,8 @@ class Run:
         has_start = self.config.init.source or self.best
         if self._evaluates and has_start and not self.start_step:
             self._evaluate(0)  # the baseline for the adapted model
+        elif self._owes_evaluation():
+            self._evaluate(self.start_step)
         self.account.begin(timing.STEP)
         self.log.rates.restart()
         self.log.compilations.expect()
@@ -399,6 +404,18 @@ class Run:
     def _evaluate_every(self) -> int:
         return self.config.evaluation.every if self._evaluates else 0
 
+    def _owes_evaluation(self) -> bool:
+        """Return whether the run was stopped just before an evaluation."""
+        every = self._evaluate_every()
+        if not (every and self.start_step) or self.start_step % every:
+            return False
+        return sharding.of_first_process(
+            not any(
+                event["event"] == "evaluate" and event.get("step") == self.start_step
+                for event in event_log.read(self.workdir)
+            )
+        )
+
     def _evaluate_and_save(self, step: int, save_due: bool) -> None:
         last = step == self.config.train.steps
         every = self._evaluate_every()
@@ -449,16 +466,27 @@ class Run:
         )
 
     def _evaluate(self, step: int) -> None:
-        """Measure and log what the teacher backbones are worth."""
+        """Measure and log what the teacher backbones are worth.
+
+        Raises:
+          UserError: The images cannot be read, before the first step or in one of
+            several processes. Otherwise the run goes on, since a disk may come back.
+        """
         with (
             self.account.during("evaluate"),
             self.watchdog.during(f"the evaluation after step {step}", _LONG),
         ):
-            for name, (_, state) in self.trainer.students(self.state).items():
-                accuracies = self.evaluators[name].evaluate(
-                    state.teacher_params["backbone"], self.config.seed
-                )
-                self.log.evaluated(step, accuracies, student=name)
+            try:
+                for name, (_, state) in self.trainer.students(self.state).items():
+                    accuracies = self.evaluators[name].evaluate(
+                        state.teacher_params["backbone"], self.config.seed
+                    )
+                    self.log.evaluated(step, accuracies, student=name)
+            except errors.UserError as error:
+                if not step or jax.process_count() > 1:  # the others would wait
+                    raise
+                self.log.message(f"step {step}: not evaluated: {error}")
+                return
             self._write_report()
         if self.best:
             self._keep_best(step, accuracies)
@@ -472,7 +500,13 @@ class Run:
 
     def _keep_best(self, step: int, accuracies: dict[str, float]) -> None:
         with self.account.during("save"):
-            kept = self.best.offer(step, accuracies, self.state.teacher_params)
+            try:
+                kept = self.best.offer(step, accuracies, self.state.teacher_params)
+            except (errors.UserError, OSError) as error:
+                if not step:
+                    raise
+                self.log.save_failed(step, f"the best weights were not saved: {error}")
+                return
         if kept:
             self.log.events.add("best", step=step)
             if step:

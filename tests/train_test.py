@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import numpy as np
 import processes
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing import event_file_loader
 
 from configs import debug
 from dinov2_jax import train
+from dinov2_jax.runtime import event_log
 
 KEYS = """
     step loss/total loss/dino_local loss/dino_global loss/koleo loss/ibot lr
@@ -299,6 +301,23 @@ def test_only_bad_images(uninterrupted, in_process, tmp_path):
     assert finished.code == 2, finished.output
     assert ".jpg (not an image" in finished.error
     assert not processes.noise(finished.output)
+
+
+@pytest.mark.parametrize(
+    "start, every, evaluated, owes",
+    [(4, 4, [], True), (4, 4, [4], False), (5, 4, [4], False), (0, 4, [], False)]
+    + [(4, 0, [], False), (8, 4, [4], True)],
+)
+def test_an_evaluation_that_a_stop_left_out(tmp_path, start, every, evaluated, owes):
+    """A run that is preempted saves at once, and measures when it goes on."""
+    events = event_log.Events(tmp_path)
+    for step in evaluated:
+        events.add("evaluate", step=step)
+    events.close()
+    run = types.SimpleNamespace(
+        workdir=tmp_path, start_step=start, _evaluate_every=lambda: every
+    )
+    assert train.Run._owes_evaluation(run) == owes
 
 
 def test_a_single_prototype_is_doubted():

@@ -1,10 +1,10 @@
 """WORKDIR/best: the teacher of a run's best evaluation, its start included.
 
-best/STEP has the weights, sealed like a checkpoint, and best/record.json says which
-step it is and what was measured. A step is better than another if the measure that has
-gained least since step 0 has gained more. So a run that keeps its best weights never
-ends below its start in any of its measures. Checkpoints, resuming and rollbacks do not
-touch the folder.
+best/STEP (STEP-again, if the step was measured twice) has the weights, sealed like a
+checkpoint, and best/record.json says which step it is and what was measured. A step is
+better than another if the measure that has gained least since step 0 has gained more.
+So a run that keeps its best weights never ends below its start in any of its measures.
+Checkpoints, resuming and rollbacks do not touch the folder.
 """
 
 import dataclasses
@@ -12,14 +12,13 @@ import json
 import math
 import pathlib
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from dinov2_jax import errors, files
+from dinov2_jax import errors, files, sharding
 from dinov2_jax.checkpoint import checksums, saved_weights
 
 FOLDER = "best"
@@ -34,11 +33,13 @@ class Record:
       step: Its step.
       start: The measures at step 0 by name; higher is better.
       best: The measures at `step`.
+      name: Name of the weights' folder; "" if it is the step.
     """
 
     step: int
     start: Mapping[str, float]
     best: Mapping[str, float]
+    name: str = ""
 
     def gains(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return how far measures are above those of the start."""
@@ -66,7 +67,7 @@ def read(workdir: pathlib.Path) -> Record | None:
             {str(name): float(value) for name, value in content[field].items()}
             for field in ("start", "best")
         )
-        return Record(int(content["step"]), start, best)
+        return Record(int(content["step"]), start, best, content.get("name", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.UserError(
             f"cannot read {path} ({error}): it says which weights are the run's best; "
@@ -74,15 +75,36 @@ def read(workdir: pathlib.Path) -> Record | None:
         ) from error
 
 
-def forget(workdir: pathlib.Path) -> None:
-    """Remove WORKDIR/best, because a new run starts."""
+def forget(workdir: pathlib.Path) -> str:
+    """Put WORKDIR/best aside, or remove it if nothing was learned: a new run starts.
+
+    Returns:
+      A line for the log; "" if nothing is kept.
+    """
+    record = _readable(workdir)
+    if record is not None and record.step:
+        now = time.strftime("%Y%m%dT%H%M%S")
+        aside = workdir / f"{FOLDER}.old-{now}"
+        (workdir / FOLDER).rename(aside)
+        return (
+            f"there is no checkpoint, so the run starts at step 0; the best weights of "
+            f"the run before, of step {record.step}, are in {aside}"
+        )
     (workdir / FOLDER / _RECORD).unlink(missing_ok=True)
     shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+    return ""
+
+
+def _readable(workdir: pathlib.Path) -> Record | None:
+    try:
+        return read(workdir)
+    except errors.UserError:  # damaged
+        return None
 
 
 def folder(workdir: pathlib.Path, record: Record) -> pathlib.Path:
     """Return the folder of a run's best weights, for `saved_weights.read`."""
-    return workdir / FOLDER / str(record.step)
+    return workdir / FOLDER / (record.name or str(record.step))
 
 
 class BestWeights:
@@ -133,16 +155,20 @@ class BestWeights:
             if step:
                 raise ValueError(f"step {step} was offered before step 0")
             record = Record(0, values, values)
-        elif _agree(self.record.is_beaten_by(values)):
-            record = dataclasses.replace(self.record, step=step, best=values)
+        elif sharding.of_first_process(self.record.is_beaten_by(values)):
+            # A step that was measured before, in a run that was killed or rolled back,
+            # does not overwrite its weights: a kill in between would leave none.
+            again = folder(self._workdir, self.record).name == str(step)
+            name = f"{step}-again" if again else ""
+            record = Record(step, self.record.start, values, name)
         else:
             return False
         target = folder(self._workdir, record)
         saved_weights.write(target, weights)
         if jax.process_index() == 0:
             checksums.write(target)
-            content = json.dumps(dataclasses.asdict(record), indent=1)
-            files.write_text(target.parent / _RECORD, content)
+            content = {k: v for k, v in dataclasses.asdict(record).items() if v != ""}
+            files.write_text(target.parent / _RECORD, json.dumps(content, indent=1))
             for other in target.parent.iterdir():
                 if other.is_dir() and other != target:
                     shutil.rmtree(other, ignore_errors=True)
@@ -165,10 +191,3 @@ class BestWeights:
             f"better than the start: {gains} at step {record.step}, the best; "
             f"so {read_as} that step"
         )
-
-
-def _agree(answer: bool) -> bool:
-    """Return process 0's answer in all processes."""
-    if jax.process_count() == 1:
-        return answer
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))

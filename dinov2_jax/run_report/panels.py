@@ -62,9 +62,8 @@ def arrange(
       metrics: The series.
       one_metric: Whether a figure shows a single metric, as when runs are compared.
     """
-    left = [name for name in metrics if name not in _HIDDEN]
-    if "skipped" in left and not metrics["skipped"].values.any():
-        left.remove("skipped")
+    left = [name for name in metrics if _last(name) not in _HIDDEN]
+    left = [n for n in left if _last(n) != "skipped" or metrics[n].values.any()]
 
     def take(pattern: str) -> list[str]:
         found = [name for name in left if re.fullmatch(pattern, name)]
@@ -80,7 +79,7 @@ def arrange(
         ]
         for section, figures in _FIXED.items()
     }
-    skipped = take("skipped")
+    skipped = take(r"(.+/)?skipped")
     evaluations = take(r"(?!crops/).+/.+")
     sections = {
         "Losses": [Panel(_title(name, "loss"), {name: name}) for name in losses],
@@ -97,6 +96,11 @@ def arrange(
         for section, figures in sections.items()
         if (shown := [p for f in figures if f.metrics for p in _split(f, one_metric)])
     }
+
+
+def _last(name: str) -> str:
+    """Return a metric's name without that of a student."""
+    return name.rpartition("/")[2]
 
 
 def _evaluations(metrics: Mapping[str, series.Series]) -> list[Panel]:

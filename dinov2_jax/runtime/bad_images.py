@@ -2,7 +2,9 @@
 
 Each process writes its own file, since not every file system lets several processes
 append to one: WORKDIR/bad_images.txt for the first, bad_images-3.txt for process 3. An
-image counts once, however many processes name it.
+image counts once, however many processes name it. After a restart, those named before
+count against the allowed share only when this process meets them again, since they may
+have been repaired.
 """
 
 import contextlib
@@ -31,8 +33,15 @@ def names(workdir: pathlib.Path) -> set[str]:
     return set().union(*map(_names_in, paths(workdir)))
 
 
-def _names_in(path: pathlib.Path) -> set[str]:
-    lines = path.read_text("utf-8", "replace").split("\n")
+def forget(workdir: pathlib.Path) -> None:
+    """Remove the files, because a run starts at step 0, perhaps on other images."""
+    for path in paths(workdir):
+        path.unlink(missing_ok=True)
+
+
+def _names_in(path: pathlib.Path, start: int = 0) -> set[str]:
+    """Return the names in a file, from a byte on."""
+    lines = path.read_bytes()[start:].decode("utf-8", "replace").split("\n")
     return {line.split("\t")[0] for line in lines[:-1]}  # the last may be cut
 
 
@@ -58,9 +67,11 @@ class BadImages:
         self._workdir, self._path = workdir, workdir / name
         self._label = f"process {process}: " if process else ""
         self._total, self._max_share = len(source), max_share
-        self._seen: set[str] = set()
+        self._seen: set[str] = set()  # named in any file
+        self._now: set[str] = set()  # of those, met or named since the start
         self._sizes: dict[pathlib.Path, int] = {}
         self._log: append_file.RecordFile | None = None
+        self._starts = {path: path.stat().st_size for path in paths(workdir)}
         self._update()
         self._next_count = max(_FIRST_COUNT, 2 * len(self._seen))
         self._looked = -math.inf  # the first new image reads the files again
@@ -82,12 +93,15 @@ class BadImages:
         for entry in bad:
             name = str(entry["name"])
             name = "".join(c if c.isprintable() else _escaped(c) for c in name)
-            if name in self._seen:
+            if name in self._now:
                 continue
             if time.monotonic() - self._looked >= _LOOK_EVERY:
                 self._update()
-                if name in self._seen:
+                if name in self._now:
                     continue
+            self._now.add(name)
+            if name in self._seen:  # and so in a file
+                continue
             self._seen.add(name)
             if self._log is None:
                 self._log = append_file.RecordFile(self._path)
@@ -96,10 +110,11 @@ class BadImages:
                 logging.warning(
                     "%sunreadable image %s: %s", self._label, name, entry["reason"]
                 )
-        if len(self._seen) > self._max_share * self._total:
+        if len(self._now) > self._max_share * self._total:
             raise errors.UserError(
-                f"{self.summary()}, more than data.max_bad_share = {self._max_share}: "
-                "repair or remove them, or raise --config.data.max_bad_share"
+                f"{self._summary(self._now)}, more than data.max_bad_share = "
+                f"{self._max_share}: repair or remove them, or raise "
+                "--config.data.max_bad_share"
             )
         if len(self._seen) >= self._next_count:
             self._next_count = 2 * len(self._seen)
@@ -113,16 +128,20 @@ class BadImages:
                 size = path.stat().st_size
                 if size != self._sizes.get(path):
                     self._seen |= _names_in(path)
+                    self._now |= _names_in(path, self._starts.get(path, 0))
                     self._sizes[path] = size
 
     def summary(self) -> str:
         """Return one line with the count and the files that name the images."""
+        return self._summary(self._seen)
+
+    def _summary(self, images: set[str]) -> str:
         where = self._workdir / "bad_images.txt"
         others = [path for path in paths(self._workdir) if path != where]
         if others:
             where = self._workdir / "bad_images*.txt"
         return (
-            f"{len(self._seen)} of {self._total} images are unreadable and were "
+            f"{len(images)} of {self._total} images are unreadable and were "
             f"replaced; they are named in {where}"
         )
 

@@ -1,8 +1,11 @@
 """Traces of steps and memory reports, on demand, in WORKDIR/profile."""
 
+import contextlib
+import logging
 import pathlib
 import re
 import signal
+from collections.abc import Iterator
 
 import jax
 
@@ -44,8 +47,10 @@ class Profiler:
             written = self.close()
         if step == self._first <= self._last:
             name = f"step-{step}" + f"-process-{self._process}" * bool(self._process)
-            self._folder = self._workdir / "profile" / name
-            jax.profiler.start_trace(self._folder)
+            folder = self._workdir / "profile" / name
+            with _tolerating(folder):
+                jax.profiler.start_trace(folder)
+                self._folder = folder
         return written
 
     def close(self) -> str | None:
@@ -53,10 +58,22 @@ class Profiler:
         if self._folder is None:
             return None
         folder, self._folder = self._folder, None
-        jax.profiler.stop_trace()
-        jax.profiler.save_device_memory_profile(str(folder / "memory.prof"))
-        (folder / "memory.txt").write_text(memory())
-        return str(folder)
+        with _tolerating(folder):
+            jax.profiler.stop_trace()
+            jax.profiler.save_device_memory_profile(str(folder / "memory.prof"))
+            (folder / "memory.txt").write_text(memory())
+            return str(folder)
+        return None
+
+
+@contextlib.contextmanager
+def _tolerating(folder: pathlib.Path) -> Iterator[None]:
+    """Log a trace that fails, on a full disk say; the run goes on without it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # jax raises the latter
+        reason = " ".join(str(error).split())[:200]
+        logging.warning("there is no trace in %s: %s", folder, reason)
 
 
 def memory() -> str:

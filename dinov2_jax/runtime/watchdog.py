@@ -63,8 +63,13 @@ class Watchdog:
         self._closed.set()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(self._patience / 10, 10.0)):
-            waited = time.monotonic() - self._since
+        interval, looked = min(self._patience / 10, 10.0), time.monotonic()
+        while not self._closed.wait(interval):
+            stopped = time.monotonic() - looked - interval
+            if stopped > interval:  # of the whole process, by Ctrl-Z or a container
+                self._since += stopped
+            looked = time.monotonic()
+            waited = looked - self._since
             if waited > self._patience * self._times:
                 self._leave(waited)
 

@@ -111,11 +111,18 @@ def update_teacher_record(
     """
     path = workdir / "teacher.json"
     if resumed and path.exists():
-        before = json.loads(path.read_text())
-        if before["digest"] != now["digest"]:
+        try:
+            before = json.loads(path.read_text())
+            source, digest = before["source"], before["digest"]
+        except (ValueError, KeyError, TypeError) as error:
             raise errors.UserError(
-                f"the run in {workdir} learns from {before['source']} (digest "
-                f"{before['digest']}), not from {now['source']} ({now['digest']}): set "
+                f"cannot read {path} ({error}): it says which teacher the run learns "
+                "from; restore it, or choose another --workdir"
+            ) from error
+        if digest != now["digest"]:
+            raise errors.UserError(
+                f"the run in {workdir} learns from {source} (digest "
+                f"{digest}), not from {now['source']} ({now['digest']}): set "
                 "--config.distill.source to that teacher or choose another --workdir"
             )
     if write:

@@ -260,4 +260,5 @@ def _select(log, kind: str) -> list[dict[str, Any]]:
 
 
 def _ago(event, now) -> str:
-    return f"{timing.duration((now - event['time']).total_seconds())} ago"
+    seconds = (now - event["time"]).total_seconds()
+    return f"{timing.duration(max(seconds, 0.0))} ago"  # clocks may differ

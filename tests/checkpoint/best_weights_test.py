@@ -63,6 +63,36 @@ def test_a_rollback_to_the_start_keeps_the_best(tmp_path):
     assert "(+20.0 points) at step 100" in kept.promise()
 
 
+def test_a_step_that_is_measured_again_does_not_overwrite_itself(tmp_path, monkeypatch):
+    """A kill in the write leaves the weights before."""
+    kept = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=False)
+    offer(kept, 0, 0.5)
+    offer(kept, 4, 0.7)
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "write", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            offer(kept, 4, 0.8)
+    record = best_weights.read(tmp_path)
+    assert (record.step, record.best[NAMES[0]]) == (4, 0.7)
+    assert checksums.problem(best_weights.folder(tmp_path, record)) is None
+    for value in (0.8, 0.9):
+        again = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=True)
+        assert offer(again, 4, value) and stored(tmp_path) == 4
+
+
+def test_a_new_start_puts_learned_weights_aside(tmp_path):
+    kept = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=False)
+    offer(kept, 0, 0.5)
+    assert best_weights.forget(tmp_path) == "" and not list(tmp_path.iterdir())
+    kept = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=False)
+    offer(kept, 0, 0.5)
+    offer(kept, 6, 0.7)
+    line = best_weights.forget(tmp_path)
+    (aside,) = tmp_path.iterdir()
+    assert aside.name.startswith("best.old-") and str(aside) in line
+    assert (aside / "6").is_dir() and best_weights.read(tmp_path) is None
+
+
 def test_a_resumed_run_goes_on_from_its_record(tmp_path):
     kept = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=False)
     offer(kept, 0, 0.5)

@@ -11,7 +11,7 @@ from PIL import Image
 from configs import debug, quickstart
 from dinov2_jax import errors
 from dinov2_jax.run_report import __main__ as program
-from dinov2_jax.run_report import page, series
+from dinov2_jax.run_report import page, panels, series
 from dinov2_jax.runtime import event_log
 
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
@@ -154,6 +154,25 @@ def test_series(tmp_path):
     assert found[0] == "a" and found[1].steps.tolist() == [1, 2, 3]
     assert found[1].values.tolist() == [1 / 3, 2 / 3, 1.0]
     assert series.read(tmp_path / "nowhere") == {}
+
+
+def test_counters_of_students_are_no_evaluations():
+    def values(*numbers):
+        return series.Series(np.arange(len(numbers)), np.array(numbers, float))
+
+    found = panels.arrange(
+        {
+            "loss/total": values(1, 2),
+            "small/loss/total": values(1, 2),
+            "small/skipped": values(0, 1),
+            "small/skipped_in_a_row": values(0, 1),
+            "base/skipped": values(0, 0),
+            "small/knn/top1": values(0.5, 0.6),
+        }
+    )
+    shown = {s: [m for p in ps for m in p.metrics] for s, ps in found.items()}
+    assert shown["Evaluation"] == ["small/knn/top1"]
+    assert shown["Stability"] == ["small/skipped"]
 
 
 def test_several_runs(run, tmp_path, capsys):

@@ -70,8 +70,22 @@ def test_a_restart_goes_on_counting(tmp_path, processes):
         account = make(tmp_path, process)
         account.add(bad("a.jpg", "1.jpg"))
         assert account.count == 4
-    lines = [path.read_text().count("\n") for path in bad_images.paths(tmp_path)]
-    assert sum(lines) == 4
+    assert bad_images.names(tmp_path) == {"a.jpg", "0.jpg", "1.jpg", "2.jpg"}
+
+
+def test_repaired_images_do_not_count(tmp_path):
+    """A run that was stopped by too many goes on; those that are still bad stop it."""
+    six = [f"{i}.jpg" for i in range(6)]
+    with pytest.raises(errors.UserError, match="6 of 10 images"):
+        make(tmp_path, 0).add(bad(*six))
+    account = make(tmp_path, 0)
+    account.add(bad())
+    account.add(bad(*six[:5]))
+    assert account.count == 6
+    with pytest.raises(errors.UserError, match="6 of 10 images"):
+        account.add(bad(six[5]))
+    bad_images.forget(tmp_path)
+    assert make(tmp_path, 0).count == 0 and not list(tmp_path.iterdir())
 
 
 def test_a_line_that_is_being_written_is_left_for_later(tmp_path, always_look):

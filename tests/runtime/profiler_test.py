@@ -5,7 +5,7 @@ import signal
 import processes
 import pytest
 
-from dinov2_jax.runtime import event_log
+from dinov2_jax.runtime import event_log, profiler
 
 FLAGS = (*processes.DEBUG, "--config.checkpoint.every=100")
 
@@ -36,6 +36,25 @@ def test_asked_for_before_and_under_way(uninterrupted, in_process, tmp_path):
     processes.assert_same_arrays(
         processes.load(tmp_path, 20), processes.load(uninterrupted[0], 20)
     )
+
+
+@pytest.mark.parametrize("failing", ["start_trace", "stop_trace"])
+def test_a_trace_that_fails_does_not_end_the_run(
+    tmp_path, monkeypatch, caplog, failing
+):
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(profiler.jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(profiler.jax.profiler, failing, full)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        traces = profiler.Profiler(tmp_path, steps=(2, 3), process=0)
+        assert [traces.before_step(step) for step in range(1, 6)] == [None] * 5
+        assert traces.close() is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert f"there is no trace in {tmp_path / 'profile/step-2'}: " in caplog.text
 
 
 @pytest.mark.parametrize("text", ["5", "0:3", "4:3", "a:b"])

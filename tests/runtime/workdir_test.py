@@ -113,6 +113,19 @@ def test_a_damaged_record_is_replaced(tmp_path, content):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("content", ["", "{}", "[1]"])
+def test_a_damaged_record_of_the_teacher(tmp_path, content):
+    (tmp_path / "teacher.json").write_text(content)
+    now = {"source": "runs/large", "digest": "1f"}
+    with pytest.raises(errors.UserError, match="cannot read .*teacher.json .*restore"):
+        workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
+    workdir.update_teacher_record(tmp_path, now, resumed=False, write=True)
+    workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
+    now["digest"] = "2e"
+    with pytest.raises(errors.UserError, match="learns from runs/large"):
+        workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
+
+
 def test_files_of_another_user():
     with tempfile.TemporaryDirectory() as name:  # others cannot look into tmp_path
         path = pathlib.Path(name) / "metrics.jsonl"

@@ -49,6 +49,11 @@ def test_a_finished_run(uninterrupted):
     assert report["last"].endswith("UTC, 1:00:00 ago: ended at step 20: done")
 
 
+def test_a_clock_that_is_behind(uninterrupted):
+    report = lines(uninterrupted[0], later=-4)
+    assert report["state"] == "finished, 0:00 ago"
+
+
 @pytest.fixture
 def killed(uninterrupted, tmp_path):
     """A run without its end, its last step or its last checkpoint."""
