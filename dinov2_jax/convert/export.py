@@ -1,5 +1,6 @@
 """Export of weights: written, verified with the target's packages, then kept."""
 
+import dataclasses
 import json
 import pathlib
 import tempfile
@@ -160,6 +161,7 @@ def _report(name, written, owners, weights, source, checked) -> dict[str, Any]:
         "target": name,
         "which": "both" if len(owners) > 1 else weights.which,
         "model": weights.module.config.to_dict(),
+        "preprocessing": dataclasses.asdict(weights.preprocessing),
         "bytes": sum(path.stat().st_size for path in files),
         "sha256": {
             str(path.relative_to(written.parent)): files_lib.sha256(path)

@@ -61,6 +61,7 @@ def write(
             f"image_size {tuple(image_size)} is not a multiple of the patch size {p}: "
             f"use {tuple(max(n // p, 1) * p for n in image_size)}"
         )
+    prepare = prepare or preprocessing.Preprocessing()
     graph = onnx_builder.Builder(onnx)
     _build(graph, module, params, image_size)
     model = onnx.helper.make_model(
@@ -68,11 +69,9 @@ def write(
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="dinov2_jax",
-        doc_string=_describe(config, image_size),
+        doc_string=_describe(config, image_size, prepare),
     )
-    onnx.helper.set_model_props(
-        model, _metadata(config, image_size, prepare or preprocessing.Preprocessing())
-    )
+    onnx.helper.set_model_props(model, _metadata(config, image_size, prepare))
     data = path.with_name(f"{path.name}.data")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,11 +252,12 @@ def _swiglu(graph: onnx_builder.Builder, name: str, x: str, config, weights) -> 
     return _linear(graph, f"{name}.w3", x, weights, config.ffn_bias)
 
 
-def _describe(config, image_size) -> str:
+def _describe(config, image_size, prepare) -> str:
     height, width = image_size
     pixels = ""
-    if config.in_chans == 3:
-        pixels = ", RGB in 0..1 minus image_mean, divided by image_std"
+    if prepare.fits_channels(config.in_chans):
+        values = "RGB" if config.in_chans == 3 else "values"
+        pixels = f", {values} in 0..1 minus image_mean, divided by image_std"
     registers = "registers [batch, R, D], " if config.num_register_tokens else ""
     return (
         f"DINOv2 ViT with patches of {config.patch_size} px. Input images: float32 "
@@ -274,7 +274,7 @@ def _metadata(config, image_size, prepare) -> dict[str, str]:
         "patch_size": config.patch_size,
         "num_register_tokens": config.num_register_tokens,
     }
-    if config.in_chans == 3:
+    if prepare.fits_channels(config.in_chans):
         known["image_mean"] = list(prepare.mean)
         known["image_std"] = list(prepare.std)
     return {name: json.dumps(value) for name, value in known.items()}

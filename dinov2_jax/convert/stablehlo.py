@@ -268,9 +268,10 @@ def _describe(module, image_size, prepare) -> str:
     rows, columns = height // config.patch_size, width // config.patch_size
     registers = config.num_register_tokens
     pixels = ""
-    if config.in_chans == 3:
+    if prepare.fits_channels(config.in_chans):
+        values = "RGB" if config.in_chans == 3 else "Values"
         mean, std = list(prepare.mean), list(prepare.std)
-        pixels = f" RGB in 0..1 minus {mean}, divided by\n  {std}."
+        pixels = f" {values} in 0..1 minus {mean}, divided by\n  {std}."
     return _README.format(
         program=PROGRAM,
         weights=WEIGHTS,

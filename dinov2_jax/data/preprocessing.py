@@ -37,6 +37,10 @@ class Preprocessing:
         resize_size = round(crop_size * self.resize_size / self.crop_size)
         return dataclasses.replace(self, resize_size=resize_size, crop_size=crop_size)
 
+    def fits_channels(self, in_chans: int) -> bool:
+        """Return whether mean and deviation are for images of so many channels."""
+        return {len(self.mean), len(self.std)} <= {1, in_chans}
+
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """Normalise uint8 [..., C] with `mean` and `std`; return float32."""
         scaled = np.asarray(image, np.float32) / np.float32(255)

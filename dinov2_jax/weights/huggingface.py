@@ -110,9 +110,10 @@ def _is_swiglu(config: Mapping[str, Any], folder: pathlib.Path) -> bool:
 
 def _report(folder: pathlib.Path) -> dict[str, Any]:
     """Return the settings that the report of `convert` adds to config.json."""
-    return report.read_settings(
-        folder / "model.safetensors",
-        report.path_of(folder),
+    path = report.path_of(folder)
+    return report.settings(
+        report.read(folder / "model.safetensors", path),
+        path,
         ("interpolate_offset", "interpolate_antialias"),
     )
 

@@ -79,6 +79,30 @@ def model(
     return found
 
 
+def read_preprocessing(
+    fields: Mapping[str, Any], path: Any, patch_size: int, in_chans: int
+) -> preprocessing.Preprocessing:
+    """Return the checked preprocessing in a file of this project.
+
+    Args:
+      fields: The fields in the file, with "preprocessing".
+      path: Path of the file, for errors.
+      patch_size: Patch size of the model, px.
+      in_chans: Number of channels of the model.
+
+    Raises:
+      UserError: A field is missing or wrong, see `check_preprocessing`.
+    """
+    fields = require(fields, "preprocessing", dict, path)
+    prepare = preprocessing.Preprocessing(
+        fields.get("resize_size"),
+        fields.get("crop_size"),
+        tuple(require(fields, "mean", list, path)),
+        tuple(require(fields, "std", list, path)),
+    )
+    return check_preprocessing(prepare, path, patch_size, in_chans)
+
+
 def check_preprocessing(
     prepare: preprocessing.Preprocessing, path: Any, patch_size: int, in_chans: int
 ) -> preprocessing.Preprocessing:

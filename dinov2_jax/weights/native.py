@@ -67,17 +67,8 @@ def read(
         module = vision_transformer.VisionTransformer(
             model_config.ModelConfig(**options)
         )
-        preprocessing_fields = json_fields.require(
-            described, "preprocessing", dict, path
-        )
-        prepare = preprocessing.Preprocessing(
-            preprocessing_fields.get("resize_size"),
-            preprocessing_fields.get("crop_size"),
-            tuple(json_fields.require(preprocessing_fields, "mean", list, path)),
-            tuple(json_fields.require(preprocessing_fields, "std", list, path)),
-        )
-        json_fields.check_preprocessing(
-            prepare, path, module.config.patch_size, module.config.in_chans
+        prepare = json_fields.read_preprocessing(
+            described, path, module.config.patch_size, module.config.in_chans
         )
         stored = described.get("which")
         if stored not in (None, *_BRANCHES):

@@ -137,6 +137,8 @@ def _read_tensors(path, place, heads, num_heads, ignore, expected):
     """Read another project's file: convert names, check shapes, then read values."""
     name = str(path)
     settings: dict[str, Any] = {}
+    described: dict[str, Any] = {}
+    described_at = report.path_of(path)
     prepare = None
     claimed = expected and (expected, path.name)
     if path.is_dir():
@@ -144,9 +146,8 @@ def _read_tensors(path, place, heads, num_heads, ignore, expected):
         tree, settings, prepare = folder.tensors, folder.settings, folder.preprocessing
     else:
         tree = tensor_file.read(path)
-        settings = report.read_settings(
-            path, report.path_of(path), model_config.NOT_IN_TENSORS
-        )
+        described = report.read(path, described_at)
+        settings = report.settings(described, described_at, model_config.NOT_IN_TENSORS)
     if num_heads and "num_heads" not in settings:
         settings["num_heads"] = num_heads
     found, owner = checkpoint_tree.submodules(
@@ -180,6 +181,10 @@ def _read_tensors(path, place, heads, num_heads, ignore, expected):
     if prepare:
         json_fields.check_preprocessing(
             prepare, folder.preprocessing_file, config.patch_size, config.in_chans
+        )
+    elif "preprocessing" in described:  # older reports have none
+        prepare = json_fields.read_preprocessing(
+            described, described_at, config.patch_size, config.in_chans
         )
     prepare = prepare or preprocessing.for_patches(config.patch_size)
     module = vision_transformer.VisionTransformer(config)

@@ -102,6 +102,13 @@ def test_metadata_of_the_model(tmp_path):
     }
     write_small(path, "bare")  # four channels: nobody knows their mean
     assert "image_mean" not in {p.key for p in onnx.load(path).metadata_props}
+    prepare = preprocessing.Preprocessing(mean=(0.1, 0.2, 0.3, 0.4), std=(0.5,))
+    write_small(path, "bare", prepare=prepare)
+    model = onnx.load(path)
+    properties = {p.key: json.loads(p.value) for p in model.metadata_props}
+    assert properties["image_mean"] == [0.1, 0.2, 0.3, 0.4]
+    assert properties["image_std"] == [0.5]
+    assert "values in 0..1 minus image_mean" in model.doc_string
 
 
 def test_weights_have_the_references_names(tmp_path):

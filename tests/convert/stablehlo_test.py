@@ -159,6 +159,10 @@ def test_the_readme(tmp_path):
     write_small(tmp_path / "x", "bare")
     text = (tmp_path / "x" / "README.md").read_text()
     assert "divided by" not in text and "[b, 10, 20, 4]" in text
+    prepare = preprocessing.Preprocessing(mean=(0.1, 0.2, 0.3, 0.4), std=(0.5,) * 4)
+    write_small(tmp_path / "x", "bare", prepare=prepare)
+    text = (tmp_path / "x" / "README.md").read_text()
+    assert "Values in 0..1 minus [0.1, 0.2, 0.3, 0.4]" in text
 
 
 def test_only_an_export_is_replaced(tmp_path):

@@ -1,5 +1,6 @@
 """Real files of every library, and files that must be refused."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,7 +21,8 @@ from peers import torch, transformers
 
 from dinov2_jax import errors
 from dinov2_jax.convert import __main__ as convert
-from dinov2_jax.convert import targets
+from dinov2_jax.convert import destination, export, targets
+from dinov2_jax.data import preprocessing
 from dinov2_jax.weights import naming, reading, safetensors_file, state_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -131,6 +133,31 @@ def test_report_beside_a_file_gives_the_heads(tmp_path):
     assert reading.read(out).module.config.num_heads == 8
     save(out, weights(seed=5))  # the same size in bytes, and not that file
     assert "pass num_heads" in refusal(out, num_heads=None)
+
+
+def test_report_gives_the_preprocessing_under_any_name(tmp_path, caplog):
+    path = save(tmp_path / "a.pth", weights())
+    found = read(path)
+    prepare = preprocessing.Preprocessing(60, 56, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    heads = found.module.clone(config=found.module.config.replace(num_heads=8))
+    other = dataclasses.replace(found, module=heads, preprocessing=prepare)
+    for name, target in (("b.pth", "torch-hub"), ("b.safetensors", "safetensors")):
+        out = destination.Destination(tmp_path / name, is_file=True, target=target)
+        export.export({None: other}, out, source="a", skip="a test")
+        for folder, new in (("same", name), ("new", f"renamed-{name}")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            for end in ("", ".json"):
+                shutil.copy(
+                    tmp_path / f"{name}{end}", tmp_path / folder / f"{new}{end}"
+                )
+            copied = reading.read(tmp_path / folder / new)
+            assert copied.preprocessing == prepare
+            assert copied.module.config.num_heads == 8
+    assert not caplog.messages
+    shutil.copy(tmp_path / "b.pth.json", tmp_path / "a.pth.json")
+    assert read(path).preprocessing == preprocessing.Preprocessing()
+    (said,) = caplog.messages
+    assert "a.pth.json is the report on another file" in said
 
 
 def test_half_precision_files_become_float32(tmp_path):
@@ -413,8 +440,8 @@ def test_report_with_wrong_values_is_refused_and_of_other_bytes_ignored(tmp_path
         "interpolate_antialias": False,
     }
 
-    def write(model, digest=digest):
-        report = {"sha256": {"a.pth": digest}, "model": model}
+    def write(model, digest=digest, **more):
+        report = {"sha256": {"a.pth": digest}, "model": model} | more
         (tmp_path / "a.pth.json").write_text(json.dumps(report))
 
     write(good)
@@ -427,6 +454,13 @@ def test_report_with_wrong_values_is_refused_and_of_other_bytes_ignored(tmp_path
         for value in bad:
             write(good | {field: value})
             assert f"a.pth.json has {field} = " in refusal(path, num_heads=None)
+    for prepare, words in (
+        (3, "expected an object"),
+        ({"resize_size": 60, "crop_size": 57, "mean": [0.5], "std": [1]}, "crop_size"),
+        ({"resize_size": 60, "crop_size": 56, "mean": [0.5], "std": [0]}, "std"),
+    ):
+        write(good, preprocessing=prepare)
+        assert words in refusal(path, num_heads=None)
     write(3)
     assert "expected an object" in refusal(path, num_heads=None)
     write(good | {"num_heads": "4"}, digest="0" * 64)
