@@ -172,6 +172,8 @@ class Model:
         path = pathlib.Path(path).expanduser()
         heads = heads and bool(self.heads)
         target = formats.check(to, path, heads=heads, both=False)
+        if size is not None:
+            size = _pair(size)
         if size and not target.has_fixed_size:
             raise errors.UserError(
                 f"size={size!r}: {to} takes images of any size, so leave it out"
@@ -179,7 +181,7 @@ class Model:
         destination = destination_lib.Destination(
             path.absolute(), is_file=bool(target.suffixes), target=to
         )
-        destination.check("", overwrite=overwrite)
+        destination.check(None, overwrite=overwrite)
         weights = reading.Weights(
             self.module.clone(dtype=jnp.float32),
             export.checked_params(
@@ -266,6 +268,17 @@ class Model:
         return _apply(self.module, self.params, images, masks, chosen)
 
 
+def _pair(size: Any) -> tuple[int, int]:
+    """Return a size in px as a tuple of plain ints."""
+    try:
+        height, width = model_inputs.indices("size", size)
+    except ValueError as error:
+        raise errors.UserError(
+            f"size={size!r}: pass height and width in px, such as (224, 224)"
+        ) from error
+    return height, width
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _apply(module, params, images, masks, chosen):
     names = ("layers", "attention", "attention_queries")
@@ -298,7 +311,8 @@ def load(
       heads: Whether to load the projection heads too.
       num_heads: Number of attention heads, if neither width nor folder determines it.
       image_size: Side in px of the square to which the position embeddings are
-        resampled. Not needed for other image sizes: every call interpolates them.
+        resampled, and to which `preprocess` prepares images. Not needed for other
+        image sizes: every call interpolates them, and `preprocess` takes a size.
       ignore: Prefixes of tensor names to leave out; all other tensors must fit.
       prefix: What the names of the backbone begin with in a file of another project,
         such as "model.backbone."; other tensors are left out.
@@ -307,7 +321,8 @@ def load(
         parameters are float32 in any case.
 
     Raises:
-      UserError: The source is missing, unreadable or not exactly one DINOv2 backbone.
+      UserError: The source is missing, unreadable or not exactly one DINOv2 backbone,
+        or an argument is not what it should be.
     """
     try:
         dtype = jnp.dtype(dtype)

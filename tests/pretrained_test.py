@@ -481,6 +481,10 @@ def test_what_cannot_be_saved(small, tmp_path):
         (model, dict(to="caffe"), "to='caffe': use one of torch-hub, huggingface"),
         (model, dict(to="onnx"), "should end in .onnx"),
         (model, dict(to="torch-hub", size=(28, 28)), "so leave it out"),
+        *(
+            (model, dict(to="torch-hub", size=size), "pass height and width in px")
+            for size in (56, (56,), "56", (56.0, 56.0))
+        ),
         (
             fine_tuned(model, cls_token=np.full((1, 1, 128), np.inf)),
             dict(to="torch-hub"),
@@ -495,6 +499,24 @@ def test_what_cannot_be_saved(small, tmp_path):
         with pytest.raises(errors.UserError, match=words):
             broken.save(tmp_path / "a.pth", **settings)
         assert not list(tmp_path.iterdir())
+
+
+def test_a_save_replaces_what_lies_in_the_current_folder(small, tmp_path, monkeypatch):
+    _, model = small
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        model.save("a.pth", to="torch-hub", verify=False, overwrite=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.pth", "a.pth.json"}
+
+
+def test_heads_of_no_file_of_the_reference(small, tmp_path):
+    _, model = small
+    heads = {"cls_head": {"kernel": np.ones((128, 8), np.float32)}}
+    model = dataclasses.replace(model, heads=heads)
+    for name, to in (("a.pth", "torch-hub"), ("a.safetensors", "safetensors")):
+        with pytest.raises(errors.UserError, match="holds the heads cls_head: use"):
+            model.save(tmp_path / name, to=to, verify=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_heads_are_saved(small, tmp_path):

@@ -1,7 +1,6 @@
 """Conversion of weights: python -m dinov2_jax.convert SRC DST --to huggingface."""
 
 import argparse
-import dataclasses
 import logging
 import os
 import pathlib
@@ -101,7 +100,7 @@ def _convert(args: argparse.Namespace) -> None:
         )
         for which in (("student", "teacher") if both else (args.which,))
     }
-    owners = {w.which: _for_size(w, target, size) for w in owners.values()}
+    owners = {weights.which: weights for weights in owners.values()}
     report = export.export(
         owners,
         destination,
@@ -111,14 +110,6 @@ def _convert(args: argparse.Namespace) -> None:
         skip="--no-verify" if args.no_verify else "",
     )
     _print_result(args.destination, report)
-
-
-def _for_size(weights, target, size):
-    """Return the weights, preprocessed for `size` if they were resampled to it."""
-    if size is None or target.has_fixed_size:
-        return weights
-    prepare = weights.preprocessing.with_crop(size[0])
-    return dataclasses.replace(weights, preprocessing=prepare)
 
 
 def _parse_size(text: str | None, *, square: bool) -> tuple[int, int] | None:

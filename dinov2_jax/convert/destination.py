@@ -32,11 +32,11 @@ class Destination:
         names = [f"{self.path.name}{suffix}" for suffix in (*suffixes, "")]
         return [self.path.with_name(name) for name in names]
 
-    def check(self, source: str, *, overwrite: bool) -> None:
+    def check(self, source: str | None, *, overwrite: bool) -> None:
         """Check that the destination can be written and replaces nothing it must not.
 
         Args:
-          source: Source of the conversion.
+          source: Source of the conversion; None if it is in memory.
           overwrite: Whether earlier conversions may be replaced.
 
         Raises:
@@ -62,7 +62,7 @@ class Destination:
                 "folder"
             )
         for goal in existing:
-            if self._contains_source(goal, source):
+            if source is not None and self._contains_source(goal, source):
                 raise errors.UserError(
                     f"{goal} is or contains the source and would replace it: choose "
                     "another destination"

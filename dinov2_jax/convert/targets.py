@@ -6,10 +6,12 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dinov2_jax import errors
 from dinov2_jax.convert import onnx_graph, stablehlo
 from dinov2_jax.models import model_config, vision_transformer
 from dinov2_jax.weights import (
     architecture,
+    checkpoint_tree,
     huggingface,
     lazy_tensor,
     naming,
@@ -45,8 +47,15 @@ def _tensors(params, patch_size) -> dict[str, lazy_tensor.LazyTensor]:
 
 def _checkpoint_tensors(weights: reading.Weights) -> dict[str, lazy_tensor.LazyTensor]:
     """Return backbone and heads by the names of the reference's checkpoints."""
+    heads = sorted(weights.params.keys() - {"backbone"})
+    unknown = [head for head in heads if head not in checkpoint_tree.SUBMODULES]
+    if unknown:
+        raise errors.UserError(
+            f"no file of the reference holds the heads {' and '.join(unknown)}: use "
+            "--to orbax, or leave out --heads (heads=False) and --which both"
+        )
     named = {f"backbone.{k}": v for k, v in backbone_tensors(weights).items()}
-    for head in sorted(weights.params.keys() - {"backbone"}):
+    for head in heads:
         for name, tensor in _tensors(weights.params[head], None).items():
             named[f"{head}.{name}"] = tensor
     return named

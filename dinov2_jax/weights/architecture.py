@@ -101,6 +101,11 @@ def infer_backbone(
     )
 
 
+def released_heads(m: model_config.ModelConfig) -> int | None:
+    """Return the number of heads of the released model of this width and depth."""
+    return _RELEASED.get((m.embed_dim, m.depth))
+
+
 def _num_heads(width: int, depth: int, source: str) -> int:
     if (width, depth) not in _RELEASED:
         raise errors.UserError(

@@ -241,7 +241,10 @@ def _missing_owner(which: str, owners: list[str], source: str) -> errors.UserErr
 
 def _unwrapped(key: str) -> str:
     """Remove from the key the prefixes added by wrappers such as DDP and FSDP."""
-    for wrapper in _WRAPPERS:
-        key = key.removeprefix(wrapper)
-        key = key.replace(f".{wrapper}", ".")
+    before = None
+    while key != before:  # a model may be wrapped twice
+        before = key
+        for wrapper in _WRAPPERS:
+            key = key.removeprefix(wrapper)
+            key = key.replace(f".{wrapper}", ".")
     return key

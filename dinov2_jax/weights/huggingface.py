@@ -30,6 +30,8 @@ _NAMES = {  # option of the model -> field of config.json
     "ffn_ratio": "mlp_ratio",
     "qkv_bias": "qkv_bias",
 }
+_RESCALE_FACTORS = (1 / 255, 0.003921569, 0.00392157)  # as files round it
+_BICUBIC = (3, "bicubic")  # its number in Pillow
 _DEFAULTS = {"num_channels": 3, "mlp_ratio": 4, "qkv_bias": True}
 
 
@@ -128,7 +130,7 @@ def _timm(tensors, config, folder) -> Folder:
         given = config.get("pretrained_cfg") or {}
         size = int(given.get("input_size", (3, 518, 518))[-1])
         prepare = preprocessing.Preprocessing(
-            resize_size=size,
+            resize_size=max(int(size / given.get("crop_pct", 1.0)), size),
             crop_size=size,
             mean=tuple(given.get("mean", preprocessing.Preprocessing.mean)),
             std=tuple(given.get("std", preprocessing.Preprocessing.std)),
@@ -138,7 +140,20 @@ def _timm(tensors, config, folder) -> Folder:
             f"cannot read pretrained_cfg in {folder}/config.json ({error}): download "
             "the whole folder again"
         ) from error
+    _warn_unless(given, "interpolation", ("bicubic",), folder / "config.json")
     return Folder(tensors, {}, {}, prepare, folder / "config.json")
+
+
+def _warn_unless(
+    fields: Mapping[str, Any], name: str, known: Sequence[Any], path: pathlib.Path
+) -> None:
+    """Warn of a step that `Preprocessing` does otherwise than a file says."""
+    value = fields.get(name, known[0])
+    if value not in known:
+        logging.warning(
+            "%s has %s = %r; Model.preprocess has %r, which gives other features",
+            *(path, name, value, known[0]),
+        )
 
 
 def _preprocessing(
@@ -153,6 +168,8 @@ def _preprocessing(
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if not fields.get(step, True):
             logging.warning("%s turns %s off; Model.preprocess does it", path, step)
+    _warn_unless(fields, "rescale_factor", _RESCALE_FACTORS, path)
+    _warn_unless(fields, "resample", _BICUBIC, path)
     try:
         crop_size = _size(fields.get("crop_size", default.crop_size))
         prepare = preprocessing.Preprocessing(

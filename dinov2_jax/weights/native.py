@@ -7,6 +7,7 @@ checkpoint; WORKDIR/checkpoints is the newest one in any case.
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import types
 from collections.abc import Mapping
@@ -25,12 +26,28 @@ _BRANCHES = {"teacher": "teacher_params", "student": "params"}
 
 def is_own(folder: pathlib.Path) -> bool:
     """Return whether a folder is a workdir, checkpoints in it or an orbax export."""
+    folder = _named(folder)
     return (
         (folder / DESCRIPTION).is_file()
         or (folder.name == _CHECKPOINTS and (folder.parent / "config.json").is_file())
-        or ((folder / _CHECKPOINTS).is_dir() and not list(folder.glob("*.safetensors")))
+        or ((folder / _CHECKPOINTS).is_dir() and not _is_huggingface(folder))
         or _is_step(folder)
     )
+
+
+def _named(folder: pathlib.Path) -> pathlib.Path:
+    """Return the folder by its own name, which "." and ".." hide."""
+    return pathlib.Path(os.path.abspath(folder))
+
+
+def _is_huggingface(folder: pathlib.Path) -> bool:
+    """Return whether a folder's config.json is one of transformers or timm."""
+    path = folder / "config.json"
+    try:
+        fields = json_fields.load(path)
+    except errors.UserError:
+        return False
+    return "model_type" in fields or "architecture" in fields
 
 
 def _is_step(folder: pathlib.Path) -> bool:
@@ -59,6 +76,7 @@ def read(
     Raises:
       UserError: Nothing is saved yet, or a file is missing or damaged.
     """
+    folder = _named(folder)
     if (folder / DESCRIPTION).is_file():
         path = folder / DESCRIPTION
         described = json_fields.load(path)
@@ -81,7 +99,7 @@ def read(
             raise errors.UserError(
                 f"{folder} has no {which}, {reason}: leave out which={which!r}"
             )
-        weights = saved_weights.read((folder / "weights").absolute())
+        weights = saved_weights.read(folder / "weights")
         _check(module, weights, folder)
         return module, weights, prepare, stored
     step, workdir, best = find(folder, which)
@@ -91,11 +109,14 @@ def read(
         module = vision_transformer.VisionTransformer(
             model_config.make_model_config(config)
         )
+        json_fields.model(module.config.to_dict(), path)
+        patch_size, in_chans = module.config.patch_size, module.config.in_chans
+        prepare = preprocessing.make_preprocessing(config, patch_size)
     except (AttributeError, KeyError, TypeError) as error:
         raise errors.UserError(
             f"{path} is not the config of a run ({error}): restore it"
         ) from error
-    json_fields.model(module.config.to_dict(), path)
+    json_fields.check_preprocessing(prepare, path, patch_size, in_chans)
     students = getattr(getattr(config, "distill", None), "students", ())
     if students:
         names = " or ".join(str(workdir / name) for name, _ in students)
@@ -105,15 +126,12 @@ def read(
         )
     which = which or "teacher"
     branch = None if best else _BRANCHES[which]
-    weights = saved_weights.read(step.absolute(), branch)
+    weights = saved_weights.read(step, branch)
     if "lora" in weights:
         pairs = weights.pop("lora")
         adapters = lora.make_lora(config.optim)
         weights["backbone"] = adapters.merge(weights["backbone"], pairs)
     _check(module, weights, step)
-    patch_size, in_chans = module.config.patch_size, module.config.in_chans
-    prepare = preprocessing.make_preprocessing(config, patch_size)
-    json_fields.check_preprocessing(prepare, path, patch_size, in_chans)
     return module, weights, prepare, which
 
 
@@ -133,6 +151,7 @@ def find(
     Raises:
       UserError: Nothing is saved yet, or the student of the best weights is asked for.
     """
+    folder = _named(folder)
     if _is_step(folder):
         return folder, folder.parent.parent, False
     if folder.name == _CHECKPOINTS:
@@ -162,6 +181,15 @@ def _newest(checkpoints: pathlib.Path) -> pathlib.Path:
 
 def _check(module, weights, folder: pathlib.Path) -> None:
     """Check that the backbone is the model in the JSON file next to it."""
+    model = "the model in the JSON file next to it"
+    config, kernel = module.config, weights["backbone"]["patch_embed"]["proj"]["kernel"]
+    values = config.patch_size**2 * config.in_chans
+    if kernel.shape[0] != values:
+        raise errors.UserError(
+            f"{folder} does not match {model}: its patches have {kernel.shape[0]} "
+            f"values, not {values} as patch_size={config.patch_size} and "
+            f"in_chans={config.in_chans} say: restore that file"
+        )
     arrays = state_dict.state_dict_from_params(
         weights["backbone"], patch_size=module.config.patch_size
     )
@@ -169,7 +197,7 @@ def _check(module, weights, folder: pathlib.Path) -> None:
         {key: array.shape for key, array in arrays.items()},
         module.config,
         str(folder),
-        "the model in the JSON file next to it",
+        model,
     )
 
 

@@ -67,8 +67,7 @@ def cached(address: str) -> pathlib.Path:
       UserError: The download failed; the message says where to put the file.
     """
     cache = files.cache_folder()
-    torch_home = os.environ.get("TORCH_HOME") or pathlib.Path.home() / ".cache/torch"
-    for folder in (cache, pathlib.Path(torch_home) / "hub/checkpoints"):
+    for folder in (cache, _torch_home() / "hub/checkpoints"):
         path = folder / address.rpartition("/")[2]
         if path.is_file():
             return path
@@ -81,6 +80,12 @@ def cached(address: str) -> pathlib.Path:
         ) from error
     _download(address, path)
     return path
+
+
+def _torch_home() -> pathlib.Path:
+    """Return the folder of torch's downloads, chosen as torch does."""
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(os.environ.get("TORCH_HOME") or pathlib.Path(caches) / "torch")
 
 
 def _download(address: str, path: pathlib.Path) -> None:

@@ -74,8 +74,8 @@ def read(
         "ema" is the moving average in a file of timm.
       heads: Whether to read the projection heads too.
       num_heads: Number of attention heads, if the source does not determine it.
-      image_size: Side in px of the square to which position embeddings are resampled;
-        None keeps their size.
+      image_size: Side in px of the square to which position embeddings are resampled,
+        and to which images are prepared; None keeps both sizes.
       ignore: Prefixes of tensor names to leave out.
       prefix: Prefix of the backbone's names in a file of another project, such as
         "model.backbone."; other tensors are left out.
@@ -92,6 +92,23 @@ def read(
         )
     if which not in (None, *checkpoint_tree.WHICH, checkpoint_tree.EMA):
         raise errors.UserError(f"which={which!r}: use 'teacher' or 'student', or 'ema'")
+    num_heads = _whole("num_heads", num_heads)
+    image_size = _whole("image_size", image_size)
+    with jax.ensure_compile_time_eval():  # arrays, also inside a caller's jax.jit
+        return _read(source, which, heads, num_heads, image_size, ignore, prefix, key)
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """Return a whole number above 0, or None."""
+    if value is None:
+        return None
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        if value > 0:
+            return int(value)
+    raise errors.UserError(f"{name}={value!r}: pass a whole number above 0, or None")
+
+
+def _read(source, which, heads, num_heads, image_size, ignore, prefix, key) -> Weights:
     path = pathlib.Path(os.path.expanduser(source))
     expected = None
     if hub_repository.is_address(source):
@@ -99,10 +116,10 @@ def read(
     elif not path.exists():
         path, expected = _by_name(source)
     if path.is_dir() and native.is_own(path):
-        if prefix or key or which == checkpoint_tree.EMA:
+        if prefix or key or ignore or which == checkpoint_tree.EMA:
             raise errors.UserError(
-                f"{source} is a folder of this project: leave out prefix, key and "
-                f"which={checkpoint_tree.EMA!r}, which are for other projects"
+                f"{source} is a folder of this project: leave out ignore, prefix, key "
+                f"and which={checkpoint_tree.EMA!r}, which are for other projects"
             )
         weights = Weights(*native.read(path, which))
     else:
@@ -118,9 +135,14 @@ def read(
         params = {"backbone": params["backbone"]}
     elif len(params) == 1:
         raise MissingHeads(f"{source} has no projection heads, only a backbone")
-    if image_size is not None and image_size != module.config.image_size:
-        module, params = _resampled(module, params, image_size)
-    return dataclasses.replace(weights, module=module, params=params)
+    prepare = weights.preprocessing
+    if image_size is not None:
+        if image_size != module.config.image_size:
+            module, params = _resampled(module, params, image_size)
+        prepare = prepare.with_crop(image_size)
+    return dataclasses.replace(
+        weights, module=module, params=params, preprocessing=prepare
+    )
 
 
 def _by_name(source) -> tuple[pathlib.Path, model_config.ModelConfig]:
@@ -148,7 +170,8 @@ def _read_tensors(path, place, heads, num_heads, ignore, expected):
         tree = tensor_file.read(path)
         described = report.read(path, described_at)
         settings = report.settings(described, described_at, model_config.NOT_IN_TENSORS)
-    if num_heads and "num_heads" not in settings:
+    told = num_heads and "num_heads" not in settings
+    if told:
         settings["num_heads"] = num_heads
     found, owner = checkpoint_tree.submodules(
         _without(tree, ignore), source=name, **place
@@ -170,6 +193,13 @@ def _read_tensors(path, place, heads, num_heads, ignore, expected):
         raise errors.UserError(
             f"{name} has DINOv2's tensor names, but unexpected dimensions ({error})"
         ) from error
+    released = architecture.released_heads(config)
+    if told and released not in (None, num_heads):
+        logging.warning(
+            "%s has the size of a released model, which has %d heads: it is read with "
+            "num_heads=%d, which gives other features",
+            *(name, released, num_heads),
+        )
     _check_floats({k: t for part in found.values() for k, t in part.items()}, name)
     found["backbone"] = backbone
     if not heads:

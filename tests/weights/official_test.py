@@ -56,6 +56,17 @@ def test_addresses_are_the_published():
     assert len(official.NAMES) == 8
 
 
+def test_the_folder_of_torch(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    address = official.url("dinov2_vits14")
+    path = tmp_path / "xdg/torch/hub/checkpoints" / address.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    assert official.cached(address) == path
+    assert pathlib.Path(torch.hub.get_dir()) == path.parents[1]
+
+
 def test_download_then_cache(server, caches):
     weights = random_weights.tensors(random_weights.shapes("dinov2_vits14_reg4"))
     file = caches / "made.pth"

@@ -1,6 +1,7 @@
 """Real files of every library, and files that must be refused."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -23,7 +24,13 @@ from dinov2_jax import errors
 from dinov2_jax.convert import __main__ as convert
 from dinov2_jax.convert import destination, export, targets
 from dinov2_jax.data import preprocessing
-from dinov2_jax.weights import naming, reading, safetensors_file, state_dict
+from dinov2_jax.weights import (
+    architecture,
+    naming,
+    reading,
+    safetensors_file,
+    state_dict,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ["vits14", "vits14_reg4", "vitg14", "vitg14_reg4"]
@@ -184,7 +191,7 @@ def test_folders_that_transformers_saved(tmp_path, name):
     assert_holds(again, arrays)
 
 
-def test_a_folder_in_several_files_and_its_preprocessing(tmp_path):
+def test_a_folder_in_several_files_and_its_preprocessing(tmp_path, caplog):
     folder = tmp_path / "hf"
     model = transformers_model("vits14")
     model.save_pretrained(folder, max_shard_size="300KB")
@@ -200,6 +207,17 @@ def test_a_folder_in_several_files_and_its_preprocessing(tmp_path):
     assert found.preprocessing.resize_size == 112
     assert found.preprocessing.crop_size == 98
     assert found.preprocessing.mean == (0.5, 0.5, 0.5)
+    same = {"rescale_factor": 0.00392156862745098, "resample": 3}
+    for fields, said in (
+        (same, None),
+        ({"rescale_factor": 0.00784}, "rescale_factor = 0.00784; Model.preprocess"),
+        ({"resample": 2}, "preprocessor_config.json has resample = 2"),
+    ):
+        caplog.clear()
+        text = json.dumps(processor | fields)
+        (folder / "preprocessor_config.json").write_text(text)
+        reading.read(folder)
+        assert said in caplog.text if said else not caplog.messages
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"x": "../../secret.safetensors"}})
     )
@@ -255,6 +273,70 @@ def test_position_embeddings_are_resampled_when_asked(tmp_path, name):
     np.testing.assert_allclose(found, expected, atol=1e-6)
     with pytest.raises(errors.UserError, match="use 7\\*14 = 98"):
         read(path, image_size=100)
+
+
+def test_images_are_prepared_for_the_size_that_is_asked_for(tmp_path):
+    path = save(tmp_path / "a.pth", weights())
+    assert read(path, image_size=98).preprocessing == preprocessing.Preprocessing(
+        112, 98
+    )
+    assert read(path, image_size=56).preprocessing.crop_size == 56  # its own
+
+
+def test_numbers_of_another_type(tmp_path):
+    path = save(tmp_path / "a.pth", weights())
+    for name in ("num_heads", "image_size"):
+        for value in ("2", 2.0, 0, -1, True):
+            with pytest.raises(errors.UserError) as caught:
+                read(path, **{name: value})
+            words = f"{name}={value!r}: pass a whole number above 0"
+            assert words in str(caught.value)
+    assert read(path, num_heads=np.int64(4)).module.config.num_heads == 4
+
+
+def test_other_heads_than_a_released_model_of_that_size(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(architecture._RELEASED, (128, 2), 2)
+    path = save(tmp_path / "a.pth", weights())
+    reading.read(path)
+    read(path, num_heads=2)
+    assert not caplog.messages
+    assert read(path, num_heads=4).module.config.num_heads == 4
+    (said,) = caplog.messages
+    assert "a released model, which has 2 heads: it is read with num_heads=4" in said
+
+
+def test_reading_inside_a_compiled_function(tmp_path):
+    path = save(tmp_path / "a.pth", weights())
+    own = tmp_path / "own"
+    targets.WRITERS["orbax"](own, {None: read(path)}, (56, 56), False)
+    for source in (path, own):
+        found = []
+
+        def summed(source, found):
+            found.append(read(source, image_size=98).params)
+            return found[0]["backbone"]["cls_token"].sum()
+
+        jax.jit(functools.partial(summed, source, found))()
+        expected = read(source, image_size=98).params
+        jax.tree.map(np.testing.assert_array_equal, found[0], expected)
+
+
+def test_own_folders_whatever_lies_in_them(tmp_path, uninterrupted, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], run)
+    (run / "teacher.safetensors").write_bytes(b"")
+    expected = reading.read(uninterrupted[0]).params
+    monkeypatch.chdir(run / "checkpoints")
+    for source in (run, ".", ".."):
+        found = reading.read(source).params
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert "leave out ignore" in refusal(run, num_heads=None, ignore=("head.",))
+
+
+def test_a_folder_of_transformers_with_checkpoints_in_it(tmp_path):
+    transformers_model("vits14").save_pretrained(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    assert reading.read(tmp_path).params.keys() == {"backbone"}
 
 
 def refusal(path, **kwargs):
@@ -367,7 +449,7 @@ def test_wrong_values_in_the_files_of_a_folder(tmp_path):
     read(folder, num_heads=None)
 
 
-def test_wrong_values_in_a_folder_of_timm(tmp_path):
+def test_wrong_values_in_a_folder_of_timm(tmp_path, caplog):
     source, folder = save(tmp_path / "a.pth", weights()), tmp_path / "timm"
     folder.mkdir()
     model = folder / "model.safetensors"
@@ -389,6 +471,15 @@ def test_wrong_values_in_a_folder_of_timm(tmp_path):
         for value in bad:
             write(good | {field: value})
             assert "\n" not in refusal(folder), (field, value)
+    for bad in (0, "x", math.nan):
+        write(good | {"crop_pct": bad})
+        assert "cannot read pretrained_cfg" in refusal(folder)
+    write(good | {"crop_pct": 0.875})
+    assert read(folder).preprocessing.resize_size == 64  # 56 / 0.875
+    caplog.clear()
+    write(good | {"interpolation": "bilinear"})
+    read(folder)
+    assert "config.json has interpolation = 'bilinear'" in caplog.text
     write([1])
     assert "cannot read pretrained_cfg" in refusal(folder)
 
@@ -401,7 +492,7 @@ def test_wrong_values_in_an_export_and_in_a_run(tmp_path, uninterrupted):
     described = json.loads((own / "model.json").read_text())
     for part, field, bad in (
         ("model", "embed_dim", ("x", 0, 129)),
-        ("model", "patch_size", (0, None)),
+        ("model", "patch_size", (0, None, 7, 13)),
         ("model", "num_heads", (0, "2", 3)),
         ("model", "depth", (200_000,)),
         ("model", "ffn_layer", ("gelu", None)),
@@ -429,6 +520,10 @@ def test_wrong_values_in_an_export_and_in_a_run(tmp_path, uninterrupted):
         (run / "config.json").write_text(json.dumps(changed))
         with pytest.raises(errors.UserError, match=f"config.json has {field} = "):
             reading.read(run)
+    for section, field, value in (("model", "patch_size", 2), ("data", "mean", 3)):
+        changed = config | {section: config[section] | {field: value}}
+        (run / "config.json").write_text(json.dumps(changed))
+        assert "\n" not in refusal(run, num_heads=None)
 
 
 def test_report_with_wrong_values_is_refused_and_of_other_bytes_ignored(tmp_path):
