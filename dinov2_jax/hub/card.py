@@ -179,7 +179,9 @@ def _training(run: run_record.Run | None) -> str:
         "Steps": f"{run.step:,} of {config['train.steps']:,}"
         + ", the best of the run's evaluations" * run.is_best,
         "Batch": f"{batch:,} images; {batch * run.step:,} seen in all",
-        "Images": data.get("description", "unknown"),
+        "Images": private_paths.remove_known(
+            data.get("description", "unknown"), config
+        ),
         "Digest of the data": data.get("fingerprint", "unknown"),
         "Crops": crops,
         "Trained": {"all": "the whole backbone"}.get(
@@ -208,7 +210,7 @@ def _evaluation(found: evaluations.Evaluation) -> str:
     }
     settings = "; ".join(
         f"{name}: {', '.join(map(str, v)) if isinstance(v, list) else v}"
-        for name, v in found.settings.items()
+        for name, v in private_paths.remove(found.settings).items()
     )
     parts = [
         f"### {found.task}",
@@ -235,20 +237,21 @@ def _origin(facts: Facts) -> str:
         )
     else:
         origin = (
-            f"They were read from `{facts.source}`; where that came from is not "
-            "recorded."
+            f"They were read from `{private_paths.remove(facts.source)}`; where that "
+            "came from is not recorded."
         )
     images = "The licences of the training images are not recorded."
     return "\n\n".join([first, origin, images])
 
 
 def _ancestor(ancestor: lineage.Ancestor) -> str:
-    child = f"Those of `{ancestor.child}`" if ancestor.child else "They"
+    child, source = private_paths.remove([ancestor.child, ancestor.source])
+    child = f"Those of `{child}`" if child else "They"
     text = f"{child} {ancestor.relation} "
     if ancestor.released:
         return f"{text}{_released(ancestor.released)}."
     known = "a run of dinov2_jax" if ancestor.is_run else "licence and origin unknown"
-    return f"{text}`{ancestor.source}` ({known})."
+    return f"{text}`{source}` ({known})."
 
 
 def _released(name: str) -> str:

@@ -2,9 +2,13 @@
 
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 _ABSOLUTE = re.compile(r"(?<![\w./~-])[~/](?!/)[^\s,;:'\"()]*/(?=[^\s,;:'\"()])")
+
+
+_FILE_URL = re.compile(r"\bfile://[\w.-]*(?=[~/])")
 
 
 def remove(value: Any) -> Any:
@@ -19,6 +23,31 @@ def remove(value: Any) -> Any:
         return [remove(item) for item in value]
     if not isinstance(value, str):
         return value
-    if value.startswith(("/", "~")) and "\n" not in value and ", " not in value:
+    value = _FILE_URL.sub("", value)
+    if value.startswith(("/", "~")) and "\n" not in value:
         return pathlib.PurePath(value).name or value
     return _ABSOLUTE.sub("", value)
+
+
+def remove_known(text: str, content: Any) -> str:
+    """Return a text without the folders of paths that are values of some JSON.
+
+    `remove` cannot tell in a text where a path ends that has spaces or commas.
+
+    Args:
+      text: A text that may name the paths.
+      content: Value of JSON: text, number, list or dict.
+    """
+    for path in sorted(_texts(content), key=len, reverse=True):
+        if remove(path) != path:
+            text = text.replace(path, remove(path))
+    return remove(text)
+
+
+def _texts(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict | list | tuple):
+        parts = content.values() if isinstance(content, dict) else content
+        for part in parts:
+            yield from _texts(part)

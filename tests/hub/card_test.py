@@ -49,6 +49,19 @@ def metadata(text):
     return huggingface_hub.ModelCard(text).data.to_dict()
 
 
+@pytest.mark.parametrize(
+    "source", ["/home/ann/my secret, old/q.pth", "file:///home/ann/secret/q.pth"]
+)
+def test_sources_are_named_without_their_folders(source):
+    ancestors = [
+        lineage.Ancestor("were converted from", source, "", ""),
+        lineage.Ancestor("were distilled from", "hf:a/b", source, ""),
+    ]
+    for facts in (make_facts(source=source), make_facts(ancestors=ancestors)):
+        text = card.text(facts)
+        assert "`q.pth`" in text and "secret" not in text and "file:" not in text
+
+
 def test_what_is_unknown_is_said_to_be():
     text = card.text(make_facts())
     found = sections(text)
@@ -163,3 +176,8 @@ def test_a_distillation():
     assert "50 of 100, the best of the run's evaluations" in text
     assert "8 images; 400 seen in all" in text
     assert "| Images | unknown |" in text
+    path = "/home/ann/my secret, old/all"
+    data = {"description": f"12 images in {path}, split train"}
+    run = dataclasses.replace(run, config=config | {"data.path": path}, data=data)
+    text = sections(card.text(make_facts(run=run)))["Training"]
+    assert "12 images in all, split train" in text

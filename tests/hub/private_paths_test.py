@@ -19,6 +19,10 @@ from dinov2_jax.hub import private_paths
         ("train:/home/ann/photos", "train:photos"),
         ("/data/a:/home/ann/b", "b"),
         ("read /data/a:/home/ann/b", "read a:b"),
+        ("/home/ann/my secret, old/dir/q.pth", "q.pth"),
+        ("file:///home/ann/q.pth", "q.pth"),
+        ("read file:///home/ann/q.pth", "read q.pth"),
+        ("file://host/home/ann/q.pth", "q.pth"),
         ("photos/train", "photos/train"),
         ("3 images/s of ViT-S/14", "3 images/s of ViT-S/14"),
         ("https://host/a/b", "https://host/a/b"),
@@ -29,6 +33,13 @@ from dinov2_jax.hub import private_paths
 )
 def test_texts(text, expected):
     assert private_paths.remove(text) == expected
+
+
+def test_paths_that_are_known():
+    config = {"data.path": "/home/ann/my secret, old/all", "mixture": [["/b c/d", 1.0]]}
+    text = "12 images in /home/ann/my secret, old/all and /b c/d, split train"
+    expected = "12 images in all and d, split train"
+    assert private_paths.remove_known(text, config) == expected
 
 
 def test_json():
