@@ -107,3 +107,13 @@ def test_class_mappings():
     assert labelled.class_mapping(classes, ["0", "3", "2"], "v2").tolist() == [0, 3, 2]
     with pytest.raises(errors.UserError, match="a has 1 classes .* such as 'gnu'"):
         labelled.class_mapping(classes, ["cat", "gnu"], "a")
+
+
+def test_numbers_are_classes_only_where_no_name_is_known():
+    classes = ["0", "1", "2", "10"]
+    with pytest.raises(errors.UserError, match="v2 has 1 classes .* such as '3'"):
+        labelled.class_mapping(classes, ["0", "3"], "v2")
+    with pytest.raises(errors.UserError, match="has 2 classes that --database does"):
+        labelled.class_mapping(
+            ["cat", "dog"], ["0", "1"], "q", known="--database", by_number=False
+        )

@@ -131,15 +131,22 @@ def check_same_classes(train: Any, val: Any, train_path: str, val_path: str) -> 
 
 
 def class_mapping(
-    classes: list[str], test_classes: list[str], path: str
+    classes: list[str],
+    test_classes: list[str],
+    path: str,
+    *,
+    known: str = "--train-path",
+    by_number: bool = True,
 ) -> np.ndarray | None:
-    """Return which of the classifier's classes a test set's labels stand for.
+    """Return which of the known classes a test set's labels stand for.
 
     Args:
-      classes: Names of the classes that a classifier knows.
+      classes: Names of the known classes.
       test_classes: Names of a test set's classes: the same, some of them (ImageNet-A
-        and -R), or their indices (ImageNet-V2).
+        and -R), or, if none of these names is known, their indices (ImageNet-V2).
       path: Path of the test set, for messages.
+      known: Flag that names the images of the known classes, for messages.
+      by_number: Whether names may be indices.
 
     Returns:
       Indices into `classes`, int [len(test_classes)]; None if both are the same.
@@ -153,11 +160,12 @@ def class_mapping(
     missing = [name for name in test_classes if name not in index]
     if not missing:
         return np.array([index[name] for name in test_classes])
-    numbers = [int(name) for name in test_classes if name.isdecimal()]
-    if len(numbers) == len(test_classes) and max(numbers) < len(classes):
-        return np.array(numbers)
+    if by_number and len(missing) == len(test_classes):
+        numbers = [int(name) for name in test_classes if name.isdecimal()]
+        if len(numbers) == len(test_classes) and max(numbers) < len(classes):
+            return np.array(numbers)
     raise errors.UserError(
-        f"{path} has {len(missing)} classes that the training set does not have, such "
-        f"as {missing[0]!r}: name its sub-folders as those of --train-path, or by "
-        "their numbers from 0"
+        f"{path} has {len(missing)} classes that {known} does not have, such as "
+        f"{missing[0]!r}: name its sub-folders as those of {known}"
+        + (", or all of them by their numbers from 0" if by_number else "")
     )

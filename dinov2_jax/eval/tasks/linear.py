@@ -131,11 +131,20 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     sources = labelled.open_train_and_val(args)
     classes = list(sources[0].label_names)
     train_source, select_source = _parts(args, *sources)
-    real = test_sets.read_real(args.real, len(sources[1])) if args.real else None
+    real = test_sets.read_real(args.real, sources[1]) if args.real else None
+    more = test_sets.open_sets(args.test_path, classes, max_images=args.max_images)
+    corrupted = None
+    if args.imagenet_c:
+        corrupted = test_sets.open_imagenet_c(
+            args.imagenet_c, classes, max_images=args.max_images
+        )
+    left_out = {}
 
     def extract(source):
         kind = f"last{max(args.blocks)}"
-        return feature_cache.extract(backbone, source, kind=kind, prepare=prepare)
+        found = feature_cache.extract(backbone, source, kind=kind, prepare=prepare)
+        left_out[source.fingerprint] = len(found.skipped)
+        return found
 
     settings = {
         "resize": args.resize,
@@ -168,7 +177,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     chosen = chosen_probe.choose(probe, state, linear_probe.best(values))
     with files.open_new(args.out / "best_head.npz") as file:
         np.savez(file, **chosen.arrays(), classes=classes)
-    numbers, tables = _numbers(args, chosen, classes, sources[1], real, extract)
+    numbers, tables = _numbers(chosen, sources[1], real, more, corrupted, extract)
     tables += [
         report.Table(
             f"All classifiers, top-1 on {args.select_on}",
@@ -202,10 +211,17 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             + (args.val_path if args.select_on == "test" else "train, held out"),
             "train": f"{len(train_source)} images of {args.train_path}",
             "test": f"{len(sources[1])} images of {args.val_path}",
+            "images left out": _left_out(args, sum(left_out.values())),
             "seed": args.seed,
         },
     )
     return report.Result(card, numbers, notes, tables)
+
+
+def _left_out(args, count):
+    if args.augmentation == "none":
+        return str(count)
+    return f"{count} at the evaluation; in training the next one is shown instead"
 
 
 def _parts(args, train_source, val_source):
@@ -275,12 +291,12 @@ def _train(args, backbone, prepare, probe, settings, source, extract, measure):
     )
 
 
-def _numbers(args, chosen, classes, val_source, real, extract):
+def _numbers(chosen, val_source, real, more, corrupted, extract):
     """Measure the chosen classifier on all test sets; return numbers and tables."""
     import numpy as np
 
     from dinov2_jax.eval import report
-    from dinov2_jax.eval.classification import accuracy, labelled, test_sets
+    from dinov2_jax.eval.classification import accuracy, test_sets
 
     def score(source):
         found = extract(source)
@@ -293,14 +309,11 @@ def _numbers(args, chosen, classes, val_source, real, extract):
     if real is not None:
         predicted = accuracy.predictions(scores, k=1)
         numbers["linear/real_top1"] = accuracy.micro(predicted, real[indices])
-    for path in args.test_path:
-        source = labelled.open_labelled(path, "--test-path")
-        mapping = labelled.class_mapping(classes, source.label_names, path)
-        found = test_sets.accuracies(*score(source)[:2], mapping)
-        set_name = path.rstrip("/").rpartition("/")[2]
-        numbers |= {f"linear/{set_name}/{name}": x for name, x in found.items()}
-    if args.imagenet_c:
-        found = test_sets.imagenet_c(args.imagenet_c, classes, score)
+    for each in more:
+        found = test_sets.accuracies(*score(each.source)[:2], each.mapping)
+        numbers |= {f"linear/{each.name}/{name}": x for name, x in found.items()}
+    if corrupted:
+        found = test_sets.imagenet_c(corrupted, score)
         for name in ("mce15", "mce19"):
             if name in found:
                 numbers[f"linear/imagenet_c/{name}"] = found[name]

@@ -128,7 +128,13 @@ def _folders(args, backbone, prepare):
         for flag, path in (("--database", args.database), ("--queries", args.queries))
     ]
     names = list(sources[0].label_names)
-    mapping = labelled.class_mapping(names, sources[1].label_names, args.queries)
+    mapping = labelled.class_mapping(
+        names,
+        sources[1].label_names,
+        args.queries,
+        known="--database",
+        by_number=False,
+    )
     database, queries = (
         feature_cache.extract(backbone, source, kind="cls", prepare=prepare)
         for source in sources

@@ -1,0 +1,63 @@
+"""Further test sets: names, labels by number, and all opened at once."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov2_jax import errors
+from dinov2_jax.eval.classification import labelled, test_sets
+
+
+def write(folder, names, classes=("cat", "dog")):
+    for i, name in enumerate(names):
+        path = folder / classes[i % len(classes)] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path)
+    return str(folder)
+
+
+def validation(tmp_path, numbers):
+    names = [f"ILSVRC2012_val_{number:08}.JPEG" for number in numbers]
+    return labelled.open_labelled(write(tmp_path / "val", names), "--val-path")
+
+
+def test_labels_of_real_go_by_the_numbers_in_names(tmp_path):
+    source = validation(tmp_path, (4, 1, 2, 3))  # cats are 2 and 4, dogs 1 and 3
+    path = tmp_path / "real.json"
+    path.write_text(json.dumps([[10], [20, 21], [], [40], [50]]))
+    found = test_sets.read_real(str(path), source)
+    assert found.tolist() == [[20, 21], [40, -1], [10, -1], [-1, -1]]
+    part = labelled.Subset(source, np.array([1, 2]))
+    np.testing.assert_array_equal(test_sets.read_real(str(path), part), found[[1, 2]])
+
+
+@pytest.mark.parametrize("name", ["5.png", "ILSVRC2012_val_00000006.JPEG"])
+def test_images_of_no_label_of_real_are_refused(tmp_path, name):
+    source = labelled.open_labelled(write(tmp_path / "val", [name]), "--val-path")
+    path = tmp_path / "real.json"
+    path.write_text(json.dumps([[0]] * 5))
+    with pytest.raises(errors.UserError, match=f"to 00000005, .* has .*{name}: name"):
+        test_sets.read_real(str(path), source)
+
+
+def test_sets_of_one_name_are_told_apart(tmp_path):
+    paths = [write(tmp_path / x, ["0.png", "1.png"]) for x in ("a/val", "b/val", "c")]
+    found = test_sets.open_sets([*paths, f"{paths[2]}/"], ["cat", "dog"])
+    assert [each.name for each in found] == ["a/val", "b/val", "c"]
+
+
+def test_all_sets_are_checked_and_cut_when_they_are_opened(tmp_path):
+    path = write(tmp_path / "a", [f"{i}.png" for i in range(8)])
+    (found,) = test_sets.open_sets([path], ["cat", "dog", "emu"], max_images=4)
+    assert len(found.source) == 4 and found.mapping.tolist() == [0, 1]
+    with pytest.raises(errors.UserError, match="a has 1 classes that --train-path"):
+        test_sets.open_sets([path], ["cat", "emu"])
+    root = tmp_path / "c"
+    for severity in range(1, 6):
+        write(root / "fog" / str(severity), [f"{i}.png" for i in range(8)])
+    opened = test_sets.open_imagenet_c(str(root), ["cat", "dog"], max_images=2)
+    assert [len(each.source) for each in opened["fog"]] == [2] * 5
+    with pytest.raises(errors.UserError, match="1 has 2 classes that --train-path"):
+        test_sets.open_imagenet_c(str(root), ["emu"])
