@@ -13,6 +13,7 @@ from dinov2_jax.data.decode import image_decoder
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TARGETS = (".png", ".npy", ".tif", ".tiff", ".bmp")
+_SPLITS = ("train", "val", "test", "training", "validation", "testing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,13 @@ class Pairs:
 
     @property
     def fingerprint(self) -> str:
-        """Hash that changes with the files' names, sizes and modification times."""
-        return hash_of_files((*self.images, *self.targets))
+        """Hash that changes with the files and with how targets are read.
+
+        Of the files, their names, sizes and modification times count.
+        """
+        settings = getattr(self.read_target, "keywords", {})  # of functools.partial
+        lines = [f"{name}={settings[name]!r}" for name in sorted(settings)]
+        return hash_of_files((*self.images, *self.targets), *lines)
 
     def read_image(self, path: pathlib.Path) -> np.ndarray:
         """Read an image, uint8 [H, W, 3]."""
@@ -68,6 +74,17 @@ class Pairs:
         """Return only some of the pairs."""
         return dataclasses.replace(
             self, images=self.images[chosen], targets=self.targets[chosen]
+        )
+
+    def spaced(self, most: int | None) -> "Pairs":
+        """Return at most so many of the pairs, evenly spaced; None for all."""
+        if most is None or len(self) <= most:
+            return self
+        chosen = np.linspace(0, len(self) - 1, most).astype(int).tolist()
+        return dataclasses.replace(
+            self,
+            images=tuple(self.images[i] for i in chosen),
+            targets=tuple(self.targets[i] for i in chosen),
         )
 
 
@@ -146,7 +163,8 @@ def match_folders(
       crop: Function that cuts both.
 
     Raises:
-      UserError: A folder is missing or empty, or a file has no partner.
+      UserError: A folder is missing or empty, a file has no partner, or two files have
+        the same name but for their endings.
     """
     found = []
     for folder, endings, end in (
@@ -156,15 +174,25 @@ def match_folders(
         paths = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in endings and path.stem.endswith(end)
+            if path.suffix.lower() in endings
+            and path.stem.endswith(end)
+            and not path.name.startswith(".")
         )
         if not paths:
             raise errors.UserError(
                 f"there is no file *{end}.png or similar in {folder}: check the "
                 "folder, see docs/evaluation.md for its layout"
             )
-        keys = (str(p.relative_to(folder).with_suffix("")) for p in paths)
-        found.append({key.removesuffix(end): p for key, p in zip(keys, paths)})
+        named: dict[str, pathlib.Path] = {}
+        for path in paths:
+            key = str(path.relative_to(folder).with_suffix("")).removesuffix(end)
+            if key in named:
+                raise errors.UserError(
+                    f"{named[key]} and {path} have the same name but for their "
+                    "endings: remove or rename one of them"
+                )
+            named[key] = path
+        found.append(named)
     check_partners(found[0], found[1], images, targets)
     return Pairs(
         tuple(found[0].values()),
@@ -245,8 +273,8 @@ def find_folders(
 
     Args:
       root: Folder of the data set.
-      split: Name of the split; `root/SPLIT/images`, `root/images/SPLIT` and, without
-        splits, `root/images` are looked for.
+      split: Name of the split; `root/SPLIT/images`, `root/images/SPLIT` and, where no
+        folder has the name of any usual split, `root/images` are looked for.
       image_names: Names that the folder of images may have.
       target_names: Names that the folder of targets may have.
 
@@ -255,11 +283,24 @@ def find_folders(
     """
 
     def find(names):
-        for pattern in ("{split}/{name}", "{name}/{split}", "{name}"):
+        for pattern in ("{split}/{name}", "{name}/{split}"):
             for name in names:
                 folder = root / pattern.format(split=split, name=name)
                 if folder.is_dir():
                     return folder
+        whole = [root / name for name in names if (root / name).is_dir()]
+        others = sorted(
+            {s for s in _SPLITS for where in (root, *whole) if (where / s).is_dir()}
+        )
+        if whole and not others:
+            return whole[0]
+        if others:
+            raise errors.UserError(
+                f"there is neither {split}/{names[0]}/ nor {names[0]}/{split}/ in "
+                f"{root}, which has {', '.join(others)}: put the files into "
+                f"{root / split / names[0]}/ (also called: {', '.join(names[1:])}), or "
+                "name a split that is there"
+            )
         raise errors.UserError(
             f"there is neither {names[0]}/ nor {split}/{names[0]}/ in {root}: put the "
             f"files into {root / split / names[0]}/ (also called: "

@@ -57,11 +57,13 @@ class Segmentation:
       pairs: Its images and masks, labels in [0, K) or 255.
       num_classes: Number of classes K; None if only the masks tell.
       class_names: Names of the classes; empty if unknown.
+      data_format: One of `FORMATS`.
     """
 
     pairs: pairs.Pairs
     num_classes: int | None
     class_names: tuple[str, ...] = ()
+    data_format: str = "pairs"
 
 
 def guess_format(root: pathlib.Path) -> str:
@@ -107,21 +109,44 @@ def open_data(
     if data_format == "pairs" and (root / "classes.txt").is_file():
         names = tuple(pairs.read_lines(root / "classes.txt"))
     count = NUM_CLASSES.get(data_format) or len(names) or None
-    return Segmentation(found, count, names)
+    return Segmentation(found, count, names, data_format)
 
 
-def count_classes(data: pairs.Pairs) -> int:
-    """Return the largest label of all masks plus one; reads them all."""
-    largest = 0
-    for path in data.targets:
-        labels = data.read_target(path)
-        largest = max(largest, int(labels[labels != IGNORE].max(initial=0)))
-    if largest < 1:
+def class_count(train: Segmentation, val: Segmentation, *, given: int | None) -> int:
+    """Return the number of classes K of a data set to train on.
+
+    The masks of both parts are read where K does not follow from the format alone.
+
+    Args:
+      train: Images to train on.
+      val: Images to test on.
+      given: K, if the user says it.
+
+    Raises:
+      UserError: A mask has a label of K or more, or no class but 0 is labelled.
+    """
+    wanted = given or train.num_classes
+    if wanted and wanted == NUM_CLASSES.get(train.data_format):
+        return wanted
+    largest, where = 0, train.pairs.targets[0]
+    for part in (train.pairs, val.pairs):
+        for path in part.targets:
+            labels = part.read_target(path)
+            found = int(labels[labels != IGNORE].max(initial=0))
+            if found > largest:
+                largest, where = found, path
+    if not wanted and largest < 1:
         raise errors.UserError(
-            f"the masks of {data.targets[0].parent} hold no class but 0 and "
-            f"{IGNORE} (ignored): label at least two classes"
+            f"the masks of {where.parent} hold no class but 0 and {IGNORE} (ignored): "
+            "label at least two classes"
         )
-    return largest + 1
+    if wanted and largest >= wanted:
+        raise errors.UserError(
+            f"{where} has the label {largest} and there are {wanted} classes: pass "
+            f"--num-classes={largest + 1}, with a line for each in classes.txt if "
+            f"there is one, or mark what is to be ignored with {IGNORE}"
+        )
+    return wanted or largest + 1
 
 
 def _read(path: pathlib.Path, *, reduce: bool) -> np.ndarray:

@@ -145,6 +145,29 @@ def outputs(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def notes(trained_on: Any, tested_on: Any, everything: Any) -> list[str]:
+    """Return what readers of the numbers have to know of the images.
+
+    Args:
+      trained_on: Images that the head was trained on, `pairs.Pairs`; None if it was not
+        trained here.
+      tested_on: Images that were evaluated.
+      everything: Images that could have been evaluated.
+    """
+    found = []
+    if len(tested_on) < len(everything):
+        found.append(
+            f"only {len(tested_on)} of {len(everything)} images were evaluated"
+        )
+    both = set(tested_on.images) & set(trained_on.images if trained_on else ())
+    if both:
+        found.append(
+            f"the head was trained on {len(both)} of the {len(tested_on)} test images: "
+            "put them into a folder for each split"
+        )
+    return found
+
+
 def losses_table(losses: Sequence[float], rows: int = 20) -> Any:
     """Return a table of the mean loss over equal parts of a training.
 

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         unit=args.depth_unit,
         max_depth=max_depth,
     )
-    test = every.part(slice(args.max_images))
+    test = every.spaced(args.max_images)
     protocol = depth_metrics.PROTOCOLS[data_format]
     if args.max_depth:
         protocol = dataclasses.replace(protocol, max_depth=max_depth)
@@ -194,6 +194,8 @@ def _result(
 
     used = {"mirrored": args.flip, "rmse": args.rmse, "sun resize": args.sun_resize}
     reference = {"mirrored": True, "rmse": "mean_of_images", "sun resize": "portrait"}
+    used["test images"] = len(test) if len(test) < len(every) else "all"
+    reference["test images"] = "all"
     if data_format != "sun":
         del used["sun resize"], reference["sun resize"]
     selected = _SELECTED if head.spec.dataset else trained.get("selected")
@@ -224,8 +226,7 @@ def _result(
     )
     numbers = {f"depth/{name}": value for name, value in means.items()}
     notes = [f"selected on {selected}"] if selected else []
-    if len(test) < len(every):
-        notes.append(f"only {len(test)} of {len(every)} images were evaluated")
+    notes += dense_flags.notes(trained.get("data"), test, every)
     if head.spec.depth_range[1] == 80.0 and data_format != "kitti":
         notes.append(
             "the head predicts up to 80 m: depth of rooms is about 8x too deep"

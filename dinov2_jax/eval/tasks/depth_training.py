@@ -102,8 +102,23 @@ def train(
         "gradient": args.gradient_loss,
         "seed": args.seed,
     }
+    every = args.select_every or _SELECT_EVERY.get(data_format, 800)
+    chosen_by = ()
+    if args.select == "abs_rel":
+        chosen_by = (
+            args.select,
+            every,
+            test.fingerprint,
+            vars(protocol),
+            args.flip,
+            args.sun_resize,
+        )
     key = dense_flags.fingerprint(
-        backbone.digest, data.fingerprint, dataclasses.asdict(augmentation), settings
+        backbone.digest,
+        data.fingerprint,
+        dataclasses.asdict(augmentation),
+        settings,
+        *chosen_by,
     )
     best = None
     if args.select == "abs_rel":
@@ -117,9 +132,7 @@ def train(
             test,
             protocol,
             path=args.out / "best_head.npz",
-            fingerprint=dense_flags.fingerprint(
-                key, test.fingerprint, vars(protocol), args.flip, args.sun_resize
-            ),
+            fingerprint=key,
         )
     head, losses = depth_model.train(
         model,
@@ -130,11 +143,12 @@ def train(
         fingerprint=key,
         save_every=args.save_every,
         after=best,
-        every=args.select_every or _SELECT_EVERY.get(data_format, 800),
+        every=every,
         **settings,
     )
     about = settings | {
         "selected": f"{_BY_ABS_REL}, step {best.step:,}" if best else "",
+        "data": data,
         "train": f"{len(data)} images of {root}",
         "crop": augmentation.crop,
     }

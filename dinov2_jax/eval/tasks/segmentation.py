@@ -77,6 +77,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     Raises:
       UserError: The data or the head do not fit.
     """
+    from dinov2_jax import errors
     from dinov2_jax.eval.heads import head_files
     from dinov2_jax.eval.segmentation import mean_iou, segmentation_data
     from dinov2_jax.eval.segmentation import segmentation_inference as dense
@@ -98,8 +99,14 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         flip=ms if args.flip is None else args.flip,
         batch_size=backbone.batch_size or 8,
     )
+    if settings.stride > settings.window:
+        raise errors.UserError(
+            f"--stride={settings.stride} is larger than the windows of "
+            f"{settings.window} px, so pixels between them would have no class: use "
+            f"--stride={settings.window} or less"
+        )
     opened = _open(args, args.val_split, segmentation_data)
-    val = opened.pairs.part(slice(args.max_images))
+    val = opened.pairs.spaced(args.max_images)
     out = dense_flags.outputs(args.out)
     losses = []
     trained: dict[str, Any] = {}
@@ -107,7 +114,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         if head:
             num_classes = _checked_head(head, opened.num_classes or args.num_classes)
         else:
-            head, losses, trained = _train(args, backbone, model, short, window, ratios)
+            head, losses, trained = _train(
+                args, backbone, model, opened, short, window, ratios
+            )
             num_classes = head.spec.num_classes
             head_files.save_head(out / "head.pth", head)
         segmenter = dense.Segmenter(model, head, settings)
@@ -169,15 +178,14 @@ def _checked_head(head, num_classes):
     return head.spec.num_classes
 
 
-def _train(args, backbone, model, short, window, ratios):
+def _train(args, backbone, model, val, short, window, ratios):
     import dataclasses
 
     from dinov2_jax.eval.segmentation import segmentation_augment, segmentation_data
     from dinov2_jax.eval.segmentation import segmentation_training as dense
 
     opened = _open(args, args.train_split, segmentation_data)
-    num_classes = args.num_classes or opened.num_classes
-    num_classes = num_classes or segmentation_data.count_classes(opened.pairs)
+    num_classes = segmentation_data.class_count(opened, val, given=args.num_classes)
     augmentation = segmentation_augment.Augmentation(
         crop=window, short=short, long=None, ratios=ratios
     )
@@ -211,7 +219,10 @@ def _train(args, backbone, model, short, window, ratios):
         **settings,
     )
     head = dataclasses.replace(head, class_names=opened.class_names)
-    about = settings | {"train": f"{len(opened.pairs)} images of {args.data}"}
+    about = settings | {
+        "data": opened.pairs,
+        "train": f"{len(opened.pairs)} images of {args.data}",
+    }
     return head, losses, about
 
 
@@ -271,6 +282,7 @@ def _result(
         "stride": settings.stride,
         "views": settings.ratios,
         "mirrored": settings.flip,
+        "test images": len(val) if len(val) < len(opened.pairs) else "all",
     }
     reference = {
         "short side": short,
@@ -278,6 +290,7 @@ def _result(
         "stride": stride,
         "views": views,
         "mirrored": ms,
+        "test images": "all",
     }
     fields = {
         "head": head.name,
@@ -309,6 +322,5 @@ def _result(
         notes.append(
             "the stride of +ms windows is not in any released file: 320 px here"
         )
-    if len(val) < len(opened.pairs):
-        notes.append(f"only {len(val)} of {len(opened.pairs)} images were evaluated")
+    notes += dense_flags.notes(trained.get("data"), val, opened.pairs)
     return report.Result(card, numbers, notes, tables, pictures)

@@ -59,10 +59,28 @@ def test_pairs_and_their_classes(tmp_path):
     dense_pairs.write(tmp_path, {"train": 2, "val": 1})
     data = segmentation_data.open_data(tmp_path, split="train")
     assert data.num_classes is None
-    assert segmentation_data.count_classes(data.pairs) == 2
+    assert segmentation_data.class_count(data, data, given=None) == 2
     (tmp_path / "classes.txt").write_text("ground\nbox\n")
     data = segmentation_data.open_data(tmp_path, split="val")
     assert data.class_names == ("ground", "box") and data.num_classes == 2
+
+
+def test_classes_of_test_masks_are_known_before_training(tmp_path):
+    dense_pairs.write(tmp_path, {"train": 1, "val": 1})
+    save(tmp_path / "val/masks/0.png", np.full((40, 48), 3))
+    train, val = (
+        segmentation_data.open_data(tmp_path, split=split) for split in ("train", "val")
+    )
+    assert segmentation_data.class_count(train, val, given=None) == 4
+    assert segmentation_data.class_count(train, val, given=6) == 6
+    with pytest.raises(errors.UserError, match="label 3 .* pass --num-classes=4"):
+        segmentation_data.class_count(train, val, given=2)
+    (tmp_path / "classes.txt").write_text("ground\nbox\n")
+    named = segmentation_data.open_data(tmp_path, split="train")
+    with pytest.raises(errors.UserError, match="there are 2 classes: pass"):
+        segmentation_data.class_count(named, val, given=None)
+    ready = segmentation_data.Segmentation(train.pairs, 21, (), "voc2012")
+    assert segmentation_data.class_count(ready, ready, given=None) == 21
 
 
 def test_minus_one_is_ignored(tmp_path):

@@ -12,6 +12,8 @@ from PIL import Image
 
 import dinov2_jax
 from dinov2_jax.eval import __main__ as program
+from dinov2_jax.eval.segmentation import segmentation_data
+from dinov2_jax.eval.tasks import dense_flags
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,15 @@ def test_segmentation_trains_and_takes_its_head_again(model, data, tmp_path, cap
     assert "<img" in (tmp_path / "a/report.html").read_text()
 
 
+def test_notes_on_images_that_are_not_all_or_not_new(data):
+    every = segmentation_data.open_data(data, split="train").pairs
+    some = every.spaced(2)
+    assert dense_flags.notes(None, every, every) == []
+    few, shared = dense_flags.notes(every, some, every)
+    assert few == "only 2 of 4 images were evaluated"
+    assert shared.startswith("the head was trained on 2 of the 2 test images: ")
+
+
 def test_depth_trains_and_predicts(model, data, tmp_path, capsys):
     flags = (f"--data={data}", "--crop", 28, 42, *TRAINING)
     select = ("--select=abs_rel", "--select-every=2")
@@ -65,6 +76,10 @@ def test_depth_trains_and_predicts(model, data, tmp_path, capsys):
     assert found["numbers"]["depth/abs_rel"] == pytest.approx(best, abs=1e-4)
     assert "selected on the test images, by their best" in found["notes"][0]
     assert set(found["numbers"]) >= {"depth/rmse", "depth/abs_rel", "depth/a1"}
+    # The last step is another run, not the same file with another choice.
+    common = (f"--model={model}", "--num-heads=2", f"--out={tmp_path / 'a'}")
+    assert program.main(["depth", *common, *map(str, flags)]) == 2
+    assert "belongs to another run" in capsys.readouterr().err
     head = tmp_path / "a/head.pth"
     assert dinov2_jax.load_head(head).spec.layers == 4
     image = data / "test/images/0.png"
@@ -119,6 +134,7 @@ def test_clusters_of_a_folder(model, data, tmp_path, capsys):
     "task, flags, message",
     [
         ("segmentation", ("--head=dinov2_vits14_ade20k_linaer",), "did you mean"),
+        ("segmentation", ("--window=28", "--stride=29"), "use --stride=28 or less"),
         ("depth", ("--depth-unit=1", "--max-depth=10"), "--depth-unit=1000"),
         ("matching", ("--size=30",), "use --size=28"),
     ],
