@@ -55,6 +55,7 @@ _PROGRAMS = {
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _NOISY = ("jax", "orbax", "absl", "grain", "tensorstore", "httpx2")  # loggers
 _CLEANUP_SECONDS = 10.0  # from a signal to the end of the process, come what may
+_LARGEST_SEED = 2**32 - 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _NEVER = -1  # converted to the largest size_t
 
@@ -279,10 +280,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def not_negative(text: str) -> int:
-    """Parse a whole number of at least 0, for use as the type of a flag."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+def seed(text: str) -> int:
+    """Parse a seed of 32 bits, which all random generators take, as a flag's type."""
+    if not text.isdecimal() or int(text) > _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number from 0 to {_LARGEST_SEED:,}"
+        )
     return int(text)
 
 

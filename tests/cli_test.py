@@ -1,5 +1,6 @@
 """Start and end of programs: exit codes, closed output, signals, --help."""
 
+import argparse
 import errno
 import importlib
 import os
@@ -226,3 +227,10 @@ def test_a_folder_with_the_name_of_a_mistyped_step(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         main(["samples"])
     assert "did you mean" not in capsys.readouterr().err
+
+
+def test_seeds_have_32_bits():
+    assert cli.seed("0") == 0 and cli.seed("4294967295") == 2**32 - 1
+    for text in ("-1", "4294967296", "1.5", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="0 to 4,294,967,295"):
+            cli.seed(text)

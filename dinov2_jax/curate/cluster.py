@@ -66,7 +66,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=cli.positive, help="most steps of a k-means (default: 50)")
     add(
         "--seed",
-        type=cli.not_negative,
+        type=cli.seed,
         default=0,
         help="seed of all starts (default: 0)",
     )

@@ -101,7 +101,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="threshold for --against (default: that of pairs)",
     )
-    add("--seed", type=cli.not_negative, default=0, help="seed of --calibrate")
+    add("--seed", type=cli.seed, default=0, help="seed of --calibrate")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add(parser)
     add(
         "--seed",
-        type=cli.not_negative,
+        type=cli.seed,
         default=0,
         help="seed of all steps (default: 0)",
     )

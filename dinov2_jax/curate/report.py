@@ -50,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, type=cli.path, help="the page, *.html")
     add(
         "--seed",
-        type=cli.not_negative,
+        type=cli.seed,
         default=0,
         help="seed of the samples (default: 0)",
     )

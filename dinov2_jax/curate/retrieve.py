@@ -70,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--seed",
-        type=cli.not_negative,
+        type=cli.seed,
         default=0,
         help="seed of the choice (default: 0)",
     )

@@ -67,7 +67,7 @@ def test_nothing_is_lost_by_a_wrong_command(tmp_path, capfd):
         assert out.read_text() == (work / "features.parquet").read_text() == "mine"
     with pytest.raises(SystemExit):
         curate.main([str(tmp_path), "--count=3", f"--out={out}", "--seed=-1"])
-    assert "'-1' is not a whole number from 0 on" in capfd.readouterr().err
+    assert "'-1' is not a whole number from 0 to" in capfd.readouterr().err
 
 
 def write_weights(folder):

@@ -138,9 +138,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-images", type=int, default=10_000, help="of the random sample; 0: all"
     )
-    parser.add_argument(
-        "--seed", type=cli.not_negative, default=0, help="of the random sample"
-    )
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of the random sample")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="threads"
     )
@@ -150,9 +148,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Read a sample of the images and print the flags, or JSON."""
     program_flags.check_positive(args, "workers")
-    for name, value in (("max-images", args.max_images), ("seed", args.seed)):
-        if value < 0:
-            raise errors.UserError(f"--{name}={value}: give 0 or more")
+    if args.max_images < 0:
+        raise errors.UserError(f"--max-images={args.max_images}: give 0 or more")
     decoder = program_flags.make_decoder(args)
     source = program_flags.open_source(args, args.path, decoder, field="PATH")
     for line in source.warnings():

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--clusters", type=cli.positive, default=6, help="default: 6")
     add("--short", type=cli.positive, default=448, help="short side, px (448)")
-    add("--seed", type=cli.not_negative, default=0, help="seed of k-means")
+    add("--seed", type=cli.seed, default=0, help="seed of k-means")
     add("--max-images", type=cli.positive, default=20, help="images per folder (20)")
 
 

@@ -87,7 +87,7 @@ def add_training(
     )
     add(
         "--seed",
-        type=cli.not_negative,
+        type=cli.seed,
         default=0,
         help="seed of weights, order, augmentation",
     )

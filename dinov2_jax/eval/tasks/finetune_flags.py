@@ -58,7 +58,12 @@ _NUMBERS = (  # flag, type, default, help
     ),
     ("--lora-alpha", float, 16.0, "the change is scaled by alpha / rank (16)"),
     ("--every", cli.positive, 500, "steps between saves (default: %(default)s)"),
-    ("--seed", int, 0, "of head, order, crops and the rest (default: %(default)s)"),
+    (
+        "--seed",
+        cli.seed,
+        0,
+        "of head, order, crops and the rest (default: %(default)s)",
+    ),
 )
 _BELOW_ONE = ("drop_path", "smoothing", "ema")
 

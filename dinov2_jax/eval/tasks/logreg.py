@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=cli.not_negative,
+        type=cli.seed,
         default=0,
         help="seed of the held-out tenth (0)",
     )

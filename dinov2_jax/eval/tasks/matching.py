@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=cli.positive, default=224, help="side of a crop, px (224)")
     add("--crops", type=cli.positive, default=4, help="pairs per image (4)")
     add("--within", type=float, default=1.0, help="allowed distance, patches (1)")
-    add("--seed", type=cli.not_negative, default=0, help="seed of the crops")
+    add("--seed", type=cli.seed, default=0, help="seed of the crops")
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cs", type=float, nargs="+", help="values of C; default: 45 from 1e-6 to 1e5")
     add(
         "--seed",
-        type=cli.not_negative,
+        type=cli.seed,
         default=0,
         help="seed of the held-out tenth (0)",
     )

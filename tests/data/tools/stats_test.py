@@ -102,7 +102,6 @@ def test_a_sample_of_the_folder(folder):
         (["{}"], "none of 1 images"),
         (["{}", "--channels=0"], "--channels=0"),
         (["{}", "--workers=0"], "--workers=0"),
-        (["{}", "--max-images=3", "--seed=-1"], "--seed=-1"),
         (["{}", "--max-images=-1"], "--max-images=-1"),
         (["{}", "--value-range", "3", "3"], "LOW"),
     ],
@@ -112,6 +111,12 @@ def test_errors_are_one_line(tmp_path, capsys, flags, words):
     assert data.main(["stats", *(flag.format(tmp_path) for flag in flags)]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("error: ") and words in err
+
+
+def test_a_seed_below_zero_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        data.main(["stats", str(tmp_path), "--seed=-1"])
+    assert "--seed: '-1' is not a whole number" in capsys.readouterr().err
 
 
 def test_as_a_program(folder):

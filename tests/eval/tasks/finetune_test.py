@@ -163,6 +163,13 @@ def test_bad_flags_give_one_line(finetune, capsys, flags, text):
     assert error.startswith("error: ") and text in error
 
 
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_seeds_that_no_generator_takes(finetune, capsys, seed):
+    with pytest.raises(SystemExit):
+        finetune(f"--seed={seed}", out="bad")
+    assert "is not a whole number from 0 to" in capsys.readouterr().err
+
+
 def test_a_state_of_other_settings_is_refused(whole, finetune, capsys):
     assert finetune("--seed=1", out="whole")[0] == 2
     assert "fine-tuning with other settings: choose another" in capsys.readouterr().err
