@@ -78,6 +78,7 @@ def evaluate(args: argparse.Namespace) -> Any:
     from dinov2_jax.eval import baselines, features, report
 
     baselines.check(args)
+    report.check_folder(args.out)
     task = _module(args.task)
     backbone = features.load(
         args.model,
@@ -91,8 +92,8 @@ def evaluate(args: argparse.Namespace) -> Any:
     result = task.run(args, backbone)
     if args.baselines:
         result = baselines.add(result, task.run, args, backbone)
-    report.write(result, args.out)
     print(report.text(result))
+    report.write(result, args.out)
     print(f"wrote {args.out / 'results.json'} and {args.out / 'report.html'}")
     return result
 

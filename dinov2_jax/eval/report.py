@@ -1,10 +1,12 @@
 """Results of an evaluation as text, as results.json and as a page, report.html."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dinov2_jax import errors, files, html_page
@@ -69,6 +71,20 @@ def text(result: Result) -> str:
     return "\n".join([*result.card.lines(), "", *numbers, *notes])
 
 
+def check_folder(folder: pathlib.Path) -> None:
+    """Make the folder of results, and check that files can be written there.
+
+    Args:
+      folder: The folder.
+
+    Raises:
+      UserError: They cannot.
+    """
+    with _named_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
 def write(result: Result, folder: pathlib.Path) -> None:
     """Write results.json and report.html.
 
@@ -79,10 +95,16 @@ def write(result: Result, folder: pathlib.Path) -> None:
     Raises:
       UserError: A file cannot be written.
     """
-    try:
+    with _named_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         files.write_text(folder / "results.json", _json(result))
         files.write_text(folder / "report.html", _page(result))
+
+
+@contextlib.contextmanager
+def _named_errors(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise errors.UserError(
             f"cannot write the results into {folder} ({error.strerror or error}): "
@@ -98,19 +120,25 @@ def _json(result: Result) -> str:
         "protocol": card.protocol,
         "changed": card.changed,
         "card": card.fields,
-        # NaN is not JSON.
-        "numbers": {
-            k: v if math.isfinite(v) else None for k, v in result.numbers.items()
-        },
+        "numbers": result.numbers,
         "notes": list(result.notes),
         "tables": [dataclasses.asdict(table) for table in tables],
     }
-    return json.dumps(fields, indent=1, default=_plain) + "\n"
+    return json.dumps(_plain(fields), indent=1, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    """Convert what JSON does not know, such as NumPy's numbers."""
-    return value.item() if hasattr(value, "item") else str(value)
+    """Convert what JSON does not know: NumPy's numbers, paths, and NaN to null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    known = value is None or isinstance(value, (str, int, float))
+    return value if known else str(value)
 
 
 def _page(result: Result) -> str:

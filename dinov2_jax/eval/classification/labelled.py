@@ -10,6 +10,9 @@ from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
 
+# What `images_of_a_set` returns for sets of which nothing is left out.
+ALL_IMAGES = {"images of a set": "all"}
+
 
 class Subset:
     """Some images of a source, itself a source.
@@ -105,6 +108,18 @@ def open_train_and_val(args: argparse.Namespace) -> tuple[Any, Any]:
     )
     check_same_classes(train, val, args.train_path, args.val_path)
     return train, val
+
+
+def images_of_a_set(args: argparse.Namespace, *sources: Any) -> dict[str, Any]:
+    """Return the setting of a protocol card that says whether all images are used.
+
+    Args:
+      args: Parsed flags, see `tasks.data_flags.add_labelled`.
+      sources: The images, of which --max-images may have left out some.
+    """
+    if any(isinstance(source, Subset) for source in sources):
+        return {"images of a set": f"at most {args.max_images}"}
+    return ALL_IMAGES
 
 
 def check_same_classes(train: Any, val: Any, train_path: str, val_path: str) -> None:

@@ -181,8 +181,8 @@ def run(model: str, out: pathlib.Path, tasks: list[str] | None = None) -> Any:
         if tasks is None or case.task in tasks
     ]
     result = _summary(found)
-    report.write(result, out)
     print(report.text(result))
+    report.write(result, out)
     print(f"look at {out / 'report.html'}")
     return result
 

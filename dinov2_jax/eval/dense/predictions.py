@@ -17,6 +17,7 @@ from dinov2_jax.eval.heads import head_files
 from dinov2_jax.eval.segmentation import segmentation_inference
 
 _MAX_16 = 2**16 - 1
+_OTHER_FILES = ("results", "predictions")  # written beside those of images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +145,15 @@ def _depth_estimator(estimator):
 def unique_names(
     paths: Sequence[pathlib.Path],
 ) -> Iterator[tuple[str, pathlib.Path]]:
-    """Yield a name without suffix for each path; repeated ones get a number."""
-    taken: dict[str, int] = {}
+    """Yield a name without suffix for each path; taken ones get a number."""
+    taken, counts = set(_OTHER_FILES), {}
     for path in paths:
-        taken[path.stem] = taken.get(path.stem, 0) + 1
-        count = taken[path.stem]
-        yield (path.stem if count == 1 else f"{path.stem}_{count}"), path
+        name = path.stem
+        while name in taken:
+            counts[path.stem] = counts.get(path.stem, 1) + 1
+            name = f"{path.stem}_{counts[path.stem]}"
+        taken.add(name)
+        yield name, path
 
 
 def one_line(entry: Mapping[str, Any]) -> str:

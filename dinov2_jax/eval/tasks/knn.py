@@ -117,8 +117,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             "size": args.size,
             "ks": tuple(args.ks),
             "temperature": args.temperature,
-        },
-        reference=REFERENCE,
+        }
+        | labelled.images_of_a_set(args, *sources),
+        reference=REFERENCE | labelled.ALL_IMAGES,
         prepare=prepare,
         fields={
             "train": f"{len(train)} images of {args.train_path}",

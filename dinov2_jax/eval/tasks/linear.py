@@ -199,8 +199,8 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     card = protocol_card.make_card(
         "linear",
         backbone,
-        settings,
-        reference=REFERENCE,
+        settings | labelled.images_of_a_set(args, *sources),
+        reference=REFERENCE | labelled.ALL_IMAGES,
         paper=PAPER,
         prepare=prepare,
         fields={

@@ -61,6 +61,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     from dinov2_jax.eval.classification import labelled, logistic_regression, splits
 
     metric = "mean_class_accuracy" if args.mean_per_class else "accuracy"
+    cs = sorted(args.cs or logistic_regression.REFERENCE_CS)
+    if min(cs) <= 0:
+        raise errors.UserError(f"--cs has {min(cs):g}: every C must be above 0")
     prepare = backbone.prepare(args.resize, args.size)
     sources = list(labelled.open_train_and_val(args))
     if args.select_path:
@@ -75,9 +78,6 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         feature_cache.extract(backbone, source, kind="cls", prepare=prepare)
         for source in sources
     )
-    cs = sorted(args.cs or logistic_regression.REFERENCE_CS)
-    if min(cs) <= 0:
-        raise errors.UserError(f"--cs has {min(cs):g}: every C must be above 0")
     if len(train) < 10 and not select:
         raise errors.UserError(
             f"a tenth of {len(train)} training images is empty: add --select-path"
@@ -116,8 +116,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     card = protocol_card.make_card(
         "logreg",
         backbone,
-        {"resize": args.resize, "size": args.size, "grid": grid},
-        reference=REFERENCE,
+        {"resize": args.resize, "size": args.size, "grid": grid}
+        | labelled.images_of_a_set(args, *sources),
+        reference=REFERENCE | labelled.ALL_IMAGES,
         prepare=prepare,
         fields={
             "C": f"{best_c:g}, of {len(cs)}",

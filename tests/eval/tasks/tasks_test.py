@@ -192,6 +192,24 @@ def test_features_are_extracted_once(evaluate, monkeypatch):
         evaluate("knn", f"--size={digits.SIZE * 2}", f"--resize={digits.SIZE * 2}")
 
 
+def test_a_part_of_the_images_is_not_the_references_protocol(evaluate):
+    code, result = evaluate("logreg", "--max-images=60", "--cs=1", out="part")
+    assert code == 0 and result["changed"]["images of a set"] == "at most 60"
+    code, result = evaluate("logreg", "--max-images=999", "--cs=1", out="part")
+    assert code == 0 and "images of a set" not in result["changed"]
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(evaluate, files, capsys):
+    (files / "file").write_text("")
+    assert evaluate("knn", "--size=30", out="file")[0] == 2  # neither is right
+    assert "cannot write the results into" in capsys.readouterr().err
+
+
+def test_wrong_values_of_c_are_found_first(evaluate, capsys):
+    assert evaluate("logreg", "--cs=0", out="bad", val="nowhere")[0] == 2
+    assert "every C must be above 0" in capsys.readouterr().err
+
+
 def test_folders_against_each_other(evaluate, files):
     flags = [f"--database={files / 'train'}", f"--queries={files / 'val'}"]
     code, result = evaluate("retrieval", *flags, out="retrieval")
