@@ -60,6 +60,8 @@ def open_data(config: Any, training: base.Source | None = None) -> Data | None:
         queries = registry.open_path(c.val_path, decoder, field="evaluation.val_path")
         if bank is not None:
             _check_labels(bank, queries, c)
+            for name, source in (("train_path", bank), ("val_path", queries)):
+                _check_readable(source, f"evaluation.{name}", c.max_images)
     elif config.data.source == "photos":
         bank = photos.PhotosSource("bank", channels=channels)
         queries = photos.PhotosSource(c.photos_split, channels=channels)
@@ -111,6 +113,36 @@ def _check_labels(bank: base.Source, queries: base.Source, c: Any) -> None:
         )
     for doubt in _doubts(bank, queries):
         logging.warning("%s", doubt)
+
+
+def chosen_indices(count: int, most: int) -> np.ndarray:
+    """Return the indices of at most `most` of `count` images, evenly spaced; 0: all."""
+    if most and count > most:
+        return np.linspace(0, count - 1, most).astype(int)
+    return np.arange(count)
+
+
+def unreadable(name: str, count: int) -> errors.UserError:
+    """Return the error of a labelled set of which no image can be read.
+
+    Args:
+      name: Name of its field.
+      count: Number of images that were tried.
+    """
+    return errors.UserError(
+        f"none of {count} images of {name} could be read: set --config.{name} to other "
+        "images, or evaluation.tasks to none that needs labels"
+    )
+
+
+def _check_readable(source: base.Source, name: str, most: int) -> None:
+    """Raise UserError if no image that is evaluated can be read."""
+    indices = chosen_indices(len(source), most)
+    for index in indices:
+        with contextlib.suppress(image_decoder.BadImage):
+            source.open(int(index)).pixels()
+            return
+    raise unreadable(name, len(indices))
 
 
 def _read_images(source: base.Source, count: int) -> list[np.ndarray]:

@@ -171,13 +171,23 @@ class Evaluator:
             pca.pca_picture(rgb, columns, path)
 
     def _labelled(self, extract: Any) -> in_loop.Labelled:
-        """Return the features of both sources that a function of a batch gives."""
+        """Return the features of both sources that a function of a batch gives.
+
+        Raises:
+          UserError: No image of one can be read.
+        """
         sets = []
-        for source in (self._data.bank, self._data.queries):
+        for name, source in (
+            ("evaluation.train_path", self._data.bank),
+            ("evaluation.val_path", self._data.queries),
+        ):
             features, labels = [], []
             for batch, batch_labels in self._batches(source):
                 features.append(np.asarray(extract(batch)))
                 labels.append(batch_labels)
+            if not features:
+                count = len(self._chosen(source))
+                raise evaluation_data.unreadable(name, count)
             sets += [np.concatenate(features), np.concatenate(labels)]
         return in_loop.Labelled(*sets, num_classes=len(self._data.bank.label_names))
 
@@ -188,13 +198,12 @@ class Evaluator:
         padded[:count] = batch  # so that the last batch needs no compilation
         return self._class_tokens(params, padded)[:count]
 
+    def _chosen(self, source) -> np.ndarray:
+        return evaluation_data.chosen_indices(len(source), self._max_images)
+
     def _batches(self, source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield uint8 [n, S, S, C] and int labels [n], without unreadable images."""
-        count = len(source)
-        if self._max_images and count > self._max_images:
-            chosen = np.linspace(0, count - 1, self._max_images).astype(int)
-        else:
-            chosen = np.arange(count)
+        chosen = self._chosen(source)
 
         def read(index):
             try:

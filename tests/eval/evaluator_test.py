@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from configs import debug
-from dinov2_jax import sharding, ssl_meta_arch
+from dinov2_jax import errors, sharding, ssl_meta_arch
 from dinov2_jax.config import checking
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.sources import registry
@@ -131,6 +131,18 @@ def test_without_labels_matching_is_measured_on_the_training_images(tmp_path):
     assert made.tasks == ("matching",)
     images = evaluation_data.open_data(config, source).images
     assert len(images) == len(pixels)
+
+
+def test_sets_of_which_no_image_can_be_read(tmp_path):
+    write(tmp_path / "images", 3)
+    made, _, _ = make(tmp_path / "images", 3)
+    for path in (tmp_path / "images").glob("*/*.png"):
+        path.write_bytes(b"no image")
+    wanted = "none of 6 images of evaluation.train_path could be read: set --config"
+    with pytest.raises(errors.UserError, match=wanted):
+        made._labelled(lambda batch: batch)
+    with pytest.raises(errors.UserError, match=wanted):
+        make(tmp_path / "images", 3)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 13])

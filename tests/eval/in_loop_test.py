@@ -12,7 +12,7 @@ from dinov2_jax.config import checking, combinations
 from dinov2_jax.data import preprocessing
 from dinov2_jax.eval import evaluator, in_loop
 from dinov2_jax.eval.classification import splits
-from dinov2_jax.eval.dense import dense_quality
+from dinov2_jax.eval.dense import dense_quality, pairs
 from dinov2_jax.runtime import progress
 
 SETTINGS = in_loop.Settings(ks=(5, 1), temperature=0.07, size=16)
@@ -84,7 +84,8 @@ def test_matching_without_labels_is_that_of_the_task(tmp_path):
         {},
         preprocessing.Preprocessing(16, 16, student.mean, student.std),
     )
-    expected = dense_quality.measure(model, paths, size=16, crops=in_loop.CROPS)
+    images = map(pairs.read_image, paths)
+    expected = dense_quality.measure(model, images, size=16, crops=in_loop.CROPS)
     for name, value in expected.items():
         assert found[f"matching/{name}"] == pytest.approx(value, abs=1e-4)
     assert found.keys() - {f"matching/{name}" for name in expected} == {

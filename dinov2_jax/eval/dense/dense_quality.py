@@ -1,8 +1,9 @@
 """Matching accuracy and early warnings of a backbone on photographs, without labels."""
 
 import functools
+import logging
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ Extract = Callable[[np.ndarray], tuple[Any, Any]]
 def image_paths(folder: str | pathlib.Path, *, most: int) -> list[pathlib.Path]:
     """Return images below a folder, at most so many, evenly spaced.
 
+    Names that begin with a dot are skipped.
+
     Args:
       folder: The folder, or one image.
       most: Largest number of images.
@@ -25,7 +28,10 @@ def image_paths(folder: str | pathlib.Path, *, most: int) -> list[pathlib.Path]:
       UserError: There is no image.
     """
     folder = pathlib.Path(folder)
-    found = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    if folder.is_file():
+        found = [folder]
+    else:
+        found = [p for p in sorted(folder.rglob("*")) if not p.name.startswith(".")]
     found = [path for path in found if path.suffix.lower() in pairs.IMAGES]
     if not found:
         raise errors.UserError(
@@ -36,9 +42,41 @@ def image_paths(folder: str | pathlib.Path, *, most: int) -> list[pathlib.Path]:
     return found
 
 
+class ReadableImages:
+    """The images of files, without those that cannot be read, which are logged.
+
+    Args:
+      paths: Paths of the files.
+
+    Attributes:
+      left_out: Number of files that could not be read, so far.
+    """
+
+    def __init__(self, paths: Sequence[pathlib.Path]):
+        self._paths, self.left_out = paths, 0
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the index of a path, and its image, uint8 [H, W, 3].
+
+        Raises:
+          UserError: None can be read.
+        """
+        self.left_out = 0
+        for index, path in enumerate(self._paths):
+            try:
+                image = pairs.read_image(path)
+            except errors.UserError as error:
+                self.left_out += 1
+                if self.left_out == len(self._paths):
+                    raise
+                logging.warning("left out: %s", error)
+                continue
+            yield index, image
+
+
 def measure(
     model: pretrained.Model,
-    paths: Sequence[pathlib.Path],
+    images: Iterable[np.ndarray],
     *,
     size: int,
     crops: int,
@@ -49,7 +87,7 @@ def measure(
 
     Args:
       model: The backbone.
-      paths: The images.
+      images: Images, uint8 [H, W, 3] each.
       size: Side of a crop, px.
       crops: Number of pairs of crops of an image.
       within: Distance that counts as found, in patches.
@@ -75,7 +113,6 @@ def measure(
         batch = model.preprocessing.normalize(crops)
         return _last(model.module, model.params, batch)
 
-    images = map(pairs.read_image, paths)
     return measure_crops(
         images, extract, size=size, crops=crops, within=within, seed=seed
     )

@@ -36,13 +36,13 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
       backbone: The model, a `features.Backbone`.
 
     Raises:
-      UserError: An image cannot be read, or there are too few patches.
+      UserError: There are no images that can be read, or there are too few patches.
     """
     import numpy as np
 
     from dinov2_jax import files
     from dinov2_jax.eval import protocol_card, report
-    from dinov2_jax.eval.dense import dense_pictures, dense_quality, pairs, predictions
+    from dinov2_jax.eval.dense import dense_pictures, dense_quality, predictions
     from dinov2_jax.eval.segmentation import clustering
     from dinov2_jax.eval.tasks import dense_flags
 
@@ -52,7 +52,8 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         for given in args.images
         for path in dense_quality.image_paths(given, most=args.max_images)
     ]
-    images = [pairs.read_image(path) for path in paths]
+    readable = dense_quality.ReadableImages(paths)
+    indices, images = zip(*readable)
     with dense_flags.precision(backbone):
         grids = [
             dense_quality.patch_features(model, image, short=args.short)
@@ -61,9 +62,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     centres = clustering.cluster_centres(grids, args.clusters, seed=args.seed)
     out = dense_flags.outputs(args.out)
     rows, pictures = [], []
-    for (name, path), image, grid in zip(
-        predictions.unique_names(paths), images, grids
-    ):
+    names = list(predictions.unique_names(paths))
+    for index, image, grid in zip(indices, images, grids):
+        name, path = names[index]
         found = clustering.cluster_map(grid, centres, image.shape[:2])
         with files.open_new(out / f"{name}.png") as file:
             dense_pictures.palette_image(found, args.clusters).save(file, format="PNG")
@@ -77,7 +78,11 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         backbone,
         settings,
         reference=None,
-        fields={"images": len(paths), "features": "last block, unit length"},
+        fields={
+            "images": len(images),
+            "images left out": readable.left_out,
+            "features": "last block, unit length",
+        },
     )
     columns = ("image", *(f"cluster {i}" for i in range(args.clusters)))
     table = report.Table("Shares of the clusters", columns, rows)

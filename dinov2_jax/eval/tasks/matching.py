@@ -33,17 +33,19 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
       backbone: The model, a `features.Backbone`.
 
     Raises:
-      UserError: There are no images, or the size does not fit the patches.
+      UserError: There are no images that can be read, or the size does not fit the
+        patches.
     """
     from dinov2_jax.eval import protocol_card, report
     from dinov2_jax.eval.dense import dense_quality
 
     model = dense_flags.model_of(backbone)
     paths = dense_quality.image_paths(args.data, most=args.max_images)
+    images = dense_quality.ReadableImages(paths)
     with dense_flags.precision(backbone):
         found = dense_quality.measure(
             model,
-            paths,
+            (image for _, image in images),
             size=args.size,
             crops=args.crops,
             within=args.within,
@@ -55,7 +57,10 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         backbone,
         settings,
         reference=_PROTOCOL,
-        fields={"data": f"{len(paths)} images of {args.data}"},
+        fields={
+            "data": f"{len(paths) - images.left_out} images of {args.data}",
+            "images left out": images.left_out,
+        },
     )
     notes = [
         "no public code has this metric: compare only with numbers of this program",

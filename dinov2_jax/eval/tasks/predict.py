@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
       backbone: The model, a `features.Backbone`.
 
     Raises:
-      UserError: An image or the head cannot be read or does not fit.
+      UserError: No image can be read, or the head cannot be read or does not fit.
     """
     from dinov2_jax import files
     from dinov2_jax.eval import protocol_card, report
@@ -89,6 +89,8 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         for given in args.images
         for path in dense_quality.image_paths(given, most=args.max_images)
     ]
+    names_of_files = list(predictions.unique_names(paths))
+    images = dense_quality.ReadableImages(paths)
     out = dense_flags.outputs(args.out)
     found, pictures = [], []
     with dense_flags.precision(backbone):
@@ -101,8 +103,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             ratios=tuple(args.views),
             flip=args.flip,
         )
-        for name, path in predictions.unique_names(paths):
-            prediction = predictor(pairs.read_image(path))
+        for index, image in images:
+            name, path = names_of_files[index]
+            prediction = predictor(image)
             entry = {"image": str(path)} | prediction.summary
             text = json.dumps(entry, indent=1) + "\n"
             with files.open_new(out / f"{name}.json") as file:
@@ -120,7 +123,11 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         backbone,
         {},
         reference=None,
-        fields={"head": f"{head.name} ({head.spec.kind})", "images": len(paths)},
+        fields={
+            "head": f"{head.name} ({head.spec.kind})",
+            "images": len(found),
+            "images left out": images.left_out,
+        },
     )
     table = report.Table(
         "Predictions",

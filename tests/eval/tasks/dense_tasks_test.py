@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import dense_pairs
 import numpy as np
@@ -113,6 +114,38 @@ def test_predictions_of_classes(model, data, tmp_path, capsys):
     best = found[0]["classes"][0]
     assert best["name"] == ("cat", "dog", "horse")[wanted.argmax()]
     assert best["probability"] == pytest.approx(wanted.max(), abs=1e-3)
+
+
+@pytest.fixture
+def damaged(data, tmp_path):
+    """Two images, one that cannot be read, and a hidden file."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(data / "test/images", folder)
+    (folder / "00.png").write_bytes(b"no image")
+    (folder / "._0.png").write_bytes(b"of another system")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "task, flags",
+    [
+        ("cluster", ("--images", "{}", "--clusters=2", "--short=28")),
+        ("matching", ("--data={}", "--size=28", "--crops=1")),
+        ("predict", ("--images", "{}", "--head={}/../classes.pth", "--top=1")),
+    ],
+)
+def test_unreadable_images_are_left_out(model, damaged, tmp_path, capsys, task, flags):
+    weights = {"weight": torch.zeros(3, 256), "bias": torch.zeros(3)}
+    torch.save(weights, tmp_path / "classes.pth")
+    flags = [flag.format(damaged) for flag in flags]
+    card = evaluate(capsys, task, model, tmp_path / "out", *flags)["card"]
+    assert card["images left out"] == 1
+    assert card.get("images", 2) == 2
+    for path in damaged.iterdir():
+        path.write_bytes(b"no image")
+    common = (f"--model={model}", "--num-heads=2", f"--out={tmp_path / 'out'}")
+    assert program.main([task, *common, *flags]) == 2
+    assert "replace or remove it" in capsys.readouterr().err
 
 
 def test_matching_runs_on_a_folder(model, data, tmp_path, capsys):
