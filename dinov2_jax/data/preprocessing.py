@@ -4,12 +4,15 @@ Mirrors the evaluation transform of the reference's `data/transforms.py`.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dinov2_jax.augment import policies
+
+_LONGEST = 100  # times the shorter side, or the crop; of longer ones only the middle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +124,41 @@ def resize_and_crop(
     if min(width, height) != resize_size:
         # As torchvision: truncate the long side, round the crop's corner.
         size = [int(resize_size * n / min(width, height)) for n in (width, height)]
-        image = image.resize(size, Image.Resampling.BICUBIC)
+        if max(size) > _LONGEST * max(resize_size, crop_size):
+            image = _resize_middle(image, size, crop_size)
+        else:
+            image = image.resize(size, Image.Resampling.BICUBIC)
     left = round((image.width - crop_size) / 2)
     top = round((image.height - crop_size) / 2)
     return np.asarray(image.crop((left, top, left + crop_size, top + crop_size)))
+
+
+def _resize_middle(image: Image.Image, size: list[int], crop_size: int) -> Image.Image:
+    """Resize to a very long size, but return only the crop's part of the long side.
+
+    The pixels are those of the whole resize (within one level), in bounded memory.
+
+    Args:
+      image: The image.
+      size: [width, height] of the whole image after the resize, px.
+      crop_size: Side of the crop, px.
+    """
+    axis = int(size[1] > size[0])
+    length, scale = image.size[axis], image.size[axis] / size[axis]
+    start = round((size[axis] - crop_size) / 2)
+    ends = [start * scale, (start + crop_size) * scale]
+    reach = math.ceil(2 * max(scale, 1)) + 1  # of the bicubic filter
+    first = max(math.floor(ends[0]) - reach, 0)
+    last = min(math.ceil(ends[1]) + reach, length)
+    # Cut first: Pillow keeps the box in float32, exact only for small numbers.
+    corners = [0, 0, *image.size]
+    corners[axis], corners[axis + 2] = first, last
+    image = image.crop(tuple(corners))
+    box = [0.0, 0.0, *image.size]
+    box[axis], box[axis + 2] = (end - first for end in ends)
+    wanted = [*size]
+    wanted[axis] = crop_size
+    return image.resize(wanted, Image.Resampling.BICUBIC, box=tuple(box))
 
 
 def resize_whole(image: np.ndarray, size: int, patch_size: int) -> np.ndarray:

@@ -169,12 +169,6 @@ def _read(source, prepare, index) -> np.ndarray | str:
     """Return an image, uint8 [S, S, 3], or the reason why it cannot be used."""
     try:
         image = source.open(index).pixels()
-        height, width = image.shape[:2]
-        long, short = max(height, width), min(height, width)
-        if long / short * prepare.resize_size**2 > image_decoder_lib.PILLOWS_LIMIT:
-            return f"{width}x{height} px cannot be resized to a short side of " + str(
-                prepare.resize_size
-            )
         return preprocessing.resize_and_crop(
             image_decoder_lib.Image.fromarray(image),
             prepare.resize_size,

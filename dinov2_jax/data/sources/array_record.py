@@ -10,10 +10,13 @@ A record is either the bytes of an image file, or those bytes after a small head
     the rest        the bytes of the image file
 """
 
+import collections
 import functools
 import json
 import os
 import struct
+import threading
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +43,8 @@ _STARTS = (  # (offset, first bytes there) of image files
 # The reader keeps 8 bytes per record in memory. With more records than this it looks
 # them up in the file instead, which takes 0.1 ms per image.
 _MOST_IN_MEMORY = 10_000_000
+_MOST_OPEN = 128  # files of one source and process
+_LOOKED_AT = 10  # first records, of which at least one must be an image
 
 
 def pack(content: bytes, *, name: str, label: str | None) -> bytes:
@@ -53,7 +58,7 @@ def unpack(record: bytes) -> tuple[bytes, dict[str, str]]:
     """Return the image file's bytes, and the header ({} if there is none).
 
     Raises:
-      ValueError: The header is cut off.
+      ValueError: The header is cut off, or is not what `pack` writes.
     """
     if not record.startswith(MAGIC):
         return record, {}
@@ -63,7 +68,16 @@ def unpack(record: bytes) -> tuple[bytes, dict[str, str]]:
     (length,) = _LENGTH.unpack(record[len(MAGIC) : start])
     if len(record) < start + length:
         raise ValueError("the record is cut off")
-    return record[start + length :], json.loads(record[start : start + length])
+    try:
+        fields = json.loads(record[start : start + length])
+        names = {"name", "label"} & fields.keys()
+        if isinstance(fields.get("label"), int):
+            fields["label"] = str(fields["label"])
+        for name in names:
+            os.fsencode(fields[name])
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("its header is not that of a record of `shard`") from error
+    return record[start + length :], fields
 
 
 def module():
@@ -112,7 +126,8 @@ class ArrayRecordSource(base.Source):
     def _load(self) -> None:
         self._shards = index_cache.Texts(self._index, "shards")
         self._ends = self._index["ends"]
-        self._readers: dict[int, object] = {}
+        self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
 
     def __getstate__(self):
         kept = ("_given", "_decoder", "_left_out", "_index")
@@ -123,16 +138,29 @@ class ArrayRecordSource(base.Source):
         self._load()
 
     def _check_first(self, field: str) -> None:
-        record = self._record(0)
-        head = record[:16]
-        known = any(head[at:].startswith(start) for at, start in _STARTS)
-        if record.startswith(MAGIC) or known:
+        """Raise UserError if the first records that can be read hold no image."""
+        reasons = []
+        for index in range(min(len(self), _LOOKED_AT)):
+            try:
+                record = self._record(index)
+            except image_decoder.BadImage:
+                continue
+            known = any(record.startswith(start, at) for at, start in _STARTS)
+            if record.startswith(MAGIC) or known:
+                return
+            try:
+                self._decoder.open(record, name=self._place_name(index))
+            except image_decoder.BadImage as error:
+                reasons += [error.reason] if record else []
+                continue
+            return
+        if not reasons:  # damaged or empty, as others may not be
             return
         tfds_files.refuse(self._given, field)
         raise errors.UserError(
             f"the records of {self._given} are neither image files nor "
-            "written by `python -m dinov2_jax.data shard`: for a data set of "
-            "tensorflow-datasets set --config.data.source=tfds and "
+            f"written by `python -m dinov2_jax.data shard` ({reasons[0]}): for a data "
+            "set of tensorflow-datasets set --config.data.source=tfds and "
             "--config.data.tfds_name"
         )
 
@@ -155,17 +183,26 @@ class ArrayRecordSource(base.Source):
     def _record(self, index: int) -> bytes:
         shard, place = self._place(index)
         try:
-            reader = self._readers.get(shard)
-            if reader is None:
-                reader = _reader(self._shards[shard], len(self) > _MOST_IN_MEMORY)
-                self._readers[shard] = reader
-            (record,) = reader.read([place])
+            (record,) = self._opened(shard).read([place])
         except (RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:100]
             raise image_decoder.BadImage(
                 self._place_name(index), f"its record cannot be read ({reason})"
             ) from error
         return record
+
+    def _opened(self, shard: int) -> Any:
+        """Return the reader of a shard; only the last `_MOST_OPEN` are kept."""
+        with self._lock:
+            reader = self._readers.get(shard)
+            if reader is None:
+                reader = _reader(self._shards[shard], len(self) > _MOST_IN_MEMORY)
+                self._readers[shard] = reader
+                if len(self._readers) > _MOST_OPEN:
+                    # It closes its file once no thread reads from it any more.
+                    self._readers.popitem(last=False)
+            self._readers.move_to_end(shard)
+            return reader
 
     def _place_name(self, index: int) -> str:
         shard, place = self._place(index)

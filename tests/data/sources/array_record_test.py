@@ -1,10 +1,12 @@
 """ArrayRecord files: plain image bytes, and the records of `shard`."""
 
+import concurrent.futures
 import io
 import json
 import os
 import pickle
 
+import numpy as np
 import pytest
 from array_record.python import array_record_module
 from PIL import Image
@@ -83,6 +85,66 @@ def test_other_records_are_refused(tmp_path):
     write(tmp_path / "x.array_record", [])
     with pytest.raises(errors.UserError, match="no records in 1 ArrayRecord file"):
         registry.open_path(str(tmp_path), DECODER)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "PPM", "TGA", "npy", "empty"])
+def test_first_records_of_every_kind(tmp_path, kind):
+    if kind == "npy":
+        stream = io.BytesIO()
+        np.save(stream, np.zeros((4, 3, 3), np.uint8))
+        first = stream.getvalue()
+    else:
+        first = b"" if kind == "empty" else encoded(3, kind)
+    write(tmp_path / "x.array_record", [first, encoded(5)])
+    source = registry.open_path(str(tmp_path), DECODER)
+    assert source.open(1).width == 5
+    if first:
+        assert source.open(0).width == 3
+
+
+def test_a_damaged_first_record_is_a_bad_image(tmp_path):
+    path = tmp_path / "x.array_record"
+    write(path, [encoded(200), encoded(5)], "group_size:1,uncompressed")
+    content = bytearray(path.read_bytes())
+    content[content.index(encoded(200)) + 30] ^= 255
+    path.write_bytes(content)
+    source = registry.open_path(str(path), DECODER)
+    assert source.open(1).width == 5
+    with pytest.raises(image_decoder.BadImage, match="its record cannot be read"):
+        source.open(0)
+
+
+@pytest.mark.parametrize(
+    "head",
+    ['{"name": 5}', '["x"]', '["name"]', '{"name": "a", "label": [3]}', "3", "{"]
+    + ['{"name": "\\ud800"}', "[" * 60_000],
+)
+def test_odd_headers_are_bad_images(tmp_path, head):
+    record = array_record.MAGIC + len(head).to_bytes(4, "little") + head.encode()
+    write(tmp_path / "x.array_record", [record + encoded(4), encoded(5)])
+    source = registry.open_path(str(tmp_path), DECODER)
+    for read in (source.open, source.content):
+        with pytest.raises(image_decoder.BadImage, match="its header is not that"):
+            read(0)
+    assert source.name(0) == "x.array_record record 0"
+
+
+def test_more_shards_than_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_record, "_MOST_OPEN", 3)
+    for i in range(20):
+        write(tmp_path / f"x-{i:02d}.array_record", [encoded(5 + i)])
+    source = registry.open_path(str(tmp_path), DECODER)
+
+    def opened():
+        links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+        real = map(os.path.realpath, links)
+        return sum(path.startswith(str(tmp_path)) for path in real)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        order = [(7 * i) % 20 for i in range(200)]
+        found = list(pool.map(lambda i: source.open(i).width, order))
+    assert found == [5 + i for i in order]
+    assert opened() == 3
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "empty"])
