@@ -33,7 +33,7 @@ from dinov2_jax.data.sources import (
 )
 
 EXTENSIONS = (".txt", ".csv", ".tsv", ".parquet")
-_VERSION = "4"
+_VERSION = "5"
 LOOKED_AT = 100  # first paths, of which at least one must exist
 _STATUSES = 10_000  # files whose sizes and times are part of the fingerprint
 _BOM = b"\xef\xbb\xbf"
@@ -65,44 +65,17 @@ class ManifestSource(folder.FilesSource):
                 f"{field} = {given} {what}: name a manifest ({' '.join(EXTENSIONS)})"
             )
         try:
-            index = _index(self.manifest, given)
+            index = _index(self.manifest, given, f"{field} = {given}")
         except (OSError, UnicodeError, csv.Error) as error:
             raise errors.UserError(
                 f"cannot read {field} = {given} ({' '.join(str(error).split())}): "
                 "repair it or name another manifest"
             ) from error
         super().__init__(os.path.dirname(self.manifest), index, decoder)
-        self._check_first(f"{field} = {given}")
         self._fingerprint = index_cache.fingerprint(
             index_cache.text_arrays("list", [index.header["fingerprint"].encode()])
             | {"statuses": self._statuses()}
         )
-
-    def _check_first(self, what: str) -> None:
-        """Raise UserError if there are no paths, or none of the first files exists."""
-        if not len(self):
-            columns = ", ".join(manifest_tables.PATH_COLUMNS)
-            raise errors.UserError(
-                f"no paths in {what}: write one path per line (.txt), or a "
-                f"column called {columns} (.csv, .tsv, .parquet)"
-            )
-        count = min(len(self), LOOKED_AT)
-        root = os.fsencode(self.path)
-        if extensions.is_slide(self.name(0)):
-            raise errors.UserError(
-                f"{what} lists {self.name(0)[:200]!r}: {extensions.TILE_SLIDES}"
-            )
-        if all(os.path.isdir(os.path.join(root, self._paths[i])) for i in range(count)):
-            raise errors.UserError(
-                f"{what} lists folders, such as {self.name(0)[:200]!r}: list them one "
-                "per line in a text file (.txt), or list their files"
-            )
-        if not any(_exists(root, self._paths[i]) for i in range(count)):
-            raise errors.UserError(
-                f"{what} lists files that do not exist, such as {self.name(0)[:200]!r} "
-                f"(looked for the first {count} in {self.path}, the list's folder): "
-                "move the list, or write absolute paths"
-            )
 
     def _statuses(self) -> np.ndarray:
         """Return int64 sizes and times of the files or a sample; -1 if missing."""
@@ -159,14 +132,17 @@ class ManifestSource(folder.FilesSource):
         return f"listed in {self.manifest}{places}"
 
 
-def _index(manifest: str, given: str) -> index_cache.Index:
+def _index(manifest: str, given: str, what: str) -> index_cache.Index:
     status = os.stat(manifest)
     key = index_cache.key("manifest", _VERSION, manifest)
     state = [status.st_size, status.st_mtime_ns]
     index = index_cache.newest(key)
     if index is not None and index.header["state"] == state:
+        _check_first(index_cache.Texts(index, "paths"), manifest, what)
         return index
     listed = _read(manifest, given)
+    # Before it is written: how lines are split depends on the files that exist.
+    _check_first(listed.paths, manifest, what)
     arrays = index_cache.text_arrays("paths", listed.paths)
     numbers, names = numbered_labels(listed.labels)
     if numbers is not None:
@@ -176,6 +152,35 @@ def _index(manifest: str, given: str) -> index_cache.Index:
     fingerprint = index_cache.fingerprint(arrays)
     header = {"fingerprint": fingerprint, "label_names": names, "state": state}
     return index_cache.write(key, fingerprint, header, arrays)
+
+
+def _check_first(
+    paths: list[bytes] | index_cache.Texts, manifest: str, what: str
+) -> None:
+    """Raise UserError if there are no paths, or none of the first files exists."""
+    if not len(paths):
+        columns = ", ".join(manifest_tables.PATH_COLUMNS)
+        raise errors.UserError(
+            f"no paths in {what}: write one path per line (.txt), or a "
+            f"column called {columns} (.csv, .tsv, .parquet)"
+        )
+    folder_path = os.path.dirname(manifest)
+    root = os.fsencode(folder_path)
+    first = [paths[i] for i in range(min(len(paths), LOOKED_AT))]
+    name = first[0].decode("utf-8", "backslashreplace")
+    if extensions.is_slide(name):
+        raise errors.UserError(f"{what} lists {name[:200]!r}: {extensions.TILE_SLIDES}")
+    if all(os.path.isdir(os.path.join(root, path)) for path in first):
+        raise errors.UserError(
+            f"{what} lists folders, such as {name[:200]!r}: list them one "
+            "per line in a text file (.txt), or list their files"
+        )
+    if not any(_exists(root, path) for path in first):
+        raise errors.UserError(
+            f"{what} lists files that do not exist, such as {name[:200]!r} "
+            f"(looked for the first {len(first)} in {folder_path}, the list's folder): "
+            "mount their disk, move the list, or write absolute paths"
+        )
 
 
 def _exists(root: bytes, path: bytes) -> bool:

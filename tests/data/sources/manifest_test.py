@@ -237,6 +237,22 @@ def test_bad_manifests(folder, name, content, words):
     assert words in said and str(folder / name) in said and "\n" not in said
 
 
+def test_a_list_opened_before_its_disk_was_mounted(folder):
+    (folder / "list.txt").write_text("disk/0.png 7\ndisk/1.png 8\n")
+    for _ in range(2):
+        with pytest.raises(errors.UserError, match="mount their disk"):
+            registry.open_path(str(folder / "list.txt"), DECODER)
+    (folder / "disk").mkdir()
+    for name in ("0.png", "1.png"):
+        (folder / name).rename(folder / "disk" / name)
+    source = registry.open_path(str(folder / "list.txt"), DECODER)
+    assert [source.name(i) for i in range(2)] == ["disk/0.png", "disk/1.png"]
+    assert source.label_names == ["7", "8"]
+    (folder / "disk").rename(folder / "elsewhere")
+    with pytest.raises(errors.UserError, match="mount their disk"):  # from the cache
+        registry.open_path(str(folder / "list.txt"), DECODER)
+
+
 def test_without_pyarrow(folder, monkeypatch):
     write(folder / "list.parquet", ["0.png"])
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
