@@ -25,6 +25,7 @@ class Members:
       sizes: Sizes of their contents in bytes.
       labels: Labels from their `.cls` or `.json`; None where there is none.
       left_out: Numbers of members that are neither images nor labels, by extension.
+      skipped: Numbers of members called images that hold none here, by reason.
       problem: The reason why the file, or its end, cannot be read; "" if all was read.
     """
 
@@ -33,6 +34,7 @@ class Members:
     sizes: list[int] = dataclasses.field(default_factory=list)
     labels: list[str | None] = dataclasses.field(default_factory=list)
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     problem: str = ""
 
 
@@ -44,11 +46,17 @@ def read(path: str) -> Members:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            for name, offset, length in _regular_members(file):
+            for name, offset, length, reason in _files(file):
                 if offset + length > size:
                     raise tarfile.ReadError("unexpected end of data")
+                if name.rpartition(b"/")[2].startswith(b"."):
+                    continue  # as in folders; macOS adds ._x.png to x.png
                 key, extension = _split(name)
-                if os.path.splitext(name)[1].lower() in _EXTENSIONS:
+                is_image = os.path.splitext(name)[1].lower() in _EXTENSIONS
+                if reason:
+                    if is_image:
+                        found.skipped[reason] = found.skipped.get(reason, 0) + 1
+                elif is_image:
                     found.names.append(name)
                     found.offsets.append(offset)
                     found.sizes.append(length)
@@ -67,8 +75,11 @@ def read(path: str) -> Members:
     return found
 
 
-def _regular_members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (name, offset of the content, size) of every regular file in a tar file.
+def _files(file: BinaryIO) -> Iterator[tuple[bytes, int, int, str]]:
+    """Yield (name, offset of the content, size, reason) of all members but folders.
+
+    The content of a hard link is that of the member that it names. The reason says why
+    a member cannot be read; it is "" for those that can.
 
     Plain headers are read here, in a third of the time of `tarfile`, which reads the
     others: long names, pax headers, sizes that are not octal.
@@ -76,6 +87,7 @@ def _regular_members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     Raises:
       tarfile.TarError: The file is damaged; members before the damage come first.
     """
+    places: dict[bytes, tuple[int, int]] = {}
     with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
         offset, plain = 0, True
         while True:
@@ -88,14 +100,32 @@ def _regular_members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
                 start = offset + tarfile.BLOCKSIZE
                 blocks = -(-length // tarfile.BLOCKSIZE)
                 offset = start + blocks * tarfile.BLOCKSIZE
-                yield name, start, length
+                places[name] = start, length
+                yield name, start, length, ""
                 continue
             tar.offset = offset
             file.seek(offset)
             info = tarfile.TarInfo.fromtarfile(tar)
             offset, plain = tar.offset, not tar.pax_headers
+            name = os.fsencode(info.name)
             if info.isreg() and not info.issparse():
-                yield os.fsencode(info.name), info.offset_data, info.size
+                places[name] = info.offset_data, info.size
+            elif info.islnk() and os.fsencode(info.linkname) in places:
+                places[name] = places[os.fsencode(info.linkname)]
+            else:
+                if not info.isdir():
+                    yield name, 0, 0, _reason(info)
+                continue
+            yield name, *places[name], ""
+
+
+def _reason(info: tarfile.TarInfo) -> str:
+    """Return why a member is not read."""
+    if info.isreg():
+        return "sparse file"
+    if info.islnk():
+        return "link to a missing member"
+    return "symbolic link" if info.issym() else "not a regular file"
 
 
 def _plain_member(head: bytes) -> tuple[bytes, int] | None:
@@ -134,5 +164,5 @@ def _label(content: bytes, extension: bytes) -> str | None:
             value = next((fields[n] for n in _LABEL_FIELDS if n in fields), None)
             return str(value) if isinstance(value, (int, str)) else None
         return text or None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -21,7 +21,7 @@ from dinov2_jax.data.sources import (
     tar_index,
 )
 
-_VERSION = "2"
+_VERSION = "3"
 _THREADS = 8  # network file systems are slow to answer
 _MOST_OPEN = 256  # files; beyond that, every read opens its shard
 
@@ -145,6 +145,10 @@ class TarSource(base.Source):
         """Return how many members and other files are not read, by extension."""
         return extensions.merged([self._left_out, *self._index.header["left_out"]])
 
+    def skipped(self) -> dict[str, int]:
+        """Return how many members called images hold none, by reason."""
+        return extensions.merged(self._index.header["skipped"])
+
     def _where(self) -> str:
         problems = self._index.header["problems"]
         where = f"in {messages.counted(len(self._shards), 'tar file')} of {self._given}"
@@ -218,6 +222,7 @@ def _find_members(given: str, shards: list[str]) -> index_cache.Index:
         "some_labels": any(label is not None for label in joined["labels"]),
         "state": state,
         "left_out": [one.left_out for one in ordered],
+        "skipped": [one.skipped for one in ordered],
         "problems": [[n, m.problem] for n, m in zip(short, ordered) if m.problem],
     }
     return index_cache.write(key, header["fingerprint"], header, arrays)
@@ -233,11 +238,12 @@ def _reused(old, state):
     ends = np.cumsum(np.bincount(old["shard"], minlength=len(old.header["state"])))
     shards = index_cache.Texts(old, "shards").all()
     names, start = old.header["label_names"], 0
-    for shard, was, short, left_out, end in zip(
+    for shard, was, short, left_out, skipped, end in zip(
         shards,
         old.header["state"],
         old.header["shard_names"],
         old.header["left_out"],
+        old.header["skipped"],
         ends.tolist(),
     ):
         rows = slice(start, end)
@@ -255,6 +261,7 @@ def _reused(old, state):
                 old["sizes"][rows].tolist(),
                 labels,
                 left_out,
+                skipped,
             ),
         )
 

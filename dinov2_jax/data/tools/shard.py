@@ -13,6 +13,7 @@ import io
 import os
 import re
 
+import numpy as np
 from PIL import Image
 
 from dinov2_jax import cli, errors, files, progress_bar
@@ -22,6 +23,7 @@ from dinov2_jax.data.tools import process_pool, program_flags, scan, shard_folde
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BAD = "bad_images.txt"
+_LONGEST = 65_500  # px, of a JPEG
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +72,12 @@ def run(args: argparse.Namespace) -> None:
             f"--channels={args.channels}: leave out --resize"
         )
     source = program_flags.open_source(args, args.source, decoder, field="SRC")
+    if source.pass_length != len(source):
+        raise errors.UserError(
+            f"SRC = {args.source} repeats images (column `repeat`), and shards cannot "
+            "store that: train on the list itself, or remove the column to pack each "
+            "image once"
+        )
     print(program_flags.describe(source), flush=True)
     options = {"resize": args.resize, "quality": args.quality, "shard_size": limit}
     if not args.resize:
@@ -130,6 +138,16 @@ class Packing:
             return content
         share = self.short_side / min(height, width)
         size = tuple(max(round(n * share), self.short_side) for n in (width, height))
+        if max(size) > _LONGEST:
+            return content
+        try:
+            return self._jpeg(pixels, size)
+        except (OSError, MemoryError) as error:
+            reason = " ".join(str(error).split()) or "out of memory"
+            return image_decoder.BadImage(str(index), f"cannot be shrunk ({reason})")
+
+    def _jpeg(self, pixels: np.ndarray, size: tuple[int, ...]) -> bytes:
+        """Shrink pixels, uint8 [H, W, C], to (width, height); return a JPEG."""
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         image = image.resize(size, Image.Resampling.BICUBIC)
         stream = io.BytesIO()

@@ -3,9 +3,11 @@
 The latter lists the images of each shard, so that a stopped run can continue.
 """
 
+import contextlib
 import io
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from dinov2_jax import errors, files
@@ -90,19 +92,35 @@ class Shard:
         # Hidden, so that no reader opens it as a shard.
         self._temporary = destination.path / f".{self._name}.tmp"
         # One record per chunk, for random access; images do not compress.
-        self._writer = array_record.module().ArrayRecordWriter(
-            str(self._temporary), "group_size:1,uncompressed"
-        )
+        with self._failures():
+            self._writer = array_record.module().ArrayRecordWriter(
+                str(self._temporary), "group_size:1,uncompressed"
+            )
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turn the writer's errors, all of them about the disk, into a UserError."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise errors.UserError(
+                f"cannot write {self._destination.path / self._name} ({reason}): make "
+                "room or repair the disk, then run the same command again to continue",
+                exit_code=errors.TRY_AGAIN,
+            ) from error
 
     def add(self, record: bytes) -> None:
         """Append a record."""
-        self._writer.write(record)
+        with self._failures():
+            self._writer.write(record)
         self.records += 1
         self.bytes += len(record)
 
     def close(self, stop: int) -> None:
         """Give the file its name and record it; delete a shard without records."""
-        self._writer.close()
+        with self._failures():
+            self._writer.close()
         if not self.records:
             self._temporary.unlink()
             return

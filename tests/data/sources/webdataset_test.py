@@ -96,7 +96,8 @@ def test_what_tar_files_hold(tmp_path, tar_format):
     long = "/".join(["f" * 40] * 4) + "/1.png"
     with tarfile.open(tmp_path / "s.tar", "w", format=tar_format) as tar:
         add(tar, long, png(7))
-        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE):
+        for kind in b"1256":  # hard link, symbolic link, folder, pipe
+            kind = bytes([kind])
             info = tarfile.TarInfo(f"not{kind.decode()}.png")
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
@@ -105,6 +106,9 @@ def test_what_tar_files_hold(tmp_path, tar_format):
     source = registry.open_path(str(tmp_path / "s.tar"), DECODER)
     assert widths(source) == [7, 8][: len(source)]
     assert source.name(0) == f"s.tar/{long}" and source.describe().isprintable()
+    reasons = ("link to a missing member", "symbolic link", "not a regular file")
+    assert source.skipped() == dict.fromkeys(reasons, 1)
+    assert "(3 skipped: " in source.describe()
 
 
 @pytest.mark.parametrize(
@@ -147,6 +151,34 @@ def test_a_shard_of_the_program_tar(tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True)
     source = registry.open_path(str(tmp_path / "s.tar"), DECODER)
     assert widths(source) == [5, 6, 7]
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar")
+@pytest.mark.parametrize("tar_format", ["gnu", "pax"])
+def test_links_and_sparse_files_of_the_program_tar(tmp_path, tar_format):
+    (tmp_path / "a.png").write_bytes(png(5))
+    os.link(tmp_path / "a.png", tmp_path / "b.png")  # stored once, as a hard link
+    os.link(tmp_path / "a.png", tmp_path / "c.png")
+    os.symlink("a.png", tmp_path / "d.png")
+    with open(tmp_path / "e.png", "wb") as file:
+        file.seek(10_000_000)
+        file.write(b"x")
+    names = [f"{letter}.png" for letter in "abcde"]
+    command = ["tar", f"--format={tar_format}", "--sparse", "-cf", "s.tar", *names]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    source = registry.open_path(str(tmp_path / "s.tar"), DECODER)
+    assert [source.name(i) for i in range(3)] == [f"s.tar/{n}.png" for n in "abc"]
+    assert widths(source) == [5, 5, 5]
+    assert source.skipped() == {"symbolic link": 1, "sparse file": 1}
+
+
+def test_hidden_members_and_odd_labels(tmp_path):
+    members = [("._a.png", b"AppleDouble"), ("./a.png", png(5)), ("./.b/._a.cls", b"x")]
+    members.append(("a.json", b"[" * 100_000))  # too deep for Python's parser
+    write(tmp_path / "s.tar", members)
+    source = registry.open_path(str(tmp_path / "s.tar"), DECODER)
+    assert widths(source) == [5] and source.left_out() == {}
+    assert source.labels is None
 
 
 def test_only_changed_shards_are_read(shards, monkeypatch):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dinov2_jax import errors
 from dinov2_jax.data import __main__ as program
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import array_record, registry
+from dinov2_jax.data.tools import shard as shard_program
 from dinov2_jax.data.tools import shard_folder
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -208,6 +210,50 @@ def test_gray_is_shrunk_as_gray(tmp_path):
     np.testing.assert_allclose(
         pixels[..., 0].mean(1), 255 * (np.arange(20) + 0.5) / 20, atol=3
     )
+
+
+@pytest.mark.parametrize("height", [3, 4])
+def test_too_long_for_a_jpeg(tmp_path, height):
+    (tmp_path / "data").mkdir()
+    image = Image.new("L", (70_000 * height // 3, height))
+    image.save(tmp_path / "data" / "a.png")
+    assert shard(tmp_path / "data", tmp_path / "out", "--resize=3") == 0
+    source = registry.open_path(str(tmp_path / "out"), image_decoder.Decoder())
+    assert source.content(0) == (tmp_path / "data" / "a.png").read_bytes()
+
+
+def test_an_image_that_cannot_be_shrunk_is_bad(folder, monkeypatch):
+    decoder = image_decoder.Decoder()
+    source = registry.open_path(str(folder), decoder)
+    monkeypatch.setattr(shard_program, "_LONGEST", 10**9)
+    pixels = np.zeros((2, 140_000, 3), np.uint8)
+    packing = shard_program.Packing(source, decoder, 1, 90)
+    monkeypatch.setattr(type(decoder), "decode", lambda *_, **__: pixels)
+    result = packing(0)
+    assert isinstance(result, image_decoder.BadImage)
+    assert result.reason.startswith("cannot be shrunk (")
+
+
+def test_repeats_are_not_lost(folder, tmp_path, capsys):
+    (folder / "list.csv").write_text("path,repeat\na/000.jpg,3\nb/001.jpg,1\n")
+    assert shard(folder / "list.csv", tmp_path / "out") == errors.BAD_INPUT
+    assert "column `repeat`" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (folder / "list.csv").write_text("path,repeat\na/000.jpg,1\nb/001.jpg,1\n")
+    assert shard(folder / "list.csv", tmp_path / "out") == 0
+
+
+def test_a_disk_that_is_full(folder, tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        code = shard(folder, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == errors.TRY_AGAIN
+    said = capsys.readouterr().err
+    assert "images-00000.array_record" in said and "make room" in said
+    assert shard(folder, tmp_path / "out") == 0
 
 
 def test_only_bad_images(tmp_path, capsys):
