@@ -178,7 +178,7 @@ def _color_jitter(x: Planes, draws: Draws, policy: policies.Policy) -> Planes:
     Brightness, contrast and saturation share the formula zero + f (x - zero), where
     zero is black, the crop's mean gray and the pixel's own gray, respectively.
     """
-    in_color = len(x) == 3
+    in_color = policy.in_color and len(x) == 3
     for kind in draws.order:  # [G, n B], one of the four changes for each crop
         amount = jnp.take_along_axis(draws.amounts, kind[None], axis=0)[0]
         is_hue = kind == 3

@@ -52,9 +52,17 @@ def adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
     return _blend(np.zeros_like(pixels), pixels, factor)
 
 
-def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Scale the distance to the image's mean gray, or to each band's mean."""
-    mean = _gray(pixels) if pixels.shape[2] == 3 else pixels
+def adjust_contrast(
+    pixels: np.ndarray, factor: float, in_color: bool = True
+) -> np.ndarray:
+    """Scale the distance to the mean gray of RGB, or to each band's own mean.
+
+    Args:
+      pixels: The image, uint8 [H, W, C].
+      factor: Factor; 1 changes nothing.
+      in_color: Whether three channels are RGB.
+    """
+    mean = _gray(pixels) if in_color and pixels.shape[2] == 3 else pixels
     total = mean.sum(axis=(0, 1), dtype=np.int64)
     mean = (total / (pixels.shape[0] * pixels.shape[1]) + 0.5).astype(np.uint8)
     return _blend(np.broadcast_to(mean, pixels.shape), pixels, factor)
@@ -98,7 +106,8 @@ def color_jitter(
     amounts = low + (high - low) * rng.random(4)
     for i in order:
         if strengths[i]:
-            pixels = _ADJUSTMENTS[i](pixels, float(amounts[i]))
+            more = (policy.in_color,) if i == 1 else ()  # of contrast
+            pixels = _ADJUSTMENTS[i](pixels, float(amounts[i]), *more)
     return pixels
 
 

@@ -41,13 +41,14 @@ class Policy:
         applied together and in random order.
       brightness: Strength b; values are scaled by a factor in [1 - b, 1 + b].
       contrast: Strength b; likewise for the distance to the crop's mean gray (to each
-        channel's own mean, unless channels are red, green and blue).
+        channel's own mean, unless there are three channels and they are `in_color`).
       saturation: Strength b; likewise for the distance to each pixel's gray.
       hue: Strength h; the hue is shifted by [-h, h] of a full turn.
       grayscale_probability: Probability of gray in all three channels.
       solarize_probability: Probability, for global crop 2 only, of inverting values of
         at least `SOLARIZE_THRESHOLD`.
       blur_probabilities: Those of global crop 1, global crop 2 and local crops.
+      in_color: Whether three channels are red, green and blue.
     """
 
     flip_probability: float = 0.5
@@ -61,6 +62,7 @@ class Policy:
     grayscale_probability: float = 0.2
     solarize_probability: float = 0.2
     blur_probabilities: tuple[float, float, float] = BLUR_PROBABILITIES["reference"]
+    in_color: bool = True
 
     @property
     def solarize_probabilities(self) -> tuple[float, float, float]:
@@ -84,7 +86,9 @@ POLICIES = {
     "rgb": Policy(),
     "gray": Policy(**_NO_COLOR),
     # Seen from above, no side is up; inverting the values of a spectrum has no meaning.
-    "multispectral": Policy(**_NO_COLOR, **_ANY_SIDE_UP, solarize_probability=0.0),
+    "multispectral": Policy(
+        **_NO_COLOR, **_ANY_SIDE_UP, solarize_probability=0.0, in_color=False
+    ),
     # The stain's colour is the signal: never gray, never inverted.
     "histology": Policy(
         **_ANY_SIDE_UP, grayscale_probability=0.0, solarize_probability=0.0
@@ -102,7 +106,8 @@ _MEANINGLESS = {
 FIELDS = tuple(
     field.name
     for field in dataclasses.fields(Policy)
-    if field.name != "blur_probabilities"  # set by crops.blur
+    # Set by crops.blur and crops.policy.
+    if field.name not in ("blur_probabilities", "in_color")
 )
 
 

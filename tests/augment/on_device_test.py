@@ -80,7 +80,8 @@ def on_host(crop, draws, policy):
         for kind in draws.order:
             if strengths[kind]:
                 change = exact_hue if kind == 3 else on_host_lib._ADJUSTMENTS[kind]
-                crop = change(crop, float(draws.amounts[kind]))
+                more = {"in_color": policy.in_color} if kind == 1 else {}
+                crop = change(crop, float(draws.amounts[kind]), **more)
     if draws.gray:
         crop = np.repeat(on_host_lib._gray(crop)[:, :, None], 3, axis=2)
     if draws.sigma:
@@ -90,7 +91,8 @@ def on_host(crop, draws, policy):
 
 @pytest.mark.parametrize(
     "name, channels",
-    [("rgb", 3), ("histology", 3), ("gray", 1), ("multispectral", 5)],
+    [("rgb", 3), ("histology", 3), ("gray", 1), ("multispectral", 5)]
+    + [("multispectral", 3)],
 )
 def test_equals_the_host(name, channels):
     """Every crop, every change together, given the same draws."""

@@ -98,7 +98,7 @@ class Record:
 
     def wrapped(self, name, function):
         def call(*args):
-            self.calls.append((name, args[-1]))
+            self.calls.append((name, args[:2][-1]))  # the amount is second
             return function(*args)
 
         return call
@@ -201,6 +201,13 @@ def test_other_policies():
     out = on_host.adjust_contrast(bands, 0.5)
     mean = bands.reshape(-1, 5).mean(0).round()
     np.testing.assert_allclose(out, (bands + mean) / 2, atol=1.01)
+    three = on_host.color_jitter(
+        np.random.default_rng(0), bands[..., :3], policies.POLICIES["multispectral"]
+    )
+    four = on_host.color_jitter(
+        np.random.default_rng(0), bands[..., :4], policies.POLICIES["multispectral"]
+    )
+    np.testing.assert_array_equal(three, four[..., :3])  # as bands, not as RGB
     for name in ("gray", "multispectral", "histology"):
         channels = {"gray": 1, "multispectral": 13, "histology": 3}[name]
         crop = np.random.default_rng(0).integers(0, 256, (9, 9, channels), np.uint8)

@@ -49,6 +49,31 @@ def separated(path: str) -> list[str]:
     return parts if all(map(os.path.exists, parts)) else []
 
 
+def without_repeats(paths: list[str], field: str) -> list[str]:
+    """Return the paths, each once, whatever links name it.
+
+    Args:
+      paths: Paths that exist.
+      field: The configuration field to name in messages.
+
+    Raises:
+      UserError: A folder is inside of another one, whose images would come twice.
+    """
+    real = {os.path.realpath(path): path for path in reversed(paths)}
+    for inner, given in real.items():
+        outer = inner
+        while outer != os.path.dirname(outer) and os.path.isdir(inner):
+            if os.path.basename(outer).startswith("."):
+                break  # not read as a part of the folder that holds it
+            outer = os.path.dirname(outer)
+            if outer in real:
+                raise errors.UserError(
+                    f"{field} names {real[outer]} and {given}, which is inside of it "
+                    "and would be read twice: leave out one of them"
+                )
+    return list(reversed(real.values()))
+
+
 def _is_folder(path: bytes) -> bool:
     try:
         return os.path.isdir(path)

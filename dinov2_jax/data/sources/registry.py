@@ -186,6 +186,7 @@ def open_path(
     if kind in ("auto", "manifest"):
         paths = folder_lists.separated(path) or folder_lists.listed(path)
     if paths:  # each image once a pass
+        paths = folder_lists.without_repeats(paths, f"{field} = {path}")
         sources = [open_path(path, decoder, field=field) for path in paths]
         lengths = [source.pass_length for source in sources]
         return mixture.MixtureSource(sources, lengths, paths)

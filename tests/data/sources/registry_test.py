@@ -152,6 +152,25 @@ def test_several_folders_are_one_source(tmp_path, monkeypatch, as_file):
     assert copy.fingerprint == source.fingerprint
 
 
+def test_folders_that_come_twice(tmp_path):
+    for i, name in enumerate(["one/a", "one/in/b", "one/.hidden/c", "two/d"]):
+        save(tmp_path / f"{name}.png", 40 * i)
+    os.symlink(tmp_path / "one", tmp_path / "link")
+
+    def shown(*folders):
+        (tmp_path / "list.txt").write_text("\n".join(folders))
+        source = registry.open_path(str(tmp_path / "list.txt"), image_decoder.Decoder())
+        images = [source.resolve(0, place) for place in range(source.pass_length)]
+        return [int(source.open(i).pixels()[0, 0, 0]) for i in images]
+
+    assert shown("two", "one", "one", "./two/", "link") == [120, 0, 40]
+    assert shown("one/.hidden", "one") == [80, 0, 40]
+    for folders in (("one", "two", "one/in"), ("link/in", "one")):
+        with pytest.raises(errors.UserError, match="is inside of it") as caught:
+            shown(*folders)
+        assert "list.txt" in one_line(caught)
+
+
 def test_lists_with_something_else_than_folders(tmp_path):
     save(tmp_path / "one" / "a.png")
     (tmp_path / "list.txt").write_text("one\n" * 100 + "one/a.png\n")
