@@ -32,11 +32,15 @@ from collections.abc import Callable
 from typing import Any
 
 from dinov2_jax import cli, errors
-from dinov2_jax.data.decode import pillow_setup
+from dinov2_jax.data.decode import pillow_setup, value_use
 from dinov2_jax.weights import flags
 
 FEATURES = ("cls", "patch_mean", "cls+patch_mean", "patches")
 _MAX_CPU_DEVICES = 8
+_SCALE = (
+    "a model sees them so, whatever data.value_range it was trained with: scale them "
+    "to 8 bits first"
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -147,7 +151,7 @@ def embed(
     if skipped:
         name, reason = skipped[0]
         _print_progress(f"warning: {len(skipped)} skipped, such as {name!r}: {reason}")
-    for line in source.warnings():
+    for line in source.warnings() + value_use.check(source, None, _SCALE):
         _print_progress(f"warning: {line}")
     model, prepare = _load(args)
     dtype = args.dtype or extraction.default_dtype()

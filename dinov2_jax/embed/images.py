@@ -41,7 +41,8 @@ def open_source(path: str) -> base.Source:
         sources, _, names = registry.open_entries(_entries(path), decoder)
         return joined.JoinedSource(sources, names)
     if extensions.is_image(path) and os.path.isfile(path):
-        return folder.GlobSource(glob.escape(path), decoder, field="DATA")
+        pattern = glob.escape(path).replace("{", "[{]")
+        return folder.GlobSource(pattern, decoder, field="DATA")
     source = registry.open_path(path, decoder, field="DATA")
     if isinstance(source, mixture.MixtureSource):  # several folders
         return joined.JoinedSource(source.sources, source.source_names)

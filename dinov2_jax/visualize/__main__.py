@@ -3,12 +3,13 @@
 import argparse
 import os
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
 
 from dinov2_jax import cli, errors
-from dinov2_jax.data.decode import image_decoder, pillow_setup
+from dinov2_jax.data.decode import image_decoder, pillow_setup, value_use
 from dinov2_jax.weights import flags
 
 _MAX_STEM = 60  # characters of an image's name in a picture's name
@@ -180,16 +181,19 @@ def _choose_kinds(args: argparse.Namespace) -> None:
 
 def _check_images(paths: list[str]) -> None:
     """Decode all files and report every bad one at once; keep none in memory."""
-    bad = []
+    bad, uses = [], []
     for path in paths:
         try:
-            _decode(path)
+            opened = image_decoder.Decoder().open(path, name=path)
+            uses.append(value_use.examine(opened, opened.pixels(), None))
         except image_decoder.BadImage as error:
             bad.append(str(error))
     if bad:
         raise errors.UserError(
             f"{'; '.join(bad)}: pass image files (JPEG, PNG, WebP, ...)"
         )
+    for line in value_use.describe(uses, None, "scale them to 8 bits first"):
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _decode(path: str) -> np.ndarray:

@@ -18,6 +18,7 @@ _IMAGE_SIZE = 560  # approximate longer side of an image, px
 _GAP = 24  # px between the images
 _SAME_PLACE_DISTANCE = 2  # patches; within this distance a place counts as the same
 _POOL = 3  # thinning starts from the best _POOL times as many matches as wanted
+_ROWS = 256  # patches that are compared with all others at once; bounds the memory
 _LABEL = 36  # px that the number of a match needs beside it
 _SUPERSAMPLING = 3  # lines are drawn at this scale and then shrunk: Pillow's are jagged
 
@@ -74,8 +75,8 @@ def mutual_nearest(
     second_index = nearest[first_index]
     scores = similarity[first_index, second_index]
     others = np.maximum(
-        _best_other_score(similarity[first_index], places[1], second_index),
-        _best_other_score(similarity[:, second_index].T, places[0], first_index),
+        _best_other_score(similarity, first_index, places[1], second_index),
+        _best_other_score(similarity.T, second_index, places[0], first_index),
     )
     leads = scores - others
     order = np.argsort(-leads, kind="stable")
@@ -84,11 +85,15 @@ def mutual_nearest(
     ]
 
 
-def _best_other_score(similarity, places, matched):
-    """Return the best similarity [m] of [m, n] that is far from the matched places."""
-    away = np.abs(places[None] - places[matched][:, None]).max(axis=-1)
-    elsewhere = np.where(away > _SAME_PLACE_DISTANCE, similarity, -1.0)
-    return elsewhere.max(axis=1)
+def _best_other_score(similarity, rows, places, matched):
+    """Return the best similarity [m] of m rows that is far from the matched places."""
+    best = np.empty(len(rows), similarity.dtype)
+    for start in range(0, len(rows), _ROWS):
+        part = slice(start, start + _ROWS)
+        away = np.abs(places[None] - places[matched[part]][:, None]).max(axis=-1)
+        far = away > _SAME_PLACE_DISTANCE
+        best[part] = np.where(far, similarity[rows[part]], -1.0).max(axis=1)
+    return best
 
 
 def spread(matches: Matches, count: int) -> Matches:

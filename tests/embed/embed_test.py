@@ -192,6 +192,8 @@ def test_all_that_training_reads(photos, tmp_path):
     shutil.copy(photos / names[4], photos / "a[1]*.png")
     (photos / "a1x.png").write_bytes(b"bad")
     np.testing.assert_array_equal(pixels(photos / "a[1]*.png"), expected[4:5])
+    shutil.copy(photos / names[4], photos / "a{1,2}[x]{.png")
+    np.testing.assert_array_equal(pixels(photos / "a{1,2}[x]{.png"), expected[4:5])
 
 
 def test_a_pattern_that_the_shell_expanded(photos, weights, tmp_path, capfd):
@@ -597,6 +599,16 @@ def test_invalid_data(weights, tmp_path, capfd, monkeypatch, data, wanted):
     stderr = capfd.readouterr().err
     assert stderr.startswith("error: ") and stderr.count("\n") == 1
     assert re.search(wanted, stderr) and "--config" not in stderr
+
+
+def test_dark_images_are_said_before_weights_are_read(tmp_path, capfd):
+    dark = np.full((20, 20), 4095, np.uint16)
+    Image.fromarray(dark).save(tmp_path / "a.png")
+    (tmp_path / "no.pth").write_bytes(b"no weights")
+    assert embed.main(arguments(tmp_path, tmp_path / "no.pth", tmp_path / "f.npy"))
+    said = capfd.readouterr().err
+    assert "warning: 1 of 1 images are nearly black" in said
+    assert "lower 12 of 16 bits; a model sees them so" in said
 
 
 def test_no_readable_image_at_all(weights, tmp_path, capfd):

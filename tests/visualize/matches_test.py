@@ -1,5 +1,7 @@
 """Matches against planted permutations and warps, and a search pair by pair."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +30,19 @@ def test_a_planted_permutation_is_recovered():
     assert found == expected
 
 
-def test_against_a_search_pair_by_pair():
+def test_memory_is_that_of_the_similarities():
+    first = unit((40, 40, 8), 4)
+    tracemalloc.start()
+    found = matches.mutual_nearest(first, first)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 1600
+    assert peak < 2.5 * 1600**2 * first.itemsize  # all places at once: 6 times
+
+
+@pytest.mark.parametrize("rows", [7, 256])
+def test_against_a_search_pair_by_pair(rows, monkeypatch):
+    monkeypatch.setattr(matches, "_ROWS", rows)
     first, second = unit((4, 5, 6), 2), unit((5, 7, 6), 3)
     found = matches.mutual_nearest(first, second)
     places = [list(np.ndindex(x.shape[:2])) for x in (first, second)]

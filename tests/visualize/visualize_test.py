@@ -132,6 +132,12 @@ def test_invalid_image_files(refused):
     assert not pathlib.Path("no").exists()
 
 
+def test_dark_images_are_said(tmp_path, refused, capsys):
+    Image.fromarray(np.full((20, 20), 4095, np.uint16)).save(tmp_path / "a.png")
+    visualize._check_images([str(tmp_path / "a.png")])
+    assert "lower 12 of 16 bits; scale them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_matches_need_two_images(refused, count):
     error = refused(*["wide.png"] * count, *MODEL, "--matches", "--out", "no")

@@ -93,8 +93,12 @@ def to_array(
             )
         return np.asarray(image)
     if is_deep(image):
-        gray = to_uint8(np.asarray(image), value_range)[:, :, None]
-        return gray_or_rgb(gray, channels)
+        values = np.asarray(image)
+        gray = to_uint8(values, value_range)
+        hidden = image.info.get("transparency")
+        if isinstance(hidden, int):  # a value of 16-bit PNG
+            gray = np.where(values == hidden, np.uint8(255), gray)
+        return gray_or_rgb(gray[:, :, None], channels)
     if mode == "La":
         image, mode = image.convert("LA"), "LA"
     if mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:

@@ -51,22 +51,23 @@ def examine(
     return RangeUse(dark=highest if highest <= _DARK else 0)
 
 
-def describe(uses: Sequence[RangeUse], value_range: Any) -> list[str]:
+def describe(uses: Sequence[RangeUse], value_range: Any, fix: str = "") -> list[str]:
     """Return a warning for each kind of bad use among images.
 
     Args:
       uses: Results of `examine`.
       value_range: The decoder's range, or None.
+      fix: What to do about dark images; "" for `data.value_range`.
     """
     lines = []
     dark = [use.dark for use in uses if use.dark]
     if dark:
         # The scaled value is rounded, so subtract half a level.
         bits = math.ceil(math.log2((max(dark) - 0.5) / 255) + 16)
+        fix = fix or f"set --config.data.value_range='(0,{2**bits - 1})'"
         lines.append(
             f"{len(dark)} of {len(uses)} images are nearly black: they use only "
-            f"the lower {bits} of 16 bits; set "
-            f"--config.data.value_range='(0,{2**bits - 1})'"
+            f"the lower {bits} of 16 bits; {fix}"
         )
     clipped = sum(use.clipped for use in uses)
     if clipped:
@@ -79,7 +80,7 @@ def describe(uses: Sequence[RangeUse], value_range: Any) -> list[str]:
     return lines
 
 
-def check(source: Any, value_range: Any) -> list[str]:
+def check(source: Any, value_range: Any, fix: str = "") -> list[str]:
     """Return warnings about a few evenly spaced images of a source.
 
     Only images that are scaled to 8 bits are decoded.
@@ -87,6 +88,7 @@ def check(source: Any, value_range: Any) -> list[str]:
     Args:
       source: A `data.sources.base.Source`.
       value_range: The decoder's range; None or empty for that of the type.
+      fix: See `describe`.
     """
     uses = []
     for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLE).astype(int)):
@@ -96,4 +98,4 @@ def check(source: Any, value_range: Any) -> list[str]:
             uses.append(examine(opened, pixels, value_range))
         except image_decoder.BadImage:  # replaced and logged during training
             continue
-    return describe(uses, value_range)
+    return describe(uses, value_range, fix)

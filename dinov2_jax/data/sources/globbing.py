@@ -9,7 +9,7 @@ import functools
 import os
 import re
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
+_BRACES = re.compile(r"\{(?!\])([^{}]*)\}")  # but not [{], a brace in a name
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAGIC = re.compile(r"[*?\[]")
 _MOST = 1_000_000  # most numbers in one `{first..last}`

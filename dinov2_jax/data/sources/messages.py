@@ -71,5 +71,9 @@ def described(
         text += f" (left out: {left_out})"
     if first:
         text += f", first {', '.join(first)}"
-    # A name may contain anything, such as a newline or a terminal escape.
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Escape what a name may contain: line ends, terminal escapes, odd bytes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

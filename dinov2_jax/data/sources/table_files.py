@@ -1,11 +1,15 @@
 """Parquet and Arrow files that hold images: their columns and groups of rows."""
 
 import json
+import os
 import re
 from typing import Any
 
+from dinov2_jax.data.sources import extensions
+
 EXTENSION = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
 _IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp")
+_LONGEST_PATH = 4096  # bytes
 _LABEL_COLUMNS = ("label", "labels", "class", "cls")
 
 
@@ -65,6 +69,20 @@ class Parquet:
         metadata = self._file.metadata
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
+    def mean_bytes(self, name: str) -> float:
+        """Return the mean size of a value of a column in the file, bytes."""
+        metadata = self._file.metadata
+        total = 0
+        for i in range(metadata.num_row_groups):
+            group = metadata.row_group(i)
+            chunks = map(group.column, range(group.num_columns))
+            total += sum(
+                chunk.total_uncompressed_size
+                for chunk in chunks
+                if chunk.path_in_schema == name
+            )
+        return total / max(metadata.num_rows, 1)
+
     def column(self, group: int, name: str) -> Any:
         """Return a column of a group, a `pyarrow.ChunkedArray`."""
         table = self._file.read_row_group(group, columns=[name], use_threads=False)
@@ -93,6 +111,10 @@ class Arrow:
         """Number of rows of each group."""
         return [self._table.num_rows]
 
+    def mean_bytes(self, name: str) -> float:
+        """Return the mean size of a value of a column, bytes."""
+        return self._table.column(name).nbytes / max(self._table.num_rows, 1)
+
     def column(self, group: int, name: str) -> Any:
         """Return a column of a group, a `pyarrow.ChunkedArray`."""
         del group
@@ -119,7 +141,21 @@ def is_parquet(path: str) -> bool:
 
 def holds_images(path: str) -> bool:
     """Return whether a Parquet or Arrow file has a column of image files."""
+    if not os.path.isfile(path):  # reading a pipe would never end
+        return False
     try:
-        return image_column(open_table(path).schema) is not None
+        table = open_table(path)
+        column = image_column(table.schema)
+        return column is not None and not _are_paths(table, column)
     except (ImportError, OSError, ValueError):  # pyarrow's errors are the latter
         return False
+
+
+def _are_paths(table: Parquet | Arrow, column: str) -> bool:
+    """Return whether a column of bytes holds the paths of images, as in lists."""
+    kind = table.schema.field(column).type
+    groups = [i for i, rows in enumerate(table.group_rows) if rows]
+    if kind.num_fields or not groups or table.mean_bytes(column) > _LONGEST_PATH:
+        return False
+    first = table.column(groups[0], column)[0].as_py() or b""
+    return extensions.is_image(os.fsdecode(first))

@@ -22,6 +22,8 @@ from dinov2_jax.data.decode import pillow_setup
 
 _AHEAD = 32  # results per process that may wait for an earlier one
 _CHUNK = 8  # items that a process gets at a time
+_LOOK = 1.0  # seconds after which the time is looked at
+_STOPPED = 5.0  # seconds between two looks after which this process had been stopped
 _START_SECONDS = 120.0  # time limit for a process to start, on a busy machine
 
 
@@ -68,6 +70,7 @@ def in_order(
     done: dict[int, Any] = {}
     workers = [_Worker(work) for _ in range(min(processes, max(len(items), 1)))]
     first = 0  # number of results yielded
+    looked = time.monotonic()
 
     def assign(worker: _Worker) -> None:
         """Give an idle worker its next items, unless results are too far ahead."""
@@ -102,8 +105,12 @@ def in_order(
                 continue
             wait = min(worker.deadline(seconds) for worker in busy) - time.monotonic()
             ready = multiprocessing.connection.wait(
-                [worker.connection for worker in busy], max(wait, 0)
+                [worker.connection for worker in busy], min(max(wait, 0), _LOOK)
             )
+            before, looked = looked, time.monotonic()
+            if looked - before > _STOPPED:  # and so, perhaps, were the workers
+                for worker in busy:
+                    worker.since = looked
             for worker in busy:
                 reason = ""
                 if worker.connection in ready:

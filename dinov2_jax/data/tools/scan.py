@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         text = json.dumps({"path": args.path} | report, indent=1)
         files.write_text(args.json, text + "\n")
-        print(f"the full report is in {args.json}")
+        print(messages.printable(f"the full report is in {args.json}"))
 
 
 def scan(
@@ -186,7 +186,7 @@ def table(report: dict[str, Any]) -> str:
         f"{messages.counted(report['duplicate_groups'], 'group')} of equal files"
     )
     for group in report["duplicates"][:_SHOWN]:
-        lines.append(f"  {_printable(' = '.join(group[:4]))}")
+        lines.append(f"  {messages.printable(' = '.join(group[:4]))}")
     lines += _more(report["duplicates"])
     for what, entries in (
         ("bad images", report["bad_images"]),
@@ -194,7 +194,7 @@ def table(report: dict[str, Any]) -> str:
     ):
         lines.append(f"{what:<12} {len(entries):,}")
         for entry in entries[:_SHOWN]:
-            lines.append(f"  {_printable(entry['name'])}: {entry['reason']}")
+            lines.append(f"  {messages.printable(entry['name'])}: {entry['reason']}")
         lines += _more(entries)
     lines.append(f"{'left out':<12} {extensions.counts(report['left_out']) or 'none'}")
     lines += [f"value range  {line}" for line in report["value_range"]]
@@ -204,10 +204,6 @@ def table(report: dict[str, Any]) -> str:
 def _more(entries: list) -> list[str]:
     left = len(entries) - _SHOWN
     return [f"  and {left:,} more, see --json"] if left > 0 else []
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @dataclasses.dataclass(frozen=True)

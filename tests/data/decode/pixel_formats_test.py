@@ -36,6 +36,20 @@ def noise(*shape, kind=np.uint8):
     return np.random.default_rng(0).integers(0, high, shape, kind)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_value_of_16_bits_is_blended(channels):
+    values = np.array([[0, 257, 40_000], [65_535, 257, 258]], np.uint16)
+    content = encode(Image.fromarray(values), "PNG", transparency=257)
+    if b"tRNS" not in content:  # Pillow writes it for 8 bits only
+        chunk = b"tRNS" + (257).to_bytes(2, "big")
+        chunk = b"\0\0\0\2" + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+        at = content.index(b"IDAT") - 4
+        content = content[:at] + chunk + content[at:]
+    pixels = decode(content, channels=channels)
+    want = np.array([[0, 255, 156], [255, 255, 1]], np.uint8)
+    np.testing.assert_array_equal(pixels, np.repeat(want[..., None], channels, 2))
+
+
 # --- orientation ----------------------------------------------------------------
 
 # What a camera stored of an upright image: row 0 and column 0 are these sides of it.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 
 import numpy as np
@@ -12,7 +13,7 @@ from pyarrow import parquet
 
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import huggingface, registry
+from dinov2_jax.data.sources import huggingface, manifest, registry, table_files
 
 DECODER = image_decoder.Decoder()
 NAMES = ["cat", "dog", "eel"]
@@ -157,6 +158,30 @@ def test_plain_bytes_and_files_beside(tmp_path):
     assert source.open(0).width == 5
     with pytest.raises(image_decoder.BadImage, match="its row has no image"):
         source.open(1)
+
+
+@pytest.mark.parametrize("column", ["image", "img"])
+def test_bytes_may_be_paths(tmp_path, column):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(content(4 + i))
+    paths = pyarrow.table({column: [b"1.png", b"0.png"]})
+    parquet.write_table(paths, tmp_path / "list.parquet")
+    source = registry.open_path(str(tmp_path / "list.parquet"), DECODER)
+    assert type(source) is manifest.ManifestSource and widths(source) == [5, 4]
+    write_arrow(tmp_path / "list.arrow", paths)
+    assert not table_files.holds_images(str(tmp_path / "list.arrow"))
+    inside = pyarrow.table({column: [content(4)]})
+    parquet.write_table(inside, tmp_path / "list.parquet")
+    write_arrow(tmp_path / "list.arrow", inside)
+    for name in ("list.parquet", "list.arrow"):
+        assert widths(opened(tmp_path / name)) == [4]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.parquet")
+    assert not table_files.holds_images(str(tmp_path / "x.parquet"))
+    (tmp_path / "a.png").write_bytes(content(4))
+    assert widths(registry.open_path(str(tmp_path), DECODER)) == [4]
 
 
 def test_damage(folder):

@@ -1,6 +1,7 @@
 """Processes that die, hang or fail cost one item; the results stay in order."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ class Hostile:
     hangs: tuple[int, ...] = ()
     exits: tuple[int, ...] = ()
     raises: tuple[int, ...] = ()
+    stops: tuple[int, ...] = ()
     slow: int = -1
 
     def __call__(self, item):
@@ -27,6 +29,9 @@ class Hostile:
             os._exit(7)
         if item in self.raises:
             raise KeyError(item)
+        if item in self.stops:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(0.2)
         if item == self.slow:
             time.sleep(0.5)
         return item * item, os.getpid()
@@ -57,6 +62,17 @@ def test_order_with_a_slow_item_and_few_ahead(monkeypatch):
     work = Hostile(slow=1)
     results = process_pool.in_order(work, range(40), processes=2)
     assert [result[0] for _, result in results] == [i * i for i in range(40)]
+
+
+def test_time_in_which_all_were_stopped_does_not_count(monkeypatch):
+    monkeypatch.setattr(process_pool, "_STOPPED", 1.0)
+    work = Hostile(stops=(1,))
+    results = process_pool.in_order(work, range(2), processes=1, seconds=3.0)
+    assert next(results)[1][0] == 0
+    time.sleep(3.2)  # as if this process was stopped, too
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGCONT)
+    assert next(results)[1][0] == 1
 
 
 def test_nothing_to_do_and_no_processes():

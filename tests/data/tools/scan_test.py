@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -64,6 +66,22 @@ def test_scan(folder, tmp_path, capsys):
     for name in ("JPEG 10", "cut.jpg: ", "pipe.jpg: "):
         assert name in said
     assert "0.jpg = sub/another copy.jpg = sub/copy.jpg" in said
+
+
+def test_names_of_any_bytes(folder, tmp_path):
+    """On an output that, unlike the tests' own, takes UTF-8 alone."""
+    os.rename(folder, tmp_path / "\udcff")
+    out = tmp_path / "r\udcfe.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "dinov2_jax.data", "scan", f"{tmp_path}/\udcff"]
+        + [f"--json={out}", "--workers=1"],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "r\\udcfe.json" in done.stdout
+    assert json.loads(out.read_text())["good"] == 10
 
 
 def test_any_source(tmp_path):
