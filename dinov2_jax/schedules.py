@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+_GRAM_LENGTHS = ("gram.start", "gram.refresh_every")
+
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
@@ -80,9 +82,6 @@ class Schedules:
 def scaled_lr(base_lr: float, batch_size: int) -> float:
     """Return base_lr * sqrt(batch_size / 1024), the batch size in images."""
     return base_lr * math.sqrt(batch_size / 1024.0)
-
-
-_GRAM_LENGTHS = ("gram.start", "gram.refresh_every")
 
 
 def compress(

@@ -24,10 +24,10 @@ from dinov2_jax.data.sources import base, messages, registry
 from dinov2_jax.distillation import frozen_teacher
 from dinov2_jax.eval import evaluator, in_loop
 from dinov2_jax.run_report import page as run_report
+from dinov2_jax.run_report import series
 from dinov2_jax.runtime import (
     bad_images,
     distributed,
-    event_log,
     logger,
     progress,
     rollback,
@@ -145,6 +145,7 @@ class Run:
             kept = best_weights.forget(workdir)
             lines += [kept] if kept else []
             bad_images.forget(workdir)
+        sharding.of_first_process(True)  # the others wait until it has
         self.best = self._make_best()
         if self.start_step < config.train.steps:
             space_warning = disk_space.check(
@@ -409,12 +410,16 @@ class Run:
         every = self._evaluate_every()
         if not (every and self.start_step) or self.start_step % every:
             return False
-        return sharding.of_first_process(
-            not any(
-                event["event"] == "evaluate" and event.get("step") == self.start_step
-                for event in event_log.read(self.workdir)
-            )
+        found = series.read(self.workdir)  # without rows that a kill discarded
+        wanted = [
+            f"{name}/{in_loop.FIRST[task]}" if name else in_loop.FIRST[task]
+            for name, one in self.evaluators.items()
+            for task in (one.tasks if one else ())
+        ]
+        measured = all(
+            name in found and self.start_step in found[name].steps for name in wanted
         )
+        return sharding.of_first_process(not measured)
 
     def _evaluate_and_save(self, step: int, save_due: bool) -> None:
         last = step == self.config.train.steps
@@ -469,8 +474,8 @@ class Run:
         """Measure and log what the teacher backbones are worth.
 
         Raises:
-          UserError: The images cannot be read, before the first step or in one of
-            several processes. Otherwise the run goes on, since a disk may come back.
+          UserError: The images cannot be read, before the first step, after the last or
+            in one of several processes. Else the run goes on: a disk may come back.
         """
         with (
             self.account.during("evaluate"),
@@ -483,7 +488,8 @@ class Run:
                     )
                     self.log.evaluated(step, accuracies, student=name)
             except errors.UserError as error:
-                if not step or jax.process_count() > 1:  # the others would wait
+                ends = step in (0, self.config.train.steps)
+                if ends or jax.process_count() > 1:  # the others would wait
                     raise
                 self.log.message(f"step {step}: not evaluated: {error}")
                 return
@@ -503,9 +509,12 @@ class Run:
             try:
                 kept = self.best.offer(step, accuracies, self.state.teacher_params)
             except (errors.UserError, OSError) as error:
-                if not step:
-                    raise
-                self.log.save_failed(step, f"the best weights were not saved: {error}")
+                if not step or jax.process_count() > 1:  # who may have saved them
+                    raise errors.UserError(
+                        str(error), exit_code=errors.TRY_AGAIN
+                    ) from error
+                why = f"step {step}: the best weights were not saved: {error}"
+                self.log.save_failed(step, why)
                 return
         if kept:
             self.log.events.add("best", step=step)

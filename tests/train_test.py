@@ -13,7 +13,6 @@ from tensorboard.backend.event_processing import event_file_loader
 
 from configs import debug
 from dinov2_jax import train
-from dinov2_jax.runtime import event_log
 
 KEYS = """
     step loss/total loss/dino_local loss/dino_global loss/koleo loss/ibot lr
@@ -310,12 +309,17 @@ def test_only_bad_images(uninterrupted, in_process, tmp_path):
 )
 def test_an_evaluation_that_a_stop_left_out(tmp_path, start, every, evaluated, owes):
     """A run that is preempted saves at once, and measures when it goes on."""
-    events = event_log.Events(tmp_path)
-    for step in evaluated:
-        events.add("evaluate", step=step)
-    events.close()
+    rows = [{"step": step, "loss/total": 1.0} for step in range(1, start + 1)]
+    rows += [{"step": step, "small/knn/top1": 0.5} for step in evaluated]
+    rows += [{"step": step, "base/knn/top1": 0.5} for step in (4, 8)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    measures = types.SimpleNamespace(tasks=("knn",))
     run = types.SimpleNamespace(
-        workdir=tmp_path, start_step=start, _evaluate_every=lambda: every
+        workdir=tmp_path,
+        start_step=start,
+        _evaluate_every=lambda: every,
+        evaluators={"small": measures, "base": measures},
     )
     assert train.Run._owes_evaluation(run) == owes
 

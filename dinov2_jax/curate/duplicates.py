@@ -60,16 +60,15 @@ def read_hashes(
     Raises:
       UserError: The file is of other images, or none can be read.
     """
-    # Digest of the files' names, sizes and times, so that changed images are noticed.
-    identity = features.description.get("settings", {}).get("images")
+    inputs = {"images": features.images, "version": hashes.VERSION}
     if path.exists():
         columns, record = tables.read(path)
         tables.need(columns, ["name", "hash", "mirrored", "pixels"], path=path)
         columns = tables.match(features.names, columns, path=path)
-        if record.get("inputs", {}).get("images", identity) != identity:
+        if record and record.get("inputs") != inputs:
             raise errors.UserError(
-                f"{path} has hashes of images that were changed since: remove it, so "
-                "that they are computed again"
+                f"{path} has hashes of images that were changed since, or of an "
+                "earlier version: remove it, so that they are computed again"
             )
         found = np.stack([columns["hash"], columns["mirrored"]], axis=1)
         return found, columns["pixels"]
@@ -91,7 +90,7 @@ def read_hashes(
         "unreadable": int(np.sum(pixels == 0)),
         "without structure": int(np.sum((pixels > 0) & (found[:, 0] == 0))),
     }
-    record = {"step": "hashes", "inputs": {"images": identity}, "counts": counts}
+    record = {"step": "hashes", "inputs": inputs, "counts": counts}
     tables.write(path, columns, record)
     return found, pixels
 

@@ -53,6 +53,8 @@ class Features:
       dim: Width of the features, D.
       description: Content of the JSON file beside the first file, with the settings of
         `embed`; {} if there is none.
+      images: What `embed` says of the images of each file, which changes with their
+        names, sizes and times; None if it says nothing.
 
     Raises:
       UserError: A file cannot be read, two have the same image, or their features
@@ -63,6 +65,9 @@ class Features:
         self.files = list(files)
         parts = [feature_files.open_file(path) for path in self.files]
         self.description = parts[0].description
+        self.images = [
+            part.description.get("settings", {}).get("images") for part in parts
+        ]
         self.dim = parts[0].dim
         for path, part in zip(self.files[1:], parts[1:]):
             _compare(self.files[0], parts[0], path, part)

@@ -20,6 +20,7 @@ from scipy import fft
 from dinov2_jax import errors
 from dinov2_jax.curate import search
 
+VERSION = 2  # of the hashes in files; the first had some of images without structure
 BITS = 8  # default for the most bits by which hashes of the same image differ
 _SIDE, _LOW = 32, 8  # px, frequencies
 # Median size of frequencies from which signs tell images apart, in grey levels. That of

@@ -94,8 +94,12 @@ def _levels(columns, names, path) -> list[np.ndarray]:
     at = _rows(columns, names, path)
     levels = []
     while (name := f"c{len(levels) + 1}") in columns:
+        values = columns[name]
+        used = np.array([value is not None for value in values], bool)
+        if np.issubdtype(values.dtype, np.number):
+            used = values >= 0
         found = np.full(len(names), -1, np.int64)
-        _, found[at] = np.unique(columns[name], return_inverse=True)
+        _, found[at[used]] = np.unique(values[used], return_inverse=True)
         levels.append(found)
     return levels
 

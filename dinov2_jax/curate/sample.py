@@ -235,7 +235,9 @@ def _filter(args, names: np.ndarray) -> tuple[np.ndarray, list[tuple[str, int]]]
                 "--clusters"
             )
         for column in dropped:  # what has no score is not known to be harmless
-            leave_out(np.isnan(_numbers(columns, column, args)[places]), f"no {column}")
+            unknown = np.isnan(_numbers(columns, column, args)[places])
+            if unknown.any():
+                leave_out(unknown, f"without {column}")
         for column, comparison, limit in args.drop:
             leave_out(
                 _COMPARISONS[comparison](columns[column][places], limit),
@@ -262,8 +264,10 @@ def _duplicates(names: np.ndarray, path: pathlib.Path) -> np.ndarray:
             f"{path}: the column kept has {kept.dtype}, not true or false: write it as "
             "booleans without nulls"
         )
+    if not len(kept):
+        return np.zeros(len(names), bool)
     places = _places(names, columns["name"])
-    if len(kept) and (places < 0).all():
+    if (places < 0).all():
         raise errors.UserError(
             f"{path} has none of the images of --clusters, such as {names[0]!r}, only "
             f"others, such as {columns['name'][0]!r}: use the same names in both"

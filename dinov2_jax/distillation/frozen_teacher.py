@@ -278,7 +278,8 @@ def _check_images(config: Any, weights: reading.Weights) -> None:
     )
     if differing:
         raise errors.UserError(
-            f"the teacher sees the student's images{differing}: set the source's"
+            f"the teacher sees the student's images{differing}: set --config.data.mean "
+            "and --config.data.std to those of the teacher"
         )
 
 

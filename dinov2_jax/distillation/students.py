@@ -11,7 +11,8 @@ from dinov2_jax.runtime import workdir
 _OWN = ("model.", "optim.", "dino.", "ibot.", "distill.features.")
 _SHARED = (
     *("model.patch_size", "model.in_chans", "dino.head_n_prototypes"),
-    *("dino.loss_weight", "ibot.loss_weight", "ibot.mask_"),
+    *("dino.loss_weight", "dino.local_loss_weight"),
+    *("ibot.loss_weight", "ibot.mask_"),
     *("ibot.separate_head", "ibot.head_n_prototypes"),
     *("distill.features.standardize", "distill.features.calibration_images"),
 )

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _ABSOLUTE = re.compile(r"(?<![\w./~-])[~/](?!/)[^\s,;:'\"()]*/(?=[^\s,;:'\"()])")
-
-
+_SEVERAL = re.compile(r"\n|[,;] ?[~/]")  # paths in one text
 _FILE_URL = re.compile(r"\bfile://[\w.-]*(?=[~/])")
 
 
@@ -24,7 +23,7 @@ def remove(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     value = _FILE_URL.sub("", value)
-    if value.startswith(("/", "~")) and "\n" not in value:
+    if value.startswith(("/", "~")) and not _SEVERAL.search(value):
         return pathlib.PurePath(value).name or value
     return _ABSOLUTE.sub("", value)
 

@@ -70,9 +70,11 @@ class BadImages:
         self._seen: set[str] = set()  # named in any file
         self._now: set[str] = set()  # of those, met or named since the start
         self._sizes: dict[pathlib.Path, int] = {}
+        self._starts: dict[pathlib.Path, int] = {}
         self._log: append_file.RecordFile | None = None
-        self._starts = {path: path.stat().st_size for path in paths(workdir)}
         self._update()
+        self._starts = dict(self._sizes)
+        self._now.clear()
         self._next_count = max(_FIRST_COUNT, 2 * len(self._seen))
         self._looked = -math.inf  # the first new image reads the files again
 

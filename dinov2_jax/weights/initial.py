@@ -127,6 +127,8 @@ def check_images(config: Any, weights: reading.Weights, source: str) -> str:
       UserError: Mean or standard deviation differ, and the config leaves them to the
         default.
     """
+    if not weights.preprocessing.fits_channels(config.model.in_chans):
+        return ""  # files for other channels often keep the values of RGB
     differing = []
     for name, default in (
         ("mean", policies.IMAGENET_MEAN),

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from dinov2_jax.curate import __main__ as curate
 from dinov2_jax.curate import features as features_lib
-from dinov2_jax.curate import neighbours, tables
+from dinov2_jax.curate import neighbours, report_inputs, tables
 
 COUNT, WIDTH, THRESHOLD = 24, 8, 0.95
 
@@ -153,6 +153,16 @@ def test_clusters_of_another_program(pool, tmp_path):
         for text in [report(pool, flags, f"--clusters={path}")]
     ]
     assert found[0] == found[1] != []
+
+
+def test_images_in_no_cluster():
+    columns = {
+        "name": np.array(["a", "c", "b"], object),
+        "c1": np.array([5, -1, 9]),
+        "c2": np.array(["x", None, "x"], object),
+    }
+    levels = report_inputs._levels(columns, ["a", "b", "c", "d"], "c.parquet")
+    assert [level.tolist() for level in levels] == [[0, 1, -1, -1], [0, 0, -1, -1]]
 
 
 def test_without_paths_or_tables(pool):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pools
+import pyarrow as pa
 import pytest
 
 from dinov2_jax.curate import sampling_sql, tables
@@ -75,7 +76,21 @@ def test_unknown_scores_leave_and_unknown_duplicates_stay(folder, tmp_path, caps
     )
     chosen = {row["name"] for row in pools.manifest(tmp_path / "x.csv")}
     assert chosen == set(names[7:-5])
-    assert "7 no nsfw" in capsys.readouterr().out
+    assert "7 without nsfw" in capsys.readouterr().out
+    none = {"name": np.array([], object), "kept": np.array([], bool)}
+    tables.write(
+        tmp_path / "none.parquet",
+        {
+            k: pa.array(v, t)
+            for (k, v), t in zip(none.items(), (pa.string(), pa.bool_()))
+        },
+        {},
+    )
+    assert not pools.curate(
+        f"sample --clusters {folder}/clusters.parquet --out {tmp_path}/y.csv "
+        f"--exclude {tmp_path}/none.parquet"
+    )
+    assert len(pools.manifest(tmp_path / "y.csv")) == pools.COUNT
 
 
 def test_the_query_needs_no_rows(tmp_path, capsys):

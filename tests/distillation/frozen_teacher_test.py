@@ -88,7 +88,12 @@ def test_the_digest_is_of_the_weights(files):
         ("simdino", {}, {}, "simdino has no heads with prototypes: distil its feat"),
         ("nowhere", {}, {}, "there is no file or folder"),
         ("heads", {}, {"model.in_chans": 1}, "takes 3 channels, but model.in_chans"),
-        ("heads", {}, {"data.mean": (0.5, 0.5, 0.5)}, "not the source's.*set the sour"),
+        (
+            "heads",
+            {},
+            {"data.mean": (0.5, 0.5, 0.5)},
+            "not the source's.*those of the teach",
+        ),
         ("heads", {"teacher_size": 22}, {}, "teacher_size = 22.*use 20"),
         ("heads", {}, {"init.source": "SOURCE"}, "start as its own teacher"),
     ],

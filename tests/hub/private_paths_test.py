@@ -20,6 +20,7 @@ from dinov2_jax.hub import private_paths
         ("/data/a:/home/ann/b", "b"),
         ("read /data/a:/home/ann/b", "read a:b"),
         ("/home/ann/my secret, old/dir/q.pth", "q.pth"),
+        ("/data/a, /data/b", "a, b"),
         ("file:///home/ann/q.pth", "q.pth"),
         ("read file:///home/ann/q.pth", "read q.pth"),
         ("file://host/home/ann/q.pth", "q.pth"),

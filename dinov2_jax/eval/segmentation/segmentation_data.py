@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dinov2_jax import errors
+from dinov2_jax import errors, progress_bar
 from dinov2_jax.eval.dense import pairs
 from dinov2_jax.eval.segmentation import mean_iou
 
@@ -129,12 +129,15 @@ def class_count(train: Segmentation, val: Segmentation, *, given: int | None) ->
     if wanted and wanted == NUM_CLASSES.get(train.data_format):
         return wanted
     largest, where = 0, train.pairs.targets[0]
-    for part in (train.pairs, val.pairs):
-        for path in part.targets:
-            labels = part.read_target(path)
-            found = int(labels[labels != IGNORE].max(initial=0))
-            if found > largest:
-                largest, where = found, path
+    total = len(train.pairs) + len(val.pairs)
+    with progress_bar.Bar(total, what="reading masks", delay=2.0) as bar:
+        for part in (train.pairs, val.pairs):
+            for path in part.targets:
+                labels = part.read_target(path)
+                found = int(labels[labels != IGNORE].max(initial=0))
+                if found > largest:
+                    largest, where = found, path
+                bar.update()
     if not wanted and largest < 1:
         raise errors.UserError(
             f"the masks of {where.parent} hold no class but 0 and {IGNORE} (ignored): "
