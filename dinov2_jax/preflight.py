@@ -257,7 +257,10 @@ class _Preflight:
         return f"; {summary}, which data.max_bad_share = {allowed} allows"
 
     def weights(self) -> str:
-        """Read the weights that the run starts from."""
+        """Read the weights that the run starts from, unless it is resumed."""
+        if checkpointer.has_checkpoint(self.workdir):
+            self.first = self.gram = None
+            return "those of the run's checkpoint"
         self.first = initial.read(self.config, self.trainer.meta_arch)
         self.gram = initial.read_gram(self.config, self.trainer.meta_arch)
         first = self.first.description if self.first else "from scratch"

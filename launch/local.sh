@@ -85,8 +85,9 @@ wait_for_all() {
   local running left pid status deadline='' killed=''
   code=0
   while ((${#pids[@]})); do
-    sleep 0.2
-    running=" $(jobs -pr | tr '\n' ' ') " left=()
+    sleep 0.2 || true # the terminal's signals reach it too
+    running=$(jobs -pr) left=()
+    running=" ${running//$'\n'/ } "
     for pid in "${pids[@]}"; do
       if [[ $running == *" $pid "* ]]; then
         left+=("$pid")

@@ -36,6 +36,6 @@ if ((code == 143 || code == 138)); then
   if ((late != 127)); then code=$late; fi
 fi
 case $code in
-  2 | 3) echo "$code" >"$verdict" ;;
+  2 | 3) { echo "$code" >"$verdict"; } 2>/dev/null || say "cannot write $verdict" ;;
 esac
 exit "$code"

@@ -4,7 +4,8 @@
 # The two scripts define, for the slice $name:
 #   create, delete, describe
 #   state             prints READY (all hosts are up), NONE (nothing was created),
-#                     GONE (the hosts will not come back), or a word for a wait
+#                     GONE (the hosts will not come back), UNREACHABLE (gcloud failed,
+#                     by this machine's network, say), or a word for a wait
 #   find_hosts        sets `hosts` to the hosts' names
 #   on_host I CMD     runs a command on host I by ssh; I may be "all"
 #   copy_to_all FILE  copies a file to the home folder of every host
@@ -54,6 +55,21 @@ ask() { # ANSWER COMMAND...
   else
     "${@:2}"
   fi
+}
+
+# Runs a query; answers NONE if there is no such thing, UNREACHABLE if it failed.
+query() { # ANSWER COMMAND...
+  local answer problem
+  problem=$(mktemp)
+  if answer=$(ask "$@" 2>"$problem"); then
+    printf '%s\n' "$answer"
+  elif grep -qiE 'NOT_FOUND|not found' "$problem"; then
+    echo NONE
+  else
+    echo UNREACHABLE
+  fi
+  cat -- "$problem" >&2
+  rm -f -- "$problem"
 }
 
 host_command() { # VERB ARGS...: print the call of tpu_host.sh, quoted for ssh
@@ -106,7 +122,7 @@ start() {
 
 # Waits for the training; returns its exit code, 255 if hosts were lost.
 wait_for_end() {
-  local answers code failures=0
+  local answers code now failures=0
   if [[ $DRY_RUN ]]; then
     on_host all "$(host_command status)"
     return
@@ -117,7 +133,11 @@ wait_for_end() {
       failures=0
     else
       failures=$((failures + 1)) # this machine's network or the hosts failed
-      if ((failures >= 3)) && [[ $(state) != READY ]]; then return 255; fi
+      ((failures >= 3)) || continue
+      now=$(state)
+      # Beside a host that was replaced, the others end sooner or later.
+      if [[ $now != UNREACHABLE && $now != READY ]]; then return 255; fi
+      if [[ $now == READY && $answers == *ended* ]]; then return 255; fi
       continue
     fi
     code=$(verdict "$answers")
@@ -151,6 +171,11 @@ watch() {
   local attempt code now
   for ((attempt = 0; ; attempt++)); do
     now=$(state)
+    while [[ $now == UNREACHABLE ]]; do
+      say "gcloud does not answer: asking again in $poll s"
+      sleep "$poll"
+      now=$(state)
+    done
     if [[ $now == GONE ]]; then delete; fi
     if [[ $now == GONE || $now == NONE ]]; then create; fi
     wait_until_ready

@@ -66,10 +66,14 @@ describe() {
 }
 
 delete() {
-  run gcloud compute instance-groups managed delete "$name" "${where[@]}" --quiet
-  run gcloud compute instance-templates delete "$name" "${where[@]:1}" --quiet
+  local failed=0 # what is not there must not keep the rest
+  run gcloud compute instance-groups managed delete "$name" "${where[@]}" --quiet ||
+    failed=1
+  run gcloud compute instance-templates delete "$name" "${where[@]:1}" --quiet ||
+    failed=1
   run gcloud compute resource-policies delete "$name" --region="$region" \
-    "${where[@]:1}" --quiet
+    "${where[@]:1}" --quiet || failed=1
+  return "$failed"
 }
 
 # Prints "NAME ADDRESS" of each running host.
@@ -81,14 +85,14 @@ $name-0001 10.0.0.2" gcloud compute instances list "${where[@]:1}" \
 }
 
 wanted() {
-  ask 2 gcloud compute instance-groups managed describe "$name" "${where[@]}" \
+  query 2 gcloud compute instance-groups managed describe "$name" "${where[@]}" \
     --format="value(targetSize)"
 }
 
 state() {
   local target there
-  target=$(wanted) || target=''
-  if [[ -z $target ]]; then echo NONE; return; fi
+  target=$(wanted)
+  if [[ ! $target =~ ^[0-9]+$ ]]; then echo "${target:-NONE}"; return; fi
   there=$(list | grep -c .) || true
   if ((there == target)); then echo READY; else echo "$there of $target hosts"; fi
 }

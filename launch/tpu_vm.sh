@@ -48,8 +48,8 @@ delete() {
 
 state() {
   local now
-  now=$(ask ACTIVE gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
-    --format="value(state.state)") || now=NONE
+  now=$(query ACTIVE gcloud compute tpus queued-resources describe "$name" \
+    "${where[@]}" --format="value(state.state)")
   case $now in
     ACTIVE) echo READY ;;
     FAILED | SUSPENDING | SUSPENDED) echo GONE ;;

@@ -57,6 +57,13 @@ def test_bad_images_beyond_the_allowed_share(in_process, flags):
     assert results(finished)["step"][0] == "skipped"
 
 
+def test_a_run_that_resumes_needs_its_first_weights_no_more(uninterrupted, in_process):
+    gone = "--config.init.source=gone.pth"
+    flags = ("--preflight", *processes.DEBUG, f"--workdir={uninterrupted[0]}")
+    found = results(in_process.run(*flags, gone, "--config.train.steps=30"))
+    assert found["weights"] == ("ok", "those of the run's checkpoint"), found
+
+
 def test_preflight_stops_on_sigterm(flags, tmp_path):
     command = [sys.executable, "-m", "dinov2_jax.main", *flags]
     process = subprocess.Popen(

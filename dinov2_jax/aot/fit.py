@@ -51,6 +51,8 @@ def ladder(config: Any, machine: machines.Machine) -> Iterator[Change]:
         larger = larger.doubled()
         if groups % larger.num_devices:
             break  # each device needs at least one group
+        if not _is_valid(config, larger):
+            continue  # a mesh or micro-batches of its own
         yield Change(
             " ".join([f"--topology={larger.name}", *remat_flags]), config, larger
         )

@@ -23,6 +23,10 @@ def main(argv: list[str] | None = None) -> int:
 def _write(args: argparse.Namespace) -> None:
     if args.out and args.out.exists():
         raise errors.UserError(f"--out={args.out} exists: name another file")
+    if args.out and not args.out.parent.is_dir():
+        raise errors.UserError(
+            f"--out={args.out}: there is no folder {args.out.parent}: create it first"
+        )
     asked = request.Request(
         images=args.images,
         memory=args.device_memory,

@@ -57,6 +57,20 @@ def test_then_more_devices_for_the_same_batch():
     assert found.description == (f"--topology=v5e:4x4 --config.model.remat={last}")
 
 
+@pytest.mark.parametrize(
+    "mesh, train",
+    [
+        ({"replica": 2, "fsdp": 4}, {}),  # which say eight devices
+        ({}, {"micro_batches": 2}),  # of a group a device each, on eight
+    ],
+)
+def test_machines_that_a_config_does_not_allow_are_not_tried(mesh, train):
+    c = config(batch_size=64, group_size=4, **train)
+    c.mesh.update(mesh)
+    _, tried, _ = search(by_images, c)
+    assert {machine for _, machine, _ in tried} == {EIGHT.name}
+
+
 def test_then_fewer_images():
     # With one group each, more devices have nothing to do.
     found, tried, _ = search(by_images, config(batch_size=64, group_size=8))

@@ -42,6 +42,7 @@ class StandIn:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # as a terminal's foreground group
         )
 
     def run(self, *plan: str, options=()) -> processes.Finished:
@@ -116,6 +117,20 @@ def terminate(stand_in, process):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     return output
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_of_a_terminal_reach_the_script_and_its_helpers(stand_in, sent):
+    """Which must not end the script before the processes have saved."""
+    process = stand_in.start("wait wait", options=["--restarts", "0"])
+    while not (stand_in.calls(0) and stand_in.calls(1)):
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(process.pid, sent)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 42, output
+    terminated = (stand_in.folder / "terminated").read_text().split()
+    assert sorted(terminated) == ["0", "1"]
 
 
 def test_sigterm_is_passed_on_and_no_restart_follows(stand_in):

@@ -1,6 +1,7 @@
 """launch/slurm.sbatch with stand-ins for sbatch, srun and scontrol."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import commands
 import processes
 import pytest
 
+IN_JOB = ["--in-job", str(commands.LAUNCH)]
 ARGUMENTS = ["--config=configs/vitl.py", "--workdir=/shared/a b"]
 
 
@@ -37,9 +39,26 @@ def test_submits_itself(programs):
     assert finished.returncode == 0, finished.stderr
     assert programs.calls() == [
         "sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 "
-        "--partition=x launch/slurm.sbatch --restarts 50 --flags gpu -- "
-        "--config=configs/vitl.py [--workdir=/shared/a b]"
+        "--partition=x ROOT/launch/slurm.sbatch --in-job ROOT/launch --restarts 50 "
+        "--flags gpu -- --config=configs/vitl.py [--workdir=/shared/a b]"
     ]
+
+
+def test_submits_from_an_interactive_allocation(programs, job, tmp_path):
+    """Also where the launchers are in a folder of another name."""
+    shutil.copytree(commands.LAUNCH, tmp_path / "scripts")
+    path = tmp_path / "scripts/slurm.sbatch"
+    finished = programs.run(str(path), "--gpus", "0", "--", *ARGUMENTS, **job)
+    assert finished.returncode == 0, finished.stderr
+    (call,) = programs.calls()
+    assert f"{path} --in-job {tmp_path / 'scripts'} --restarts 50 -- " in call
+
+
+def test_a_verdict_that_cannot_be_written(tmp_path):
+    task = commands.LAUNCH / "slurm_task.sh"
+    command = ["bash", task, tmp_path / "none/verdict", "bash", "-c", "exit 2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "cannot write" in done.stderr
 
 
 def test_dry_runs(programs, job):
@@ -50,7 +69,14 @@ def test_dry_runs(programs, job):
         text += finished.stdout
     job["SLURM_JOB_ID"] = "5"
     finished = programs.run(
-        "slurm.sbatch", "--dry-run", "--flags", "gpu-fsdp", "--", *ARGUMENTS, **job
+        "slurm.sbatch",
+        *IN_JOB,
+        "--dry-run",
+        "--flags",
+        "gpu-fsdp",
+        "--",
+        *ARGUMENTS,
+        **job,
     )
     commands.assert_as_recorded(text + finished.stdout + finished.stderr, "slurm")
     assert programs.calls() == []
@@ -59,11 +85,11 @@ def test_dry_runs(programs, job):
 @pytest.mark.parametrize("code", [42, 75, 134, 137, 143, 255])
 def test_requeue(programs, job, code):
     programs.answer("srun", str(code))
-    finished = programs.run("slurm.sbatch", "--", *ARGUMENTS, **job)
+    finished = programs.run("slurm.sbatch", *IN_JOB, "--", *ARGUMENTS, **job)
     assert finished.returncode == 0, finished.stderr
     number = job["SLURM_JOB_ID"]
     assert programs.calls() == [
-        "srun --kill-on-bad-exit=1 --cpus-per-task=12 launch/slurm_task.sh "
+        "srun --kill-on-bad-exit=1 --cpus-per-task=12 ROOT/launch/slurm_task.sh "
         f"ROOT/.slurm-{number}.verdict python -m dinov2_jax.main "
         "--config=configs/vitl.py [--workdir=/shared/a b] --config.mesh.processes=32",
         f"scontrol requeue {number}",
@@ -73,7 +99,7 @@ def test_requeue(programs, job, code):
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 130])
 def test_no_requeue(programs, job, code):
     programs.answer("srun", str(code))
-    finished = programs.run("slurm.sbatch", "--", *ARGUMENTS, **job)
+    finished = programs.run("slurm.sbatch", *IN_JOB, "--", *ARGUMENTS, **job)
     assert finished.returncode == code
     assert len(programs.calls()) == 1
 
@@ -81,7 +107,7 @@ def test_no_requeue(programs, job, code):
 def test_requeues_end(programs, job):
     programs.answer("srun", "42")
     finished = programs.run(
-        "slurm.sbatch", "--restarts", "3", "--", SLURM_RESTART_COUNT="3", **job
+        "slurm.sbatch", *IN_JOB, "--restarts", "3", "--", SLURM_RESTART_COUNT="3", **job
     )
     assert finished.returncode == 42
     assert len(programs.calls()) == 1
@@ -92,7 +118,7 @@ def test_bad_input_of_one_task_among_killed_ones(programs, job, tmp_path):
     """srun says 137, of the tasks that it killed."""
     verdict = processes.ROOT / f".slurm-{job['SLURM_JOB_ID']}.verdict"
     (tmp_path / "srun").write_text(f"#!/bin/sh\necho 2 >{verdict}\nexit 137\n")
-    finished = programs.run("slurm.sbatch", "--", *ARGUMENTS, **job)
+    finished = programs.run("slurm.sbatch", *IN_JOB, "--", *ARGUMENTS, **job)
     assert finished.returncode == 2
     assert programs.calls() == []
     assert not verdict.exists()

@@ -108,6 +108,27 @@ def test_watch_recreates_a_preempted_machine(programs):
     ]
 
 
+def test_watch_waits_for_a_network_that_is_down(programs):
+    """Neither a failed state nor failed polls take the machine for lost."""
+    down = ["255", "255", "255", "1"]  # three ssh, then the state
+    end = ["0 ended 0\\nended 0"]
+    finished = watch(programs, "1", *READY, *STARTED, *down, *end)
+    assert finished.returncode == 0, finished.stderr
+    assert kinds(programs) == [
+        *("state", *LAUNCHED, "status", "status", "status", "state", "status")
+    ]
+    assert "gcloud does not answer" in finished.stderr
+
+
+def test_watch_starts_again_beside_a_replaced_host(programs):
+    """Its folder is empty, so ssh fails, while another host has ended."""
+    lost = ["1 ended 134", "1 ended 134", "1 ended 134", "0 ACTIVE"]
+    again = [*READY, *STARTED, "0 ended 0\\nended 0"]
+    finished = watch(programs, *READY, *STARTED, *lost, *again)
+    assert finished.returncode == 0, finished.stderr
+    assert "exit code 255: restart 1 of at most 50" in finished.stderr
+
+
 def test_nothing_is_created_without_a_type(programs):
     finished = programs.run("tpu_vm.sh", "create", *WHERE)
     assert finished.returncode == 2
