@@ -57,6 +57,7 @@ def test_bad_images_beyond_the_allowed_share(in_process, flags):
     assert results(finished)["step"][0] == "skipped"
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_needs_its_first_weights_no_more(uninterrupted, in_process):
     gone = "--config.init.source=gone.pth"
     flags = ("--preflight", *processes.DEBUG, f"--workdir={uninterrupted[0]}")

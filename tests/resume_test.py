@@ -214,6 +214,7 @@ def assert_saved_for_a_restart(workdir, finished):
     return saved
 
 
+@pytest.mark.slow
 def test_a_terminal_that_closes(uninterrupted, trainer, tmp_path):
     """Nothing can be written to it any more, and SIGHUP comes."""
     with open("/dev/full", "w") as full:

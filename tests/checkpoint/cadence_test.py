@@ -1,12 +1,14 @@
 """Checkpoints by the clock, on real runs."""
 
 import processes
+import pytest
 
 from dinov2_jax.checkpoint import cadence
 
 RARE = (*processes.DEBUG, "--config.checkpoint.every=1000")
 
 
+@pytest.mark.slow
 def test_save_is_due_after_the_interval(uninterrupted, in_process, tmp_path):
     """Saving after every step does not change the losses."""
     workdir = tmp_path / "run"

@@ -50,8 +50,8 @@ FAULTS = (
     Fault(
         "images-without-a-score-pass",
         "dinov2_jax/curate/sample.py",
-        "leave_out(np.isnan(",
-        "leave_out(np.isposinf(",
+        "unknown = np.isnan(",
+        "unknown = np.isposinf(",
         (
             "curate/sample_test.py::"
             "test_unknown_scores_leave_and_unknown_duplicates_stay",

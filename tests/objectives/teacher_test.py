@@ -53,6 +53,7 @@ def other():
     return network.make_network(c, jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_frozen_teacher_of_another_size_sets_the_targets(other):
     c = tiny.config()
     c.model.depth = 1

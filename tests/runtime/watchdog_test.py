@@ -1,11 +1,12 @@
 """A process that gets nowhere ends, and says where it stood."""
 
-import signal
 import subprocess
 import sys
-import time
+
+import pytest
 
 from dinov2_jax import errors
+from dinov2_jax.runtime import watchdog
 
 SCRIPT = """
 import pathlib, sys, time
@@ -50,26 +51,30 @@ def test_leaves_with_all_stacks(tmp_path):
     assert (tmp_path / "reported").read_text() == f"step 7 {stacks}"
 
 
-def test_a_process_that_was_stopped_does_not_hang(tmp_path):
-    """As by Ctrl-Z: the time that it stood still does not count."""
-    script = (
-        "import pathlib, sys, time\n"
-        "from dinov2_jax.runtime import watchdog\n"
-        "dog = watchdog.Watchdog(2.0, pathlib.Path(sys.argv[1]), process=0)\n"
-        "print('ready', flush=True)\n"
-        "until = time.monotonic() + 3.5\n"
-        "while time.monotonic() < until: time.sleep(0.05)\n"
-        "print('over')\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(3.0)
-        process.send_signal(signal.SIGCONT)
-        assert process.stdout.read() == "over\n"
-    assert process.returncode == 0 and not list(tmp_path.iterdir())
+class Closes:
+    """Stands for the event of the end: each wait is late by some seconds."""
+
+    def __init__(self, now, late):
+        self.now, self.late = now, list(late)
+
+    def wait(self, seconds):
+        if not self.late:
+            return True
+        self.now[0] += seconds + self.late.pop(0)
+        return False
+
+
+@pytest.mark.parametrize("late, leaves", [([0.0, 30.0, 0.1], False), ([0.5] * 9, True)])
+def test_a_pause_of_the_whole_process_does_not_count(
+    tmp_path, monkeypatch, late, leaves
+):
+    """As by Ctrl-Z: then a wait takes much longer than it was asked to."""
+    now, left = [100.0], []
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
+    dog = watchdog.Watchdog(0, tmp_path, process=0)
+    dog._patience, dog._closed, dog._leave = 10.0, Closes(now, late), left.append
+    dog._watch()
+    assert bool(left) == leaves
 
 
 def test_closed_it_lets_be(tmp_path):
