@@ -39,6 +39,7 @@ def results(finished):
     return {row[1]: (row[0], row[2]) for row in rows if len(row) == 3}
 
 
+@pytest.mark.slow
 def test_bad_images_within_the_allowed_share(in_process, flags):
     finished = in_process.run(*flags)
     assert finished.code == 0, finished.output

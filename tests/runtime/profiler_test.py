@@ -14,6 +14,7 @@ def written(workdir):
     return [(e["step"], e["path"]) for e in event_log.read(workdir) if "path" in e]
 
 
+@pytest.mark.slow
 def test_asked_for_before_and_under_way(uninterrupted, in_process, tmp_path):
     """Beside them the run goes on as it would have, to the bit."""
     ask = {"step 5/": lambda: signal.raise_signal(signal.SIGUSR1)}
