@@ -509,7 +509,8 @@ class Run:
             try:
                 kept = self.best.offer(step, accuracies, self.state.teacher_params)
             except (errors.UserError, OSError) as error:
-                if not step or jax.process_count() > 1:  # who may have saved them
+                ends = step in (0, self.config.train.steps)
+                if ends or jax.process_count() > 1:  # who may have saved them
                     raise errors.UserError(
                         str(error), exit_code=errors.TRY_AGAIN
                     ) from error

@@ -1,5 +1,6 @@
 """A whole run: what it prints and leaves, bad images, steps that are not finite."""
 
+import contextlib
 import json
 import math
 import types
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw
 from tensorboard.backend.event_processing import event_file_loader
 
 from configs import debug
-from dinov2_jax import train
+from dinov2_jax import errors, train
 
 KEYS = """
     step loss/total loss/dino_local loss/dino_global loss/koleo loss/ibot lr
@@ -322,6 +323,45 @@ def test_an_evaluation_that_a_stop_left_out(tmp_path, start, every, evaluated, o
         evaluators={"small": measures, "base": measures},
     )
     assert train.Run._owes_evaluation(run) == owes
+
+
+def stand_in(said, **fields):
+    """A run of 8 steps without a model, whose log is a list."""
+    config = types.SimpleNamespace(
+        seed=0, train=types.SimpleNamespace(steps=8), distill=None
+    )
+    quiet = types.SimpleNamespace(during=lambda *_: contextlib.nullcontext())
+    log = types.SimpleNamespace(
+        message=said.append, save_failed=lambda step, how: said.append(how)
+    )
+    return types.SimpleNamespace(
+        config=config, account=quiet, watchdog=quiet, log=log, **fields
+    )
+
+
+@pytest.mark.parametrize("step", [0, 4, 8])
+def test_evaluations_and_best_weights_that_fail(step):
+    """Within the run it goes on; at its start and end there is no later try."""
+
+    def fail(*_):
+        raise errors.UserError("the disk is gone")
+
+    state = types.SimpleNamespace(teacher_params={"backbone": {}})
+    several = types.SimpleNamespace(students=lambda _: {"": (None, state)})
+    broken = types.SimpleNamespace(evaluate=fail, offer=fail)
+    said = []
+    run = stand_in(
+        said, state=state, trainer=several, evaluators={"": broken}, best=broken
+    )
+    for act in (
+        lambda: train.Run._evaluate(run, step),
+        lambda: train.Run._keep_best(run, step, {}),
+    ):
+        ends = pytest.raises(errors.UserError, match="the disk is gone")
+        with contextlib.nullcontext() if step == 4 else ends:
+            act()
+    assert len(said) == (2 if step == 4 else 0)
+    assert all(x.startswith("step 4: ") and x.endswith("is gone") for x in said)
 
 
 def test_a_single_prototype_is_doubted():
