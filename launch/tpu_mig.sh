@@ -49,16 +49,21 @@ create() {
   if [[ $spot ]]; then
     spot_options=(--provisioning-model=SPOT --instance-termination-action=DELETE)
   fi
-  run gcloud compute resource-policies create workload-policy "$name" \
-    --project="$project" --region="$region" --type=HIGH_THROUGHPUT \
-    --accelerator-topology="$topology"
-  run gcloud compute instance-templates create "$name" --project="$project" \
-    --machine-type="$machine" --image-project=ubuntu-os-accelerator-images \
-    --image-family="$image" --maintenance-policy=TERMINATE \
-    --scopes=cloud-platform "${spot_options[@]}"
-  run gcloud compute instance-groups managed create "$name" "${where[@]}" \
-    --template="$name" --size="$size" --target-size-policy-mode=bulk \
-    --workload-policy="projects/$project/regions/$region/resourcePolicies/$name"
+  {
+    run gcloud compute resource-policies create workload-policy "$name" \
+      --project="$project" --region="$region" --type=HIGH_THROUGHPUT \
+      --accelerator-topology="$topology" &&
+      run gcloud compute instance-templates create "$name" --project="$project" \
+        --machine-type="$machine" --image-project=ubuntu-os-accelerator-images \
+        --image-family="$image" --maintenance-policy=TERMINATE \
+        --scopes=cloud-platform "${spot_options[@]}" &&
+      run gcloud compute instance-groups managed create "$name" "${where[@]}" \
+        --template="$name" --size="$size" --target-size-policy-mode=bulk \
+        --workload-policy="projects/$project/regions/$region/resourcePolicies/$name"
+  } || {
+    say "$name was not created: the verb delete removes the parts that exist"
+    return 1
+  }
 }
 
 describe() {

@@ -150,6 +150,14 @@ def test_hosts_of_a_group_get_the_cluster_flags(programs):
         assert f"--num_processes=2 --process_id={i}" in start
 
 
+def test_a_group_created_in_part_can_be_deleted(programs):
+    programs.answer("gcloud", "0", "1 quota exceeded")
+    finished = programs.run("tpu_mig.sh", "create", *WHERE, *MACHINE)
+    assert finished.returncode == 1
+    assert "the verb delete removes the parts that exist" in finished.stderr
+    assert len(programs.calls()) == 2  # nothing is tried after the failure
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -238,13 +238,23 @@ class ArrayRecordSource(base.Source):
 
     @functools.cached_property
     def _labels(self) -> tuple[np.ndarray | None, list[str]]:
-        return manifest.numbered_labels(
-            self._unpacked(i)[1].get("label") for i in range(len(self))
-        )
+        try:
+            return manifest.numbered_labels(
+                self._unpacked(i)[1].get("label") for i in range(len(self))
+            )
+        except image_decoder.BadImage as error:
+            raise errors.UserError(
+                f"the label of {error.name} in {self._given} cannot be read "
+                f"({error.reason}): write that file again"
+            ) from error
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [length], or None if there are none; reads all records."""
+        """int32 [length], or None if there are none; reads all records.
+
+        Raises:
+          UserError: A record is damaged.
+        """
         return self._labels[0]
 
     @property
