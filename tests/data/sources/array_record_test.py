@@ -128,7 +128,7 @@ def test_odd_headers_are_bad_images(tmp_path, head):
             read(0)
     assert source.name(0) == "x.array_record record 0"
     with pytest.raises(errors.UserError, match=r"label of x.array_record record 0 in"):
-        source.labels
+        _ = source.labels
 
 
 def test_more_shards_than_open_files(tmp_path, monkeypatch):
