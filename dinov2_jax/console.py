@@ -1,5 +1,6 @@
 """The console of a program, which must never be the reason why its work is lost."""
 
+import io
 import os
 import sys
 from typing import Any, TextIO
@@ -105,5 +106,7 @@ def guard() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     sys.stderr = messages(sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names need not be UTF-8
     if sys.stdout is not None and not isinstance(sys.stdout, Results):
         sys.stdout = Results(sys.stdout)

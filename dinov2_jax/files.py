@@ -90,7 +90,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
       OSError: The file cannot be written.
     """
     with whole(path) as file:
-        file.write(text.encode())
+        # A path in the text need not be UTF-8.
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -184,14 +185,25 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+class NoHomeError(errors.UserError):
+    """The user has no home folder."""
+
+
 def cache_folder() -> pathlib.Path:
     """Return $DINOV2_JAX_CACHE, by default ~/.cache/dinov2_jax.
 
     Raises:
-      RuntimeError: The user has no home folder.
+      NoHomeError: The variable is not set, and the user has no home folder.
       UserError: $DINOV2_JAX_CACHE is a URL.
     """
     chosen = os.environ.get("DINOV2_JAX_CACHE")
     if chosen:
         return local_path(chosen, name="DINOV2_JAX_CACHE")
-    return pathlib.Path.home() / ".cache/dinov2_jax"
+    try:
+        home = pathlib.Path.home()
+    except RuntimeError as error:
+        raise NoHomeError(
+            "the cache has no place, as there is no home folder: set DINOV2_JAX_CACHE "
+            "to a folder"
+        ) from error
+    return home / ".cache/dinov2_jax"

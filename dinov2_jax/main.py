@@ -179,8 +179,12 @@ def _failed_call(error: Exception, argv: list[str]) -> str:
 
 
 def _given_config(argv: list[str]) -> str:
-    given = [re.match(r"--?config=(.*)", text) for text in argv]
-    return next((match[1] for match in given if match), "")
+    for text, following in zip(argv, [*argv[1:], ""]):
+        if text in ("--config", "-config"):
+            return following
+        if match := re.match(r"--?config=(.*)", text):
+            return match[1]
+    return ""
 
 
 def _broken_config(error: BaseException | None, argv: list[str]) -> str:

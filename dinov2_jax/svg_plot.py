@@ -234,13 +234,14 @@ def _round_numbers(low: float, high: float, most: int) -> list[float]:
 def _tick(value: float, numbers: Sequence[float]) -> str:
     """Return a tick's text, with the decimals that all of the ticks need."""
     largest = max(map(abs, numbers))
-    if largest >= 1e4 or largest < 1e-3:
-        return f"{value:.3g}" if value else "0"
     step = numbers[1] - numbers[0] if len(numbers) > 1 else largest or 1.0
-    # One more than its power of ten for a step such as 0.25.
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    decimals += round(step * 10**decimals, 6) % 1 > 0
-    return f"{value:.{decimals}f}"
+    # The power of ten of the last digit: one less for a step such as 0.25.
+    last = math.floor(math.log10(step) + 1e-9)
+    last -= round(step / 10.0**last, 6) % 1 > 0
+    if largest >= 1e4 or largest < 1e-3:
+        digits = math.floor(math.log10(largest) + 1e-9) - last + 1 if largest else 1
+        return f"{value:.{max(3, digits)}g}" if value else "0"
+    return f"{value:.{max(0, -last)}f}"
 
 
 def _short(step: float) -> str:

@@ -65,6 +65,17 @@ def test_a_closed_stream_gives_its_number_to_no_file():
     assert int(done.stdout) > 2
 
 
+def test_names_that_are_no_utf_8_are_printed():
+    program = "from dinov2_jax import cli\ncli.start(lambda: print('caf\\udce9'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("caf\\udce9\n", "")
+
+
 @pytest.mark.parametrize("text", ["short", "long" * 10_000])
 def test_standard_output_that_is_full(text):
     program = (

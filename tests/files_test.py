@@ -67,6 +67,10 @@ def test_cache_folder(monkeypatch):
     monkeypatch.delenv("DINOV2_JAX_CACHE")
     monkeypatch.setenv("HOME", "/home/someone")
     assert files.cache_folder() == pathlib.Path("/home/someone/.cache/dinov2_jax")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 9)  # of no known user
+    with pytest.raises(files.NoHomeError, match="set DINOV2_JAX_CACHE"):
+        files.cache_folder()
 
 
 @pytest.mark.parametrize(

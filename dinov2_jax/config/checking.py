@@ -115,6 +115,11 @@ def _problems(config: Any) -> Iterator[str]:
         num_problems += 1
         return f"{name} = {flat[name]!r}: {fix}"
 
+    for name in sorted(required):
+        if flat[name] is None:  # the one value of another type that a config takes
+            yield bad(name, "must have a value; 0 or () is what switches a part off")
+    if num_problems:
+        return
     for name, choices in _CHOICES.items():
         if flat[name] not in choices:
             yield bad(name, f"choose one of {', '.join(filter(None, choices))}")

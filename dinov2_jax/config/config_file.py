@@ -5,10 +5,13 @@ The flags of ml_collections stop at the first bad value and do not say what is e
 
 import ast
 import contextlib
+import importlib.machinery
 import importlib.util
 import re
 from collections.abc import Sequence
 from typing import Any
+
+import ml_collections
 
 from dinov2_jax import configs, errors
 from dinov2_jax.config import checking, converted_config, flattening
@@ -45,11 +48,17 @@ def load(path: str) -> Any:
     file = configs.find(name)
     if converted_config.is_convertible(file):
         return converted_config.get_config(str(file))
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        return module.get_config(*argument)
+        # A loader of its own, as a name without .py would have none.
+        loader = importlib.machinery.SourceFileLoader(file.stem, str(file))
+        spec = importlib.util.spec_from_loader(file.stem, loader)
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        config = module.get_config(*argument)
+        if not isinstance(config, ml_collections.ConfigDict):
+            kind = type(config).__name__
+            raise TypeError(f"get_config() returned {kind}, no ConfigDict")
+        return config
     except errors.UserError:
         raise
     except Exception as error:

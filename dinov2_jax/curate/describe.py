@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--out={out} exists with other content: choose another name or add "
                 "--overwrite"
             )
-        resumable_output.remove(out)
+        resumable_output.remove_finished(out, settings)
         _print(f"{out} is complete: nothing to do")
         return
     with resumable_output.Unfinished(

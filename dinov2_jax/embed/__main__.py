@@ -107,7 +107,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="only part I of N equal parts, I from 1 on, into OUT-I-of-N",
     )
     flags.add(parser)
-    add("--overwrite", action="store_true", help="replace OUT and discard OUT.partial/")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace OUT, and discard an OUT.partial/ of other flags or files",
+    )
     return parser.parse_args(argv)
 
 
@@ -173,7 +177,7 @@ def embed(
     root = images.root(source)
     if not args.overwrite:
         if output.is_complete(args.out, settings, root):
-            resumable_output.remove(args.out)
+            resumable_output.remove_finished(args.out, settings)
             _print_progress(f"{args.out} is complete: nothing to do")
             return
         _refuse_existing(args.out)

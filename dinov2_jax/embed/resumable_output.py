@@ -58,7 +58,7 @@ class Unfinished:
         overwrite: bool,
     ):
         self._out, self._folder = out, folder_of(out)
-        self._settings = json.loads(json.dumps(dict(settings)))
+        self._settings = _as_saved(settings)
         self._shape, self._dtype = tuple(row_shape), np.dtype(dtype)
         self._count, self._overwrite = count, overwrite
         self.bad: dict[int, str] = {}
@@ -99,10 +99,7 @@ class Unfinished:
             self.save()
 
     def _refuse_another_run(self) -> None:
-        try:
-            saved_settings = json.loads((self._folder / "run.json").read_bytes())
-        except (OSError, ValueError):
-            saved_settings = None  # killed before anything was written
+        saved_settings = _saved_settings(self._folder)
         if saved_settings == self._settings:
             return
         if saved_settings is not None and not self._overwrite:
@@ -207,6 +204,24 @@ def remove(out: pathlib.Path) -> None:
     shutil.rmtree(folder_of(out), ignore_errors=True)
 
 
+def remove_finished(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Remove what a finished run may have left, but nothing of another run.
+
+    Args:
+      out: The complete file of the run.
+      settings: What the run computed.
+    """
+    folder = folder_of(out)
+    if not folder.is_dir():
+        return
+    saved = _saved_settings(folder)
+    if saved is not None and saved != _as_saved(settings):
+        return  # of a run that is to replace the file
+    with contextlib.suppress(errors.UserError, OSError):  # a run works there
+        with files.lock(folder / "lock", what=str(out), fix=""):
+            remove(out)
+
+
 def remove_other(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Remove the folder of an unfinished run that computed something else.
 
@@ -214,12 +229,21 @@ def remove_other(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
       out: The file that the run will write.
       settings: What this run computes.
     """
-    try:
-        saved = json.loads((folder_of(out) / "run.json").read_bytes())
-    except (OSError, ValueError):  # there is none
-        return
-    if saved != json.loads(json.dumps(dict(settings))):
+    saved = _saved_settings(folder_of(out))
+    if saved is not None and saved != _as_saved(settings):
         remove(out)
+
+
+def _saved_settings(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Return the settings of the run in a folder; None if it was just begun."""
+    try:
+        return json.loads((folder / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _as_saved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(settings)))
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype, count: int) -> bytes:

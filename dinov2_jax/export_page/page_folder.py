@@ -93,6 +93,7 @@ def write(
       UserError: The export gives other features, or a file cannot be written.
     """
     path = destination.path
+    name = name.encode(errors="backslashreplace").decode()  # it need not be UTF-8
     with tempfile.TemporaryDirectory(
         dir=path.parent, prefix=f".{path.name}."
     ) as temporary:
@@ -113,8 +114,8 @@ def write(
             "model_bytes": (folder / _MODEL).stat().st_size,
             "patch_size": weights.module.config.patch_size,
             "size": size,
-            "mean": list(prepare.mean),
-            "std": list(prepare.std),
+            "mean": np.broadcast_to(prepare.mean, 3).tolist(),
+            "std": np.broadcast_to(prepare.std, 3).tolist(),
             "photographs": _write_photographs(folder / "photographs"),
             "runtime": f"{runtime_files.NAME} {runtime_files.VERSION}",
         }

@@ -12,7 +12,7 @@ import os
 import pathlib
 import tarfile
 import urllib.request
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dinov2_jax import errors, files, progress_bar
 
@@ -139,20 +139,32 @@ def _download(path: pathlib.Path) -> None:
             with progress_bar.Bar(
                 size or None, what=TARBALL, unit="B", scaled=True
             ) as bar:
-                while chunk := response.read(1 << 20):
+                while chunk := _read(response):
                     digest.update(chunk)
                     file.write(chunk)
                     bar.update(len(chunk))
+            if size and file.tell() != size:
+                raise _failed(f"{file.tell()} of {size} bytes received")
             if _encoded(digest) != _INTEGRITY:  # `open_new` keeps nothing then
                 raise errors.UserError(
                     f"the npm registry sent another {TARBALL} than the recorded one "
                     f"(its SHA-512 differs), so nothing was kept: {_ELSEWHERE}"
                 )
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise errors.UserError(
-            f"cannot download {TARBALL} from the npm registry ({reason}): {_ELSEWHERE}"
-        ) from error
+        raise _failed(getattr(error, "reason", None) or error) from error
+
+
+def _read(response: Any) -> bytes:
+    try:
+        return response.read(1 << 20)
+    except (OSError, http.client.HTTPException) as error:
+        raise _failed(error) from error
+
+
+def _failed(reason: Any) -> errors.UserError:
+    return errors.UserError(
+        f"cannot download {TARBALL} from the npm registry ({reason}): {_ELSEWHERE}"
+    )
 
 
 def _integrity(file: BinaryIO) -> str:

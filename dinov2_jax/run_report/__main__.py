@@ -30,7 +30,7 @@ def _write(runs: list[pathlib.Path], output: pathlib.Path | None) -> int:
         output = runs[0] / page.NAME if len(runs) == 1 else pathlib.Path(page.NAME)
     text = page.make(runs, datetime.datetime.now(datetime.UTC))
     with files.open_new(output) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # paths need not be UTF-8
     print(output)
     return errors.DONE
 

@@ -156,14 +156,16 @@ def _states(
 def _curves(runs: Sequence[_Run], names: Sequence[str]) -> list[str]:
     """Return the sections of figures."""
     several = len(runs) > 1
-    metrics: dict[str, series.Series] = {}
+    found: dict[str, list[np.ndarray]] = {}
     for run in runs:
-        metrics = run.metrics | metrics
+        for name, metric in run.metrics.items():
+            found.setdefault(name, []).append(metric.values)
+    values = {name: np.concatenate(parts) for name, parts in found.items()}
     last = max([1.0, *(s.steps[-1] for r in runs for s in r.metrics.values())])
     marks = [] if several else _marks(runs[0])
     text = "Dashed red lines: restarts and rollbacks, listed below."
     parts = [html_page.paragraph(text)] if marks else []
-    for section, figures in panels.arrange(metrics, one_metric=several).items():
+    for section, figures in panels.arrange(values, one_metric=several).items():
         plots = [
             svg_plot.plot(
                 _lines(panel, runs, names),

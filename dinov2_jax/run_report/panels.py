@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dinov2_jax.run_report import series
-
 _BASELINES = ("_random_init", "_pixels", "_pixels_mean_removed", "_color_histogram")
 _TITLES = {
     "knn": "k-NN",
@@ -54,16 +52,16 @@ def is_baseline(name: str) -> bool:
 
 
 def arrange(
-    metrics: Mapping[str, series.Series], *, one_metric: bool = False
+    values: Mapping[str, np.ndarray], *, one_metric: bool = False
 ) -> dict[str, list[Panel]]:
     """Return the figures of each section.
 
     Args:
-      metrics: The series.
+      values: {metric: its values in all runs}.
       one_metric: Whether a figure shows a single metric, as when runs are compared.
     """
-    left = [name for name in metrics if _last(name) not in _HIDDEN]
-    left = [n for n in left if _last(n) != "skipped" or metrics[n].values.any()]
+    left = [name for name in values if _last(name) not in _HIDDEN]
+    left = [name for name in left if _last(name) != "skipped" or values[name].any()]
 
     def take(pattern: str) -> list[str]:
         found = [name for name in left if re.fullmatch(pattern, name)]
@@ -83,7 +81,7 @@ def arrange(
     evaluations = take(r"(?!crops/).+/.+")
     sections = {
         "Losses": [Panel(_title(name, "loss"), {name: name}) for name in losses],
-        "Evaluation": _evaluations({name: metrics[name] for name in evaluations}),
+        "Evaluation": _evaluations({name: values[name] for name in evaluations}),
         **fixed,
         "Stability": [
             Panel("Gradient norm", _named(norms, "grad_norm"), log_scale=True),
@@ -103,27 +101,27 @@ def _last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _evaluations(metrics: Mapping[str, series.Series]) -> list[Panel]:
+def _evaluations(values: Mapping[str, np.ndarray]) -> list[Panel]:
     """Return a figure for each evaluation, and one more for its cosines."""
     groups: dict[tuple[str, bool], list[str]] = {}
-    for name in metrics:
+    for name in values:
         task = name.rpartition("/")[0]
         groups.setdefault((task, name.endswith("_cosine")), []).append(name)
     return [
         Panel(
             f"{_task_title(task)}{', cosines' if cosines else ''}",
             {name: _words(name.rpartition("/")[2]) for name in group},
-            unit="%" if not cosines and _are_shares(metrics, group) else "",
+            unit="%" if not cosines and _are_shares(values, group) else "",
         )
         for (task, cosines), group in groups.items()
     ]
 
 
-def _are_shares(metrics: Mapping[str, series.Series], names: Sequence[str]) -> bool:
+def _are_shares(values: Mapping[str, np.ndarray], names: Sequence[str]) -> bool:
     """Return whether all values are between 0 and 1, as accuracies are."""
-    values = np.concatenate([metrics[name].values for name in names])
-    values = values[np.isfinite(values)]
-    return bool(np.all((values >= 0) & (values <= 1)))
+    all_values = np.concatenate([values[name] for name in names])
+    all_values = all_values[np.isfinite(all_values)]
+    return bool(np.all((all_values >= 0) & (all_values <= 1)))
 
 
 def _split(panel: Panel, one_metric: bool) -> list[Panel]:

@@ -12,7 +12,7 @@ from dinov2_jax import cli, errors
 from dinov2_jax.data.decode import image_decoder, pillow_setup, value_use
 from dinov2_jax.weights import flags
 
-_MAX_STEM = 60  # characters of an image's name in a picture's name
+_MAX_STEM = 150  # bytes of an image's name in a picture's name
 
 _DESCRIPTION = """
 Draws the features and attention of a backbone on photographs, as PNG files. The default
@@ -205,13 +205,20 @@ def _stems(paths: list[str]) -> list[str]:
     stems: list[str] = []
     for path in paths:
         # Short enough for every file system, and distinct on case-insensitive ones.
-        stem, number = pathlib.Path(path).stem[:_MAX_STEM], 1
+        stem, number = _cut(pathlib.Path(path).stem), 1
         unique = stem
         while unique.casefold() in (known.casefold() for known in stems):
             number += 1
             unique = f"{stem}_{number}"
         stems.append(unique)
     return stems
+
+
+def _cut(stem: str) -> str:
+    """Return as many first characters as fit into `_MAX_STEM` bytes."""
+    while len(os.fsencode(stem)) > _MAX_STEM:
+        stem = stem[:-1]
+    return stem
 
 
 def _make_folder(folder: pathlib.Path) -> None:

@@ -84,7 +84,7 @@ def cached(address: str) -> pathlib.Path:
 
 def _torch_home() -> pathlib.Path:
     """Return the folder of torch's downloads, chosen as torch does."""
-    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return pathlib.Path(os.environ.get("TORCH_HOME") or pathlib.Path(caches) / "torch")
 
 

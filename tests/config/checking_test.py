@@ -135,6 +135,15 @@ def test_a_bad_value_is_named_with_its_fix(field, value, words):
     assert len(blamed) <= 1, problem
 
 
+@pytest.mark.parametrize(
+    "field",
+    ["optim.clip_grad", "train.micro_batches", "data.value_range", "crops.sizes"]
+    + ["log.project", "train.centering"],
+)
+def test_a_field_without_a_value(field):
+    assert message(changed((field, None))).startswith(f"{field} = None: must have")
+
+
 def test_seed_too_large_for_jax():
     assert "seed = 4294967296: must be below" in message(changed(("seed", 2**32)))
     c = changed(("seed", 2**32 - 1))

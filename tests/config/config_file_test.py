@@ -54,6 +54,21 @@ def test_every_config_of_the_project_loads():
     assert config.train.batch_size == 6144
 
 
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("notes.md", "# Notes", "AttributeError"),
+        ("Makefile", "all:\n\techo", "SyntaxError"),
+        ("none.py", "def get_config(): pass", "returned NoneType, no ConfigDict"),
+        ("dict.py", "def get_config(): return {}", "returned dict, no ConfigDict"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(errors.UserError, match=f"{name} is not a config .*{words}"):
+        config_file.read(str(tmp_path / name), [])
+
+
 def test_an_argument_after_a_colon():
     config = config_file.read("highres:vits", ["--config.init.source=runs/vits"])
     assert (config.model.arch, config.crops.global_crops_size) == ("vit_small", 518)

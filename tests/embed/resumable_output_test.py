@@ -140,6 +140,18 @@ def test_another_run_is_refused_or_discarded(tmp_path):
         assert rows.done == 4  # its own, which it keeps
 
 
+def test_only_its_own_run_is_removed(tmp_path):
+    out = tmp_path / "f.npy"
+    with opened(out):  # a run works there
+        resumable_output.remove_finished(out, SETTINGS)
+        assert resumable_output.folder_of(out).exists()
+    resumable_output.remove_finished(out, SETTINGS | {"features": "all"})
+    assert resumable_output.folder_of(out).exists()
+    resumable_output.remove_finished(out, SETTINGS)
+    assert not list(tmp_path.iterdir())
+    resumable_output.remove_finished(out, SETTINGS)
+
+
 def test_two_processes_do_not_share_it(tmp_path):
     with opened(tmp_path / "f"):
         with pytest.raises(errors.UserError, match="f is in use by pid .*--out"):

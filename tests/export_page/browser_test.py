@@ -195,6 +195,28 @@ def test_the_last_choice_is_shown(page):
     assert page.run("document.querySelector('.pane select').value") == quick
 
 
+def test_an_image_chosen_while_the_model_loads_is_kept(root, tmp_path):
+    path = tmp_path / "own.png"
+    Image.new("RGB", (50, 40), "teal").save(path)
+    hold = (
+        "const original = window.fetch;"
+        "const held = new Promise((done) => { window.letGo = done; });"
+        "window.fetch = async (url) => {"
+        "  if (`${url}`.includes('.onnx')) await held;"
+        "  return original(url); }"
+    )
+    with browser.served(root) as address, browser.opened() as page:
+        page.send("Page.addScriptToEvaluateOnNewDocument", source=hold)
+        page.go(f"{address}/sites/demo/#on=first&patch=2,3")
+        page.wait(f"{CANVASES}.length == 2")
+        page.choose_file("document.querySelectorAll('.pane input')[1]", path)
+        page.wait("(document.querySelectorAll('.pane select')[1].value == 'own')")
+        page.run("window.letGo()")
+        page.wait(f"{RESULT}.includes('cosine')")
+        titles = "state.panes.map(({title}) => title)"
+        assert read(page, titles)[1] == "own.png"
+
+
 def test_opened_as_a_file_it_says_how_to_serve_it(root):
     with browser.opened() as page:
         page.go((root / "sites/demo/index.html").as_uri())

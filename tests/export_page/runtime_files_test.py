@@ -32,6 +32,7 @@ def tarball(content):
 
 
 PACKAGE = tarball(CONTENT)
+CUT = PACKAGE[:50]
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,8 @@ def registry(monkeypatch):
             requests.append(self.path)
             content = answers.get(self.path)
             self.send_response(404 if content is None else 200)
+            if content == CUT:
+                self.send_header("Content-Length", str(len(PACKAGE)))
             self.end_headers()
             self.wfile.write(content or b"")
 
@@ -87,6 +90,14 @@ def test_another_package_from_the_registry_is_not_kept(registry, tmp_path):
     _, answers = registry
     answers[LOCATION] = tarball(CONTENT | {"ort.wasm.min.mjs": b"evil"})
     with pytest.raises(errors.UserError, match="SHA-512 differs.*npm pack"):
+        runtime_files.read()
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def test_a_download_that_breaks_off(registry, tmp_path):
+    registry[1][LOCATION] = CUT
+    words = f"50 of {len(PACKAGE)} bytes received|IncompleteRead"
+    with pytest.raises(errors.UserError, match=f"cannot download.*({words}).*npm pack"):
         runtime_files.read()
     assert not any((tmp_path / "cache").iterdir())
 

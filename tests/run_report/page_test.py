@@ -158,7 +158,7 @@ def test_series(tmp_path):
 
 def test_counters_of_students_are_no_evaluations():
     def values(*numbers):
-        return series.Series(np.arange(len(numbers)), np.array(numbers, float))
+        return np.array(numbers, float)
 
     found = panels.arrange(
         {
@@ -173,6 +173,23 @@ def test_counters_of_students_are_no_evaluations():
     shown = {s: [m for p in ps for m in p.metrics] for s, ps in found.items()}
     assert shown["Evaluation"] == ["small/knn/top1"]
     assert shown["Stability"] == ["small/skipped"]
+
+
+def test_skipped_steps_of_any_run_are_shown(tmp_path):
+    for name, skipped in (("quiet", 0), ("noisy", 9)):
+        rows = [row(step) | {"skipped": skipped * step} for step in (1, 2)]
+        write_rows(tmp_path / name, rows)
+    for names in (("quiet", "noisy"), ("noisy", "quiet")):
+        text = page.make([tmp_path / name for name in names], NOW)
+        assert "Skipped steps" in text
+    assert "Skipped steps" not in page.make([tmp_path / "quiet"], NOW)
+
+
+def test_a_folder_whose_name_is_no_utf_8(tmp_path):
+    folder = tmp_path / "run\udce9"
+    write_rows(folder, [row(1)])
+    assert page.write(folder) == "" and program.main([str(folder)]) == 0
+    assert "run\\udce9" in (folder / "report.html").read_text()
 
 
 def test_several_runs(run, tmp_path, capsys):

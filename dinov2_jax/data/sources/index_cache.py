@@ -49,7 +49,7 @@ def cache_folder() -> pathlib.Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
         return folder
-    except (OSError, RuntimeError):  # RuntimeError: no home
+    except (OSError, files.NoHomeError):
         return _temporary_folder()
 
 

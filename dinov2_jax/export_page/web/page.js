@@ -45,7 +45,7 @@ async function start() {
   } catch (error) {
     throw new Error(`The model cannot be loaded: ${error.message}`);
   }
-  await useAddress(wanted);
+  await useAddress(wanted, { isStart: true });
 }
 
 function makePane(pane, index) {
@@ -259,14 +259,15 @@ function readAddress() {
   return { examples, chosen, show: fields.get("show") };
 }
 
-async function useAddress({ examples, chosen, show }) {
+async function useAddress({ examples, chosen, show }, { isStart = false } = {}) {
   const radio = [...document.getElementsByName("show")].find((r) => r.value === show);
   if (radio) {
     radio.checked = true;
     state.show = show;
   }
   for (const [index, name] of examples.entries()) {
-    if (state.panes[index].title === name) continue;
+    const { title, turn } = state.panes[index];
+    if (title === name || (isStart && turn)) continue; // chosen while the model loaded
     await chooseExample(index, name);
   }
   const { patches } = state.panes[chosen.pane];
