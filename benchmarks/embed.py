@@ -38,6 +38,9 @@ def run(args: Settings) -> None:
     """Measure, print the table and write the results."""
     from dinov2_jax.data.tools import bench
 
+    if args.torch_device is None:
+        print("embed: left out, as PyTorch, the peer, is not installed")
+        return
     images = 4 if args.tiny else 256
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -28,8 +28,8 @@ def get_config():
     # Prototypes: the power of two nearest to an eighth of 100,000 images, from 1,024 to
     # 65,536. A guess.
     c.dino.head_n_prototypes = 16_384
-    # Images per step: the largest that fits and leaves 10,000 steps. It needs about
-    # 17.0 GB of 24.
+    # Images per step: the largest that fits and, above 64, leaves 10,000 steps. It
+    # needs about 17.0 GB of 24.
     c.train.batch_size = 192
     # Images among which KoLeo looks for neighbours; 32 in the reference's ViT-L/14.
     c.train.group_size = 32

@@ -19,11 +19,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dinov2_jax import cli, errors, files, several_students, sharding
+from dinov2_jax.augment import crop_sizes
 from dinov2_jax.checkpoint import checkpointer, disk_space
 from dinov2_jax.config import checking, resuming
 from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
-from dinov2_jax.distillation import frozen_teacher
+from dinov2_jax.distillation import frozen_teacher, students
 from dinov2_jax.eval import evaluator
 from dinov2_jax.runtime import distributed
 from dinov2_jax.runtime import workdir as workdir_lib
@@ -55,11 +56,15 @@ def preflight(
     """
     workdir = files.local_path(workdir, name="workdir")
     checking.check(config)
+    students.configs(config)  # raises what is wrong with one of them
     backends.check_installed(config.log.trackers)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
     if not distributed.joined():  # a single process can stop at once
         cli.exit_on_signals()
     checks = _Preflight(config, workdir)
+    # Files of checks that were killed; all processes make theirs after an exchange.
+    if jax.process_index() == 0:
+        shutil.rmtree(checks.scratch, ignore_errors=True)
     try:
         passed = _try_all(checks)
     finally:
@@ -215,7 +220,7 @@ class _Preflight:
         return f"{self.workdir} is the same folder for all"
 
     def data(self) -> str:
-        """Build this process's part of the first batch, as the run will."""
+        """Build this process's part of a batch, the first with the largest crops."""
         source = registry.make_source(self.config)
         evaluator.make_evaluator(
             self.config, self.trainer.meta_arch, self.trainer.mesh, source
@@ -223,11 +228,13 @@ class _Preflight:
         if checkpointer.has_checkpoint(self.workdir):
             moved = resuming.moved(self.config, self.workdir)
             workdir_lib.check_images(source, self.workdir, moved)
+        sizes = crop_sizes.make_crop_sizes(self.config)
+        step = next(n for n in range(crop_sizes.CYCLE) if sizes(n) == sizes.largest)
         start = time.monotonic()
         batches = loader.make_loader(
             self.config,
             source,
-            start_step=0,
+            start_step=step,
             num_steps=1,
             process_index=sharding.process_rank(self.trainer.mesh),
             process_count=jax.process_count(),
@@ -240,11 +247,11 @@ class _Preflight:
         return f"{source.describe()}{warnings}; a batch in {seconds:.1f} s{bad}"
 
     def _judge_bad_images(self, bad: np.ndarray) -> str:
-        """Describe the unreadable images of the first batch, which were replaced."""
+        """Describe the unreadable images of the batch, which were replaced."""
         if not len(bad):
             return ""
         summary = (
-            f"{messages.counted(len(bad), 'image')} of the first batch cannot be read, "
+            f"{messages.counted(len(bad), 'image')} of a batch cannot be read, "
             f"such as {bad[0]['name']} ({bad[0]['reason']})"
         )
         read = self.config.train.batch_size // jax.process_count()

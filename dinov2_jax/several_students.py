@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, train_step, trainer
+from dinov2_jax import train_step, trainer
 from dinov2_jax.data import preprocessing
 from dinov2_jax.distillation import frozen_teacher, students
 from dinov2_jax.weights import native
@@ -104,9 +104,6 @@ class SeveralStudents(trainer.Trainer):
       mesh: The mesh to train on; None: all devices.
       dtype: The dtype of the matmuls; None: what `config.model.dtype` says.
       teacher: The frozen teacher.
-
-    Raises:
-      UserError: The students cannot share the targets.
     """
 
     def __init__(
@@ -118,11 +115,6 @@ class SeveralStudents(trainer.Trainer):
         dtype: Any = None,
         teacher: frozen_teacher.FrozenTeacher,
     ):
-        if config.train.centering != "sinkhorn_knopp":
-            raise errors.UserError(
-                f"train.centering = {config.train.centering!r}: several students share "
-                "their targets, so set --config.train.centering=sinkhorn_knopp"
-            )
         trainers = {
             name: trainer.Trainer(own, mesh=mesh, dtype=dtype, teacher=teacher)
             for name, own in students.items()

@@ -20,6 +20,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 AXES = ("replica", "fsdp")
 BATCH = PartitionSpec(AXES)
+# Endings of the names of arrays [G, ...] in the state, see `losses.tiled.queue`.
+_OF_GROUPS = ("_queue", "_queue_valid")
 MIN_SHARDED_SIZE = 2048  # elements; smaller arrays are replicated
 _TILE_ROWS = 16  # of bfloat16 arrays on TPUs; parts of a tile cannot be gathered
 
@@ -79,7 +81,8 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     matrix can be split by its outputs without moving data. If there is none, the
     largest axis that `fsdp` divides is sharded; the layer axis of stacked blocks never
     is. Vectors and arrays below `MIN_SHARDED_SIZE` elements (of one block, if stacked)
-    are replicated: gathering them costs more time than the memory saved is worth.
+    are replicated: gathering them costs more time than the memory saved is worth. The
+    queue of bottlenecks is divided by groups, as the batch is.
 
     Args:
       state: Tree of arrays or `jax.ShapeDtypeStruct`.
@@ -89,7 +92,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
       A tree of `NamedSharding` with the structure of `state`.
     """
 
-    specs = _specs(state, mesh.shape["fsdp"])
+    specs = _specs(state, mesh.shape["fsdp"], mesh.size)
     return jax.tree.map(functools.partial(NamedSharding, mesh), specs)
 
 
@@ -101,12 +104,16 @@ def constrain_state(tree: Any) -> Any:
     """
     if not is_divided():
         return tree
-    specs = _specs(tree, jax.sharding.get_abstract_mesh().shape["fsdp"])
+    mesh = jax.sharding.get_abstract_mesh()
+    specs = _specs(tree, mesh.shape["fsdp"], mesh.size)
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)
 
 
-def _specs(tree: Any, fsdp: int) -> Any:
+def _specs(tree: Any, fsdp: int, num_devices: int) -> Any:
     def rule(path, leaf):
+        name = getattr(path[-1], "key", None) if path else None
+        if str(name).endswith(_OF_GROUPS) and leaf.shape[0] % num_devices == 0:
+            return BATCH
         stacked = any(getattr(k, "key", None) == "blocks" for k in path)
         spec = _spec(leaf.shape[stacked:], fsdp)
         return PartitionSpec(*[None] * stacked, *spec)
@@ -230,6 +237,11 @@ def _own_mesh() -> AbstractMesh | None:
     mesh = jax.sharding.get_abstract_mesh()
     own = mesh.axis_names == AXES and mesh.auto_axes == AXES
     return mesh if own else None
+
+
+# Beginnings of `device_kind`, in lower case, of TPUs whose vector memory does not hold
+# the blocks of our kernels.
+OLD_TPUS = ("tpu v2", "tpu v3", "tpu v4")
 
 
 def device_kind() -> str:

@@ -17,11 +17,11 @@ from dinov2_jax.checkpoint import (
     checkpointer,
     disk_space,
 )
-from dinov2_jax.config import checking, resuming
+from dinov2_jax.config import checking, doubts, resuming
 from dinov2_jax.data import batch_builder, loader, small_images, workers
 from dinov2_jax.data.decode import value_use
 from dinov2_jax.data.sources import base, messages, registry
-from dinov2_jax.distillation import frozen_teacher
+from dinov2_jax.distillation import frozen_teacher, students
 from dinov2_jax.eval import evaluator, in_loop
 from dinov2_jax.run_report import page as run_report
 from dinov2_jax.run_report import series
@@ -63,6 +63,7 @@ def train(
     account = timing.TimeAccount("start")
     workdir = files.local_path(workdir, name="workdir")
     checking.check(config)
+    students.configs(config)  # raises what is wrong with one of them
     backends.check_installed(config.log.trackers)
     source = registry.make_source(config)
     distributed.initialize(cluster, heartbeat_timeout=config.mesh.heartbeat_timeout)
@@ -97,18 +98,6 @@ def train(
             raise
         finally:
             run.close(error)
-
-
-def _doubts(config: Any) -> list[str]:
-    """Return what in a config makes a loss meaningless, though it trains."""
-    return [
-        f"{head}.head_n_prototypes = 1: every prediction is certain, so its loss is 0 "
-        f"and teaches nothing; raise --config.{head}.head_n_prototypes"
-        for head in ("dino", "ibot")
-        if config[head].head_n_prototypes == 1
-        and config[head].loss_weight
-        and config.train.objective == "prototypes"
-    ]
 
 
 class Run:
@@ -189,7 +178,7 @@ class Run:
             lines.append(f"{'; '.join(moved_paths)}: same images at a new location")
         lines += [f"warning: {line}" for line in source.warnings()]
         lines += [changed] if changed else []
-        lines += _doubts(config)
+        lines += doubts.find(config)
         if teacher is not None:
             lines.append(teacher.description)
             lines += teacher.warnings(self.trainer.largest_student)

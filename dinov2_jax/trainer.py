@@ -1,5 +1,6 @@
 """What a config describes, built for the devices at hand: model, optimizer, step."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import (
+    errors,
     optimizer,
     schedules,
     sharding,
@@ -20,6 +22,8 @@ from dinov2_jax import (
 from dinov2_jax.augment import crop_sizes
 from dinov2_jax.data import batch_spec
 from dinov2_jax.distillation import frozen_teacher, workloads
+from dinov2_jax.kernels import attention
+from dinov2_jax.models import model_config
 from dinov2_jax.objectives import coding_rate_arch, feature_regression
 from dinov2_jax.runtime import flops
 
@@ -39,6 +43,9 @@ class Trainer:
       mesh: The mesh to train on; None: all devices, as `config.mesh` divides them.
       dtype: The dtype of the matmuls; None: what `config.model.dtype` says.
       teacher: The frozen teacher; None if it is the student's EMA.
+
+    Raises:
+      UserError: The attention that the config names does not work on these devices.
 
     Attributes:
       mesh: The mesh.
@@ -61,6 +68,7 @@ class Trainer:
         self._config, self._teacher = config, teacher
         self.mesh = mesh or sharding.make_mesh(config.mesh.replica, config.mesh.fsdp)
         self.dtype = dtype or _compute_dtype(config)
+        _check_attention(config, self.dtype, self.mesh.devices.flat[0].platform)
         self.meta_arch = _make_meta_arch(config, self.dtype, teacher)
         self.params = jax.eval_shape(self.meta_arch.student.init, jax.random.key(0))
         self.tx = optimizer.make_optimizer(config, self.params)
@@ -79,10 +87,18 @@ class Trainer:
 
     @property
     def flops_per_image(self) -> float:
-        """The useful FLOPs per image of a step, as `runtime.flops` counts them."""
+        """The useful FLOPs per image, the mean over the sizes of crops."""
+        return crop_sizes.make_crop_sizes(self._config).mean(self.flops_of_size)
+
+    def flops_of_size(self, size: crop_sizes.Size | None = None) -> float:
+        """Return the useful FLOPs per image of a step, as `runtime.flops` counts them.
+
+        Args:
+          size: The sizes of the crops; None for the largest of the run.
+        """
         if self._teacher is None:
-            return flops.mean_per_image(self._config)
-        return workloads.flops_per_image(self._teacher, self._configs())
+            return flops.step_flops(flops.make_workload(self._config, size)).per_image
+        return workloads.flops_per_image(self._teacher, self._configs(), size)
 
     def _configs(self) -> list[Any]:
         return [self._config]
@@ -143,11 +159,17 @@ class Trainer:
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
             for name, (shape, dtype) in spec.items()
         }
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), self._exact_products():
             frozen = ()
             if self._teacher is not None:
                 frozen = (self._teacher.abstract(self.mesh, self.dtype),)
             return self.make_step().lower(self.state, batch, self.scalars(0), *frozen)
+
+    def _exact_products(self) -> contextlib.AbstractContextManager:
+        """Without it, GPUs and TPUs multiply float32 in lower precision."""
+        if self.dtype != jnp.float32 or self.mesh.devices.flat[0].platform == "cpu":
+            return contextlib.nullcontext()
+        return jax.default_matmul_precision("highest")
 
     def compile(self) -> Any:
         """Compile the step ahead of its first use, once for each size of crops."""
@@ -163,6 +185,27 @@ class Trainer:
             name: jax.make_array_from_process_local_data(batch_sharding, rows)
             for name, rows in batch.items()
         }
+
+
+def _check_attention(config: Any, dtype: Any, platform: str) -> None:
+    """Raise `UserError` unless the attention that a config names can compute it."""
+    name, model = config.model.attention, model_config.make_model_config(config)
+    for size in crop_sizes.make_crop_sizes(config).sizes:
+        for side in size[: 1 + bool(config.crops.local_crops_number)]:
+            grid = side // model.patch_size
+            reason = attention.problem(
+                name,
+                platform,
+                dtype=dtype,
+                length=1 + model.num_register_tokens + grid**2,
+                num_heads=model.num_heads,
+                head_dim=model.embed_dim // model.num_heads,
+            )
+            if reason:
+                raise errors.UserError(
+                    f"model.attention = {name!r}: {reason}; set "
+                    "--config.model.attention=auto"
+                )
 
 
 def _make_meta_arch(

@@ -60,10 +60,13 @@ def test_bad_images_beyond_the_allowed_share(in_process, flags):
 
 @pytest.mark.slow
 def test_a_run_that_resumes_needs_its_first_weights_no_more(uninterrupted, in_process):
+    """Nor does it keep what a preflight left that was killed."""
+    (uninterrupted[0] / "preflight/checkpoints/1").mkdir(parents=True)
     gone = "--config.init.source=gone.pth"
     flags = ("--preflight", *processes.DEBUG, f"--workdir={uninterrupted[0]}")
     found = results(in_process.run(*flags, gone, "--config.train.steps=30"))
     assert found["weights"] == ("ok", "those of the run's checkpoint"), found
+    assert found["saving"][0] == "ok", found
 
 
 def test_preflight_stops_on_sigterm(flags, tmp_path):

@@ -362,13 +362,3 @@ def test_evaluations_and_best_weights_that_fail(step):
             act()
     assert len(said) == (2 if step == 4 else 0)
     assert all(x.startswith("step 4: ") and x.endswith("is gone") for x in said)
-
-
-def test_a_single_prototype_is_doubted():
-    config = debug.get_config()
-    assert not train._doubts(config)
-    config.dino.head_n_prototypes = 1
-    (said,) = train._doubts(config)
-    assert said.startswith("dino.head_n_prototypes = 1: ") and "raise --config." in said
-    config.dino.loss_weight = 0.0
-    assert not train._doubts(config)

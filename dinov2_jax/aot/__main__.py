@@ -61,7 +61,8 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
             changed = report.make_report(
                 found.config, found.machine, program, **profile
             )
-            print(f"\nit fits with  {found.description}\n\n{report.describe(changed)}")
+            verdict = "it fits with" if program.memory.fits else "it nearly fits with"
+            print(f"\n{verdict}  {found.description}\n\n{report.describe(changed)}")
             result["change"] = {"flags": found.description, "report": changed}
     if out:
         files.write_text(out, json.dumps(result, indent=2) + "\n")
@@ -99,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "--profile",
         choices=list(profiles.PROFILES),
         default="fsdp",
-        help="named set of compiler options; the report prints them",
+        help="named set of compiler options for TPUs; the report prints them",
     )
     parser.add_argument(
         "--quick",

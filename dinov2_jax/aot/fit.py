@@ -46,9 +46,12 @@ def ladder(config: Any, machine: machines.Machine) -> Iterator[Change]:
     if config.model.remat != names[0]:
         remat_flags.append(f"--config.model.remat={config.model.remat}")
 
-    larger, groups = machine, config.train.batch_size // config.train.group_size
+    larger: machines.Machine | None = machine
+    groups = config.train.batch_size // config.train.group_size
     for _ in range(MAX_DOUBLINGS):
         larger = larger.doubled()
+        if larger is None:
+            break
         if groups % larger.num_devices:
             break  # each device needs at least one group
         if not _is_valid(config, larger):

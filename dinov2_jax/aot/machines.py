@@ -35,7 +35,7 @@ class Chip:
       platform: "tpu" or "cuda".
       compiler_name: Name that libtpu uses.
       hbm_bytes: Bytes that a program may use. TPUs: the limit in the compiler's error.
-        GPUs: 0.92 of the memory; set XLA_PYTHON_CLIENT_MEM_FRACTION to that share.
+        GPUs: 0.92 of the memory, the share that training programs claim.
       hbm_bandwidth: Memory bandwidth in bytes/s.
       clock: Cycles/s at which the cores reach the peak; 0: no cycles are known.
       link_bandwidth: Bytes/s that a device sends over its links along one axis of the
@@ -78,6 +78,8 @@ CHIPS = {
         Chip("h200", "H200", "cuda", "", 0.92 * 141e9, 4800e9, 0.0, 450e9, 1),
     )
 }
+# Chips of the largest machine; those of the others are larger than anyone plans here.
+_MOST = {"v5e": 256, "v6e": 256, "h200": 8}
 _EXAMPLES = "v5e:16x16, v6e:4x4, v5p:2x2x2, tpu7x:2x2x1, h200:8"
 
 
@@ -108,10 +110,12 @@ class Machine:
         """Bytes/s that one device can send over the links of all axes at once."""
         return self.chip.link_bandwidth * sum(size > 1 for size in self.shape)
 
-    def doubled(self) -> "Machine":
-        """Return the next larger machine, with the shortest axis doubled."""
+    def doubled(self) -> "Machine | None":
+        """Return the next larger machine, with the shortest axis doubled, if any."""
         shape = list(self.shape)
         shape[shape.index(min(shape))] *= 2
+        if math.prod(shape) > _MOST.get(self.chip.name, math.inf):
+            return None
         return Machine(self.chip, tuple(sorted(shape)))
 
 
@@ -139,6 +143,13 @@ def parse(text: str) -> Machine:
             f"--topology={text}: {chip.name} has {chip.axes} "
             f"{'axes' if chip.axes > 1 else 'axis'}: write {chip.name}:{form}, for "
             f"example {_EXAMPLES}"
+        )
+    most = _MOST.get(chip.name, math.inf)
+    if math.prod(shape) > most:
+        raise errors.UserError(
+            f"--topology={text}: a machine has at most {most} {chip.name}; more of them "
+            "hold copies of the state (mesh.replica), so plan one with its part of the "
+            "batch"
         )
     return Machine(chip, shape)
 

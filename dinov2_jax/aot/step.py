@@ -49,7 +49,7 @@ class Memory:
     @property
     def fits(self) -> bool:
         """Whether the program can be loaded."""
-        return self.needed <= self.limit
+        return self.arguments is not None and self.needed <= self.limit
 
     @property
     def excess(self) -> float:
@@ -70,7 +70,7 @@ class Program:
       weights: (shape, whether stacked over blocks) of every parameter.
       frozen_weights: The same of the frozen teacher; [] without one.
       replica: Number of copies of the state.
-      flops_per_image: Useful FLOPs per image.
+      flops_per_image: Useful FLOPs per image, of the largest crops as the rest.
     """
 
     memory: Memory
@@ -121,7 +121,7 @@ def compile_step(
             _shapes(built.params),
             _shapes(teacher.params) if teacher else [],
             mesh.shape["replica"],
-            built.flops_per_image,
+            built.flops_of_size(),
         )
 
     teacher = frozen_teacher.describe(config)

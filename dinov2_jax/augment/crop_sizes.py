@@ -7,7 +7,7 @@ cycles of 100 steps, so each has exactly its share of every cycle.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +51,10 @@ class CropSizes:
             return self.sizes[0]
         cycle, place = divmod(step, CYCLE)
         return self.sizes[_order(self.counts, self.seed, cycle)[place]]
+
+    def mean(self, of_size: Callable[[Size], float]) -> float:
+        """Return the mean of what a function gives for the size of each step."""
+        return float(np.average([of_size(s) for s in self.sizes], weights=self.counts))
 
     @property
     def largest(self) -> Size:

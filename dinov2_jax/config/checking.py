@@ -250,7 +250,8 @@ def check_devices(config: Any, num_devices: int) -> None:
         fix = (
             f"use --config.train.group_size={nearest}"
             if nearest
-            else f"use a --config.train.batch_size that is a multiple of {num_devices}"
+            else f"use a --config.train.batch_size that is a multiple of {num_devices} "
+            f"from {2 * num_devices} on"
         )
         raise errors.UserError(
             f"{num_devices} devices do not divide the {groups} groups of a batch "

@@ -9,6 +9,14 @@ from dinov2_jax.models import model_config
 # Evaluations of `evaluation.tasks` and whether they need labels; `eval.in_loop` has a
 # function for each.
 EVALUATIONS = {"knn": True, "logreg": True, "matching": False}
+# What depends on a frozen teacher, with the values of a run without one.
+_OF_TEACHER = {
+    "distill.objective": "prototypes",
+    "distill.patches": "all",
+    "distill.patch_share": 1.0,
+    "distill.views": "other",
+    "distill.teacher_size": 0,
+}
 # Initial weights, with the values of a run without any.
 STARTS_FROM = {
     "init.source": "",
@@ -50,6 +58,7 @@ def problems(flat: dict[str, Any]) -> Iterator[str]:
             "--config.dino.koleo_loss_weight=0"
         )
     yield from _losses(flat)
+    yield from _masking(flat)
     yield from _objective(flat)
     yield from _fixed_sizes(flat)
     if flat["model.arch"] == "custom":
@@ -148,8 +157,7 @@ def _losses(flat: dict[str, Any]) -> Iterator[str]:
             )
         return
     names = ["dino.loss_weight", "dino.koleo_loss_weight", "gram.loss_weight"]
-    masked = flat["ibot.mask_sample_probability"] or flat["distill.source"]
-    if masked:
+    if flat["distill.source"] or _masks(flat):
         names.append("ibot.loss_weight")
     if any(flat[name] for name in names):
         return
@@ -160,6 +168,32 @@ def _losses(flat: dict[str, Any]) -> Iterator[str]:
         )
     else:
         yield "every loss weight is 0: set --config.dino.loss_weight=1"
+
+
+def _masks(flat: dict[str, Any]) -> bool:
+    """Whether any patch is masked in a group: the counts are rounded down."""
+    crops = 2 * flat["train.group_size"] * flat["ibot.mask_sample_probability"]
+    grid = flat["crops.global_crops_size"] // flat["model.patch_size"]
+    return int(crops) >= 1 and int(grid**2 * flat["ibot.mask_ratio_min_max"][1]) >= 1
+
+
+def _masking(flat: dict[str, Any]) -> Iterator[str]:
+    """Yield a problem if masks are asked for, but rounding leaves none."""
+    probability = flat["ibot.mask_sample_probability"]
+    asked = probability and flat["ibot.mask_ratio_min_max"][1]
+    if not asked or _masks(flat):
+        return
+    if flat["distill.source"]:
+        needed = flat["distill.patches"] == "masked"
+    else:
+        needed = flat["ibot.loss_weight"]
+    if needed:
+        yield (
+            f"ibot.mask_sample_probability = {probability} masks no patch in groups of "
+            f"{flat['train.group_size']} images with ibot.mask_ratio_min_max = "
+            f"{flat['ibot.mask_ratio_min_max']}: raise one of them, or set "
+            "--config.ibot.loss_weight=0"
+        )
 
 
 def _distillation(flat: dict[str, Any]) -> Iterator[str]:
@@ -177,7 +211,28 @@ def _distillation(flat: dict[str, Any]) -> Iterator[str]:
             f"{len(students)}: leave one of them empty"
         )
     if not source:
+        for name, value in _OF_TEACHER.items():
+            if flat[name] != value:
+                yield (
+                    f"{name} = {flat[name]!r} has no effect without a frozen teacher: "
+                    "set --config.distill.source=..."
+                )
         return
+    centering = flat["train.centering"]
+    if (
+        students
+        and flat["distill.objective"] == "prototypes"
+        and centering != "sinkhorn_knopp"
+    ):
+        yield (
+            f"train.centering = {centering!r}: several students share their targets, "
+            "so set --config.train.centering=sinkhorn_knopp"
+        )
+    if flat["distill.patches"] == "masked" and flat["distill.patch_share"] != 1:
+        yield (
+            f"distill.patch_share = {flat['distill.patch_share']} has no effect with "
+            "distill.patches = 'masked': set --config.distill.patch_share=1"
+        )
     if flat["distill.patches"] == "all" and flat["ibot.mask_sample_probability"]:
         yield (
             "distill.patches = 'all' has no use for masks: set "
@@ -223,6 +278,17 @@ def _objective(flat: dict[str, Any]) -> Iterator[str]:
         yield (
             f"gram.loss_weight = {flat['gram.loss_weight']} has no effect with "
             "train.objective = 'coding_rate': set --config.gram.loss_weight=0"
+        )
+    if simdino and flat["dino.local_loss_weight"] != 1:
+        yield (
+            f"dino.local_loss_weight = {flat['dino.local_loss_weight']} has no effect "
+            "with train.objective = 'coding_rate': set "
+            "--config.dino.local_loss_weight=1"
+        )
+    if simdino and flat["train.group_size"] < 2:
+        yield (
+            "train.group_size = 1: the coding rate of one image does not depend on its "
+            "features, which then become equal: raise it"
         )
     if simdino and not flat["dino.loss_weight"]:
         yield (

@@ -11,8 +11,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
-
 from dinov2_jax import configs, errors
 from dinov2_jax.config import checking, converted_config, flattening
 
@@ -55,7 +53,7 @@ def load(path: str) -> Any:
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
         config = module.get_config(*argument)
-        if not isinstance(config, ml_collections.ConfigDict):
+        if not hasattr(config, "copy_and_resolve_references"):
             kind = type(config).__name__
             raise TypeError(f"get_config() returned {kind}, no ConfigDict")
         return config

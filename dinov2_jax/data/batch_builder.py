@@ -259,7 +259,7 @@ def make_batch_builder(
             local_crops_size=sizes.largest.local_size,
             local_crops_scale=tuple(crops.local_crops_scale),
             policy=policies.make_policy(config) if on_host else None,
-            gram_crops_size=0 if gram_size == crops.global_crops_size else gram_size,
+            gram_crops_size=0 if gram_size == sizes.largest.global_size else gram_size,
         ),
         seed=config.seed,
         batch_size=batch_size,

@@ -10,7 +10,7 @@ from dinov2_jax.runtime import workdir
 # targets depend on, which are shared.
 _OWN = ("model.", "optim.", "dino.", "ibot.", "distill.features.")
 _SHARED = (
-    *("model.patch_size", "model.in_chans", "dino.head_n_prototypes"),
+    *("model.patch_size", "model.in_chans", "model.dtype", "dino.head_n_prototypes"),
     *("dino.loss_weight", "dino.local_loss_weight"),
     *("ibot.loss_weight", "ibot.mask_"),
     *("ibot.separate_head", "ibot.head_n_prototypes"),

@@ -159,13 +159,40 @@ def _fastest(qkv: jax.Array, length: int, num_heads: int) -> str:
         return "xla"
     if "cpu" in kind:
         return "by_image"
+    is_tpu = "tpu" in kind
+    if is_tpu and kind.startswith(sharding.OLD_TPUS):
+        return "xla"
+    if not is_tpu and not _module("cudnn").is_for(jax.devices()[0]):
+        return "xla"
     return on_accelerator(
-        "tpu" if "tpu" in kind else "cuda",
+        "tpu" if is_tpu else "cuda",
         dtype=qkv.dtype,
         length=length,
         num_heads=num_heads,
         head_dim=qkv.shape[-1] // (3 * num_heads),
     )
+
+
+def problem(name: str, platform: str, **shape: Any) -> str:
+    """Return why an implementation does not work for a crop group; "" if it does.
+
+    Args:
+      name: One of `IMPLEMENTATIONS`.
+      platform: "cpu", "tpu", or another for GPUs.
+      **shape: dtype, length, num_heads and head_dim, as `on_accelerator` takes them.
+    """
+    of_platform = {"tpu": ("pallas_tpu",), "cpu": ()}
+    kernels = of_platform.get(platform, ("cudnn", "pallas_gpu"))
+    if name in kernels and not _module(name).supports(**shape):
+        length, heads = shape["length"], shape["num_heads"]
+        return (
+            f"it does not take crops of {length} tokens in "
+            f"{jnp.dtype(shape['dtype']).name} with {heads} heads of "
+            f"{shape['head_dim']} channels"
+        )
+    if name in ("cudnn", "pallas_tpu", "pallas_gpu") and name not in kernels:
+        return f"it does not run on the platform {platform}"
+    return ""
 
 
 def on_accelerator(

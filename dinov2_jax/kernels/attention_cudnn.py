@@ -13,6 +13,17 @@ def supports(*, dtype: Any, length: int, num_heads: int, head_dim: int) -> bool:
     return half and head_dim % 8 == 0 and head_dim <= 128
 
 
+def is_for(device: jax.Device) -> bool:
+    """Whether cuDNN has fused attention for a device: NVIDIA's from Ampere on.
+
+    Ahead of time, without a GPU, it is taken to have.
+    """
+    if device.platform != "gpu":
+        return True
+    major, _, _ = str(getattr(device, "compute_capability", "")).partition(".")
+    return major.isdigit() and int(major) >= 8
+
+
 def attention(qkv: jax.Array, *, count: int, length: int, num_heads: int) -> jax.Array:
     """Compute softmax attention within each crop of one crop group.
 

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from dinov2_jax import sharding
 from dinov2_jax.kernels import layer_norm, linear
 
-# Their vector memory does not hold a block of crops.
-_OLD_TPUS = ("tpu v2", "tpu v3", "tpu v4")
 # By default, gathers also select between the values and a fill value.
 _IN_BOUNDS = "promise_in_bounds"
 
@@ -112,7 +110,7 @@ def _added(x, kept, rows, scale):
 def _kernels(x: jax.Array) -> Any:
     """Return the module with `take` and `add` for these devices, or None."""
     kind = sharding.device_kind().lower()
-    if "tpu" not in kind or kind.startswith(_OLD_TPUS):
+    if "tpu" not in kind or kind.startswith(sharding.OLD_TPUS):
         return None
     from dinov2_jax.kernels import crops_tpu  # importing Pallas is slow
 

@@ -36,7 +36,7 @@ def project(
     Args:
       x: Tokens, [..., D].
       kernels: Kernels, [D, F] each, in the dtype of the matmuls, from
-        `models.block_weights`: their columns sum to 0, so tokens need not be centred.
+        `models.folded_block`: their columns sum to 0, so tokens need not be centred.
         With bfloat16 kernels, tokens are multiplied as they are and the products are
         divided, which accelerators do as part of the matmul.
       statistics: Mean and 1 / deviation of each row, float32 [..., 1], if known. The

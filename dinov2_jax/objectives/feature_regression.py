@@ -92,14 +92,14 @@ class FeatureTeacher:
     def outputs(self, params: network.Params, batch: Batch) -> dict[str, jax.Array]:
         """Compute the teacher's tokens; groups do not affect each other."""
         cls, patches = teacher_view.tokens(self.network, params, batch, self.view)
-        return {"cls": cls, "patch": patches}
+        return {"cls": cls, "patch": patches, "valid": batch["masked_weights"] > 0}
 
     def assign(
         self, params: Any, centers: Any, outputs: dict[str, jax.Array], temp: Any
     ) -> tuple[dict[str, jax.Array], Any]:
         """Standardise the outputs of all groups; see `targets`."""
         del params, temp
-        tokens = {term: x.astype(jnp.float32) for term, x in outputs.items()}
+        tokens = {term: outputs[term].astype(jnp.float32) for term in TERMS}
         if self.standardize == "none":
             return tokens, centers
         seen = centers["images"]
@@ -108,7 +108,9 @@ class FeatureTeacher:
         new = {"images": jnp.where(is_open, seen + images, seen)}
         targets = {}
         for term, x in tokens.items():
-            merged = _merge(centers[term], x, share=images / (seen + images))
+            # Slots without a patch do not count.
+            rows = outputs["valid"] if term == "patch" else jnp.ones(x.shape[:2], bool)
+            merged = _merge(centers[term], x, rows, share=images / (seen + images))
             new[term] = jax.tree.map(
                 lambda a, b: jnp.where(is_open, a, b), merged, centers[term]
             )
@@ -121,10 +123,15 @@ class FeatureTeacher:
 
 
 def _merge(
-    old: dict[str, jax.Array], x: jax.Array, *, share: jax.Array
+    old: dict[str, jax.Array], x: jax.Array, valid: jax.Array, *, share: jax.Array
 ) -> dict[str, jax.Array]:
-    """Return mean and variance [D] after rows x [G, R, D] that are `share` of all."""
-    mean, variance = jnp.mean(x, axis=(0, 1)), jnp.var(x, axis=(0, 1))
+    """Return mean and variance [D] after rows x [G, R, D] that are `share` of all.
+
+    Rows that are not `valid`, bool [G, R], do not count.
+    """
+    where = valid[..., None]
+    mean = jnp.mean(x, axis=(0, 1), where=where)
+    variance = jnp.var(x, axis=(0, 1), where=where)
     shift = mean - old["mean"]
     return {
         "mean": old["mean"] + share * shift,

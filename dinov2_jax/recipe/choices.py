@@ -173,7 +173,10 @@ def _batch(request: request_lib.Request, config: Any) -> list[Choice]:
     batch, group = config.train.batch_size, config.train.group_size
     parts = config.train.micro_batches
     needed = plan.needed_bytes(config) / 1e9
-    why = "the largest that fits and leaves 10,000 steps"
+    why = (
+        f"the largest that fits and, above {sizing.WANTED_BATCH}, leaves "
+        f"{sizing.MANY_STEPS:,} steps"
+    )
     if request.batch:
         why = "the batch asked for"
     elif parts > 1:

@@ -7,8 +7,8 @@ from dinov2_jax import errors
 from dinov2_jax.recipe import plan, request, rules
 
 # Images of a batch, and the fewest of one of its parts (`train.micro_batches`).
-_WANTED_BATCH, _SMALLEST = 64, rules.BATCH_SIZES[0]
-# Steps that a batch above `_WANTED_BATCH` must leave, those of a run from trained
+WANTED_BATCH, _SMALLEST = 64, rules.BATCH_SIZES[0]
+# Steps that a batch above `WANTED_BATCH` must leave, those of a run from trained
 # weights (the paper's high-resolution phase), and the fewest of any run.
 MANY_STEPS = 10_000
 _FEWEST_STEPS = 1000
@@ -73,14 +73,14 @@ def choose_batch(config: Any, asked: request.Request) -> Any:
             f"{plan.USABLE:.0%} of the memory can be used: use "
             f"{_remedy(config, asked, usable)}"
         )
-    if fitting[-1] < _WANTED_BATCH <= asked.images:
-        found = _in_parts(config, asked, _WANTED_BATCH, usable)
+    if fitting[-1] < WANTED_BATCH <= asked.images:
+        found = _in_parts(config, asked, WANTED_BATCH, usable)
         if found is not None:
             return found
     batch = max(
         size
         for size in fitting
-        if size <= _WANTED_BATCH
+        if size <= WANTED_BATCH
         or most_steps(with_batch(config, asked, size), asked) >= MANY_STEPS
     )
     return with_batch(config, asked, batch)

@@ -180,19 +180,14 @@ def ffn_weights(model: model_config.ModelConfig) -> int:
     return 2 * model.embed_dim * model.hidden_dim
 
 
-def _make_widths(head: Any, dim: int) -> tuple[int, ...]:
-    """Return the widths of the head that `config.dino` or `config.ibot` describes."""
-    inner = [head.head_hidden_dim] * (head.head_nlayers - 1)
-    return dim, *inner, head.head_bottleneck_dim, head.head_n_prototypes
-
-
 def step_flops(work: Workload) -> StepFlops:
     """Count the useful FLOPs of a training step.
 
     Args:
       work: What the step computes. The group size matters, the number of groups does
         not: stochastic depth keeps max(int(count * (1 - rate)), 1) of a group's crops
-        of one kind.
+        of one kind. A Gram teacher counts in every step, also before `gram.start`, and
+        every block counts as trained, whatever `optim.trainable` leaves out.
 
     Returns:
       Useful FLOPs per image.
@@ -233,9 +228,9 @@ def step_flops(work: Workload) -> StepFlops:
 
 def mean_per_image(config: Any) -> float:
     """Return `StepFlops.per_image` of a run, averaged over its sizes of crops."""
-    sizes = crop_sizes.make_crop_sizes(config)
-    per_image = [step_flops(make_workload(config, s)).per_image for s in sizes.sizes]
-    return float(np.average(per_image, weights=sizes.counts))
+    return crop_sizes.make_crop_sizes(config).mean(
+        lambda size: step_flops(make_workload(config, size)).per_image
+    )
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -10,7 +10,7 @@ LIMIT = 16e9
 
 def program(needed):
     return step.Program(
-        step.Memory(LIMIT, needed), 1.0, 1.0, None, True, [], [], 1, 1e12
+        step.Memory(LIMIT, needed, 1), 1.0, 1.0, None, True, [], [], 1, 1e12
     )
 
 

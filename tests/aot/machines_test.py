@@ -30,7 +30,9 @@ def test_doubled():
     assert machines.parse("v5e:2x4").doubled().name == "v5e:4x4"
     assert machines.parse("v5p:2x2x2").doubled().name == "v5p:2x2x4"
     assert machines.parse("tpu7x:2x2x1").doubled().name == "tpu7x:2x2x2"
-    assert machines.parse("h200:8").doubled().name == "h200:16"
+    assert machines.parse("h200:4").doubled().name == "h200:8"
+    assert machines.parse("h200:8").doubled() is None
+    assert machines.parse("v5e:16x16").doubled() is None
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,7 @@ def test_every_chip_has_a_peak():
         ("v5p:4x4", "v5p:AxBxC"),
         ("tpu7x:4x4", "tpu7x:AxBxC"),
         ("h200:0", "h200:A"),
+        ("h200:16", "at most 8 h200"),
     ],
 )
 def test_bad_names(text, name):

@@ -235,6 +235,38 @@ def test_a_loss_that_learns_from_nothing():
     assert "cls_weight and patch_weight are both 0" in message(changed(*features, *off))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.group_size": 1, "ibot.mask_sample_probability": 0.4},
+        {"ibot.mask_ratio_min_max": (0.0, 0.001)},
+    ],
+)
+def test_masks_that_rounding_leaves_empty(changes):
+    changes = {"dino.koleo_loss_weight": 0.0, **changes}
+    assert "masks no patch in groups of" in message(changed(*changes.items()))
+    alone = changes | {"dino.loss_weight": 0.0}
+    assert "ibot.loss_weight is the only loss" in message(changed(*alone.items()))
+    checking.check(changed(*changes.items(), ("ibot.loss_weight", 0.0)))
+    half = changes | {"ibot.mask_sample_probability": 0.5}
+    half["ibot.mask_ratio_min_max"] = (0.1, 0.5)
+    checking.check(changed(*half.items()))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("distill.objective", "features"),
+        ("distill.patches", "masked"),
+        ("distill.patch_share", 0.5),
+        ("distill.views", "both"),
+        ("distill.teacher_size", 224),
+    ],
+)
+def test_distillation_without_a_teacher(name, value):
+    assert "has no effect without a frozen teacher" in message(changed((name, value)))
+
+
 def test_the_coding_rate_needs_class_tokens_and_replaces_the_rest():
     simdino = ("train.objective", "coding_rate")
     off = ("dino.koleo_loss_weight", 0.0)
@@ -246,6 +278,10 @@ def test_the_coding_rate_needs_class_tokens_and_replaces_the_rest():
     assert problem.startswith("dino.loss_weight = 0 ") and "; " not in problem
     problem = message(changed(simdino, off, ("gram.loss_weight", 2.0)))
     assert "set --config.gram.loss_weight=0" in problem
+    problem = message(changed(simdino, off, ("dino.local_loss_weight", 0.5)))
+    assert "set --config.dino.local_loss_weight=1" in problem
+    problem = message(changed(simdino, off, ("train.group_size", 1)))
+    assert "the coding rate of one image does not depend" in problem
     balanced = ("train.centering", "sinkhorn_knopp")
     queue = ("train.sinkhorn_queue", 4)
     checking.check(changed(balanced, queue))

@@ -42,6 +42,18 @@ def shape_of(batch):
     return batch["global_crops"].shape[2], batch["local_crops"].shape[2]
 
 
+def test_the_gram_teacher_sees_the_crops_of_each_size(source):
+    """Also where the pair with the most pixels has not the largest global crop."""
+    c = config(((24, 8, 0.5), (20, 12, 0.5)))
+    c.crops.local_crops_number = 6
+    c.gram.loss_weight = 2.0
+    sizes, build = crop_sizes.make_crop_sizes(c), builder(source, c)
+    assert sizes.largest.global_size == 20
+    for step in range(4):
+        assert "gram_crops" not in batch_spec.batch_spec(c, sizes(step))
+        assert "gram_crops" not in build(step)
+
+
 def test_each_batch_is_of_the_spec_of_its_size(source):
     c, build = config(), builder(source)
     sizes = crop_sizes.make_crop_sizes(c)

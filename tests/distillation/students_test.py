@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from dinov2_jax import errors, several_students, sharding
+from dinov2_jax.config import checking
 from dinov2_jax.distillation import frozen_teacher, students
 from dinov2_jax.models import network
 
@@ -145,6 +146,7 @@ def test_the_ema_is_the_average_of_the_students_steps(teacher):
         ((("a b", "model.depth=2"),), "must be a name of letters"),
         ((NARROW, NARROW), "different for each student"),
         ((("s", "train.steps=3"),), "s sets train.steps, which all students share"),
+        ((("s", "model.dtype=float32"),), "model.dtype, which all students share"),
         ((("s", "model.patch_size=8"),), "model.patch_size, which all students share"),
         ((("s", "ibot.loss_weight=0"),), "ibot.loss_weight, which all students share"),
         ((("s", "ibot.separate_head=True"),), "which all students share"),
@@ -159,10 +161,13 @@ def test_entries_that_are_wrong(entries, message):
         students.configs(config(*entries))
 
 
-def test_students_share_targets_so_they_need_sinkhorn(teacher):
+def test_students_share_targets_so_they_need_sinkhorn():
     c = config(NARROW, DEEP, centering="centering")
     with pytest.raises(errors.UserError, match="centering=sinkhorn_knopp"):
-        several_students.make_trainer(c, teacher)
+        checking.check(c)
+    c.distill.objective = "features"
+    c.crops.local_crops_number = 0
+    checking.check(c)
 
 
 def test_a_teacher_is_compared_with_the_largest_student(teacher):

@@ -1,11 +1,14 @@
 """Attention against a float64 loop, and against one dense block-diagonal attention."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.kernels import attention
+from dinov2_jax import sharding
+from dinov2_jax.kernels import attention, attention_cudnn
 
 HEADS = 2
 SEQUENCES = ((3, 5), (4, 2), (1, 7))  # 15 + 8 + 7 tokens
@@ -207,6 +210,56 @@ def test_large_scores_do_not_overflow():
 def test_sequences_must_fill_the_stream():
     with pytest.raises(ValueError, match="30 tokens"):
         attention.attention(packed(), sequences=((3, 5),), num_heads=HEADS)
+
+
+@pytest.mark.parametrize("kind", ["TPU v2", "TPU v3", "TPU v4"])
+def test_old_tpus_get_the_plain_form(monkeypatch, kind):
+    monkeypatch.setattr(sharding, "device_kind", lambda: kind)
+    qkv = jax.ShapeDtypeStruct((1, 2 * 50, 3 * 384), jnp.bfloat16)
+    assert attention._fastest(qkv, 50, 6) == "xla"
+    monkeypatch.setattr(sharding, "device_kind", lambda: "TPU v5 lite")
+    assert attention._fastest(qkv, 50, 6) == "pallas_tpu"
+
+
+@pytest.mark.parametrize(
+    "platform, capability, fused",
+    [
+        ("gpu", "9.0", True),
+        ("gpu", "8.0", True),
+        ("gpu", "12.0", True),
+        ("gpu", "7.5", False),
+        ("gpu", "gfx942", False),
+        ("cpu", None, True),  # ahead of time
+    ],
+)
+def test_gpus_with_fused_attention(platform, capability, fused):
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    assert attention_cudnn.is_for(device) == fused
+
+
+@pytest.mark.parametrize(
+    "name, platform, dtype, head_dim, words",
+    [
+        ("auto", "cpu", "float32", 7, ""),
+        ("by_image", "gpu", "float32", 7, ""),
+        ("pallas_tpu", "tpu", "bfloat16", 64, ""),
+        (
+            "pallas_tpu",
+            "tpu",
+            "bfloat16",
+            32,
+            "50 tokens in bfloat16 with 6 heads",
+        ),
+        ("pallas_tpu", "gpu", "bfloat16", 64, "does not run on the platform gpu"),
+        ("pallas_gpu", "cuda", "float32", 64, "in float32"),
+        ("cudnn", "gpu", "bfloat16", 64, ""),
+        ("cudnn", "cpu", "bfloat16", 64, "does not run on the platform cpu"),
+    ],
+)
+def test_what_an_implementation_does_not_take(name, platform, dtype, head_dim, words):
+    shape = dict(dtype=dtype, length=50, num_heads=6, head_dim=head_dim)
+    found = attention.problem(name, platform, **shape)
+    assert words in found and bool(words) == bool(found)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-import torch
 from jax.extend import core
+from peers import torch
 
 from dinov2_jax import ssl_meta_arch
 from dinov2_jax.data import batch_spec
@@ -147,10 +147,9 @@ def test_prototypes_equal_the_reference_in_torch():
         )
     }
     v = last["student"]["weight_v"].requires_grad_()
-    weight = torch._weight_norm(v, last["student"]["weight_g"], 0)
-    frozen_weight = torch._weight_norm(
-        *(last["teacher"][f"weight_{k}"] for k in "vg"), 0
-    )
+    weight = last["student"]["weight_g"] * v / v.norm(dim=1, keepdim=True)
+    frozen_v, frozen_g = (last["teacher"][f"weight_{k}"] for k in "vg")
+    frozen_weight = frozen_g * frozen_v / frozen_v.norm(dim=1, keepdim=True)
 
     def sinkhorn(logits):
         q = torch.exp(logits / temp).T
@@ -248,9 +247,12 @@ def test_scales_are_measured_on_the_first_images_and_then_kept():
             "patch": jnp.asarray(
                 rng.normal(-1, (1, 2, 3, 4, 5), (2, 12, 5)), "float32"
             ),
+            "valid": jnp.arange(12) < jnp.array([[9], [4]]),
         }
         for _ in range(3)
     ]
+    for batch in batches:  # slots without a patch
+        batch["patch"] = jnp.where(batch["valid"][..., None], batch["patch"], 50.0)
     c = config()
     frozen = network.make_network(c, jnp.float32)
     for kind in ("global", "channel"):
@@ -262,7 +264,12 @@ def test_scales_are_measured_on_the_first_images_and_then_kept():
             targets, statistics = teacher.assign(None, statistics, batch, None)
         assert float(statistics["images"]) == 8  # two batches of four
         for term in ("cls", "patch"):
-            rows = np.concatenate([b[term].reshape(-1, 5) for b in batches[:2]])
+            rows = np.concatenate(
+                [
+                    b[term][b["valid"]] if term == "patch" else b[term].reshape(-1, 5)
+                    for b in batches[:2]
+                ]
+            )
             scale = rows.std(axis=0)
             if kind == "global":
                 scale = np.sqrt(np.mean(scale**2))

@@ -227,8 +227,10 @@ def update_center(
     if valid is None:
         mean = jnp.mean(features, axis=(1, 2))  # [G, C]
     else:
-        totals = jnp.einsum("gitc,gi->gc", features, valid.astype(jnp.float32))
+        weights = valid.astype(jnp.float32)
+        totals = jnp.einsum("gitc,gi->gc", features, weights, precision="highest")
         counts = jnp.sum(valid, axis=1, keepdims=True) * features.shape[2]
         mean = totals / jnp.maximum(counts, 1)
-    logits = jnp.mean(mean, axis=0) @ targets.prototypes.astype(jnp.float32).T
+    prototypes = targets.prototypes.astype(jnp.float32)
+    logits = jnp.matmul(prototypes, jnp.mean(mean, axis=0), precision="highest")
     return teacher_targets.move_center(center, logits)

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-import torch
+from peers import torch
 
 from dinov2_jax.eval.dense import dense_resize
 

@@ -6,7 +6,7 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
-import torch
+from peers import torch
 
 from dinov2_jax.eval.dense import dense_schedules, dense_training
 from dinov2_jax.eval.segmentation import segmentation_head

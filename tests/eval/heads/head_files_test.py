@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-import torch
+from peers import torch
 
 import dinov2_jax
 from dinov2_jax import errors

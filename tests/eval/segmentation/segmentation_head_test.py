@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from peers import torch
 
 from dinov2_jax.eval.segmentation import segmentation_head
 

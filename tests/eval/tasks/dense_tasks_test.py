@@ -8,7 +8,7 @@ import dense_pairs
 import numpy as np
 import pytest
 import random_weights
-import torch
+from peers import torch
 from PIL import Image
 
 import dinov2_jax

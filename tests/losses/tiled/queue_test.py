@@ -100,7 +100,9 @@ def eight_devices():
     mesh = sharding.make_mesh(replica=2)
     assert mesh.size == 8
     one, many = empty(8, 2), empty(8, 2)
-    many = jax.device_put(many, sharding.state_shardings(many, mesh))
+    shardings = sharding.state_shardings(many, mesh)
+    assert {x.spec for x in jax.tree.leaves(shardings)} == {sharding.BATCH}
+    many = jax.device_put(many, shardings)
     alone, divided = jax.jit(step), jax.jit(lambda *args: step(*args))
     for x, valid, w in batches(groups=8):
         expected, one = alone(one, x, valid, w)
