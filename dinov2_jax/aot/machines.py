@@ -147,9 +147,9 @@ def parse(text: str) -> Machine:
     most = _MOST.get(chip.name, math.inf)
     if math.prod(shape) > most:
         raise errors.UserError(
-            f"--topology={text}: a machine has at most {most} {chip.name}; more of them "
-            "hold copies of the state (mesh.replica), so plan one with its part of the "
-            "batch"
+            f"--topology={text}: a machine has at most {most} {chip.name}; more of "
+            "them hold copies of the state (mesh.replica), so plan one with its part "
+            "of the batch"
         )
     return Machine(chip, shape)
 

@@ -74,8 +74,8 @@ class FrozenTeacher:
         """Return the sizes at which it sees the student's crops; None: theirs."""
         largest = crop_sizes.make_crop_sizes(config).largest
         grid, _ = batch_spec.patch_grid(config, largest)
-        size = self.model.image_size
-        if size == largest.global_size and self.model.grid_size == grid:
+        size = seen_size(config, self.model)
+        if size == largest.global_size and size // self.model.patch_size == grid:
             return None
         if config.crops.sizes:
             raise errors.UserError(
@@ -179,16 +179,18 @@ def read(config: Any) -> FrozenTeacher | None:
         model = weights.module.config
         params = {k: weights.params[k] for k in weights.params}
         size = seen_size(config, model)
-        grid = size // model.patch_size
-        params["backbone"] = params["backbone"] | {
-            "pos_embed": pos_embed.interpolate_pos_embed(
-                params["backbone"]["pos_embed"],
-                grid,
-                grid,
-                offset=model.interpolate_offset,
-                antialias=model.interpolate_antialias,
-            )
-        }
+        if not config.crops.sizes:  # else the model does it for each size
+            grid = size // model.patch_size
+            params["backbone"] = params["backbone"] | {
+                "pos_embed": pos_embed.interpolate_pos_embed(
+                    params["backbone"]["pos_embed"],
+                    grid,
+                    grid,
+                    offset=model.interpolate_offset,
+                    antialias=model.interpolate_antialias,
+                )
+            }
+            model = model.replace(image_size=size)
         params = jax.tree.map(np.asarray, params)
     which = f" ({weights.which})" if weights.which else ""
     digest = _digest(params)
@@ -197,7 +199,7 @@ def read(config: Any) -> FrozenTeacher | None:
         f"blocks, {_count(params['backbone']) / 1e6:.1f} M parameters, crops of {size} "
         f"px, digest {digest}"
     )
-    return FrozenTeacher(model.replace(image_size=size), params, described, digest)
+    return FrozenTeacher(model, params, described, digest)
 
 
 def describe(config: Any) -> FrozenTeacher | None:

@@ -11,7 +11,7 @@ from dinov2_jax.config import checking
 from dinov2_jax.data import preprocessing
 from dinov2_jax.distillation import frozen_teacher
 from dinov2_jax.models import network
-from dinov2_jax.weights import native
+from dinov2_jax.weights import native, reading
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,28 @@ def test_the_students_prototypes_are_the_teachers(files):
     assert kinds == {(True, "bfloat16"), (False, "float32")}
     assert f"digest {teacher.digest}" in teacher.description
     assert "24" not in teacher.description.split("crops of")[1].split("px")[0]
+
+
+def test_at_several_sizes_positions_stay_those_of_the_file(files):
+    """Each size resamples them once, as `load` does; not those of the largest size."""
+    c = config(files / "heads")
+    c.crops.sizes = ((16, 8, 0.5), (12, 8, 0.5))
+    checking.check(c)
+    teacher = frozen_teacher.read(c)
+    weights = reading.read(files / "heads")
+    np.testing.assert_array_equal(
+        teacher.params["backbone"]["pos_embed"], weights.params["backbone"]["pos_embed"]
+    )
+    assert teacher.view(c) is None and "crops of 16 px" in teacher.description
+    made = teacher.make_network(c, jnp.float32)
+    crops = np.random.default_rng(0).integers(0, 256, (1, 2, 12, 12, 3), np.uint8)
+    (found,), _ = made.tokens(
+        teacher.params, [crops], [None], jnp.zeros((1, 1), jnp.int32)
+    )
+    expected = weights.module.apply(
+        {"params": weights.params["backbone"]}, made.normalize(crops)[0]
+    )
+    np.testing.assert_allclose(found[0], expected.cls, rtol=1e-4, atol=1e-5)
 
 
 def test_the_digest_is_of_the_weights(files):
