@@ -93,7 +93,7 @@ def _config_and_workdir(argv: list[str]) -> tuple[Any, pathlib.Path]:
     if not isinstance(_CONFIG.value, config_dict.ConfigDict):
         raise errors.UserError(
             f"the config {_given_config(sys.argv)}: get_config() returned "
-            f"{type(_CONFIG.value).__name__}, no ConfigDict: {_ADVICE}"
+            f"{type(_CONFIG.value).__name__}, not a ConfigDict: {_ADVICE}"
         )
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     path, _, argument = name.partition(":")
@@ -216,8 +216,8 @@ def _unknown_fields(argv: list[str]) -> str:
 
 def _claim_gpu_memory() -> None:
     """Let jax take the share of a GPU's memory that plans count on; its own is 0.75."""
-    if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # jax takes only one of the two
-        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # jax takes one of the two
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")
 
 
 if __name__ == "__main__":

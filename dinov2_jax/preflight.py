@@ -125,7 +125,9 @@ def _print_result(result: str, name: str, text: str) -> None:
 def _gather_texts(text: str) -> list[str]:
     """Gather a text from each process, ordered by process index."""
     buffer = np.zeros(_MAX_TEXT, np.uint8)
-    encoded = np.frombuffer(text.encode()[:_MAX_TEXT], np.uint8)
+    encoded = np.frombuffer(
+        text.encode(errors="backslashreplace")[:_MAX_TEXT], np.uint8
+    )
     buffer[: len(encoded)] = encoded
     rows = np.asarray(multihost_utils.process_allgather(buffer)).reshape(-1, _MAX_TEXT)
     return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]

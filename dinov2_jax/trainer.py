@@ -68,7 +68,7 @@ class Trainer:
         self._config, self._teacher = config, teacher
         self.mesh = mesh or sharding.make_mesh(config.mesh.replica, config.mesh.fsdp)
         self.dtype = dtype or _compute_dtype(config)
-        _check_attention(config, self.dtype, self.mesh.devices.flat[0].platform)
+        _check_attention(config, self.dtype, self.mesh.devices.flat[0], teacher)
         self.meta_arch = _make_meta_arch(config, self.dtype, teacher)
         self.params = jax.eval_shape(self.meta_arch.student.init, jax.random.key(0))
         self.tx = optimizer.make_optimizer(config, self.params)
@@ -166,7 +166,10 @@ class Trainer:
             return self.make_step().lower(self.state, batch, self.scalars(0), *frozen)
 
     def _exact_products(self) -> contextlib.AbstractContextManager:
-        """Without it, GPUs and TPUs multiply float32 in lower precision."""
+        """Return a context in which float32 is multiplied in float32.
+
+        Without it, GPUs and TPUs do so in lower precision.
+        """
         if self.dtype != jnp.float32 or self.mesh.devices.flat[0].platform == "cpu":
             return contextlib.nullcontext()
         return jax.default_matmul_precision("highest")
@@ -187,25 +190,36 @@ class Trainer:
         }
 
 
-def _check_attention(config: Any, dtype: Any, platform: str) -> None:
+def _check_attention(
+    config: Any,
+    dtype: Any,
+    device: jax.Device,
+    teacher: frozen_teacher.FrozenTeacher | None,
+) -> None:
     """Raise `UserError` unless the attention that a config names can compute it."""
-    name, model = config.model.attention, model_config.make_model_config(config)
+    seen = []  # (model, side of its crops in px)
+    student = model_config.make_model_config(config)
     for size in crop_sizes.make_crop_sizes(config).sizes:
-        for side in size[: 1 + bool(config.crops.local_crops_number)]:
-            grid = side // model.patch_size
-            reason = attention.problem(
-                name,
-                platform,
-                dtype=dtype,
-                length=1 + model.num_register_tokens + grid**2,
-                num_heads=model.num_heads,
-                head_dim=model.embed_dim // model.num_heads,
+        sides = [*size[: 1 + bool(config.crops.local_crops_number)]]
+        sides.append(batch_spec.gram_crops_size(config, size))
+        seen += [(student, side) for side in sides if side]
+        if teacher is not None:
+            view = teacher.view(config)
+            seen.append((teacher.model, view.size if view else size.global_size))
+    for model, side in seen:
+        reason = attention.problem(
+            config.model.attention,
+            device,
+            dtype=dtype,
+            length=1 + model.num_register_tokens + (side // model.patch_size) ** 2,
+            num_heads=model.num_heads,
+            head_dim=model.embed_dim // model.num_heads,
+        )
+        if reason:
+            raise errors.UserError(
+                f"model.attention = {config.model.attention!r}: {reason}; set "
+                "--config.model.attention=auto"
             )
-            if reason:
-                raise errors.UserError(
-                    f"model.attention = {name!r}: {reason}; set "
-                    "--config.model.attention=auto"
-                )
 
 
 def _make_meta_arch(

@@ -61,7 +61,7 @@ create() {
         --template="$name" --size="$size" --target-size-policy-mode=bulk \
         --workload-policy="projects/$project/regions/$region/resourcePolicies/$name"
   } || {
-    say "$name was not created: the verb delete removes the parts that exist"
+    say "creating $name failed: if none of it is in use, the verb delete removes its parts"
     return 1
   }
 }

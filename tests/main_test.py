@@ -1,10 +1,13 @@
 """Bad input: one line that names the fix, exit code 2, nothing compiled."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import debug
+from dinov2_jax import main
 
 DEBUG = "--config=configs/debug.py"
 FOLDER = "--config.data.source=folder"
@@ -153,8 +156,33 @@ def test_config_that_does_not_load(in_process, tmp_path, workdir, text, said):
 def test_config_without_a_config(in_process, tmp_path, workdir, text, said):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    error = refused(in_process, f"--config={path}", workdir, no_output=False)
-    assert said in error and str(path) in error
+    for given in ([f"--config={path}"], ["--config", str(path)]):
+        error = refused(in_process, *given, workdir, no_output=False)
+        assert said in error and str(path) in error
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ({}, {"XLA_CLIENT_MEM_FRACTION": "0.92"}),
+        ({"XLA_CLIENT_MEM_FRACTION": ".5"}, {"XLA_CLIENT_MEM_FRACTION": ".5"}),
+        (
+            {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"},
+            {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"},
+        ),
+    ],
+)
+def test_share_of_a_gpus_memory(monkeypatch, before, after):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", dict(before))
+        main._claim_gpu_memory()
+        assert os.environ == after
+
+
+def test_attention_of_other_devices(in_process, workdir):
+    flag = "--config.model.attention=cudnn"
+    error = refused(in_process, DEBUG, workdir, flag, no_output=False)
+    assert "model.attention = 'cudnn': it does not run on cpu" in error
 
 
 def test_config_of_a_run(in_process, tmp_path):

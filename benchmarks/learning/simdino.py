@@ -25,8 +25,11 @@ def _coding_rate(
         return c
 
     default = pretraining.make_run(setting).config
-    ratio = flops.mean_per_image(default) / flops.mean_per_image(make(setting.steps))
-    c = make(round(setting.steps * ratio))
+    wanted, needed = (
+        flops.step_flops(flops.make_workload(config)).per_image
+        for config in (default, make(setting.steps))
+    )
+    c = make(round(setting.steps * wanted / needed))
     return study.Arm((study.Run(setting.workdir(f"simdino/{name}"), c),))
 
 

@@ -207,7 +207,7 @@ def _describe_memory(memory: dict[str, Any]) -> list[str]:
     verdict = (
         f"fits, {_size(spare)} to spare"
         if memory["fits"]
-        else f"DOES NOT FIT, {_size(-spare)} too large"
+        else f"DOES NOT FIT, {_size(max(-spare, 0.0))} too large"
     )
     lines = [
         f"memory        {verdict}: {_size(memory['needed'])} a device, "

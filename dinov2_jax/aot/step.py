@@ -54,7 +54,8 @@ class Memory:
     @property
     def excess(self) -> float:
         """Bytes above the limit; negative if there are bytes to spare."""
-        return self.needed - self.limit
+        excess = self.needed - self.limit
+        return excess if self.fits else max(excess, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Program:
       weights: (shape, whether stacked over blocks) of every parameter.
       frozen_weights: The same of the frozen teacher; [] without one.
       replica: Number of copies of the state.
-      flops_per_image: Useful FLOPs per image, of the largest crops as the rest.
+      flops_per_image: Useful FLOPs per image at the largest crops, like all the rest.
     """
 
     memory: Memory

@@ -52,7 +52,7 @@ _POSITIVE = (
     "evaluation.picture_size evaluation.knn_temperature evaluation.matching_images "
     "optim.base_lr optim.layerwise_decay distill.patch_share "
     "distill.features.calibration_images coding_rate.weight coding_rate.eps "
-    "gram.refresh_every optim.last_blocks optim.lora_rank optim.lora_alpha"
+    "gram.refresh_every gram.scale optim.last_blocks optim.lora_rank optim.lora_alpha"
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
@@ -76,7 +76,7 @@ _SHARES = (
 _LISTS = (
     "data.mean data.std data.value_range crops.global_crops_scale "
     "crops.local_crops_scale crops.sizes ibot.mask_ratio_min_max evaluation.knn_k "
-    "evaluation.tasks evaluation.other_sizes log.trackers"
+    "evaluation.tasks evaluation.other_sizes log.trackers distill.students"
 ).split()
 _TEXTS = ("log.project", "log.run_name")
 # Options of the architecture; `model.arch` and `crops` give the others.
@@ -115,9 +115,9 @@ def _problems(config: Any) -> Iterator[str]:
         num_problems += 1
         return f"{name} = {flat[name]!r}: {fix}"
 
-    for name in sorted(required):
+    for name in sorted(required.difference(_TEXTS)):
         if flat[name] is None:  # the one value of another type that a config takes
-            yield bad(name, "must have a value; 0 or () is what switches a part off")
+            yield bad(name, "must have a value; what is off is 0, () or ''")
     if num_problems:
         return
     for name, choices in _CHOICES.items():

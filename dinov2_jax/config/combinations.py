@@ -16,6 +16,13 @@ _OF_TEACHER = {
     "distill.patch_share": 1.0,
     "distill.views": "other",
     "distill.teacher_size": 0,
+    "distill.which": "",
+    "distill.features.cls_weight": 1.0,
+    "distill.features.patch_weight": 1.0,
+    "distill.features.loss": "mse",
+    "distill.features.standardize": "global",
+    "distill.features.head": "linear",
+    "distill.features.calibration_images": 4096,
 }
 # Initial weights, with the values of a run without any.
 STARTS_FROM = {
@@ -161,6 +168,8 @@ def _losses(flat: dict[str, Any]) -> Iterator[str]:
         names.append("ibot.loss_weight")
     if any(flat[name] for name in names):
         return
+    if flat["ibot.loss_weight"] and _asks_for_masks(flat):
+        return  # `_masking` tells why there are none
     if flat["ibot.loss_weight"]:
         yield (
             "ibot.loss_weight is the only loss, but nothing is masked: set "
@@ -168,6 +177,11 @@ def _losses(flat: dict[str, Any]) -> Iterator[str]:
         )
     else:
         yield "every loss weight is 0: set --config.dino.loss_weight=1"
+
+
+def _asks_for_masks(flat: dict[str, Any]) -> bool:
+    highest = flat["ibot.mask_ratio_min_max"][1]
+    return bool(flat["ibot.mask_sample_probability"] and highest)
 
 
 def _masks(flat: dict[str, Any]) -> bool:
@@ -179,20 +193,19 @@ def _masks(flat: dict[str, Any]) -> bool:
 
 def _masking(flat: dict[str, Any]) -> Iterator[str]:
     """Yield a problem if masks are asked for, but rounding leaves none."""
-    probability = flat["ibot.mask_sample_probability"]
-    asked = probability and flat["ibot.mask_ratio_min_max"][1]
-    if not asked or _masks(flat):
+    if not _asks_for_masks(flat) or _masks(flat):
         return
+    off = "--config.ibot.loss_weight=0"
+    needed = flat["ibot.loss_weight"]
     if flat["distill.source"]:
+        off = "--config.distill.patches=all --config.ibot.mask_sample_probability=0"
         needed = flat["distill.patches"] == "masked"
-    else:
-        needed = flat["ibot.loss_weight"]
     if needed:
         yield (
-            f"ibot.mask_sample_probability = {probability} masks no patch in groups of "
-            f"{flat['train.group_size']} images with ibot.mask_ratio_min_max = "
-            f"{flat['ibot.mask_ratio_min_max']}: raise one of them, or set "
-            "--config.ibot.loss_weight=0"
+            f"ibot.mask_sample_probability = {flat['ibot.mask_sample_probability']} "
+            f"masks no patch in groups of {flat['train.group_size']} images with "
+            f"ibot.mask_ratio_min_max = {flat['ibot.mask_ratio_min_max']}: raise one "
+            f"of them, or set {off}"
         )
 
 

@@ -55,7 +55,7 @@ def load(path: str) -> Any:
         config = module.get_config(*argument)
         if not hasattr(config, "copy_and_resolve_references"):
             kind = type(config).__name__
-            raise TypeError(f"get_config() returned {kind}, no ConfigDict")
+            raise TypeError(f"get_config() returned {kind}, not a ConfigDict")
         return config
     except errors.UserError:
         raise

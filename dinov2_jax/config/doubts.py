@@ -1,10 +1,10 @@
-"""What a config permits, though it is hardly meant."""
+"""Settings that are valid but probably mistakes."""
 
 from typing import Any
 
 
 def find(config: Any) -> list[str]:
-    """Return what in a config makes a loss meaningless, though it trains."""
+    """Return a warning about each setting that keeps a part of a run from learning."""
     found = [
         f"{head}.head_n_prototypes = 1: every prediction is certain, so its loss is 0 "
         f"and teaches nothing; raise --config.{head}.head_n_prototypes"

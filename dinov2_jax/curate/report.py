@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     parts += [*_components(steps), *_clusters(steps), *_settings(steps)]
     page = html_page.page("Curation", parts, style=contact_sheets.STYLE)
     with files.open_new(args.out) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="backslashreplace"))  # paths need not be UTF-8
     print(f"wrote {args.out}")
 
 

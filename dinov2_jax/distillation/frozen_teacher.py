@@ -35,7 +35,8 @@ class FrozenTeacher:
     """A teacher whose parameters never change.
 
     Attributes:
-      model: Architecture of its backbone, with the grid at which it is used.
+      model: Architecture of its backbone, with the grid at which it is used; with
+        `crops.sizes`, that of its file.
       params: {"backbone"[, "dino_head"[, "ibot_head"]]} of float32 NumPy arrays; shapes
         if it is only planned for.
       description: Line for the console that names its source.

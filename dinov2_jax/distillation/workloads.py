@@ -51,7 +51,7 @@ def _of_teacher(
     teacher: frozen_teacher.FrozenTeacher, config: Any, size: crop_sizes.Size
 ) -> flops.Workload:
     model = teacher.model
-    # Of several sizes it sees each as the student does.
+    # With several sizes, it sees the student's crops as they are.
     side = size.global_size if config.crops.sizes else model.image_size
     heads = [
         _widths(model.embed_dim, teacher.params[name])

@@ -173,16 +173,15 @@ def _fastest(qkv: jax.Array, length: int, num_heads: int) -> str:
     )
 
 
-def problem(name: str, platform: str, **shape: Any) -> str:
+def problem(name: str, device: jax.Device, **shape: Any) -> str:
     """Return why an implementation does not work for a crop group; "" if it does.
 
     Args:
       name: One of `IMPLEMENTATIONS`.
-      platform: "cpu", "tpu", or another for GPUs.
+      device: A device that is to compute it.
       **shape: dtype, length, num_heads and head_dim, as `on_accelerator` takes them.
     """
-    of_platform = {"tpu": ("pallas_tpu",), "cpu": ()}
-    kernels = of_platform.get(platform, ("cudnn", "pallas_gpu"))
+    kernels = _kernels(device)
     if name in kernels and not _module(name).supports(**shape):
         length, heads = shape["length"], shape["num_heads"]
         return (
@@ -191,8 +190,18 @@ def problem(name: str, platform: str, **shape: Any) -> str:
             f"{shape['head_dim']} channels"
         )
     if name in ("cudnn", "pallas_tpu", "pallas_gpu") and name not in kernels:
-        return f"it does not run on the platform {platform}"
+        return f"it does not run on {device.device_kind}"
     return ""
+
+
+def _kernels(device: jax.Device) -> tuple[str, ...]:
+    """Return the implementations that are for a device alone."""
+    if device.platform == "cpu":
+        return ()
+    if device.platform == "tpu":
+        old = device.device_kind.lower().startswith(sharding.OLD_TPUS)
+        return () if old else ("pallas_tpu",)
+    return ("cudnn", "pallas_gpu") if _module("cudnn").is_for(device) else ()
 
 
 def on_accelerator(

@@ -16,7 +16,7 @@ def supports(*, dtype: Any, length: int, num_heads: int, head_dim: int) -> bool:
 def is_for(device: jax.Device) -> bool:
     """Whether cuDNN has fused attention for a device: NVIDIA's from Ampere on.
 
-    Ahead of time, without a GPU, it is taken to have.
+    True for what is no GPU, as in ahead-of-time compilation.
     """
     if device.platform != "gpu":
         return True

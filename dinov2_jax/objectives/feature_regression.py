@@ -132,6 +132,9 @@ def _merge(
     where = valid[..., None]
     mean = jnp.mean(x, axis=(0, 1), where=where)
     variance = jnp.var(x, axis=(0, 1), where=where)
+    seen = jnp.any(valid)  # else there is nothing new
+    mean = jnp.where(seen, mean, old["mean"])
+    variance = jnp.where(seen, variance, old["variance"])
     shift = mean - old["mean"]
     return {
         "mean": old["mean"] + share * shift,

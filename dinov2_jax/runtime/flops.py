@@ -226,13 +226,6 @@ def step_flops(work: Workload) -> StepFlops:
     )
 
 
-def mean_per_image(config: Any) -> float:
-    """Return `StepFlops.per_image` of a run, averaged over its sizes of crops."""
-    return crop_sizes.make_crop_sizes(config).mean(
-        lambda size: step_flops(make_workload(config, size)).per_image
-    )
-
-
 def peak_flops(device_kind: str) -> float | None:
     """Return the dense bfloat16 FLOP/s of a device by its `device_kind`, or None.
 

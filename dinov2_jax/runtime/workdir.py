@@ -119,6 +119,12 @@ def update_teacher_record(
                 f"cannot read {path} ({error}): it says which teacher the run learns "
                 "from; restore it, or choose another --workdir"
             ) from error
+        if digest != now["digest"] and source == now["source"]:
+            raise errors.UserError(
+                f"the weights of {source} are no longer those that the run in "
+                f"{workdir} learns from (digest {now['digest']} instead of {digest}): "
+                "restore them, or choose another --workdir"
+            )
         if digest != now["digest"]:
             raise errors.UserError(
                 f"the run in {workdir} learns from {source} (digest "

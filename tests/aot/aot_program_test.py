@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import unittest.mock
 
 import programs
@@ -65,6 +67,37 @@ def test_shape_unknown_to_libtpu():
     lines = result.stderr.splitlines()
     assert len(lines) == 2 and "compiling" in lines[0]
     assert lines[1].startswith("error: --topology=v5e:3x5")
+
+
+FLOAT32 = """
+import sys
+from dinov2_jax.aot import machines
+machine = machines.parse("v5e:1x1")
+machines.prepare(machine)
+from jax import numpy as jnp
+from configs import debug
+from dinov2_jax import sharding, trainer
+mesh = sharding.make_mesh(devices=machines.devices(machine))
+made = trainer.Trainer(debug.get_config(), mesh=mesh, dtype=jnp.dtype(sys.argv[1]))
+text = made.lower().as_text()
+products = [line for line in text.splitlines() if "dot_general" in line]
+print(sum("HIGHEST" in line for line in products), len(products))
+"""
+
+
+@pytest.mark.slow
+@programs.needs_libtpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_are_as_exact_as_the_dtype_says(dtype):
+    done = subprocess.run(
+        [sys.executable, "-c", FLOAT32, dtype],
+        cwd=programs.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    exact, products = map(int, done.stdout.split())
+    assert products > 20 and (exact == products) == (dtype == "float32")
 
 
 DIM, DEPTH = 512, 3

@@ -14,6 +14,13 @@ def program(needed):
     )
 
 
+def test_what_the_compiler_refuses_does_not_fit():
+    memory = step.Memory(LIMIT, LIMIT - 5e6)  # its message is rounded
+    assert not memory.fits and memory.excess == 0
+    memory = step.Memory(LIMIT, LIMIT - 5e6, 1)
+    assert memory.fits and memory.excess == -5e6
+
+
 def config(**train):
     return tiny.config(train=train, model={"remat": "none"})
 

@@ -59,8 +59,8 @@ def test_every_config_of_the_project_loads():
     [
         ("notes.md", "# Notes", "AttributeError"),
         ("Makefile", "all:\n\techo", "SyntaxError"),
-        ("none.py", "def get_config(): pass", "returned NoneType, no ConfigDict"),
-        ("dict.py", "def get_config(): return {}", "returned dict, no ConfigDict"),
+        ("none.py", "def get_config(): pass", "returned NoneType, not a ConfigDict"),
+        ("dict.py", "def get_config(): return {}", "returned dict, not a ConfigDict"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, name, text, words):

@@ -238,27 +238,28 @@ def test_gpus_with_fused_attention(platform, capability, fused):
 
 
 @pytest.mark.parametrize(
-    "name, platform, dtype, head_dim, words",
+    "name, device, dtype, head_dim, words",
     [
-        ("auto", "cpu", "float32", 7, ""),
-        ("by_image", "gpu", "float32", 7, ""),
-        ("pallas_tpu", "tpu", "bfloat16", 64, ""),
-        (
-            "pallas_tpu",
-            "tpu",
-            "bfloat16",
-            32,
-            "50 tokens in bfloat16 with 6 heads",
-        ),
-        ("pallas_tpu", "gpu", "bfloat16", 64, "does not run on the platform gpu"),
-        ("pallas_gpu", "cuda", "float32", 64, "in float32"),
-        ("cudnn", "gpu", "bfloat16", 64, ""),
-        ("cudnn", "cpu", "bfloat16", 64, "does not run on the platform cpu"),
+        ("auto", "cpu cpu", "float32", 7, ""),
+        ("by_image", "gpu H100", "float32", 7, ""),
+        ("pallas_tpu", "tpu TPU v6 lite", "bfloat16", 64, ""),
+        ("pallas_tpu", "tpu TPU v5", "bfloat16", 32, "50 tokens in bfloat16 with 6"),
+        ("pallas_tpu", "tpu TPU v4", "bfloat16", 64, "does not run on TPU v4"),
+        ("pallas_tpu", "gpu H100", "bfloat16", 64, "does not run on H100"),
+        ("pallas_gpu", "cuda H200", "float32", 64, "in float32"),
+        ("cudnn", "gpu H100", "bfloat16", 64, ""),
+        ("cudnn", "gpu T4", "bfloat16", 64, "does not run on T4"),
+        ("cudnn", "cpu cpu", "bfloat16", 64, "does not run on cpu"),
     ],
 )
-def test_what_an_implementation_does_not_take(name, platform, dtype, head_dim, words):
+def test_what_an_implementation_does_not_take(name, device, dtype, head_dim, words):
+    platform, _, kind = device.partition(" ")
+    capability = {"H100": "9.0", "T4": "7.5"}.get(kind)
+    device = types.SimpleNamespace(
+        platform=platform, device_kind=kind, compute_capability=capability
+    )
     shape = dict(dtype=dtype, length=50, num_heads=6, head_dim=head_dim)
-    found = attention.problem(name, platform, **shape)
+    found = attention.problem(name, device, **shape)
     assert words in found and bool(words) == bool(found)
 
 

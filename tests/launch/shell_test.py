@@ -75,7 +75,6 @@ def test_variables_of_profiles_are_documented(path):
         "JAX_OPTIMIZATION_LEVEL",
         "LIBTPU_INIT_ARGS",
         "XLA_FLAGS",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION",
     }
     documented = (processes.ROOT / "docs/launch.md").read_text()
     for value in values.values():

@@ -170,6 +170,11 @@ def test_errors_that_need_the_model(refused):
     assert not list(pathlib.Path("late").iterdir())
 
 
+@pytest.mark.parametrize("letter, kept", [("a", 150), ("é", 75), ("\U0001f40b", 37)])
+def test_long_names_are_cut_by_bytes(letter, kept):
+    assert visualize._stems([f"{letter * 200}.png"]) == [letter * kept]
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as caught:
         visualize.main(["--help"])

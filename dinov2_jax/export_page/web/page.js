@@ -143,6 +143,7 @@ async function chooseImage(index, title, option, read) {
   } catch (error) {
     if (turn !== pane.turn) return;
     if (pane.image) pane.select.value = pane.option;
+    else pane.turn = 0; // so that it gets its example when the model is loaded
     report(
       `${title} cannot be read (${error.message}): choose a JPEG, PNG or WebP file`,
       true,
