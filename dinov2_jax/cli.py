@@ -9,6 +9,7 @@ import ctypes
 import difflib
 import errno
 import logging
+import math
 import os
 import pathlib
 import runpy
@@ -278,6 +279,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Parse a finite number above 0, for use as the type of a flag."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def seed(text: str) -> int:

@@ -1,13 +1,15 @@
 """Evaluations of frozen features: python -m dinov2_jax.eval TASK --model=SOURCE ..."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from dinov2_jax import cli, files
+from dinov2_jax import cli, errors, files
 from dinov2_jax.data.decode import pillow_setup
 from dinov2_jax.embed import __main__ as embed
 
@@ -89,13 +91,32 @@ def evaluate(args: argparse.Namespace) -> Any:
         workers=args.workers,
         cache=args.cache,
     )
-    result = task.run(args, backbone)
-    if args.baselines:
-        result = baselines.add(result, task.run, args, backbone)
+    with _memory_errors(args):
+        result = task.run(args, backbone)
+        if args.baselines:
+            result = baselines.add(result, task.run, args, backbone)
     print(report.text(result))
     report.write(result, args.out)
     print(f"wrote {args.out / 'results.json'} and {args.out / 'report.html'}")
     return result
+
+
+@contextlib.contextmanager
+def _memory_errors(args: argparse.Namespace) -> Iterator[None]:
+    """Name the flags that need less memory if there is too little."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        names = [n for n in ("train_batch_size", "batch_size") if hasattr(args, n)]
+        flags = " or ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise errors.UserError(
+            f"out of memory in the task {args.task}: lower {flags}, or use "
+            "--dtype=bfloat16 or smaller images"
+        ) from error
 
 
 def _module(task: str) -> Any:

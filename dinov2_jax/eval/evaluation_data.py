@@ -101,10 +101,11 @@ def _check_labels(bank: base.Source, queries: base.Source, c: Any) -> None:
                 "empty"
             )
     if list(bank.label_names) != list(queries.label_names):
-        differing = set(bank.label_names) ^ set(queries.label_names)
+        differing = sorted(set(bank.label_names) ^ set(queries.label_names))
         raise errors.UserError(
-            f"the sub-folders of {c.train_path} and {c.val_path} differ "
-            f"({', '.join(sorted(differing)[:5])}): both need the same classes"
+            f"the classes of {c.train_path} and {c.val_path} differ "
+            f"({', '.join(differing[:5]) or 'in their order'}): both need the same "
+            "sub-folders"
         )
     if "logreg" in c.tasks and len(bank.label_names) < 2:
         raise errors.UserError(

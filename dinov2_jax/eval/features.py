@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from dinov2_jax import errors, pretrained
 from dinov2_jax.data import preprocessing
@@ -30,6 +31,18 @@ class Backbone:
     batch_size: int | None
     workers: int
     cache: pathlib.Path
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its features depend on besides the images; JSON values."""
+        prepare = self.model.preprocessing
+        return {
+            "weights": f"sha256 {self.digest}",
+            "model": self.model.module.config.to_dict(),
+            "dtype": self.dtype,
+            "mean": list(prepare.mean),
+            "std": list(prepare.std),
+        }
 
     def prepare(self, resize: int, size: int) -> preprocessing.Preprocessing:
         """Return the evaluation transform with these sizes.

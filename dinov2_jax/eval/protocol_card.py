@@ -60,8 +60,8 @@ def make_card(
       task: Name of the task.
       backbone: The model.
       settings: The settings that were used, {name: value}.
-      reference: The reference's settings, for the same names; None for a task that
-        measures nothing.
+      reference: The reference's settings, for the same names; {} if it has no such
+        task; None for a task that measures nothing.
       paper: The settings in which the paper differs from them.
       prepare: Transform of the images.
       fields: Further fields, such as the data and what was selected on what.
@@ -69,7 +69,7 @@ def make_card(
     changed, protocol = {}, "none"
     if reference is not None:
         changed = {k: settings[k] for k, v in reference.items() if settings[k] != v}
-        protocol = "ours" if changed else "reference"
+        protocol = "ours" if changed or not reference else "reference"
     if changed and paper and changed == dict(paper):
         protocol = "paper"
     module = backbone.model.module

@@ -90,7 +90,9 @@ def open_clips(path: str, flag: str, *, frames: int, max_videos: int = 0) -> Cli
     found = sorted(
         entry
         for entry in (root.glob("*/*") if root.is_dir() else ())
-        if entry.suffix.lower() in SUFFIXES and entry.is_file()
+        if entry.suffix.lower() in SUFFIXES
+        and entry.is_file()
+        and not any(p.startswith(".") for p in entry.relative_to(root).parts)
     )
     if found:
         _pyav(flag, found[0])

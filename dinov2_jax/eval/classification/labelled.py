@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ class Subset:
       source: All images.
       indices: Those to keep, int [N].
     """
+
+    is_part = True
 
     def __init__(self, source: Any, indices: np.ndarray):
         self._source, self.indices = source, np.asarray(indices, np.int64)
@@ -53,6 +56,27 @@ class Subset:
     def name(self, index: int) -> str:
         """Return the name of an image in messages."""
         return self._source.name(int(self.indices[index]))
+
+
+class Renumbered:
+    """A source whose labels are numbered as those of another.
+
+    Args:
+      source: The images.
+      names: The names of all labels in the other's order.
+    """
+
+    def __init__(self, source: Any, names: Sequence[str]):
+        self._source, self.label_names = source, list(names)
+        numbers = {name: i for i, name in enumerate(names)}
+        of_source = np.array([numbers[name] for name in source.label_names])
+        self.labels = of_source[np.asarray(source.labels)]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
 
 
 def open_images(path: str, flag: str, *, max_images: int = 0) -> Any:
@@ -106,8 +130,7 @@ def open_train_and_val(args: argparse.Namespace) -> tuple[Any, Any]:
             ("--val-path", args.val_path),
         )
     )
-    check_same_classes(train, val, args.train_path, args.val_path)
-    return train, val
+    return train, same_classes(train, val, args.train_path, args.val_path)
 
 
 def images_of_a_set(args: argparse.Namespace, *sources: Any) -> dict[str, Any]:
@@ -117,13 +140,13 @@ def images_of_a_set(args: argparse.Namespace, *sources: Any) -> dict[str, Any]:
       args: Parsed flags, see `tasks.data_flags.add_labelled`.
       sources: The images, of which --max-images may have left out some.
     """
-    if any(isinstance(source, Subset) for source in sources):
+    if any(getattr(source, "is_part", False) for source in sources):
         return {"images of a set": f"at most {args.max_images}"}
     return ALL_IMAGES
 
 
-def check_same_classes(train: Any, val: Any, train_path: str, val_path: str) -> None:
-    """Check that two labelled sources have the same classes.
+def same_classes(train: Any, val: Any, train_path: str, val_path: str) -> Any:
+    """Return the second of two labelled sources with the classes of the first.
 
     Args:
       train: Source of the training images.
@@ -131,13 +154,16 @@ def check_same_classes(train: Any, val: Any, train_path: str, val_path: str) -> 
       train_path: Path of the first, for messages.
       val_path: Path of the second, for messages.
 
+    Returns:
+      The source itself, or with other numbers if its classes are sorted in another way.
+
     Raises:
       UserError: Their classes differ.
     """
     ours, theirs = list(train.label_names), list(val.label_names)
-    if ours == theirs:
-        return
     differing = sorted(set(ours) ^ set(theirs))
+    if not differing:
+        return val if ours == theirs else Renumbered(val, ours)
     raise errors.UserError(
         f"{train_path} has {len(ours)} classes and {val_path} has {len(theirs)}; "
         f"{len(differing)} are in only one of them, such as {differing[0]!r}: both "

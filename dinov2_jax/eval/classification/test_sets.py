@@ -94,13 +94,14 @@ def accuracies(
     }
 
 
-def read_real(path: str, source: Any) -> np.ndarray:
+def read_real(path: str, source: Any, num_classes: int) -> np.ndarray:
     """Read the labels of ImageNet-ReaL.
 
     Args:
       path: real.json: a list of labels for each image, in the order of the numbers in
         ILSVRC2012_val_00000001.JPEG and so on.
       source: Images of the validation set, whose names have these numbers.
+      num_classes: Number of the classes; the labels are indices of ImageNet's 1,000.
 
     Returns:
       int [len(source), A], padded with -1.
@@ -121,6 +122,11 @@ def read_real(path: str, source: Any) -> np.ndarray:
             f"--real={path} is not a JSON list of lists of labels: use real.json of "
             "ImageNet-ReaL"
         ) from error
+    if padded.max() >= num_classes:
+        raise errors.UserError(
+            f"--real={path} has the label {padded.max()} and --train-path has "
+            f"{num_classes} classes: its labels are of all classes of ImageNet-1k"
+        )
     rows = []
     for index in range(len(source)):
         name = source.name(index)

@@ -138,7 +138,7 @@ def measure_crops(
       within: Distance that counts as found, in patches.
       seed: Seed of the crops.
     """
-    hits, count, warnings, grid = 0.0, 0, [], 1
+    hits, by_chance, count, warnings = 0.0, 0.0, 0, []
     for index, image in enumerate(images):
         boxes = []
         for pair in range(crops):
@@ -147,12 +147,12 @@ def measure_crops(
             boxes += [tuple(map(round, box)) for box in drawn]
         cut = [_cut(image, box, size) for box in boxes]
         patches, cls = map(np.asarray, extract(np.stack(cut)))
-        grid = patches.shape[1] * patches.shape[2]
         for i in range(0, len(boxes), 2):
-            share, here = matching.matching_accuracy(
+            share, chance, here = matching.matching_accuracy(
                 patches[i], patches[i + 1], boxes[i : i + 2], within=within
             )
-            hits, count = hits + share * here, count + here
+            hits, by_chance = hits + share * here, by_chance + chance * here
+            count += here
         warnings.append(
             (
                 matching.class_patch_cosine(cls, patches),
@@ -160,10 +160,9 @@ def measure_crops(
             )
         )
     with_cls, between = np.mean(warnings, axis=0)
-    near = (2 * int(within) + 1) ** 2  # patches that count as found
     return {
         "accuracy": hits / max(count, 1),
-        "chance": min(near / grid, 1.0),
+        "chance": by_chance / max(count, 1),
         "cls_patch_cosine": float(with_cls),
         "patch_cosine": float(between),
     }

@@ -54,7 +54,7 @@ def matching_accuracy(
     boxes: Sequence[Box],
     *,
     within: float = 1.0,
-) -> tuple[float, int]:
+) -> tuple[float, float, int]:
     """Measure how often the nearest patch by cosine shows the same place.
 
     Only patches of the first crop whose centre lies inside the second crop count.
@@ -67,19 +67,24 @@ def matching_accuracy(
         larger of rows and columns.
 
     Returns:
-      The share of patches that are found (0 if none counts), and how many count.
+      The share of patches that are found (0 if none counts), the same for random
+      features, and how many patches count.
     """
     places = true_places(first.shape[:2], second.shape[:2], boxes)
     height, width = second.shape[:2]
     inside = ((places >= -0.5) & (places <= np.array([height, width]) - 0.5)).all(-1)
     if not inside.any():
-        return 0.0, 0
+        return 0.0, 0.0, 0
     similarity = (
         _normalised(first[inside]) @ _normalised(second.reshape(-1, second.shape[-1])).T
     )
     nearest = np.stack(np.divmod(similarity.argmax(axis=1), width), axis=-1)
     away = np.abs(nearest - places[inside]).max(axis=-1)
-    return float((away <= within).mean()), int(inside.sum())
+    near = 1.0  # the share of all patches that would count as found, for each place
+    for axis, length in enumerate((height, width)):
+        apart = np.abs(np.arange(length) - places[inside][:, axis, None])
+        near *= (apart <= within).mean(axis=1)
+    return float((away <= within).mean()), float(near.mean()), int(inside.sum())
 
 
 def true_places(

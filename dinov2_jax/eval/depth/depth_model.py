@@ -86,7 +86,8 @@ class DepthEstimator:
         )
         self._normalize, self._flip = model.preprocessing.normalize, flip
         self._portrait = sun_resize == "portrait"
-        self._mesh, spec = batch_placement.make_mesh(), head.spec
+        self._mesh = batch_placement.make_mesh(2 if flip else 1)
+        spec = head.spec
         self._weights = batch_placement.replicate(
             (model.params, head.params), self._mesh
         )

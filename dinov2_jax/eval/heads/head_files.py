@@ -45,6 +45,7 @@ def load_head(
     *,
     width: int | None = None,
     depth_range: tuple[float, float] | None = None,
+    unknown_range: tuple[float, float] = (1e-3, 10.0),
     hub_range: bool = False,
 ) -> Head:
     """Load a head, strictly: every tensor is used, and none is missing.
@@ -54,7 +55,8 @@ def load_head(
         downloaded once, or the path of a file of one, or of one trained here.
       width: Width of the backbone, if it is not a released one.
       depth_range: Least and largest depth in metres; None takes what the name or the
-        file says, 0.001 to 10 if they say nothing.
+        file says.
+      unknown_range: The same where they say nothing.
       hub_range: Whether to take 0.001 to 80 m for linear NYUd heads, as the
         reference's hub does by mistake: everything is about eight times too deep.
 
@@ -84,7 +86,7 @@ def load_head(
         )
     _check_shapes(shapes, head_names.shapes(wanted), path)
     if wanted.kind in ("depth", "dpt"):
-        known = depth_range or wanted.depth_range or (1e-3, 10.0)
+        known = depth_range or wanted.depth_range or unknown_range
         if hub_range and (wanted.kind, wanted.dataset) == ("depth", "nyu"):
             known = _HUB_RANGE
         wanted = dataclasses.replace(wanted, depth_range=known)

@@ -173,7 +173,11 @@ def read_amstertime(folder: str) -> tuple[ListedImages, ListedImages]:
             raise errors.UserError(
                 f"--data={folder} has no folder {part}: name the one with old and new"
             )
-        by_name[part] = {p.stem: p for p in sorted(root.iterdir()) if p.is_file()}
+        by_name[part] = {
+            p.stem: p
+            for p in sorted(root.iterdir())
+            if p.is_file() and not p.name.startswith(".")
+        }
     unpaired = sorted(set(by_name["old"]) ^ set(by_name["new"]))
     if unpaired:
         raise errors.UserError(

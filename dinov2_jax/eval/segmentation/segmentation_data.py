@@ -126,6 +126,12 @@ def class_count(train: Segmentation, val: Segmentation, *, given: int | None) ->
       UserError: A mask has a label of K or more, or no class but 0 is labelled.
     """
     wanted = given or train.num_classes
+    names = len(train.class_names)
+    if given and names and given != names:
+        raise errors.UserError(
+            f"--num-classes={given}, and classes.txt has {names} lines: write a line "
+            "for each class, or leave the flag out"
+        )
     if wanted and wanted == NUM_CLASSES.get(train.data_format):
         return wanted
     largest, where = 0, train.pairs.targets[0]
@@ -145,9 +151,9 @@ def class_count(train: Segmentation, val: Segmentation, *, given: int | None) ->
         )
     if wanted and largest >= wanted:
         raise errors.UserError(
-            f"{where} has the label {largest} and there are {wanted} classes: pass "
-            f"--num-classes={largest + 1}, with a line for each in classes.txt if "
-            f"there is one, or mark what is to be ignored with {IGNORE}"
+            f"{where} has the label {largest} and there are {wanted} classes: write "
+            f"{largest + 1} lines into classes.txt, or without that file pass "
+            f"--num-classes={largest + 1}, or mark what is to be ignored with {IGNORE}"
         )
     return wanted or largest + 1
 

@@ -66,7 +66,7 @@ class Segmenter:
             head, model.module.config.embed_dim, model.module.config.depth
         )
         compute = segmentation_head.backbone_features(model.module, head.spec.layers)
-        self._mesh = batch_placement.make_mesh()
+        self._mesh = batch_placement.make_mesh(settings.batch_size)
         self._weights = batch_placement.replicate(
             (model.params, head.params), self._mesh
         )

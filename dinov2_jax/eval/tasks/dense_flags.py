@@ -111,6 +111,10 @@ def precision(backbone: Any) -> Any:
     return jax.default_matmul_precision("highest" if exact else "default")
 
 
+# What is said of a head's choice: of one trained here, and of one that was given.
+NOT_SELECTED = ("nothing: the last step is evaluated", "unknown: the head was given")
+
+
 def fingerprint(*parts: Any) -> str:
     """Return a hash of values that JSON knows."""
     text = json.dumps(parts, default=str, sort_keys=True)

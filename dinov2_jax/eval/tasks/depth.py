@@ -15,6 +15,7 @@ REFERENCE = {
     "training batch": 16,
     "lr": 1e-4,
     "gradient loss": "none",
+    "head of": "abs_rel",
 }
 _PICTURES = 8
 _SELECTED = "the test images: the released heads are those with their best abs_rel"
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="lin4",
         help="kind of head to train (default: lin4)",
     )
-    add("--max-depth", type=float, help="metres; default: 80 for KITTI, else 10")
+    add("--max-depth", type=float, help="of pixels, m; default: 80 of KITTI, else 10")
     add(
         "--depth-unit",
         type=float,
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             head = head_files.load_head(
                 args.head,
                 width=model.module.config.embed_dim,
-                depth_range=(1e-3, args.max_depth) if args.max_depth else None,
+                unknown_range=(1e-3, max_depth),
                 hub_range=args.nyu_range == "80",
             )
             if head.spec.depth_range is None:
@@ -134,7 +135,15 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     )
     tables = [dense_flags.losses_table(losses)] if losses else []
     return _result(
-        args, backbone, head, data_format, every, test, means, tables, pictures, trained
+        args,
+        backbone,
+        head,
+        (data_format, protocol),
+        (every, test),
+        means,
+        tables,
+        pictures,
+        trained,
     )
 
 
@@ -151,7 +160,7 @@ def _evaluated(args, backbone, estimator, head, test, protocol, out):
             yield [*scores.metrics.tolist(), scores.count]
 
     key = dense_flags.fingerprint(
-        backbone.digest,
+        backbone.identity,
         dense_flags.digest(head.params),
         test.fingerprint,
         vars(protocol),
@@ -187,25 +196,30 @@ def _pictures(estimator, test):
     return pictures
 
 
-def _result(
-    args, backbone, head, data_format, every, test, means, tables, pictures, trained
-):
+def _result(args, backbone, head, data, sets, means, tables, pictures, trained):
     from dinov2_jax.eval import protocol_card, report
+    from dinov2_jax.eval.depth import depth_metrics
 
+    (data_format, protocol), (every, test) = data, sets
     used = {"mirrored": args.flip, "rmse": args.rmse, "sun resize": args.sun_resize}
     reference = {"mirrored": True, "rmse": "mean_of_images", "sun resize": "portrait"}
     used["test images"] = len(test) if len(test) < len(every) else "all"
     reference["test images"] = "all"
+    used |= {"data": data_format, "pixels up to": f"{protocol.max_depth:g} m"}
+    published = depth_metrics.PROTOCOLS[data_format]
+    reference |= {
+        "data": data_format if data_format != "pairs" else "nyu, kitti or sun",
+        "pixels up to": f"{published.max_depth:g} m",
+    }
     if data_format != "sun":
         del used["sun resize"], reference["sun resize"]
     selected = _SELECTED if head.spec.dataset else trained.get("selected")
     fields = {
         "head": f"{head.name} ({head.spec.kind}, {head.spec.layers} blocks)",
         "depth": "{:g} to {:g} m".format(*head.spec.depth_range),
-        "data": data_format,
         "test": f"{len(test)} images of {args.data}",
         "transform": "native size, zeros around it to whole patches",
-        "selected on": selected or "nothing: the last step is evaluated",
+        "selected on": selected or dense_flags.NOT_SELECTED[bool(args.head)],
     }
     if trained:
         used |= {
@@ -213,21 +227,22 @@ def _result(
             "training batch": args.train_batch_size,
             "lr": args.lr,
             "gradient loss": args.gradient_loss,
-        }
-        reference |= REFERENCE
-        fields |= {
-            "train": trained["train"],
+            "head of": args.select,
             "crop": "{}x{} px".format(*trained["crop"]),
             "warm-up steps": trained["warmup_steps"],
-            "seed": args.seed,
         }
+        reference |= REFERENCE | {
+            "crop": "{}x{} px".format(*trained["reference crop"]),
+            "warm-up steps": args.steps // 3,
+        }
+        fields |= {"train": trained["train"], "seed": args.seed}
     card = protocol_card.make_card(
         "depth", backbone, used, reference=reference, fields=fields
     )
     numbers = {f"depth/{name}": value for name, value in means.items()}
     notes = [f"selected on {selected}"] if selected else []
     notes += dense_flags.notes(trained.get("data"), test, every)
-    if head.spec.depth_range[1] == 80.0 and data_format != "kitti":
+    if head.spec.depth_range[1] == 80.0 and head.spec.dataset == "nyu":
         notes.append(
             "the head predicts up to 80 m: depth of rooms is about 8x too deep"
         )

@@ -114,7 +114,7 @@ def train(
             args.sun_resize,
         )
     key = dense_flags.fingerprint(
-        backbone.digest,
+        backbone.identity,
         data.fingerprint,
         dataclasses.asdict(augmentation),
         settings,
@@ -151,5 +151,6 @@ def train(
         "data": data,
         "train": f"{len(data)} images of {root}",
         "crop": augmentation.crop,
+        "reference crop": depth_augment.AUGMENTATIONS[data_format].crop,
     }
     return best.of(head) if best else head, losses, about

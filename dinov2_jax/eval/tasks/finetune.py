@@ -73,8 +73,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     settings |= {"augmentation": args.augmentation}
     settings |= dataclasses.asdict(recipe) | dataclasses.asdict(part)
     identity = {
-        "weights": backbone.digest,
-        "dtype": backbone.dtype,
+        **backbone.identity,
         "images": train_source.fingerprint,
     }
     tuned, course = training.fit(

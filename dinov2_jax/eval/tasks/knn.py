@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=cli.positive_number,
         default=REFERENCE["temperature"],
         help="temperature of the votes (default: %(default)s)",
     )

@@ -131,7 +131,9 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     sources = labelled.open_train_and_val(args)
     classes = list(sources[0].label_names)
     train_source, select_source = _parts(args, *sources)
-    real = test_sets.read_real(args.real, sources[1]) if args.real else None
+    real = None
+    if args.real:
+        real = test_sets.read_real(args.real, sources[1], len(classes))
     more = test_sets.open_sets(args.test_path, classes, max_images=args.max_images)
     corrupted = None
     if args.imagenet_c:
@@ -252,8 +254,7 @@ def _train(args, backbone, prepare, probe, settings, source, extract, measure):
 
     identity = {
         "seed": args.seed,
-        "weights": backbone.digest,
-        "dtype": backbone.dtype,
+        **backbone.identity,
         "images": source.fingerprint,
     }
     trainer = probe_training.Trainer(

@@ -70,10 +70,11 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         select = labelled.open_labelled(
             args.select_path, "--select-path", max_images=args.max_images
         )
-        labelled.check_same_classes(
-            sources[0], select, args.train_path, args.select_path
+        sources.append(
+            labelled.same_classes(sources[0], select, args.train_path, args.select_path)
         )
-        sources.append(select)
+    if len(sources[0].label_names) < 2:
+        raise errors.UserError(f"--train-path = {args.train_path} has only one class")
     train, val, *select = (
         feature_cache.extract(backbone, source, kind="cls", prepare=prepare)
         for source in sources

@@ -6,8 +6,6 @@ from typing import Any
 from dinov2_jax import cli
 from dinov2_jax.eval.tasks import dense_flags
 
-_PROTOCOL = {"size": 224, "crops": 4, "within": 1.0, "seed": 0}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the task.
@@ -21,7 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--size", type=cli.positive, default=224, help="side of a crop, px (224)")
     add("--crops", type=cli.positive, default=4, help="pairs per image (4)")
-    add("--within", type=float, default=1.0, help="allowed distance, patches (1)")
+    add(
+        "--within",
+        type=cli.positive_number,
+        default=1.0,
+        help="allowed distance, patches (1)",
+    )
     add("--seed", type=cli.seed, default=0, help="seed of the crops")
 
 
@@ -51,12 +54,12 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             within=args.within,
             seed=args.seed,
         )
-    settings = {name: getattr(args, name) for name in _PROTOCOL}
+    settings = {k: getattr(args, k) for k in ("size", "crops", "within", "seed")}
     card = protocol_card.make_card(
         "matching",
         backbone,
         settings,
-        reference=_PROTOCOL,
+        reference={},
         fields={
             "data": f"{len(paths) - images.left_out} images of {args.data}",
             "images left out": images.left_out,

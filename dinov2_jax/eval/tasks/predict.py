@@ -37,12 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--top", type=cli.positive, default=5, help="classes per image to write (5)")
     add("--short", type=cli.positive, help="short side for segmentation, px (512)")
-    add("--views", type=float, nargs="+", default=[1.0], help="scales to average (1)")
+    add(
+        "--views",
+        type=cli.positive_number,
+        nargs="+",
+        help="scales to average for segmentation (1)",
+    )
     add(
         "--flip",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="mirror too",
+        help="mirror too; of segmentation and depth",
     )
     add("--max-depth", type=float, help="metres; default: as the head was trained")
     add(
@@ -82,6 +86,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     head_files.check_backbone(
         head, model.module.config.embed_dim, model.module.config.depth
     )
+    _refuse_unused(args, head)
     given = pathlib.Path(args.class_names) if args.class_names else None
     names = head_files.class_names(head, pairs.read_lines(given) if given else ())
     paths = [
@@ -100,8 +105,8 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             names,
             top=args.top,
             short=args.short or 512,
-            ratios=tuple(args.views),
-            flip=args.flip,
+            ratios=tuple(args.views or [1.0]),
+            flip=bool(args.flip),
         )
         for index, image in images:
             name, path = names_of_files[index]
@@ -135,3 +140,24 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         [(entry["image"], predictions.one_line(entry)) for entry in found],
     )
     return report.Result(card, {}, (), [table], pictures)
+
+
+# Flags that some kinds of heads alone use.
+_USED_BY = {
+    "short": ("segmentation",),
+    "views": ("segmentation",),
+    "flip": ("segmentation", "depth", "dpt"),
+    "max_depth": ("depth", "dpt"),
+}
+
+
+def _refuse_unused(args: argparse.Namespace, head: Any) -> None:
+    """Raise `UserError` for a flag that a head does not use."""
+    from dinov2_jax import errors
+
+    for name, kinds in _USED_BY.items():
+        if getattr(args, name) is not None and head.spec.kind not in kinds:
+            raise errors.UserError(
+                f"--{name.replace('_', '-')} has no effect on heads for "
+                f"{head.spec.kind}: leave it out"
+            )

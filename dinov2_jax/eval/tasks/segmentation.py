@@ -53,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--short", type=cli.positive, help="short side of images, px (512; 640 of +ms)")
     add("--window", type=cli.positive, help="windows and training crops, px (--short)")
     add("--stride", type=cli.positive, help="of the windows, px (341; 320 of +ms)")
-    add("--views", type=float, nargs="+", help="scales of the views to average")
+    add(
+        "--views",
+        type=cli.positive_number,
+        nargs="+",
+        help="scales of the views to average",
+    )
     add(
         "--flip", action=argparse.BooleanOptionalAction, help="mirror views (with --ms)"
     )
@@ -121,7 +126,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             head_files.save_head(out / "head.pth", head)
         segmenter = dense.Segmenter(model, head, settings)
         key = dense_flags.fingerprint(
-            backbone.digest,
+            backbone.identity,
             dense_flags.digest(head.params),
             val.fingerprint,
             vars(settings),
@@ -203,7 +208,7 @@ def _train(args, backbone, model, val, short, window, ratios):
         "seed": args.seed,
     }
     key = dense_flags.fingerprint(
-        backbone.digest,
+        backbone.identity,
         opened.pairs.fingerprint,
         dataclasses.asdict(augmentation),
         settings,
@@ -283,8 +288,11 @@ def _result(
         "views": settings.ratios,
         "mirrored": settings.flip,
         "test images": len(val) if len(val) < len(opened.pairs) else "all",
+        "data": opened.data_format,
     }
+    published = ("ade20k", "voc2012")  # nothing is public of Cityscapes' settings
     reference = {
+        "data": used["data"] if used["data"] in published else " or ".join(published),
         "short side": short,
         "window": short,
         "stride": stride,
@@ -297,7 +305,7 @@ def _result(
         "blocks": head.spec.layers,
         "test": f"{len(val)} images of {args.data}",
         "transform": "bilinear resize of pixels, zeros around it to whole patches",
-        "selected on": "nothing: the last step is evaluated",
+        "selected on": dense_flags.NOT_SELECTED[bool(args.head)],
     }
     if trained:
         fields["train"] = trained["train"]
@@ -308,9 +316,10 @@ def _result(
             "lr": args.lr,
             "weight decay": args.weight_decay,
             "loss divided by": args.ce_denominator,
+            "warm-up steps": trained["warmup_steps"],
         }
         reference |= REFERENCE
-        fields |= {"warm-up steps": trained["warmup_steps"], "seed": args.seed}
+        fields |= {"seed": args.seed}
     card = protocol_card.make_card(
         "segmentation", backbone, used, reference=reference, fields=fields
     )

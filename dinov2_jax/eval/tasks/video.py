@@ -62,6 +62,8 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     Raises:
       UserError: The videos do not fit.
     """
+    import dataclasses
+
     import numpy as np
 
     from dinov2_jax import errors
@@ -84,9 +86,12 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             ("--val-path", args.val_path),
         )
     )
-    labelled.check_same_classes(
+    same = labelled.same_classes(
         train.source, val.source, args.train_path, args.val_path
     )
+    val = dataclasses.replace(val, source=same)
+    if len(train.source.label_names) < 2:
+        raise errors.UserError(f"--train-path = {args.train_path} has only one class")
 
     def extract(videos):
         found = feature_cache.extract(

@@ -27,10 +27,13 @@ def test_labels_of_real_go_by_the_numbers_in_names(tmp_path):
     source = validation(tmp_path, (4, 1, 2, 3))  # cats are 2 and 4, dogs 1 and 3
     path = tmp_path / "real.json"
     path.write_text(json.dumps([[10], [20, 21], [], [40], [50]]))
-    found = test_sets.read_real(str(path), source)
+    found = test_sets.read_real(str(path), source, 1000)
     assert found.tolist() == [[20, 21], [40, -1], [10, -1], [-1, -1]]
     part = labelled.Subset(source, np.array([1, 2]))
-    np.testing.assert_array_equal(test_sets.read_real(str(path), part), found[[1, 2]])
+    chosen = test_sets.read_real(str(path), part, 1000)
+    np.testing.assert_array_equal(chosen, found[[1, 2]])
+    with pytest.raises(errors.UserError, match="has the label 50 and --train-path has"):
+        test_sets.read_real(str(path), source, 40)
 
 
 @pytest.mark.parametrize("name", ["5.png", "ILSVRC2012_val_00000006.JPEG"])
@@ -39,7 +42,7 @@ def test_images_of_no_label_of_real_are_refused(tmp_path, name):
     path = tmp_path / "real.json"
     path.write_text(json.dumps([[0]] * 5))
     with pytest.raises(errors.UserError, match=f"to 00000005, .* has .*{name}: name"):
-        test_sets.read_real(str(path), source)
+        test_sets.read_real(str(path), source, 1000)
 
 
 def test_sets_of_one_name_are_told_apart(tmp_path):
@@ -61,3 +64,22 @@ def test_all_sets_are_checked_and_cut_when_they_are_opened(tmp_path):
     assert [len(each.source) for each in opened["fog"]] == [2] * 5
     with pytest.raises(errors.UserError, match="1 has 2 classes that --train-path"):
         test_sets.open_imagenet_c(str(root), ["emu"])
+
+
+def test_classes_in_another_order_are_numbered_alike(tmp_path):
+    """Sub-folders are sorted as text, whole numbers of a list as numbers."""
+    folders = [str(i) for i in range(11)]
+    write(tmp_path / "train", [f"{i}.png" for i in range(11)], folders)
+    write(tmp_path / "val", [f"{i}.png" for i in range(11)], folders)
+    rows = "".join(f"val/{i}/{i}.png,{i}\n" for i in range(11))
+    (tmp_path / "val.csv").write_text("path,label\n" + rows)
+    train = labelled.open_labelled(str(tmp_path / "train"), "--train-path")
+    val = labelled.open_labelled(str(tmp_path / "val.csv"), "--val-path")
+    assert train.label_names != val.label_names
+    same = labelled.same_classes(train, val, "train", "val")
+    assert same.label_names == train.label_names and len(same) == 11
+    assert same.fingerprint == val.fingerprint
+    for i in range(11):
+        assert same.label_names[same.labels[i]] == val.label_names[val.labels[i]]
+        assert f"/{same.label_names[same.labels[i]]}/" in f"/{same.name(i)}"
+    assert labelled.same_classes(train, train, "a", "b") is train

@@ -20,10 +20,10 @@ def test_crops_of_one_picture_match_and_a_wrong_box_does_not():
     features = photograph(np.random.default_rng(0))
     boxes = [(0, 0, 40, 60), (10, 14, 40, 60)]
     crops = [crop(features, box) for box in boxes]
-    accuracy, count = matching.matching_accuracy(*crops, boxes)
+    accuracy, _, count = matching.matching_accuracy(*crops, boxes)
     assert accuracy > 0.95
     assert count == 15 * 23
-    wrong, _ = matching.matching_accuracy(*crops, [boxes[0], (0, 0, 40, 60)])
+    wrong, *_ = matching.matching_accuracy(*crops, [boxes[0], (0, 0, 40, 60)])
     assert wrong < 0.1
 
 
@@ -31,23 +31,39 @@ def test_a_crop_matches_itself_and_flips_change_nothing():
     features = photograph(np.random.default_rng(0))
     box = (4, 6, 40, 60)
     same = crop(features, box)
-    assert matching.matching_accuracy(same, same, [box, box]) == (1.0, 20 * 30)
+    accuracy, _, count = matching.matching_accuracy(same, same, [box, box])
+    assert (accuracy, count) == (1.0, 20 * 30)
     other = (0, 20, 50, 50)
     crops = same, crop(features, other)
     noisy = [x + np.random.default_rng(1).standard_normal(x.shape) / 20 for x in crops]
-    accuracy, count = matching.matching_accuracy(*noisy, [box, other])
+    accuracy, _, count = matching.matching_accuracy(*noisy, [box, other])
     assert 0.05 < accuracy < 0.95
     # The photograph and with it both crops and boxes turned left to right.
     flipped = [(top, 80 - left - w, h, w) for top, left, h, w in (box, other)]
     turned = [x[:, ::-1] for x in noisy]
-    assert matching.matching_accuracy(*turned, flipped) == (accuracy, count)
+    turned_accuracy, _, turned_count = matching.matching_accuracy(*turned, flipped)
+    assert (turned_accuracy, turned_count) == (accuracy, count)
 
 
 def test_crops_that_do_not_overlap_have_no_patches():
     features = photograph(np.random.default_rng(0))
     boxes = [(0, 0, 20, 20), (40, 40, 20, 20)]
     crops = [crop(features, box) for box in boxes]
-    assert matching.matching_accuracy(*crops, boxes) == (0.0, 0)
+    assert matching.matching_accuracy(*crops, boxes) == (0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize("within", [0.4, 1.0, 1.7])
+def test_chance_is_what_random_features_reach(within):
+    rng = np.random.default_rng(0)
+    hits = by_chance = total = 0
+    for _ in range(300):
+        boxes = matching.overlapping_boxes((200, 300), rng)
+        pair = rng.standard_normal((2, 8, 8, 16))
+        share, chance, count = matching.matching_accuracy(*pair, boxes, within=within)
+        hits, by_chance = hits + share * count, by_chance + chance * count
+        total += count
+    spread = 4 * np.sqrt(by_chance / total / total)
+    assert abs(hits - by_chance) / total < spread
 
 
 def test_drawn_boxes_overlap_and_lie_inside():

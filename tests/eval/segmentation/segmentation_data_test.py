@@ -77,8 +77,10 @@ def test_classes_of_test_masks_are_known_before_training(tmp_path):
         segmentation_data.class_count(train, val, given=2)
     (tmp_path / "classes.txt").write_text("ground\nbox\n")
     named = segmentation_data.open_data(tmp_path, split="train")
-    with pytest.raises(errors.UserError, match="there are 2 classes: pass"):
+    with pytest.raises(errors.UserError, match="there are 2 classes: write 4 lines"):
         segmentation_data.class_count(named, val, given=None)
+    with pytest.raises(errors.UserError, match="num-classes=4, and classes.txt has 2"):
+        segmentation_data.class_count(named, val, given=4)
     ready = segmentation_data.Segmentation(train.pairs, 21, (), "voc2012")
     assert segmentation_data.class_count(ready, ready, given=None) == 21
 

@@ -53,6 +53,13 @@ def test_segmentation_trains_and_takes_its_head_again(model, data, tmp_path, cap
         capsys, "segmentation", model, tmp_path / "b", *flags[:3], f"--head={head}"
     )
     assert again["numbers"] == first["numbers"]
+    assert again["card"]["selected on"] == "unknown: the head was given"
+    # Rows of another dtype are not taken as this run's.
+    flags = (*flags[:3], f"--head={head}")
+    rows = tmp_path / "b/images.jsonl"
+    known = rows.read_text().splitlines()[0]
+    evaluate(capsys, "segmentation", model, tmp_path / "b", *flags, "--dtype=bfloat16")
+    assert rows.read_text().splitlines()[0] != known
     keys = torch.load(head, weights_only=True)["state_dict"]
     assert keys["decode_head.conv_seg.weight"].shape == (2, 128, 1, 1)
     assert "<img" in (tmp_path / "a/report.html").read_text()
@@ -83,6 +90,13 @@ def test_depth_trains_and_predicts(model, data, tmp_path, capsys):
     assert "belongs to another run" in capsys.readouterr().err
     head = tmp_path / "a/head.pth"
     assert dinov2_jax.load_head(head).spec.layers == 4
+    # --max-depth says which pixels count; the head predicts as it was trained.
+    near = evaluate(
+        *(capsys, "depth", model, tmp_path / "n", f"--data={data}", f"--head={head}"),
+        "--max-depth=5",
+    )
+    assert near["card"]["depth"] == "0.001 to 10 m"
+    assert near["changed"]["pixels up to"] == "5 m"
     image = data / "test/images/0.png"
     predicted = evaluate(
         capsys, "predict", model, tmp_path / "p", f"--head={head}", "--images", image
@@ -111,6 +125,11 @@ def test_predictions_of_classes(model, data, tmp_path, capsys):
     x = np.concatenate([out.cls[0], out.patches[0].mean((0, 1))])
     logits = weights["weight"] @ x
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    common = (f"--model={model}", "--num-heads=2", f"--out={tmp_path / 'q'}")
+    assert program.main(["predict", *common, *map(str, flags), "--short=56"]) == 2
+    assert (
+        "--short has no effect on heads for classification" in capsys.readouterr().err
+    )
     best = found[0]["classes"][0]
     assert best["name"] == ("cat", "dog", "horse")[wanted.argmax()]
     assert best["probability"] == pytest.approx(wanted.max(), abs=1e-3)
@@ -150,7 +169,9 @@ def test_unreadable_images_are_left_out(model, damaged, tmp_path, capsys, task, 
 
 def test_matching_runs_on_a_folder(model, data, tmp_path, capsys):
     flags = (f"--data={data / 'train/images'}", "--size=28", "--crops=2")
-    found = evaluate(capsys, "matching", model, tmp_path, *flags)["numbers"]
+    result = evaluate(capsys, "matching", model, tmp_path, *flags)
+    assert result["protocol"] == "ours"
+    found = result["numbers"]
     assert 0 <= found["matching/accuracy"] <= 1
     assert -1 <= found["matching/patch_cosine"] <= 1
 
