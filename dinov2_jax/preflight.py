@@ -26,7 +26,7 @@ from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.distillation import frozen_teacher, students
 from dinov2_jax.eval import evaluator
-from dinov2_jax.runtime import distributed
+from dinov2_jax.runtime import distributed, same_images
 from dinov2_jax.runtime import workdir as workdir_lib
 from dinov2_jax.trackers import backends
 from dinov2_jax.weights import initial
@@ -110,6 +110,9 @@ def _agree(name: str, check: Callable[[], str]) -> bool:
         for i, (passed, text) in enumerate(results)
         if not passed
     ]
+    texts = {text for _, text in results}
+    if len(bad) == len(results) and len(texts) == 1:  # found by all together
+        bad = list(texts)
     if bad:
         _print_result("WRONG", name, "; ".join(bad))
     else:
@@ -223,7 +226,7 @@ class _Preflight:
 
     def data(self) -> str:
         """Build this process's part of a batch, the first with the largest crops."""
-        source = registry.make_source(self.config)
+        source = self.source = registry.make_source(self.config)
         evaluator.make_evaluator(
             self.config, self.trainer.meta_arch, self.trainer.mesh, source
         )
@@ -277,6 +280,8 @@ class _Preflight:
 
     def step(self) -> str:
         """Compile the step and run it twice."""
+        # Not in `data`, which not all processes may pass: they wait for each other.
+        same_images.check(self.source)
         state = self.trainer.first_state(
             self.first and self.first.params, self.gram and self.gram.params["backbone"]
         )

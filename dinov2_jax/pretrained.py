@@ -283,7 +283,10 @@ def _pair(size: Any) -> tuple[int, int]:
 def _apply(module, params, images, masks, chosen):
     names = ("layers", "attention", "attention_queries")
     chosen = dict(zip(names, chosen, strict=True))
-    return module.apply({"params": params}, images, masks, **chosen)
+    # Otherwise TPUs and GPUs multiply float32 in lower precision.
+    exact = jnp.dtype(module.dtype) == jnp.float32
+    with jax.default_matmul_precision("highest" if exact else "default"):
+        return module.apply({"params": params}, images, masks, **chosen)
 
 
 def load(

@@ -31,6 +31,7 @@ from dinov2_jax.runtime import (
     logger,
     progress,
     rollback,
+    same_images,
     timing,
     watchdog,
 )
@@ -71,6 +72,7 @@ def train(
     checking.check_cluster(config, num_processes, jax.device_count())
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
     checking.check_devices(config, jax.device_count())
+    same_images.check(source)
     workdir_lib.make_workdir(workdir)
     lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
     teacher = frozen_teacher.read(config)
@@ -232,8 +234,9 @@ class Run:
                     self.state = self.checkpoints.restore(self.trainer.state)
                 return [*lines, f"resumed from step {self.start_step}"]
         # Random weights, or those that `config.init` names.
-        weights = initial.read(self.config, self.trainer.meta_arch)
-        gram = initial.read_gram(self.config, self.trainer.meta_arch)
+        with self.watchdog.during("reading the first weights", _LONG):  # or a download
+            weights = initial.read(self.config, self.trainer.meta_arch)
+            gram = initial.read_gram(self.config, self.trainer.meta_arch)
         self.state = self.trainer.first_state(
             weights and weights.params, gram and gram.params["backbone"]
         )
@@ -250,6 +253,9 @@ class Run:
             )
             return
         self.log.start()
+        untraced = profiler.untraced(self.start_step + 1, self.config.train.steps)
+        if untraced:
+            self.log.message(f"warning: {untraced}")
         step_fn = None
         with jax.set_mesh(self.trainer.mesh):
             self.cadence = cadence.Cadence(

@@ -91,16 +91,35 @@ wait_until_ready() {
   find_hosts
 }
 
-# Installs every file that git tracks, as it is in the work tree.
+need_checkout() {
+  git -C "$REPOSITORY" ls-files --error-unmatch -- launch/tpu_host.sh \
+    >/dev/null 2>&1 ||
+    fail "$REPOSITORY: the hosts get the files that git tracks, and this is no git\
+ checkout of dinov2_jax: clone the repository and use the launch folder in it"
+}
+
+# Prints the files that git tracks and that are in the work tree, each ended by a 0.
+tracked_files() {
+  local file
+  git -C "$REPOSITORY" ls-files -z | while IFS= read -rd '' file; do
+    if [[ -e $REPOSITORY/$file || -L $REPOSITORY/$file ]]; then printf '%s\0' "$file"; fi
+  done
+}
+
+# Installs every file that git tracks, as it is in the work tree. It is called where
+# `set -e` does not hold.
 install() {
-  local archive=$FOLDER.tar.gz folder
-  folder=$(mktemp -d)
+  local archive=$FOLDER.tar.gz folder code=0
+  folder=$(mktemp -d) || return
   if [[ ! $DRY_RUN ]]; then
-    git -C "$REPOSITORY" ls-files -z |
-      tar -C "$REPOSITORY" --null --files-from=- -czf "$folder/$archive"
+    tracked_files |
+      tar -C "$REPOSITORY" --null --files-from=- -czf "$folder/$archive" || code=$?
   fi
-  (cd -- "$folder" && copy_to_all "$archive") || return
+  if ((code == 0)); then
+    (cd -- "$folder" && copy_to_all "$archive") || code=$?
+  fi
   rm -r -- "$folder"
+  if ((code)); then return "$code"; fi
   on_host all "mkdir -p $FOLDER && tar -xzf $archive -C $FOLDER && $(
     host_command install "$python"
   )"
@@ -168,7 +187,7 @@ verdict() { # LINES: the status of each host
 }
 
 watch() {
-  local attempt code now
+  local attempt code now failed_starts=0
   for ((attempt = 0; ; attempt++)); do
     now=$(state)
     while [[ $now == UNREACHABLE ]]; do
@@ -182,7 +201,20 @@ watch() {
     code=0
     # A host may be preempted at any point.
     { install && start; } || code=255
-    if ((code == 0)); then wait_for_end || code=$?; fi
+    if ((code == 0)); then
+      failed_starts=0
+      wait_for_end || code=$?
+    elif [[ $(state) == READY ]]; then # no host was lost
+      failed_starts=$((failed_starts + 1))
+      if ((failed_starts == 3)); then
+        say "the hosts are up, but install or start failed 3 times in a row: giving up;\
+ repair what is reported above, then run the same command"
+        return 1
+      fi
+      sleep "$poll"
+    else
+      failed_starts=0
+    fi
     if ! worth_a_restart "$code"; then return "$code"; fi
     if ((attempt == restarts)); then
       say "exit code $code after $restarts restarts: giving up"
@@ -195,9 +227,9 @@ watch() {
 do_verb() {
   case $verb in
     create) create; wait_until_ready ;;
-    install) find_hosts; install ;;
+    install) need_checkout; find_hosts; install ;;
     run) find_hosts; start; wait_for_end ;;
-    watch | resume) watch ;;
+    watch | resume) need_checkout; watch ;;
     logs) find_hosts; on_host 0 "$(host_command logs)" ;;
     stop) find_hosts; on_host all "$(host_command stop)" ;;
     status) describe; find_hosts; on_host all "$(host_command status)" ;;

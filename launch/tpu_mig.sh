@@ -134,7 +134,7 @@ on_host() { # I COMMAND
 copy_to_all() { # FILE
   local host
   for host in "${hosts[@]}"; do
-    run gcloud compute scp "$1" "$host:$1" "${where[@]}"
+    run gcloud compute scp "$1" "$host:$1" "${where[@]}" || return
   done
 }
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import random_weights
 import skimage.data
+import vits
 from peers import torch, transformers
 from PIL import Image
 
 import dinov2_jax
-from dinov2_jax import errors, model_inputs
+from dinov2_jax import errors, model_inputs, pretrained
 from dinov2_jax.convert import formats
 from dinov2_jax.data.decode import image_decoder
 
@@ -61,6 +62,18 @@ def peer(folder, *, registers, depth=4, size=518, swiglu=False, width=128):
     model.load_state_dict({k: torch.from_numpy(v) for k, v in drawn.items()})
     model.save_pretrained(folder)
     return model, dinov2_jax.load(folder)
+
+
+def test_float32_is_multiplied_in_float32_on_any_device():
+    """As embedding does; GPUs and TPUs would reduce it to TF32 or bfloat16."""
+    for dtype, exact in (("float32", True), ("bfloat16", False)):
+        module = vits.make(
+            patch_size=4, image_size=8, embed_dim=8, depth=1, num_heads=2, dtype=dtype
+        )
+        images = jnp.zeros((1, 8, 8, 3))
+        params = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+        lowered = pretrained._apply.lower(module, params, images, None, ((), (), None))
+        assert ("HIGHEST" in lowered.as_text()) == exact
 
 
 @pytest.fixture(scope="module")

@@ -125,6 +125,8 @@ class BestWeights:
         self, workdir: pathlib.Path, measures: Sequence[str], *, resumed: bool
     ):
         self._workdir, self._measures = workdir, tuple(measures)
+        if jax.process_index() == 0:  # it may have been killed in a save
+            saved_weights.remove_unfinished(workdir / FOLDER)
         self.record = read(workdir) if resumed else None
         if resumed and self.record is None:
             raise errors.UserError(

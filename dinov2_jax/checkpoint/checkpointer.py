@@ -55,6 +55,7 @@ class Checkpointer:
         self._seal_error: Exception | None = None
         self._step: int | None = None  # of the last save
         self._failed_in_a_row = 0
+        self._verified: set[int] = set()  # steps whose checksums were right
         self.failed = False
         self._manager = self._make_manager()
 
@@ -209,16 +210,30 @@ class Checkpointer:
           One line per finding.
 
         Raises:
-          UserError: No checkpoint is good; none is moved.
+          UserError: None is good, or one cannot be read for now; none is moved.
         """
         lines = []
         if jax.process_index() == 0:
+            # Before it seals what is used without verification.
+            sealed = self._sealed_steps()
             lines = quarantine.set_aside(self.path)
         if jax.process_count() > 1:
             # No process reads checkpoints before this is done.
             multihost_utils.sync_global_devices("damaged checkpoints are moved")
+        if jax.process_index() > 0:
+            sealed = self._sealed_steps()
+        self._verified = sealed  # of which the newest is what `restore` reads
         self._manager.reload()
         return lines
+
+    def _sealed_steps(self) -> set[int]:
+        with contextlib.suppress(OSError):  # reading them says more
+            return {
+                int(folder.name)
+                for folder in self.path.iterdir()
+                if folder.name.isdecimal() and checksums.is_sealed(folder)
+            }
+        return set()
 
     def set_aside_after(self, step: int) -> None:
         """Move the checkpoints of later steps, which a rollback has discarded."""
@@ -255,6 +270,8 @@ class Checkpointer:
             # Orbax's unfinished coroutines would each print a traceback when they are
             # collected, some of them at exit.
             sys.unraisablehook = lambda unraisable: None
+            if step in self._verified or orbax_logging.is_of_machine(error):
+                raise orbax_logging.not_damaged(self.path / str(step), error) from error
             reason = " ".join(str(error).split())[:200]
             raise errors.UserError(
                 f"cannot read the checkpoint {self.path / str(step)} ({reason}): "

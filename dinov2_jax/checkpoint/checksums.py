@@ -40,6 +40,9 @@ def problem(folder: pathlib.Path) -> str | None:
 
     Reads every byte, several files at a time: hashing releases the GIL. Files that were
     added later are ignored.
+
+    Raises:
+      OSError: The disk or the file system fails, which is no damage.
     """
     try:
         described = json.loads((folder / NAME).read_text())
@@ -58,9 +61,9 @@ def problem(folder: pathlib.Path) -> str | None:
             for (name, file), digest in zip(files.items(), digests):
                 if digest != file["sha256"]:
                     return f"{name} does not match its checksum"
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         name = pathlib.Path(error.filename or folder).name
-        return f"{name} cannot be read: {error.strerror}"
+        return f"{name} is missing: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{NAME} is damaged"
     return None

@@ -1,12 +1,15 @@
-"""Orbax's failures: short reasons for errors, and no noise on the console."""
+"""Orbax's failures: short reasons, whose fault they are, and a quiet console."""
 
 import contextlib
 import logging
 import os
+import pathlib
 import re
 import sys
 import warnings
 from typing import Any
+
+from dinov2_jax import errors
 
 
 def reason(error: Exception) -> str:
@@ -17,6 +20,23 @@ def reason(error: Exception) -> str:
     if code:
         return os.strerror(int(code[1]))
     return " ".join(str(error).split())[:200]
+
+
+def is_of_machine(error: Exception) -> bool:
+    """Return whether a disk, a file system or memory failed, not what was read."""
+    if isinstance(error, OSError):
+        missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        return error.errno is not None and not isinstance(error, missing)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def not_damaged(folder: pathlib.Path, error: Exception) -> errors.UserError:
+    """Return the error of a checkpoint that is good but could not be read."""
+    return errors.UserError(
+        f"cannot read the checkpoint {folder} ({reason(error)}), which is not damaged: "
+        "this machine, its memory or its disk failed; run the same command again",
+        exit_code=errors.TRY_AGAIN,
+    )
 
 
 def hush_threads() -> None:

@@ -22,7 +22,30 @@ def set_aside(path: pathlib.Path) -> list[str]:
       One line per finding.
 
     Raises:
-      UserError: No checkpoint is good; none is moved.
+      UserError: No checkpoint is good, or one cannot be read for now; none is moved.
+    """
+    try:
+        damaged, lines = _find_damaged(path)
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot read {error.filename or path} ({error.strerror or error}), which "
+            "does not show that a checkpoint is damaged, so none was moved: run the "
+            "same command again when the disk answers, or, if that file is lost, "
+            "remove the folder of its step to resume from the one before it",
+            exit_code=errors.TRY_AGAIN,
+        ) from error
+    for folder, problem in damaged.items():
+        target = move_away(folder)
+        lines.append(f"checkpoint {folder} is damaged ({problem}): moved to {target}")
+    return lines
+
+
+def _find_damaged(path: pathlib.Path) -> tuple[dict[pathlib.Path, str], list[str]]:
+    """Return what is wrong, by checkpoint, and lines about what is used all the same.
+
+    Raises:
+      OSError: The disk or the file system fails.
+      UserError: No checkpoint is good.
     """
     steps = [p for p in path.iterdir() if p.name.isdecimal() and p.is_dir()]
     damaged, lines = {}, []
@@ -52,10 +75,7 @@ def set_aside(path: pathlib.Path) -> list[str]:
                 f"no checkpoint in {path} is intact ({listing}): restore one from a "
                 "copy, or remove them all to start over"
             )
-    for folder, problem in damaged.items():
-        target = move_away(folder)
-        lines.append(f"checkpoint {folder} is damaged ({problem}): moved to {target}")
-    return lines
+    return damaged, lines
 
 
 def move_away(folder: pathlib.Path) -> pathlib.Path:

@@ -1,6 +1,8 @@
 """Trees of weights, without the rest of a state, in orbax folders."""
 
+import glob
 import pathlib
+import shutil
 import sys
 from typing import Any
 
@@ -11,6 +13,8 @@ import orbax.checkpoint as ocp
 
 from dinov2_jax import errors
 from dinov2_jax.checkpoint import checksums, orbax_logging
+
+_UNFINISHED = ".orbax-checkpoint-tmp"  # what orbax adds to a name until all is written
 
 
 def read(folder: pathlib.Path, branch: str | None = None) -> Any:
@@ -27,12 +31,18 @@ def read(folder: pathlib.Path, branch: str | None = None) -> Any:
     Raises:
       UserError: The folder cannot be read or has no such branch.
     """
-    if checksums.is_sealed(folder):
-        problem = checksums.problem(folder)
-        if problem:
-            raise errors.UserError(
-                f"the checkpoint {folder} is damaged ({problem}): use another step"
-            )
+    sealed = False
+    try:
+        sealed = checksums.is_sealed(folder)
+        problem = checksums.problem(folder) if sealed else None
+    except OSError as error:
+        raise orbax_logging.not_damaged(folder, error) from error
+    if problem:
+        raise errors.UserError(
+            f"the checkpoint {folder} is damaged ({problem}): use another step, or "
+            "write an export again"
+        )
+    checked = folder
     if (folder / "default").is_dir():
         folder = folder / "default"
     try:
@@ -52,6 +62,9 @@ def read(folder: pathlib.Path, branch: str | None = None) -> Any:
             )
     except Exception as error:  # orbax and tensorstore raise many kinds
         sys.unraisablehook = lambda unraisable: None
+        has_branch = not isinstance(error, KeyError)
+        if (sealed and has_branch) or orbax_logging.is_of_machine(error):
+            raise orbax_logging.not_damaged(checked, error) from error
         reason = " ".join(str(error).split())[:200]
         raise errors.UserError(
             f"cannot read the checkpoint {folder} ({reason}): use another step"
@@ -69,5 +82,18 @@ def write(folder: pathlib.Path, weights: Any) -> None:
         with orbax_logging.quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute(), weights, force=True)
     except Exception as error:  # orbax and tensorstore raise many kinds
+        remove_unfinished(folder.parent, folder.name)
         reason = " ".join(str(error).split())[:200]
         raise errors.UserError(f"cannot write {folder} ({reason})") from error
+
+
+def remove_unfinished(parent: pathlib.Path, name: str = "*") -> None:
+    """Remove what failed or killed calls of `write` left, which fills the disk.
+
+    Args:
+      parent: The folder that has the written folders.
+      name: Name of one of these; "*" is all of them.
+    """
+    pattern = name if name == "*" else glob.escape(name)
+    for left in parent.glob(f"{pattern}{_UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)

@@ -50,7 +50,9 @@ def expected_features(
 ) -> dict[str, np.ndarray]:
     """Return this project's features, by name."""
     apply = jax.jit(lambda params, x: weights.module.apply({"params": params}, x))
-    out = apply(weights.params["backbone"], images)
+    # Otherwise TPUs and GPUs multiply float32 in lower precision than the target.
+    with jax.default_matmul_precision("highest"):
+        out = apply(weights.params["backbone"], images)
     return {
         name: np.asarray(getattr(out, name)) for name in ("cls", "registers", "patches")
     }
@@ -169,7 +171,7 @@ def _load_timm(path, weights, which, heads) -> Run:
         with torch.inference_mode():
             pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
             tokens = model.forward_features(pixels).numpy()
-        return _split(tokens, m, images)
+        return _split(tokens, weights.module, images)
 
     return run_model
 

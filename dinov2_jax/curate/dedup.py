@@ -123,6 +123,8 @@ def run(args: argparse.Namespace) -> None:
     for test in tests:
         features.refuse_others(pool, test)
     images = _images(args, pool)
+    if args.hashes and args.hashes.exists():  # refuse those of other images at once
+        duplicates.read_hashes(args.hashes, pool, images)
     threshold, calibration = args.threshold, None
     if args.calibrate:
         calibration, threshold = _calibrate(args, pool, images)
@@ -195,7 +197,10 @@ def _images(args: argparse.Namespace, pool: Any) -> Any:
     if not (args.calibrate or args.hashes or args.keep == "largest"):
         return None
     try:
-        return image_files.ImageFiles(pool, args.root)
+        images = image_files.ImageFiles(pool, args.root)
+        if not (args.hashes and args.hashes.exists()) or args.calibrate:
+            images.check_exists()
+        return images
     except errors.UserError as error:
         if args.calibrate or args.hashes:
             raise

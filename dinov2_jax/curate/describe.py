@@ -62,16 +62,16 @@ def run(args: argparse.Namespace) -> None:
       UserError: A foreseen error, raised before anything is written if possible.
     """
     # Imported here, so that --help and wrong flags need not wait for jax.
-    from dinov2_jax.curate import sscd, sscd_weights
+    from dinov2_jax.curate import image_files, sscd, sscd_weights
     from dinov2_jax.embed import extraction, images, output, resumable_output, shards
 
     shard = shards.parse(args.shard) if args.shard is not None else None
     out = shard.file_name(args.out) if shard else args.out
     output.check(out)
     params = sscd_weights.read(args.weights)
-    source = images.open_source(args.data)
+    whole = source = images.open_source(args.data)
     if shard:
-        source = shards.ShardSource(source, shard)
+        source = shards.ShardSource(whole, shard)
     for line in source.warnings():
         _print(f"warning: {line}")
     prepare = sscd_preprocessing.Preprocessing(
@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
         resumable_output.remove_finished(out, settings)
         _print(f"{out} is complete: nothing to do")
         return
+    image_files.refuse_repeated(whole)
     with resumable_output.Unfinished(
         out,
         settings,

@@ -152,6 +152,7 @@ def _embed(argv: list[str], out: pathlib.Path, discard: Callable[[], None]) -> i
       out: The features file.
       discard: Function that removes earlier files, once images and model are checked.
     """
+    from dinov2_jax.curate import image_files
     from dinov2_jax.embed import __main__ as embed
     from dinov2_jax.embed import images, output, resumable_output
 
@@ -163,7 +164,7 @@ def _embed(argv: list[str], out: pathlib.Path, discard: Callable[[], None]) -> i
                 f"{argv[0]} has shards, but the list that is written names files: name "
                 "a folder of images or a list of them"
             )
-        _refuse_repeated(source)
+        image_files.refuse_repeated(source)
         discard()
         if out.exists() and not output.is_complete(out, settings, root):
             _print(f"{out} is of other images or flags: embedding again")
@@ -173,18 +174,6 @@ def _embed(argv: list[str], out: pathlib.Path, discard: Callable[[], None]) -> i
     _print_command("embed", argv)
     embed.embed(embed.parse_arguments(argv), check)
     return json.loads(output.description_of(out).read_bytes())["rows"]
-
-
-def _refuse_repeated(source: Any) -> None:
-    seen: set[bytes] = set()
-    for index in range(len(source)):
-        name = source.relative_path(index)
-        if name in seen:
-            raise errors.UserError(
-                f"{os.fsdecode(name)!r} is listed twice: names are keys, so list each "
-                "image once"
-            )
-        seen.add(name)
 
 
 def _do(finished: finished_steps.FinishedSteps, step: finished_steps.Step) -> None:

@@ -82,17 +82,23 @@ class Parquet:
                 f"{path}: the column name has {schema.field('name').type}, not text: "
                 "write names as strings"
             )
+        self._path = path
         self.names = self._column("name")
         self.paths = None
         if "path" in schema.names:
             self.paths = [os.fsencode(path) for path in self._column("path")]
-        self._path = path
         kind = schema.field("features").type
         size = getattr(kind, "list_size", None)
         self.dim = size if size is not None else self._flat(0)[1]
 
     def _column(self, name: str) -> list[Any]:
-        return self._file.read(columns=[name]).column(0).to_pylist()
+        column = self._file.read(columns=[name]).column(0)
+        if column.null_count:
+            raise errors.UserError(
+                f"{self._path}: the column {name} is null in {column.null_count:,} of "
+                f"{len(column):,} rows: fill it, or leave those rows out"
+            )
+        return column.to_pylist()
 
     def _flat(self, group: int) -> tuple[np.ndarray, int]:
         """Return the values of a group in one row, and their number per image."""

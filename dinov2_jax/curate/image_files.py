@@ -16,6 +16,7 @@ from dinov2_jax.data.decode import image_decoder
 
 _Result = TypeVar("_Result")
 _ENOUGH = 256  # px of the short side from which a hash is computed
+_LOOKED_AT = 100  # first paths, of which at least one must exist
 _AHEAD = 4  # images that are begun before they are asked for, a thread
 
 
@@ -48,6 +49,15 @@ class ImageFiles:
             )
         self._decoder = image_decoder.Decoder()
 
+    def check_exists(self) -> None:
+        """Raise UserError if none of the first images exists."""
+        first = [os.fsdecode(path) for path in self._paths[:_LOOKED_AT]]
+        if not any(map(os.path.exists, first)):
+            raise errors.UserError(
+                f"{first[0]} does not exist, nor does any of the first {len(first):,} "
+                "images: add --root, the folder that was embedded"
+            )
+
     def open(self, row: int) -> image_decoder.OpenedImage:
         """Open an image; raises `BadImage`."""
         return self._decoder.open(
@@ -68,8 +78,26 @@ class ImageFiles:
 
     def size(self, row: int) -> int:
         """Return the number of pixels of an image; raises `BadImage`."""
-        opened = self.open(row)
-        return opened.width * opened.height
+        path = os.fsdecode(self._paths[row])
+        width, height = self._decoder.size(path, name=str(self.names[row]))
+        return width * height
+
+
+def refuse_repeated(source: Any) -> None:
+    """Raise UserError if two images have the same name, the key of all tables.
+
+    Args:
+      source: A `data.sources.base.Source`.
+    """
+    seen: set[bytes] = set()
+    for index in range(len(source)):
+        name = source.relative_path(index)
+        if name in seen:
+            raise errors.UserError(
+                f"{os.fsdecode(name)!r} is listed twice: names are keys, so list each "
+                "image once"
+            )
+        seen.add(name)
 
 
 class Readable:

@@ -15,6 +15,13 @@ from dinov2_jax import cli, errors
 from dinov2_jax.curate import keyed_hash, metrics, tables
 
 _POOL_ROWS = 2**18  # of the pool that are searched at a time
+_MODE_OF_FLAG = {
+    "per_query": "sample",
+    "clusters": "cluster",
+    "per_cluster": "cluster",
+    "min_hits": "cluster",
+}
+_DEFAULTS = {"per_query": 4, "per_cluster": 10_000, "min_hits": 4}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +49,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--per-query",
         type=cli.positive,
-        default=4,
         help="by sample: images of the pool for each query (default: 4)",
     )
     add(
@@ -53,13 +59,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--per-cluster",
         type=cli.positive,
-        default=10_000,
         help="by cluster: most images of a cluster (default: 10,000)",
     )
     add(
         "--min-hits",
         type=cli.positive,
-        default=4,
         help="by cluster: fewest queries that a cluster is taken for (default: 4)",
     )
     add(
@@ -89,10 +93,7 @@ def run(args: argparse.Namespace) -> None:
     from dinov2_jax.curate import features as features_lib
 
     tables.check_out(args.out)
-    if args.mode == "cluster" and not args.clusters:
-        raise errors.UserError(
-            "--mode=cluster needs --clusters: make it with dinov2-jax curate cluster"
-        )
+    _check_mode(args)
     pool = features_lib.open_features(args.features)
     queries = features_lib.open_features(args.queries)
     features_lib.refuse_others(pool, queries)
@@ -137,6 +138,25 @@ def run(args: argparse.Namespace) -> None:
         f"different ones ({found / asked:.1%}) of {len(pool):,}"
     )
     print(f"wrote {len(rows):,} to {args.out}")
+
+
+def _check_mode(args: argparse.Namespace) -> None:
+    """Refuse flags of the other mode, and set those that are missing."""
+    if args.mode == "cluster" and not args.clusters:
+        raise errors.UserError(
+            "--mode=cluster needs --clusters: make it with dinov2-jax curate cluster"
+        )
+    for flag, mode in _MODE_OF_FLAG.items():
+        value = getattr(args, flag)
+        if value is not None and args.mode != mode:
+            given = f"--{flag.replace('_', '-')}={value}"
+            raise errors.UserError(
+                f"{given} is not used by --mode={args.mode}: add --mode={mode}, or "
+                "leave it out"
+            )
+    for flag, default in _DEFAULTS.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, default)
 
 
 def nearest(pool: Any, queries: np.ndarray, count: int) -> tuple[np.ndarray, Any]:
@@ -184,6 +204,7 @@ def _by_cluster(args, pool, queries):
 
     columns, record = tables.read(args.clusters)
     tables.need(columns, ["name", "c1"], path=args.clusters)
+    tables.refuse_unclustered(args.clusters, ["c1"])
     if record.get("inputs", {}).get("features", pool.digest) != pool.digest:
         raise errors.UserError(
             f"{args.clusters} was made of other features than --features: name those, "

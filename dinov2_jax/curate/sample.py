@@ -150,10 +150,12 @@ def run(args: argparse.Namespace) -> None:
     names, rows = tables.layout(args.clusters)  # a table of 1e9 rows is not read
     tables.need(dict.fromkeys(names), ["name"], path=args.clusters)
     levels = cluster_columns(names)
+    paths = ["path"] if "path" in names and not args.root and not args.sql else []
+    tables.refuse_nulls(args.clusters, ["name", *paths])
+    tables.refuse_unclustered(args.clusters, levels)
     if args.sql:
         _print_query(args, rows, len(levels))
         return
-    paths = ["path"] if "path" in names and not args.root else []
     columns, _ = tables.read(args.clusters, ["name", *levels, *paths])
     _refuse_repeated(columns["name"], args.clusters)
     kept, counts = _filter(args, columns["name"])

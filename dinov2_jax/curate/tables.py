@@ -101,7 +101,7 @@ def read(
 
     Raises:
       UserError: The file does not exist, is no Parquet file, lacks a column or has
-        names that are not text.
+        names that are not text, or null.
     """
     with _reading(path) as dataset:
         if wanted is not None:
@@ -112,6 +112,8 @@ def read(
         name: table.column(name).to_numpy(zero_copy_only=False)
         for name in table.column_names
     }
+    if "name" in columns and (nulls := table.column("name").null_count):
+        raise errors.UserError(_nulls(path, "name", nulls, len(columns["name"])))
     kind = str(table.schema.field("name").type) if "name" in columns else "string"
     if "string" not in kind:
         raise errors.UserError(
@@ -132,6 +134,76 @@ def layout(path: str | os.PathLike) -> tuple[list[str], int]:
     with _reading(path) as dataset:
         rows = sum(fragment.count_rows() for fragment in dataset.fragments)
         return dataset.schema.names, rows
+
+
+def refuse_nulls(path: str | os.PathLike, columns: Sequence[str]) -> None:
+    """Check that columns have no nulls, by few rows at a time.
+
+    Args:
+      path: Path of the Parquet file, or of a folder of such files.
+      columns: Names of columns that it has.
+
+    Raises:
+      UserError: There are nulls.
+    """
+    import pyarrow
+    from pyarrow import compute
+
+    for name in columns:
+        with _reading(path) as dataset:
+            if pyarrow.types.is_floating(dataset.schema.field(name).type):
+                nulls = _count_nan(dataset, name)
+            else:
+                nulls = _count(dataset, compute.field(name).is_null())
+        if nulls:
+            raise errors.UserError(_nulls(path, name, nulls, layout(path)[1]))
+
+
+def refuse_unclustered(path: str | os.PathLike, columns: Sequence[str]) -> None:
+    """Check that each image is in a cluster of each level, by few rows at a time.
+
+    Args:
+      path: Path of the Parquet file, or of a folder of such files.
+      columns: Names of the columns c1, c2, ... that it has.
+
+    Raises:
+      UserError: There are nulls or negative numbers.
+    """
+    import pyarrow
+    from pyarrow import compute
+
+    refuse_nulls(path, columns)
+    for name in columns:
+        with _reading(path) as dataset:
+            kind = dataset.schema.field(name).type
+            numbers = pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
+            negative = _count(dataset, compute.field(name) < 0) if numbers else 0
+        if negative:
+            raise errors.UserError(
+                f"{path}: the column {name} is negative in {negative:,} rows: leave "
+                "those images out, or give each a cluster of its own, from 0"
+            )
+
+
+def _count(dataset: Any, condition: Any) -> int:
+    """Return the number of rows that meet a condition; most groups are not read."""
+    return sum(part.count_rows(filter=condition) for part in dataset.fragments)
+
+
+def _count_nan(dataset: Any, column: str) -> int:
+    """Return the number of nulls and NaN, of which Parquet keeps no statistics."""
+    return sum(
+        batch.column(0).is_null(nan_is_null=True).true_count
+        for part in dataset.fragments
+        for batch in part.to_batches(columns=[column])
+    )
+
+
+def _nulls(path: str | os.PathLike, column: str, nulls: int, rows: int) -> str:
+    return (
+        f"{path}: the column {column} is null in {nulls:,} of {rows:,} rows: fill it, "
+        "or leave those rows out"
+    )
 
 
 @contextlib.contextmanager

@@ -183,12 +183,12 @@ class BatchBuilder:
         drawn_for = place
         for attempt in range(MAX_ATTEMPTS):
             index = self.source.resolve(pass_number, place)
-            self._note(self.source.name(index))
+            self._note(self.source.place_name(index))
             try:
                 image = self.source.open(index)
                 if image.width * image.height > _LARGE:
                     size = f"{image.width}x{image.height} px"
-                    self._note(f"{self.source.name(index)} ({size})")
+                    self._note(f"{self.source.place_name(index)} ({size})")
                 return self.multi_crop(image, self._rng(_CROPS, pass_number, drawn_for))
             except image_decoder.BadImage as error:
                 bad.append((index, error.name[-1024:], error.reason[:120]))

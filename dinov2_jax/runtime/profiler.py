@@ -33,6 +33,22 @@ class Profiler:
     def _ask(self, *_) -> None:
         self._asked = True
 
+    def untraced(self, first: int, last: int) -> str:
+        """Return a warning if steps to trace are not in the run, else "".
+
+        Args:
+          first: The first step that this run trains, counted from 1.
+          last: The last one.
+        """
+        if self._last < 0 or first <= self._first <= self._last <= last:
+            return ""
+        start, end = max(first, self._first), min(last, self._last)
+        traced = "nothing" if start > end else f"only {start}:{end}"
+        return (
+            f"--profile={self._first}:{self._last}: this run trains steps {first} to "
+            f"{last}, so {traced} is traced; choose steps in that range"
+        )
+
     def before_step(self, step: int) -> str | None:
         """Start or stop a trace if it is time; return its folder when it stops.
 
@@ -45,12 +61,14 @@ class Profiler:
         written = None
         if self._folder is not None and step > self._last:
             written = self.close()
-        if step == self._first <= self._last:
+        if self._folder is None and self._first <= step <= self._last:
             name = f"step-{step}" + f"-process-{self._process}" * bool(self._process)
             folder = self._workdir / "profile" / name
             with _tolerating(folder):
                 jax.profiler.start_trace(folder)
                 self._folder = folder
+            if self._folder is None:  # it failed: do not try again at each step
+                self._last = -1
         return written
 
     def close(self) -> str | None:
@@ -58,6 +76,7 @@ class Profiler:
         if self._folder is None:
             return None
         folder, self._folder = self._folder, None
+        self._last = -1  # a rollback does not trace the same steps again
         with _tolerating(folder):
             jax.profiler.stop_trace()
             jax.profiler.save_device_memory_profile(str(folder / "memory.prof"))

@@ -13,8 +13,10 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from dinov2_jax import errors
-from dinov2_jax.checkpoint import best_weights, saved_weights
+from dinov2_jax.checkpoint import best_weights, checksums, saved_weights
 from dinov2_jax.data import preprocessing
 from dinov2_jax.models import lora, model_config, vision_transformer
 from dinov2_jax.weights import architecture, json_fields, state_dict
@@ -216,9 +218,20 @@ def write(
       weights: Parameters, {"backbone": params, ...}.
       prepare: Preprocessing that the model expects.
       which: "teacher", "student" or, if unknown, None.
+
+    Raises:
+      UserError: The weights cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved_weights.write(folder / "weights", dict(weights))
+    if jax.process_index() == 0:  # orbax would read flipped bits silently
+        try:
+            checksums.write(folder / "weights")
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot write {folder} ({error.strerror or error}): free disk space "
+                "or repair that, then write it again"
+            ) from error
     described = {
         "model": module.config.to_dict(),
         "preprocessing": dataclasses.asdict(prepare),

@@ -9,7 +9,6 @@ import difflib
 import http.client
 import os
 import pathlib
-import urllib.error
 import urllib.request
 import zipfile
 from typing import Any
@@ -90,10 +89,7 @@ def _torch_home() -> pathlib.Path:
 
 def _download(address: str, path: pathlib.Path) -> None:
     try:
-        with (
-            urllib.request.urlopen(address, timeout=30) as response,
-            files.open_new(path) as file,
-        ):
+        with _open(address, path) as response, files.open_new(path) as file:
             size = int(response.headers.get("Content-Length") or 0)
             with progress_bar.Bar(
                 size or None, what=path.name, unit="B", scaled=True
@@ -107,7 +103,15 @@ def _download(address: str, path: pathlib.Path) -> None:
             broken = zipfile.ZipFile(file.name).testzip()
             if broken:
                 raise _failed(f"the CRC-32 of {broken} is wrong", address, path)
-    except (urllib.error.URLError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile as error:
+        raise _failed(error, address, path) from error
+
+
+def _open(address: str, path: pathlib.Path) -> Any:
+    try:
+        return urllib.request.urlopen(address, timeout=30)
+    # A URLError, or what a server gives that closes or stalls before its headers.
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise _failed(reason, address, path) from error
 

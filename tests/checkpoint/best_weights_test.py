@@ -100,6 +100,7 @@ def test_a_resumed_run_goes_on_from_its_record(tmp_path):
     # As a kill in a save leaves it.
     shutil.copytree(tmp_path / "best/4", tmp_path / "best/5.orbax-checkpoint-tmp")
     again = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=True)
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == ["4", "record.json"]
     assert not offer(again, 5, 0.65)
     assert offer(again, 6, 0.75) and stored(tmp_path) == 6
     assert "+25.0 points" in again.promise()
@@ -121,6 +122,25 @@ def test_a_kill_before_the_record_keeps_the_old_best(tmp_path, monkeypatch):
     assert best_weights.read(tmp_path).step == 0
     again = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=True)
     assert offer(again, 4, 0.7) and stored(tmp_path) == 4
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    """Else a full disk would stay full."""
+    kept = best_weights.BestWeights(tmp_path, NAMES[:1], resumed=False)
+    offer(kept, 0, 0.5)
+
+    def full(self, path, *args, **options):
+        left = path.with_name(f"{path.name}.orbax-checkpoint-tmp")
+        left.mkdir()
+        (left / "data").write_bytes(b"x")
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saved_weights.ocp.PyTreeCheckpointer, "save", full)
+        with pytest.raises(errors.UserError, match="cannot write .*No space left"):
+            offer(kept, 10, 0.7)
+    assert stored(tmp_path) == 0
+    assert offer(kept, 20, 0.7) and stored(tmp_path) == 20
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Checksums of checkpoints find damage that orbax does not."""
 
+import errno
+import os
 import shutil
 
 import jax.numpy as jnp
@@ -92,3 +94,64 @@ def test_weights_of_a_damaged_checkpoint_are_refused(folder):
     largest.write_bytes(content)
     with pytest.raises(errors.UserError, match="is damaged .* use another step"):
         saved_weights.read(folder, "params")
+
+
+@pytest.fixture
+def failing_disk(monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(checksums, "_digest", fail)
+
+
+@pytest.mark.usefixtures("failing_disk")
+def test_a_disk_that_fails_is_no_damage(folder):
+    workdir = folder.parent
+    shutil.copytree(folder, workdir / "checkpoints/3")
+    checkpoints = checkpointer.Checkpointer(workdir)
+    with pytest.raises(errors.UserError, match="Input/output error.* none was") as one:
+        checkpoints.set_aside_damaged()
+    assert one.value.exit_code == errors.TRY_AGAIN
+    assert checkpoints.steps() == [3]
+    assert not (workdir / "damaged_checkpoints").exists()
+    checkpoints.close()
+    with pytest.raises(errors.UserError, match="is not damaged: this machine") as one:
+        saved_weights.read(folder, "params")
+    assert one.value.exit_code == errors.TRY_AGAIN
+
+
+@pytest.mark.parametrize(
+    "sealed, error, code",
+    [
+        (True, ValueError("zstd"), errors.TRY_AGAIN),
+        (True, ValueError("RESOURCE_EXHAUSTED: out of memory"), errors.TRY_AGAIN),
+        (False, OSError(errno.ESTALE, "Stale file handle"), errors.TRY_AGAIN),
+        (False, ValueError("zstd"), errors.BAD_INPUT),
+        (False, FileNotFoundError(errno.ENOENT, "no file"), errors.BAD_INPUT),
+    ],
+)
+def test_only_a_damaged_checkpoint_is_to_be_removed(
+    folder, monkeypatch, sealed, error, code
+):
+    workdir = folder.parent
+    shutil.copytree(folder, workdir / "checkpoints/3")
+    if not sealed:
+        (workdir / "checkpoints/3" / checksums.NAME).unlink()
+    checkpoints = checkpointer.Checkpointer(workdir)
+    checkpoints.set_aside_damaged()
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "item_metadata", fail)
+    with pytest.raises(errors.UserError) as caught:
+        checkpoints.restore({})
+    checkpoints.close()
+    assert caught.value.exit_code == code
+    assert ("remove that folder" in str(caught.value)) == (code == errors.BAD_INPUT)
+
+
+def test_weights_without_the_branch_are_no_fault_of_the_machine(folder):
+    with pytest.raises(errors.UserError, match="use another step") as caught:
+        saved_weights.read(folder, "teacher_params")
+    assert caught.value.exit_code == errors.BAD_INPUT

@@ -15,6 +15,7 @@ from peers import torch, transformers
 
 import dinov2_jax
 from dinov2_jax import errors
+from dinov2_jax.checkpoint import checksums
 from dinov2_jax.convert import __main__ as convert
 from dinov2_jax.convert import targets, verify
 from dinov2_jax.weights import reading, state_dict
@@ -32,6 +33,23 @@ def assert_torch_holds(tensors, expected):
     for key, array in expected.items():
         assert tensors[key].dtype == torch.float32
         np.testing.assert_array_equal(tensors[key].numpy(), array, err_msg=key)
+
+
+def test_a_damaged_export_of_this_project_is_refused(tmp_path):
+    """Orbax itself reads flipped bits silently; older exports have no checksums."""
+    folder = conversions.own_export(tmp_path / "own")
+    assert checksums.problem(folder / "weights") is None
+    files = [path for path in (folder / "weights").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(errors.UserError, match="is damaged .* write an export again"):
+        dinov2_jax.load(folder)
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    (folder / "weights" / checksums.NAME).unlink()
+    dinov2_jax.load(folder)
 
 
 # Heads, registers and SwiGLU at once, and none of them; the third repeats the first.

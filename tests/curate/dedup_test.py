@@ -12,7 +12,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from dinov2_jax.curate import __main__ as curate
-from dinov2_jax.curate import duplicates, search, tables
+from dinov2_jax.curate import duplicates, features, image_files, search, tables
+from dinov2_jax.data.decode import image_decoder, regular_file
 from dinov2_jax.data.sources import photos
 from dinov2_jax.embed import __main__ as embed
 from dinov2_jax.weights import torch_writer
@@ -179,7 +180,9 @@ def test_hashes_find_what_features_do_not(tmp_path, pictures):
     assert hashes.stat().st_mtime_ns == written
 
 
-def test_hashes_of_images_that_changed_or_are_gone(tmp_path, pictures, capsys):
+def test_hashes_of_images_that_changed_or_are_gone(
+    tmp_path, pictures, capsys, monkeypatch
+):
     paths = sorted(pictures.iterdir())
     names = [path.name for path in paths]
     pool = write(tmp_path / "f.parquet", names, np.eye(len(names)), paths)
@@ -192,7 +195,7 @@ def test_hashes_of_images_that_changed_or_are_gone(tmp_path, pictures, capsys):
         return code, capsys.readouterr().err
 
     code, told = run(0, f"--root={tmp_path}/nowhere")
-    assert code == 2 and f"none of {len(names)} images can be read" in told
+    assert code == 2 and f"nor does any of the first {len(names)} images" in told
     assert not hashes.exists()
     os.remove(shutil.copytree(pictures, tmp_path / "some") / names[3])
     code, told = run(1, f"--root={tmp_path / 'some'}")
@@ -202,8 +205,14 @@ def test_hashes_of_images_that_changed_or_are_gone(tmp_path, pictures, capsys):
     about.write_text(json.dumps({"settings": {"images": "first"}}))
     assert run(2)[0] == 0
     about.write_text(json.dumps({"settings": {"images": "second"}}))
+    monkeypatch.delattr(search, "find_pairs")  # refused before the search
     code, told = run(3)
     assert code == 2 and "images that were changed since, or" in told
+    hashes.unlink()
+    code, told = run(4, f"--root={tmp_path}/nowhere")
+    assert code == 2 and "add --root, the folder that was embedded" in told
+    code, told = run(5, f"--root={tmp_path}/nowhere", "--keep=largest")
+    assert code == 2 and "add --root, the folder that was embedded" in told
 
 
 def test_equal_hashes_leave_one_image(tmp_path, pictures):
@@ -259,7 +268,7 @@ def test_calibration_with_a_model(tmp_path, pictures, capsys):
         (("--threshold=0.9", "--hashes=h.parquet"), "add --root, the folder that was"),
         (("--threshold=0.9", "--hashes=h.txt"), "must end in .parquet"),
         (("--threshold=0.9", "--hashes=x/h.parquet"), "--hashes=x/h.parquet: there is"),
-        (("--calibrate=5", "--model=x", "--root=."), "does not say how it was made"),
+        (("--calibrate=5", "--model=x", "--root={0}"), "does not say how it was made"),
         (("--pairs={0}/f.parquet", "--keep=first"), "no column neighbour, only name"),
         (("--pairs={0}/p.parquet", "--keep=first"), "has the image 'z', which the"),
         (
@@ -272,6 +281,7 @@ def test_calibration_with_a_model(tmp_path, pictures, capsys):
 def test_refused_flags(tmp_path, capsys, flags, words):
     pool = write(tmp_path / "f.parquet", NAMES, turned(*ANGLES))
     write(tmp_path / "g.parquet", ["x"], np.eye(3)[:1])
+    (tmp_path / NAMES[0]).touch()
     table = {"name": ["a"], "neighbour": ["z"], "similarity": [0.9]}
     parquet.write_table(pa.table(table), tmp_path / "p.parquet")
     flags = [flag.format(tmp_path) for flag in flags]
@@ -303,3 +313,32 @@ def test_pairs_of_hashes_and_features_are_one():
     assert isinstance(found, search.Pairs)
     assert (found.left.tolist(), found.right.tolist()) == ([1, 1], [2, 3])
     np.testing.assert_array_equal(found.similarity, np.float32([0.9, 0.5]))
+
+
+def test_largest_needs_existing_images_before_the_search(tmp_path, capsys, monkeypatch):
+    paths = [tmp_path / "none" / name for name in NAMES]
+    pool = write(tmp_path / "f.parquet", NAMES, turned(*ANGLES), paths)
+    monkeypatch.delattr(search, "find_pairs")
+    out = f"--out={tmp_path}/dups.parquet"
+    assert curate.main(["dedup", "--features", pool, "--threshold=0.99", out]) == 2
+    told = capsys.readouterr().err
+    assert "nor does any of the first 6 images: add --root" in told
+    assert "or --keep=first" in told
+
+
+def test_sizes_are_read_from_headers(tmp_path, monkeypatch):
+    """Those of files that are cut off are known."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(content[:100])
+    (tmp_path / "c.png").touch()
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png")]
+    names = [path.name for path in paths]
+    pool = write(tmp_path / "f.parquet", names, np.eye(4), paths)
+    images = image_files.ImageFiles(features.open_features([pool]))
+    monkeypatch.delattr(regular_file, "read")
+    assert images.size(0) == images.size(1) == 7200
+    for row, reason in ((2, "empty file"), (3, "No such file")):
+        with pytest.raises(image_decoder.BadImage, match=reason):
+            images.size(row)

@@ -133,6 +133,11 @@ def test_refused_files(tmp_path):
     parquet.write_table(pa.table(numbers), wrong / "numbers.parquet")
     with pytest.raises(errors.UserError, match="name has int64, not text"):
         features.open_features([wrong / "numbers.parquet"])
+    for column, values in (("name", ["a", None]), ("path", [b"a", None])):
+        table = {"name": ["a", "b"], "features": [[1.0], [2.0]], column: values}
+        parquet.write_table(pa.table(table), wrong / "nulls.parquet")
+        with pytest.raises(errors.UserError, match=f"{column} is null in 1 of 2 rows"):
+            features.open_features([wrong / "nulls.parquet"])
     (tmp_path / "void").mkdir()
     with pytest.raises(errors.UserError, match="no .parquet files"):
         features.open_features([tmp_path / "void"])

@@ -76,3 +76,23 @@ def test_retrieve_by_cluster(folder, tmp_path, capsys):
     other = f"--clusters {tmp_path}/c.parquet --out {tmp_path}/n.parquet"
     assert pools.curate(f"{flags} {other}") == 2
     assert "was made of other features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--clusters {}/clusters.parquet", "clusters.parquet is not used by"),
+        ("--per-cluster 4", "--per-cluster=4 is not used by --mode=sample"),
+        ("--min-hits 4", "--min-hits=4 is not used by --mode=sample"),
+        (
+            "--mode cluster --clusters {}/clusters.parquet --per-query 4",
+            "--per-query=4 is not used by --mode=cluster: add --mode=sample",
+        ),
+    ],
+)
+def test_flags_of_the_other_mode_are_refused(folder, tmp_path, capsys, flags, words):
+    pool = f"{folder}/pool.parquet"
+    command = f"retrieve --features {pool} --queries {pool} --out {tmp_path}/x.parquet"
+    assert pools.curate(f"{command} {flags.format(folder)}") == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1

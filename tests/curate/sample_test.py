@@ -160,3 +160,30 @@ def test_wrong_flags_of_sample_are_one_line(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         pools.curate(f"{flags} --drop nsfw")
     assert "'nsfw' is no condition such as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sql", [False, True])
+@pytest.mark.parametrize(
+    "column, values, words",
+    [
+        ("name", ["a", None, "c"], "column name is null in 1 of 3 rows"),
+        ("c1", [0, None, 1], "column c1 is null in 1 of 3 rows"),
+        ("c1", [0.0, np.nan, 1.0], "column c1 is null in 1 of 3 rows"),
+        ("c2", [None, None, 0], "column c2 is null in 2 of 3 rows"),
+        ("c1", [0, -1, 1], "column c1 is negative in 1 rows"),
+        ("path", [None, b"b", b"c"], "column path is null in 1 of 3 rows"),
+    ],
+)
+def test_nulls_and_negative_clusters_are_refused(
+    tmp_path, capsys, column, values, words, sql
+):
+    columns = {"name": ["a", "b", "c"], "c1": [0, 0, 1], "c2": [0, 0, 0]}
+    columns |= {"path": [b"a", b"b", b"c"], column: values}
+    path = tmp_path / "clusters.parquet"
+    tables.write(path, columns, {})
+    how = "--sql duckdb" if sql else f"--out {tmp_path}/x.csv"
+    if sql and column == "path":
+        return  # the query does not read it
+    assert pools.curate(f"sample --clusters {path} {how}") == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1

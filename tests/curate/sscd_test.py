@@ -262,6 +262,15 @@ def test_from_images_to_descriptors(small, folder, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_an_image_that_is_listed_twice(small, folder, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text(f"{folder}/0.png\n{folder}/1.png\n" * 2)
+    flags = [f"--weights={small[1]}", f"--out={tmp_path}/out.parquet"]
+    for shard in ([], ["--shard=1/2"]):
+        line = ["describe", str(tmp_path / "list.txt"), *flags, *shard]
+        assert curate.main(line) == 2
+        assert "0.png' is listed twice" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_dedup_takes_and_calibrates_descriptors(small, folder, tmp_path):
     out, dups = tmp_path / "descriptors.parquet", tmp_path / "dups.parquet"

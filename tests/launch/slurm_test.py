@@ -92,8 +92,29 @@ def test_requeue(programs, job, code):
         "srun --kill-on-bad-exit=1 --cpus-per-task=12 ROOT/launch/slurm_task.sh "
         f"ROOT/.slurm-{number}.verdict python -m dinov2_jax.main "
         "--config=configs/vitl.py [--workdir=/shared/a b] --config.mesh.processes=32",
+        f"scontrol show job -o {number}",
         f"scontrol requeue {number}",
     ]
+
+
+@pytest.mark.parametrize(
+    "answer, cancelled",
+    [
+        ("0 JobId=7 JobState=CANCELLED Reason=None Requeue=1", True),
+        ("0 JobId=7 JobState=COMPLETING Reason=None Requeue=1", True),
+        ("0 JobId=7 JobState=COMPLETING Reason=TimeLimit Requeue=1", False),
+        ("0 JobId=7 JobState=RUNNING Reason=None Requeue=1", False),
+        ("1 slurm_load_jobs error: Socket timed out", False),
+    ],
+)
+def test_a_cancelled_job_is_not_requeued(programs, job, answer, cancelled):
+    programs.answer("srun", "143")
+    programs.answer("scontrol", answer, "0")
+    finished = programs.run("slurm.sbatch", *IN_JOB, "--", *ARGUMENTS, **job)
+    requeue = f"scontrol requeue {job['SLURM_JOB_ID']}"
+    assert (requeue in programs.calls()) != cancelled
+    assert finished.returncode == (143 if cancelled else 0)
+    assert ("was cancelled, so it is not requeued" in finished.stderr) == cancelled
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 130])

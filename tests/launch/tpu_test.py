@@ -129,6 +129,54 @@ def test_watch_starts_again_beside_a_replaced_host(programs):
     assert "exit code 255: restart 1 of at most 50" in finished.stderr
 
 
+def test_watch_gives_up_on_hosts_that_cannot_be_installed(programs):
+    """With a pause after each attempt, and none of the 51 that a lost host gets."""
+    failed = ["0", "1 no python3.11", "0 ACTIVE"]  # scp, install, state
+    finished = watch(programs, *[*READY, *failed] * 3)
+    assert finished.returncode == 1
+    assert kinds(programs) == [*LAUNCHED[:-1], "state"] * 3
+    assert "install or start failed 3 times in a row" in finished.stderr
+
+
+def test_watch_tells_a_lost_host_from_a_failed_install(programs):
+    lost = ["0", "1", "0 SUSPENDED"]
+    made = ["0 SUSPENDED", "0", "0", "0 ACTIVE", "0 2"]
+    again = ["0 SUSPENDED", "0", "0", "0 ACTIVE", "0 2", *STARTED]
+    end = "0 ended 0\\nended 0"
+    finished = watch(programs, *READY, *lost, *made, *lost, *made, *lost, *again, end)
+    assert finished.returncode == 0, finished.stderr
+    assert "exit code 255: restart 3 of at most 50" in finished.stderr
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failed_copy_to_any_host_of_a_group(programs, failing):
+    hosts = "0 pod-a1b2 10.0.0.7\\npod-c3d4 10.0.0.9"
+    programs.answer("gcloud", hosts, *["0"] * failing, "1 no route", "0")
+    finished = programs.run("tpu_mig.sh", "install", *WHERE)
+    assert finished.returncode == 1
+    assert len(programs.calls()) == 2 + failing  # and nothing is unpacked
+
+
+@pytest.mark.parametrize("verb", ["install", "watch"])
+def test_a_folder_that_is_no_checkout(programs, verb, tmp_path):
+    """As where the launchers of an installed package are."""
+    shutil.copytree(commands.LAUNCH, tmp_path / "copy/launch")
+    script = str(tmp_path / "copy/launch/tpu_vm.sh")
+    finished = programs.run(script, verb, *WHERE, *TYPE, *ARGUMENTS)
+    assert finished.returncode == 2
+    assert "this is no git checkout of dinov2_jax: clone" in finished.stderr
+    assert programs.calls() == []
+
+
+def test_an_archive_that_cannot_be_made(programs, tmp_path):
+    commands.Programs(tmp_path, "tar").answer("tar", "2 no space left")
+    programs.answer("gcloud", "0 2", "0")
+    finished = programs.run("tpu_vm.sh", "install", *WHERE)
+    assert finished.returncode == 2
+    asked = [call.split()[0] for call in programs.calls()]
+    assert asked == ["gcloud", "tar"]  # for the hosts; nothing is copied
+
+
 def test_nothing_is_created_without_a_type(programs):
     finished = programs.run("tpu_vm.sh", "create", *WHERE)
     assert finished.returncode == 2

@@ -39,6 +39,49 @@ def test_asked_for_before_and_under_way(uninterrupted, in_process, tmp_path):
     )
 
 
+@pytest.fixture
+def started(monkeypatch):
+    """The folders of the traces that are started, none of which is real."""
+    folders = []
+    monkeypatch.setattr(profiler.jax.profiler, "start_trace", folders.append)
+    monkeypatch.setattr(profiler.jax.profiler, "stop_trace", lambda: None)
+    monkeypatch.setattr(
+        profiler.jax.profiler, "save_device_memory_profile", lambda path: None
+    )
+    before = signal.getsignal(signal.SIGUSR1)
+    yield folders
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize(
+    "steps, folder, words",
+    [
+        ((2, 6), "step-5", "only 5:6 is traced"),  # resumed after step 4
+        ((8, 12), "step-8", "only 8:9 is traced"),
+        ((2, 4), None, "nothing is traced"),
+        ((10, 11), None, "nothing is traced"),
+        ((5, 9), "step-5", None),
+        (None, None, None),
+    ],
+)
+def test_steps_that_a_run_does_not_train(tmp_path, started, steps, folder, words):
+    traces = profiler.Profiler(tmp_path, steps=steps, process=0)
+    warning = traces.untraced(5, 9)
+    assert words in warning if words else warning == ""
+    for step in range(5, 10):
+        traces.before_step(step)
+    traces.close()
+    assert [path.name for path in started] == ([folder] if folder else [])
+
+
+def test_a_rollback_does_not_trace_again(tmp_path, started):
+    (tmp_path / "profile/step-2").mkdir(parents=True)
+    traces = profiler.Profiler(tmp_path, steps=(2, 3), process=0)
+    for step in (1, 2, 3, 4, 2, 3, 4):
+        traces.before_step(step)
+    assert len(started) == 1
+
+
 @pytest.mark.parametrize("failing", ["start_trace", "stop_trace"])
 def test_a_trace_that_fails_does_not_end_the_run(
     tmp_path, monkeypatch, caplog, failing

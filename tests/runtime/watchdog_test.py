@@ -1,11 +1,13 @@
 """A process that gets nowhere ends, and says where it stood."""
 
+import contextlib
 import subprocess
 import sys
+import types
 
 import pytest
 
-from dinov2_jax import errors
+from dinov2_jax import errors, train
 from dinov2_jax.runtime import watchdog
 
 SCRIPT = """
@@ -81,3 +83,29 @@ def test_closed_it_lets_be(tmp_path):
     done = run(tmp_path, "closed")
     assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_weights_may_take_as_long_as_a_checkpoint(monkeypatch):
+    """Released ones are downloaded."""
+    seen = []
+
+    class Dog:
+        @contextlib.contextmanager
+        def during(self, doing, times):
+            self.doing = (doing, times)
+            yield
+            self.doing = None
+
+    run = object.__new__(train.Run)
+    dog = run.watchdog = Dog()
+    run.config = None
+    run.checkpoints = types.SimpleNamespace(
+        set_aside_damaged=lambda: [], latest_step=lambda: None
+    )
+    run.trainer = types.SimpleNamespace(
+        meta_arch=None, first_state=lambda weights, gram: None
+    )
+    for name in ("read", "read_gram"):
+        monkeypatch.setattr(train.initial, name, lambda *args: seen.append(dog.doing))
+    assert run._restore() == []
+    assert seen == [("reading the first weights", 4.0)] * 2

@@ -3,7 +3,9 @@
 import functools
 import http.server
 import pathlib
+import socket
 import threading
+import urllib.request
 
 import pytest
 import random_weights
@@ -120,6 +122,30 @@ def test_no_network_says_where_to_put_the_file(caches, monkeypatch):
     assert "cannot download http://127.0.0.1:9/dinov2_vitl14/" in message
     assert str(caches / "cache/dinov2_vitl14_pretrain.pth") in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_server_that_closes_or_stalls_before_its_headers(caches, monkeypatch, closes):
+    urlopen = urllib.request.urlopen
+    monkeypatch.setattr(
+        urllib.request, "urlopen", lambda address, timeout: urlopen(address, timeout=1)
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        monkeypatch.setattr(official, "_BASE_URL", f"http://127.0.0.1:{port}")
+
+        def accept():
+            connection, _ = listening.accept()
+            connection.recv(2**16)
+            if not closes:
+                connection.recv(1)  # returns when the client has given up
+            connection.close()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        with pytest.raises(errors.UserError, match="cannot download .*put it at"):
+            official.find("dinov2_vits14")
+        thread.join()
 
 
 def test_unknown_names_suggest_the_nearest():

@@ -58,12 +58,15 @@ class OpenedImage:
       height: Height of the decoded image in pixels.
       read: Function reduce -> uint8 [H, W, C]; see `pixels`.
       scaled: Whether the stored values are scaled to 8 bits, as 16-bit ones are.
+      loses_bits: Whether they are and the decoder cannot read more than 8 bits, so
+        that it would refuse the image with a `value_range`.
     """
 
     width: int
     height: int
     read: Callable[[int], np.ndarray]
     scaled: bool = False
+    loses_bits: bool = False
 
     def pixels(self, reduce: int = 1) -> np.ndarray:
         """Decode the image.
@@ -148,21 +151,64 @@ class Decoder:
         with _reasons(name):
             return self._from_pillow(image).read(1)
 
-    def _read_file(self, path: str | os.PathLike) -> bytes:
+    def content(self, path: str | os.PathLike, *, name: str) -> bytes:
+        """Read a file of at most the size that `open` reads, whatever it holds.
+
+        Args:
+          path: Path of the file.
+          name: Name of the image in errors.
+
+        Raises:
+          BadImage: It cannot be read, is not a regular file, or is too large.
+        """
+        with _reasons(name):
+            return regular_file.read(
+                path, max_bytes=self._max_bytes(), check=lambda file: None
+            )
+
+    def size(self, path: str | os.PathLike, *, name: str) -> tuple[int, int]:
+        """Read only the header of a file.
+
+        Args:
+          path: Path of the file.
+          name: Name of the image in errors.
+
+        Returns:
+          Width and height of the decoded image in pixels.
+
+        Raises:
+          BadImage: As of `open`.
+        """
+        with _reasons(name):
+            return regular_file.read_header(
+                path, max_bytes=self._max_bytes(), read=self._header_size
+            )
+
+    def _max_bytes(self) -> int:
         # The size of max_pixels uncompressed: up to four channels of 16-bit integers,
         # or all channels as float32.
         bytes_per_pixel = max(8, 4 * self.channels)
-        limit = _METADATA + self.max_pixels * bytes_per_pixel
+        return _METADATA + self.max_pixels * bytes_per_pixel
+
+    def _read_file(self, path: str | os.PathLike) -> bytes:
         # Check the header of a large file first: if it is no image or has too many
         # pixels, the rest is not worth reading.
-        return regular_file.read(path, max_bytes=limit, check=self._check_header)
+        return regular_file.read(
+            path, max_bytes=self._max_bytes(), check=self._header_size
+        )
 
-    def _check_header(self, file: BinaryIO) -> None:
-        kind = file_kinds.name_kind(file.read(file_kinds.HEAD))
+    def _header_size(self, file: BinaryIO) -> tuple[int, int]:
+        """Return the width and height in a file's header, once they are checked."""
+        head = file.read(file_kinds.HEAD)
+        if not head:
+            raise pixel_formats.Unusable("empty file")
+        kind = file_kinds.name_kind(head)
         if kind and kind[0] == file_kinds.JPEG_XL:  # opening would decode it
-            self._check_size(*extra_formats.jpeg_xl_size(file))
-        else:
-            self._parse(file)
+            width, height = extra_formats.jpeg_xl_size(file)
+            self._check_size(width, height)
+            return width, height
+        opened = self._parse(file)
+        return opened.width, opened.height
 
     def _parse(self, file: BinaryIO) -> OpenedImage:
         """Read the header of a file."""
@@ -260,8 +306,11 @@ class Decoder:
             )
             return pixel_formats.turn(pixels, orientation)
 
-        scaled = pixel_formats.is_deep(image) or pixel_formats.loses_bits(image)
-        return OpenedImage(width, height, read, scaled)
+        loses_bits = pixel_formats.loses_bits(image)
+        scaled = pixel_formats.is_deep(image) or loses_bits
+        # With a range, TIFF is read by tifffile.
+        loses_bits &= image.format != "TIFF"
+        return OpenedImage(width, height, read, scaled, loses_bits)
 
 
 def make_decoder(config: Any) -> Decoder:

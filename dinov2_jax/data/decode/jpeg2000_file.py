@@ -93,7 +93,9 @@ def _read(file: BinaryIO) -> _Header:
     return header
 
 
-def _read_boxes(file: BinaryIO, at: int, end: int, header: _Header) -> None:
+def _read_boxes(
+    file: BinaryIO, at: int, end: int, header: _Header, *, nested: bool = False
+) -> None:
     """Read the boxes between two offsets, up to the codestream."""
     for _ in range(_MAX_BOXES):
         file.seek(at)
@@ -112,8 +114,10 @@ def _read_boxes(file: BinaryIO, at: int, end: int, header: _Header) -> None:
         if kind == b"jp2c":
             header.samples = _codestream(file, begin)
             return
-        if kind == _SUPERBOX:
-            _read_boxes(file, begin, at + size, header)
+        # A superbox inside another is not valid. Following such boxes would read
+        # damaged files again and again.
+        if kind == _SUPERBOX and not nested:
+            _read_boxes(file, begin, min(at + size, end), header, nested=True)
         elif kind == b"pclr":
             header.palette = True
         elif kind == b"colr" and header.colour is None:

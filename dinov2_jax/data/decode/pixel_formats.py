@@ -4,6 +4,8 @@ Colour profiles (ICC) are deliberately ignored, as in the reference: nearly all
 photographs are sRGB, and training does not gain from the conversion.
 """
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -53,13 +55,43 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def loses_bits(image: Image.Image) -> bool:
     """Return whether Pillow reads only 8 of the 16 bits of a channel."""
+    if is_deep(image):
+        return False
     tiles = getattr(image, "tile", ())  # only images from files have any
-    return any(";16" in str(tile.args) for tile in tiles) and not is_deep(image)
+    deep = any(";16" in str(tile.args) for tile in tiles)
+    return deep or _netpbm_maximum(image) > 255
 
 
 def is_deep(image: Image.Image) -> bool:
     """Return whether Pillow holds more than 8 bits of a channel."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _netpbm_maximum(image: Image.Image) -> int:
+    """Return the highest value that the header of a PGM or PPM file allows, or 0.
+
+    Pillow forgets it once the image is loaded.
+    """
+    tiles = getattr(image, "tile", ())
+    if image.format != "PPM" or not tiles:
+        return 0
+    arguments = tiles[0].args
+    if isinstance(arguments, tuple) and isinstance(arguments[-1], int):
+        return max(arguments[-1], 0)
+    return 65535 if ";16" in str(arguments) else 0
+
+
+def _netpbm_values(image: Image.Image, value_range: Any) -> np.ndarray:
+    """Return the values of a 16-bit PGM, uint16 [H, W].
+
+    Pillow stretches them to 0..65535. That is undone if there is a range, which speaks
+    of the values in the file.
+    """
+    maximum = _netpbm_maximum(image)
+    values = np.asarray(image).astype(np.uint16)
+    if value_range is None or maximum in (0, 65535):
+        return values
+    return np.rint(values * (maximum / 65535)).astype(np.uint16)
 
 
 def to_array(
@@ -93,7 +125,10 @@ def to_array(
             )
         return np.asarray(image)
     if is_deep(image):
-        values = np.asarray(image)
+        if image.format == "PPM" and mode == "I":
+            values = _netpbm_values(image, value_range)
+        else:
+            values = np.asarray(image)
         gray = to_uint8(values, value_range)
         hidden = image.info.get("transparency")
         if isinstance(hidden, int):  # a value of 16-bit PNG

@@ -26,10 +26,13 @@ class RangeUse:
     Attributes:
       dark: Its highest value if scaling makes the image nearly black; else 0.
       clipped: Whether nearly all values lie outside of the given range, at one end.
+      loses_bits: Whether the image would be refused with a range, because only 8 of
+        its bits can be read.
     """
 
     dark: int = 0
     clipped: bool = False
+    loses_bits: bool = False
 
 
 def examine(
@@ -48,7 +51,9 @@ def examine(
         ends = [float(np.mean(pixels == end)) for end in (0, 255)]
         return RangeUse(clipped=max(ends) > _CLIPPED)
     highest = int(pixels.max())
-    return RangeUse(dark=highest if highest <= _DARK else 0)
+    return RangeUse(
+        dark=highest if highest <= _DARK else 0, loses_bits=opened.loses_bits
+    )
 
 
 def describe(uses: Sequence[RangeUse], value_range: Any, fix: str = "") -> list[str]:
@@ -65,6 +70,8 @@ def describe(uses: Sequence[RangeUse], value_range: Any, fix: str = "") -> list[
         # The scaled value is rounded, so subtract half a level.
         bits = math.ceil(math.log2((max(dark) - 0.5) / 255) + 16)
         fix = fix or f"set --config.data.value_range='(0,{2**bits - 1})'"
+        if any(use.loses_bits for use in uses if use.dark):
+            fix = f"save them as 16-bit TIFF or .npy, then {fix}"
         lines.append(
             f"{len(dark)} of {len(uses)} images are nearly black: they use only "
             f"the lower {bits} of 16 bits; {fix}"

@@ -149,7 +149,7 @@ class ArrayRecordSource(base.Source):
             if record.startswith(MAGIC) or known:
                 return
             try:
-                self._decoder.open(record, name=self._place_name(index))
+                self._decoder.open(record, name=self.place_name(index))
             except image_decoder.BadImage as error:
                 reasons += [error.reason] if record else []
                 continue
@@ -187,7 +187,7 @@ class ArrayRecordSource(base.Source):
         except (RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:100]
             raise image_decoder.BadImage(
-                self._place_name(index), f"its record cannot be read ({reason})"
+                self.place_name(index), f"its record cannot be read ({reason})"
             ) from error
         return record
 
@@ -204,7 +204,8 @@ class ArrayRecordSource(base.Source):
             self._readers.move_to_end(shard)
             return reader
 
-    def _place_name(self, index: int) -> str:
+    def place_name(self, index: int) -> str:
+        """Return the file and the record's number, without reading the record."""
         shard, place = self._place(index)
         return f"{self._index.header['shard_names'][shard]} record {place}"
 
@@ -212,7 +213,7 @@ class ArrayRecordSource(base.Source):
         try:
             return unpack(self._record(index))
         except ValueError as error:
-            raise image_decoder.BadImage(self._place_name(index), str(error)) from error
+            raise image_decoder.BadImage(self.place_name(index), str(error)) from error
 
     def content(self, index: int) -> bytes:
         """Return the bytes of an image file; raises `BadImage`."""
@@ -233,7 +234,7 @@ class ArrayRecordSource(base.Source):
     def _name(self, index: int, fields: dict[str, str]) -> str:
         name = fields.get("name")
         if name is None:
-            return self._place_name(index)
+            return self.place_name(index)
         return os.fsencode(name).decode("utf-8", "backslashreplace")
 
     @functools.cached_property

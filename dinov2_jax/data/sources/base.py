@@ -1,13 +1,17 @@
 """The base class of all sources of images."""
 
 import abc
+import hashlib
 import io
+import json
 
 import numpy as np
 from PIL import Image
 
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import extensions, messages
+
+_DIGESTED = 1000  # evenly spaced images whose names are in a digest
 
 
 class Source(abc.ABC):
@@ -31,6 +35,10 @@ class Source(abc.ABC):
     def name(self, index: int) -> str:
         """Return the name of an image in messages."""
 
+    def place_name(self, index: int) -> str:
+        """Return what to call an image before it is read; by default its name."""
+        return self.name(index)
+
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -49,6 +57,17 @@ class Source(abc.ABC):
     def label_names(self) -> list[str]:
         """The names of the labels; empty if there are none."""
         return []
+
+    def digest(self) -> bytes:
+        """Return a hash of the number of images, where they are and some names.
+
+        Unlike the fingerprint it is the same for copies with other modification times.
+        It tells whether the processes of a run see the same images, at little cost.
+        """
+        some = np.unique(np.linspace(0, len(self) - 1, _DIGESTED).astype(int))
+        names = [self.place_name(int(index)) for index in some]
+        content = [int(self.pass_length), len(self), self.describe(), names]
+        return hashlib.sha256(json.dumps(content).encode()).digest()
 
     @property
     def pass_length(self) -> int:

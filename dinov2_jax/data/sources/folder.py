@@ -85,12 +85,7 @@ class FilesSource(base.Source):
 
     def content(self, index: int) -> bytes:
         """Return the bytes of an image's file; raises `BadImage`."""
-        try:
-            with open(self._checked_path(index), "rb") as file:
-                return file.read()
-        except OSError as error:
-            reason = error.strerror or "cannot be read"
-            raise image_decoder.BadImage(self.name(index), reason) from error
+        return self._decoder.content(self._checked_path(index), name=self.name(index))
 
     def name(self, index: int) -> str:
         """Return the path below the root, with \\xff for bytes that are not UTF-8."""

@@ -111,6 +111,11 @@ class MixtureSource(base.Source):
         which, local = self._find(index)
         return f"{self.source_names[which]}: {self.sources[which].name(local)}"
 
+    def place_name(self, index: int) -> str:
+        """Return the source's name and what it calls the image before reading it."""
+        which, local = self._find(index)
+        return f"{self.source_names[which]}: {self.sources[which].place_name(local)}"
+
     def skipped(self) -> dict[str, int]:
         """Return how many files or folders of all sources were skipped, by reason."""
         total: collections.Counter[str] = collections.Counter()

@@ -1,5 +1,6 @@
 """The shard files of a data set: one file, those in a folder, or a pattern."""
 
+import collections
 import glob
 import os
 import re
@@ -32,25 +33,25 @@ def find(path: str, ending: re.Pattern[str], *, what: str, field: str) -> list[s
     """Return the absolute paths of shards, sorted.
 
     Args:
-      path: A file, a folder (searched with its sub-folders) or a pattern.
+      path: A file, a folder (searched with its sub-folders, of which links are
+        followed) or a pattern.
       ending: Ending of the shards' names, for files in a folder.
       what: Name of such files in messages.
       field: The configuration field to name in messages.
 
     Raises:
-      UserError: There are none, or one is missing.
+      UserError: There are none, one is missing, or a folder cannot be listed.
     """
     given = os.path.expanduser(path)
     fix = f"set --config.{field} to a file, a folder or a pattern such as x-{{00..99}}"
     if os.path.isdir(given):
-        found = []
-        for folder, folders, names in os.walk(given, followlinks=False):
-            folders.sort()  # in place, so that os.walk enters them in order
-            found += [
-                os.path.join(folder, name)
-                for name in names
-                if ending.search(name) and not name.startswith(".")
-            ]
+        listed, unreadable = _walk(given)
+        if unreadable:
+            raise errors.UserError(
+                f"cannot list {unreadable[0]} below {field} = {given}: change its "
+                f"permissions, or name the {what} with a pattern"
+            )
+        found = [path for path in listed if ending.search(os.path.basename(path))]
         if not found:
             raise errors.UserError(f"no {what} below {field} = {given}: {fix}")
     elif os.path.exists(given):
@@ -89,14 +90,61 @@ def left_out(path: str, ending: re.Pattern[str]) -> dict[str, int]:
       ending: Ending of the shards' names.
     """
     total: dict[str, int] = {}
-    for _, _, names in os.walk(os.path.expanduser(path), followlinks=False):
-        for name in names:
-            if ending.search(name) or name.startswith("."):
-                continue
-            kind = extensions.of(os.fsencode(name))
-            if extensions.is_image(name) or extensions.fix(kind):
-                total[kind] = total.get(kind, 0) + 1
+    given = os.path.expanduser(path)
+    if not os.path.isdir(given):
+        return total
+    for name in map(os.path.basename, _walk(given)[0]):
+        if ending.search(name):
+            continue
+        kind = extensions.of(os.fsencode(name))
+        if extensions.is_image(name) or extensions.fix(kind):
+            total[kind] = total.get(kind, 0) + 1
     return total
+
+
+def _walk(root: str) -> tuple[list[str], list[str]]:
+    """List a folder with its sub-folders and those that links lead to, each once.
+
+    Names that begin with a dot are skipped, as is lost+found of a file system. A folder
+    that is below the root has its own path, also if links lead to it.
+
+    Returns:
+      Paths of the files, and of the folders that cannot be listed.
+    """
+    found: list[str] = []
+    unreadable: list[str] = []
+    seen: set[tuple[int, int]] = set()  # (device, inode), to end loops of links
+    below, links = [root], collections.deque[str]()
+    while below or links:
+        folder = below.pop() if below else links.popleft()
+        try:
+            status = os.stat(folder)
+            identity = (status.st_dev, status.st_ino)
+            if identity in seen:
+                continue
+            seen.add(identity)
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError:
+            unreadable.append(folder)
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "lost+found":
+                continue
+            if not _is_folder(entry):
+                found.append(entry.path)
+            elif entry.is_symlink():
+                links.append(entry.path)
+            else:
+                below.append(entry.path)
+    return found, unreadable
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def names(paths: list[str]) -> list[str]:

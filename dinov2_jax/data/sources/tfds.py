@@ -101,8 +101,15 @@ class TfdsSource(base.Source):
         return self._fingerprint
 
     def content(self, index: int) -> bytes:
-        """Return the bytes of an image."""
-        return bytes(self._records()[index]["image"])
+        """Return the bytes of an image; raises `BadImage`."""
+        records = self._records()
+        try:
+            return bytes(records[index]["image"])
+        except Exception as error:  # kinds vary with the version of tfds
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            raise image_decoder.BadImage(
+                self.name(index), f"its record cannot be read ({reason})"
+            ) from error
 
     def open(self, index: int) -> image_decoder.OpenedImage:
         """Read an image's record and header; raises `BadImage`."""

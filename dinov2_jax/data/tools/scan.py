@@ -13,10 +13,24 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax import cli, files, progress_bar
-from dinov2_jax.data.decode import image_decoder, npy_file, value_use
+from dinov2_jax.data.decode import (
+    file_kinds,
+    image_decoder,
+    npy_file,
+    tiff_header,
+    value_use,
+)
 from dinov2_jax.data.sources import base, extensions, messages
 from dinov2_jax.data.tools import process_pool, program_flags
 
+_FORMATS = {  # of what other libraries read
+    file_kinds.HEIC: "HEIC",
+    file_kinds.AVIF: "AVIF",
+    file_kinds.JPEG_XL: "JPEG XL",
+    file_kinds.DICOM: "DICOM",
+    file_kinds.JPEG_2000: "JPEG2000",
+    file_kinds.TGA: "TGA",
+}
 _SHOWN = 10  # lines of a list in the table; the JSON has all
 
 
@@ -249,6 +263,8 @@ class Examine:
             content = self.source.content(index)
         except image_decoder.BadImage as error:
             return Examined(error.reason)
+        except MemoryError:
+            return Examined("out of memory while reading")
         found: dict[str, Any] = dict(
             size=len(content), digest=hashlib.sha256(content).digest()[:16]
         )
@@ -265,8 +281,17 @@ class Examine:
             return Examined(error.reason, **found)
         if "format" not in found:  # a format that only the decoder reads
             height, width, channels = pixels.shape
-            npy = content.startswith(npy_file.MAGIC)
-            found |= dict(format="NPY" if npy else "TIFF", width=width, height=height)
+            found |= dict(format=_format(content), width=width, height=height)
             found |= dict(mode=f"{channels} channels")
         use = value_use.examine(opened, pixels, self.decoder.value_range)
         return Examined("", **found, use=use)
+
+
+def _format(content: bytes) -> str:
+    """Return the name of a format that Pillow alone does not read."""
+    if content.startswith(npy_file.MAGIC):
+        return "NPY"
+    if content.startswith(tiff_header.MAGIC):
+        return "TIFF"
+    kind = file_kinds.name_kind(content[: file_kinds.HEAD])
+    return _FORMATS.get(kind[0], "other") if kind else "other"

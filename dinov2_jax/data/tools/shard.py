@@ -133,6 +133,8 @@ class Packing:
             pixels = self.decoder.decode(content, name=str(index))
         except image_decoder.BadImage as error:
             return error
+        except MemoryError:
+            return image_decoder.BadImage(str(index), "out of memory while reading")
         height, width = pixels.shape[:2]
         if not self.short_side or min(height, width) <= self.short_side:
             return content

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data.decode import image_decoder
+from dinov2_jax.data.decode import image_decoder, jpeg2000_file
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (21, 34, 3), np.uint8)
@@ -83,3 +83,28 @@ def test_a_bomb_is_refused_by_its_header():
     content = changed(RAW, 8, 0x7F)  # the highest byte of the width
     with pytest.raises(image_decoder.BadImage, match="max_pixels"):
         decode(content)
+
+
+def test_nested_boxes_are_read_once():
+    # Every second box claims to hold the rest of the file, as does what follows its
+    # parent, so without a limit the rest would be read twice at each of 32 levels.
+    boxes = struct.pack(">I4sI4s", 16, b"jp2h", 2**31, b"jp2h") * 32
+    signature = b"\0\0\0\x0cjP  \r\n\x87\n"
+    with pytest.raises(image_decoder.BadImage, match="no JPEG 2000 codestream"):
+        decode(signature + boxes)
+
+
+def test_a_box_that_reaches_past_its_parent_is_cut_off(monkeypatch):
+    reads = []
+    codestream = jpeg2000_file._codestream
+    monkeypatch.setattr(
+        jpeg2000_file, "_codestream", lambda *a: reads.append(a) or codestream(*a)
+    )
+    inner = struct.pack(">I4s", 2**31, b"jp2h") + struct.pack(">I4s", 8, b"free")
+    outer = struct.pack(">I4s", 8 + len(inner), b"jp2h") + inner
+    at = PLAIN.index(b"jp2h") - 4
+    content = PLAIN[:at] + outer + PLAIN[at:]
+    np.testing.assert_array_equal(
+        jpeg2000_file._read(io.BytesIO(content)).samples, [(8, False, 1, 1)] * 3
+    )
+    assert len(reads) == 1

@@ -238,6 +238,47 @@ def png16(values):
     )
 
 
+def netpbm(magic, values, maximum):
+    """A PGM (P5, P2) or PPM (P6, P3) file of one row."""
+    count = values.size // (3 if magic in ("P6", "P3") else 1)
+    head = f"{magic}\n{count} 1\n{maximum}\n".encode()
+    if magic in ("P2", "P3"):
+        return head + " ".join(map(str, values.ravel())).encode() + b"\n"
+    return head + values.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("magic", ["P5", "P2"])
+@pytest.mark.parametrize("maximum", [1023, 4095, 65535])
+def test_16_bit_pgm(magic, maximum):
+    values = np.linspace(0, maximum, 50).astype(np.uint16)
+    content = netpbm(magic, values, maximum)
+    share = values / maximum
+    assert np.abs(decode(content)[0, :, 0] - 255 * share).max() <= 0.51
+    # A range speaks of the values in the file.
+    want = np.rint(np.clip((values - 100.0) * (255 / 600), 0, 255))
+    found = decode(content, value_range=(100, 700))[0, :, 2]
+    np.testing.assert_array_equal(found, want)
+
+
+def test_every_value_of_a_pgm_is_recovered():
+    values = np.arange(1024, dtype=np.uint16)
+    for maximum in (1023, 1024, 40_001, 65_534):
+        image = Image.open(io.BytesIO(netpbm("P5", values, maximum)))
+        found = pixel_formats._netpbm_values(image, (0, 1))
+        np.testing.assert_array_equal(found[0], values)
+
+
+@pytest.mark.parametrize("magic", ["P6", "P3"])
+def test_16_bit_ppm_loses_bits(magic):
+    values = np.array([[0, 512, 1023]], np.uint16).T.repeat(3, axis=1)
+    content = netpbm(magic, values, 1023)
+    assert decode(content)[0, :, 1].tolist() == [0, 128, 255]
+    with pytest.raises(
+        image_decoder.BadImage, match="data.value_range needs 16-bit colour"
+    ):
+        decode(content, value_range=(0, 1000))
+
+
 PHOTOMETRIC = {2: "minisblack", 3: "rgb"}  # by the array's dimensions
 
 

@@ -1,6 +1,8 @@
 """Images that scaling makes useless are found, and the range that would mend them."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -81,3 +83,21 @@ def test_values_outside_of_the_range(range_):
 def test_bad_images_are_not_counted():
     (line,) = warnings([npy(deep(12)), b"bad", b"bad"])
     assert line.startswith("1 of 1 images")
+
+
+def test_dark_png_in_colour_has_to_be_converted():
+    """With a range, it would be refused."""
+    rows = b"".join(b"\0" + row.tobytes() for row in deep(12).astype(">u2"))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ):
+        content += struct.pack(">I", len(data)) + kind + data
+        content += struct.pack(">I", zlib.crc32(kind + data))
+    (line,) = warnings([content])
+    assert line.endswith(
+        "the lower 12 of 16 bits; save them as 16-bit TIFF or .npy, then set "
+        "--config.data.value_range='(0,4095)'"
+    )

@@ -11,9 +11,11 @@ import pytest
 from array_record.python import array_record_module
 from PIL import Image
 
+from configs import default
 from dinov2_jax import errors
+from dinov2_jax.data import batch_builder
 from dinov2_jax.data.decode import image_decoder
-from dinov2_jax.data.sources import array_record, registry
+from dinov2_jax.data.sources import array_record, mixture, registry
 
 DECODER = image_decoder.Decoder()
 
@@ -76,6 +78,30 @@ def test_the_record_is_what_its_description_says(tmp_path):
     packed = array_record.pack(b"content", name="n", label=None)
     assert packed[:8] == b"dinov2\x00\x01" and packed.endswith(b"content")
     assert json.loads(packed[12:-7]) == {"name": "n"}
+
+
+def test_a_batch_reads_each_record_once(tmp_path, monkeypatch):
+    records = [
+        array_record.pack(encoded(30 + i), name=f"{i}.png", label=None)
+        for i in range(4)
+    ]
+    write(tmp_path / "x.array_record", records)
+    config = default.get_config()
+    config.train.batch_size = config.train.group_size = 4
+    record, read = array_record.ArrayRecordSource._record, []
+    monkeypatch.setattr(
+        array_record.ArrayRecordSource,
+        "_record",
+        lambda self, index: read.append(int(index)) or record(self, index),
+    )
+    path, name = str(tmp_path), "x.array_record record 2"
+    one = registry.open_path(path, DECODER)
+    both = mixture.MixtureSource([one, one], [1.0, 1.0], ["a", "b"])
+    assert one.place_name(2) == name and both.place_name(6) == f"b: {name}"
+    read.clear()
+    builder = batch_builder.make_batch_builder(config, one)
+    builder(0)
+    assert sorted(read) == [0, 1, 2, 3]
 
 
 def test_other_records_are_refused(tmp_path):

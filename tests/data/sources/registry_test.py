@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -271,6 +272,23 @@ def test_tfds_without_tensorflow(tfds_dir):
     )
     with pytest.raises(image_decoder.BadImage, match="record 0: 8x9 px"):
         small.open(0)
+
+
+def test_a_damaged_tfds_record_is_a_bad_image(tfds_dir, tmp_path):
+    shutil.copytree(tfds_dir, tmp_path / "copy")
+    (records,) = (tmp_path / "copy" / "dots" / "1.0.0").glob("*array_record*")
+    content = bytearray(records.read_bytes())
+    at = content.index(b"IHDR")
+    content[at : at + 4] = b"XXXX"
+    records.write_bytes(content)
+    decoder = image_decoder.Decoder()
+    copy = str(tmp_path / "copy")
+    source = tfds.TfdsSource("dots", "train", data_dir=copy, decoder=decoder)
+    for read in (source.open, source.content):
+        with pytest.raises(image_decoder.BadImage, match="cannot be read") as caught:
+            for index in range(len(source)):
+                read(index)
+        assert caught.value.name.startswith("dots/train record ")
 
 
 def test_changed_tfds_files_are_noticed(tfds_dir):

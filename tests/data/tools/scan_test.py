@@ -17,7 +17,7 @@ from dinov2_jax.data import __main__ as program
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import photos as photos_lib
 from dinov2_jax.data.sources import registry
-from dinov2_jax.data.tools import scan
+from dinov2_jax.data.tools import scan, shard
 
 
 @pytest.fixture
@@ -162,3 +162,41 @@ def test_sources_without_files_are_written_as_png():
     content = photos.content(3)
     decoded = image_decoder.Decoder().decode(content, name="")
     np.testing.assert_array_equal(decoded, photos.open(3).pixels())
+
+
+def test_a_huge_file_is_a_bad_image(folder):
+    """It is sparse, and not read."""
+    with open(folder / "huge.jpg", "wb") as file:
+        file.truncate(2**40)
+    decoder = image_decoder.Decoder()
+    source = registry.open_path(str(folder), decoder)
+    index = [source.name(i) for i in range(len(source))].index("huge.jpg")
+    said = scan.Examine(source, decoder)(index).reason
+    assert said == f"a file of {2**40} bytes is too large for images of max_pixels"
+    assert shard.Packing(source, decoder, 0, 95)(index).reason == said
+
+
+def test_no_memory_is_a_bad_image(folder, monkeypatch):
+    def content(self, index):
+        raise MemoryError
+
+    decoder = image_decoder.Decoder()
+    source = registry.open_path(str(folder), decoder)
+    monkeypatch.setattr(type(source), "content", content)
+    for examine in (
+        scan.Examine(source, decoder),
+        shard.Packing(source, decoder, 0, 9),
+    ):
+        assert examine(0).reason == "out of memory while reading"
+
+
+def test_formats_that_other_libraries_read(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    pixels = np.full((64, 64, 3), 90, np.uint8)
+    heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "a.heic")
+    zeros = np.zeros((8, 8, 3), np.float16)
+    tifffile.imwrite(tmp_path / "b.tif", zeros, photometric="rgb")
+    decoder = image_decoder.Decoder(value_range=(0, 1))
+    source = registry.open_path(str(tmp_path), decoder)
+    report = scan.scan(source, decoder, workers=0)
+    assert report["formats"] == {"HEIC": 1, "TIFF": 1}
