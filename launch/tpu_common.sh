@@ -12,6 +12,8 @@
 #   cluster_flags I   prints the cluster flags of process I, "" if jax finds the cluster
 
 FOLDER=dinov2_jax # in the home folder of each host
+# Seconds after which `watch` no longer takes failed installs for hosts that just start.
+patience=${TPU_PATIENCE-300}
 name=${TPU_NAME-} zone=${TPU_ZONE-} project=${CLOUDSDK_CORE_PROJECT-} spot='' flags=''
 restarts=50 poll=60 python=python3.11 verb='' arguments=() hosts=()
 
@@ -187,7 +189,7 @@ verdict() { # LINES: the status of each host
 }
 
 watch() {
-  local attempt code now failed_starts=0
+  local attempt code now failed_starts=0 ready=0
   for ((attempt = 0; ; attempt++)); do
     now=$(state)
     while [[ $now == UNREACHABLE ]]; do
@@ -198,6 +200,7 @@ watch() {
     if [[ $now == GONE ]]; then delete; fi
     if [[ $now == GONE || $now == NONE ]]; then create; fi
     wait_until_ready
+    if ((failed_starts == 0)); then ready=$SECONDS; fi
     code=0
     # A host may be preempted at any point.
     { install && start; } || code=255
@@ -206,8 +209,9 @@ watch() {
       wait_for_end || code=$?
     elif [[ $(state) == READY ]]; then # no host was lost
       failed_starts=$((failed_starts + 1))
-      if ((failed_starts == 3)); then
-        say "the hosts are up, but install or start failed 3 times in a row: giving up;\
+      # New hosts take some time until ssh answers.
+      if ((failed_starts >= 3 && SECONDS - ready >= patience)); then
+        say "the hosts are up, but install or start failed $failed_starts times in a row: giving up;\
  repair what is reported above, then run the same command"
         return 1
       fi

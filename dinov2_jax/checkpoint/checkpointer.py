@@ -213,15 +213,15 @@ class Checkpointer:
           UserError: None is good, or one cannot be read for now; none is moved.
         """
         lines = []
+        # Before process 0 seals what is used without verification.
+        sealed = self._sealed_steps()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("sealed checkpoints are listed")
         if jax.process_index() == 0:
-            # Before it seals what is used without verification.
-            sealed = self._sealed_steps()
             lines = quarantine.set_aside(self.path)
         if jax.process_count() > 1:
             # No process reads checkpoints before this is done.
             multihost_utils.sync_global_devices("damaged checkpoints are moved")
-        if jax.process_index() > 0:
-            sealed = self._sealed_steps()
         self._verified = sealed  # of which the newest is what `restore` reads
         self._manager.reload()
         return lines

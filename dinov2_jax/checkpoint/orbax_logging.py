@@ -25,13 +25,21 @@ def reason(error: Exception) -> str:
 def is_of_machine(error: Exception) -> bool:
     """Return whether a disk, a file system or memory failed, not what was read."""
     if isinstance(error, OSError):
-        missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-        return error.errno is not None and not isinstance(error, missing)
+        lasting = (
+            *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+            PermissionError,
+        )
+        return error.errno is not None and not isinstance(error, lasting)
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def not_damaged(folder: pathlib.Path, error: Exception) -> errors.UserError:
     """Return the error of a checkpoint that is good but could not be read."""
+    if isinstance(error, PermissionError):
+        return errors.UserError(
+            f"cannot read the checkpoint {folder} ({reason(error)}): change the "
+            "permissions of its files"
+        )
     return errors.UserError(
         f"cannot read the checkpoint {folder} ({reason(error)}), which is not damaged: "
         "this machine, its memory or its disk failed; run the same command again",

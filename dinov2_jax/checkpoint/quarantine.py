@@ -26,6 +26,11 @@ def set_aside(path: pathlib.Path) -> list[str]:
     """
     try:
         damaged, lines = _find_damaged(path)
+    except PermissionError as error:
+        raise errors.UserError(
+            f"cannot read {error.filename or path} ({error.strerror}): change its "
+            "permissions; no checkpoint was moved"
+        ) from error
     except OSError as error:
         raise errors.UserError(
             f"cannot read {error.filename or path} ({error.strerror or error}), which "

@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> None:
         resumable_output.remove_finished(out, settings)
         _print(f"{out} is complete: nothing to do")
         return
-    image_files.refuse_repeated(whole)
+    if root is not None:  # names of records would have to be read from the shards
+        image_files.refuse_repeated(whole)
     with resumable_output.Unfinished(
         out,
         settings,

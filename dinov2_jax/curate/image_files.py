@@ -50,12 +50,13 @@ class ImageFiles:
         self._decoder = image_decoder.Decoder()
 
     def check_exists(self) -> None:
-        """Raise UserError if none of the first images exists."""
-        first = [os.fsdecode(path) for path in self._paths[:_LOOKED_AT]]
-        if not any(map(os.path.exists, first)):
+        """Raise UserError if none of some evenly spaced images exists."""
+        rows = np.linspace(0, len(self._paths) - 1, _LOOKED_AT).astype(int)
+        some = [os.fsdecode(self._paths[row]) for row in np.unique(rows)]
+        if not any(map(os.path.exists, some)):
             raise errors.UserError(
-                f"{first[0]} does not exist, nor does any of the first {len(first):,} "
-                "images: add --root, the folder that was embedded"
+                f"{some[0]} does not exist, nor does any other of the {len(some):,} "
+                "images looked at: add --root, the folder that was embedded"
             )
 
     def open(self, row: int) -> image_decoder.OpenedImage:

@@ -114,7 +114,7 @@ def test_a_cancelled_job_is_not_requeued(programs, job, answer, cancelled):
     requeue = f"scontrol requeue {job['SLURM_JOB_ID']}"
     assert (requeue in programs.calls()) != cancelled
     assert finished.returncode == (143 if cancelled else 0)
-    assert ("was cancelled, so it is not requeued" in finished.stderr) == cancelled
+    assert ("so it is not requeued here" in finished.stderr) == cancelled
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 130])

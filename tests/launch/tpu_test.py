@@ -48,9 +48,10 @@ def kinds(programs):
     return short
 
 
-def watch(programs, *answers, options=()):
+def watch(programs, *answers, options=(), patience="0"):
     programs.answer("gcloud", *answers)
-    return programs.run("tpu_vm.sh", "watch", *WHERE, *TYPE, *options, *ARGUMENTS)
+    flags = [*WHERE, *TYPE, *options, *ARGUMENTS]
+    return programs.run("tpu_vm.sh", "watch", *flags, TPU_PATIENCE=patience)
 
 
 READY = ["0 ACTIVE", "0 ACTIVE", "0 2"]  # state twice, the number of hosts
@@ -136,6 +137,14 @@ def test_watch_gives_up_on_hosts_that_cannot_be_installed(programs):
     assert finished.returncode == 1
     assert kinds(programs) == [*LAUNCHED[:-1], "state"] * 3
     assert "install or start failed 3 times in a row" in finished.stderr
+
+
+def test_watch_is_patient_with_new_hosts(programs):
+    """Whose ssh does not answer yet."""
+    failed = ["0", "1", "0 ACTIVE"]
+    end = [*READY, *STARTED, "0 ended 0\\nended 0"]
+    finished = watch(programs, *[*READY, *failed] * 4, *end, patience="300")
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_watch_tells_a_lost_host_from_a_failed_install(programs):

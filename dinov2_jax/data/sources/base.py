@@ -66,7 +66,7 @@ class Source(abc.ABC):
         """
         some = np.unique(np.linspace(0, len(self) - 1, _DIGESTED).astype(int))
         names = [self.place_name(int(index)) for index in some]
-        content = [int(self.pass_length), len(self), self.describe(), names]
+        content = [int(self.pass_length), len(self), self._where(), names]
         return hashlib.sha256(json.dumps(content).encode()).digest()
 
     @property

@@ -76,6 +76,8 @@ class Renumbered:
         return len(self._source)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked for before there is a source, by copy
+            raise AttributeError(name)
         return getattr(self._source, name)
 
 

@@ -126,7 +126,12 @@ def class_count(train: Segmentation, val: Segmentation, *, given: int | None) ->
       UserError: A mask has a label of K or more, or no class but 0 is labelled.
     """
     wanted = given or train.num_classes
-    names = len(train.class_names)
+    known, names = NUM_CLASSES.get(train.data_format), len(train.class_names)
+    if given and known and given != known:
+        raise errors.UserError(
+            f"--num-classes={given}, and {train.data_format} has {known} classes: "
+            "leave the flag out"
+        )
     if given and names and given != names:
         raise errors.UserError(
             f"--num-classes={given}, and classes.txt has {names} lines: write a line "

@@ -148,6 +148,7 @@ _USED_BY = {
     "views": ("segmentation",),
     "flip": ("segmentation", "depth", "dpt"),
     "max_depth": ("depth", "dpt"),
+    "class_names": ("classification", "segmentation"),
 }
 
 
@@ -156,7 +157,7 @@ def _refuse_unused(args: argparse.Namespace, head: Any) -> None:
     from dinov2_jax import errors
 
     for name, kinds in _USED_BY.items():
-        if getattr(args, name) is not None and head.spec.kind not in kinds:
+        if getattr(args, name) and head.spec.kind not in kinds:
             raise errors.UserError(
                 f"--{name.replace('_', '-')} has no effect on heads for "
                 f"{head.spec.kind}: leave it out"
