@@ -30,7 +30,9 @@ _LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "
 def main() -> int:
     """Plants the faults; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=[f.name for f in faults.ALL])
+    parser.add_argument(
+        "--only", metavar="FAULT", nargs="+", choices=[f.name for f in faults.ALL]
+    )
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     parser.add_argument("--write", action="store_true", help="the table into README.md")
     flags = parser.parse_args()
