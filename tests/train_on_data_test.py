@@ -13,8 +13,9 @@ import processes
 import pytest
 from PIL import Image
 
-TRAIN = ("--config.train.steps=2", "--config.optim.warmup_steps=1")
-AGAIN = ("--config.train.steps=3", "--config.optim.warmup_steps=1")
+SHORT = ("--config.optim.warmup_steps=1", "--config.optim.freeze_last_layer_steps=1")
+TRAIN = ("--config.train.steps=2", *SHORT)
+AGAIN = ("--config.train.steps=3", *SHORT)
 EVALUATE = ("--config.evaluation.image_size=16", "--config.evaluation.resize_size=16")
 SMALL = ("--config.model.depth=1", "--config.crops.local_crops_number=1")
 

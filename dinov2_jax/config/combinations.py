@@ -10,7 +10,7 @@ from dinov2_jax.models import model_config
 # function for each.
 EVALUATIONS = {"knn": True, "logreg": True, "matching": False}
 # What depends on a frozen teacher, with the values of a run without one.
-_OF_TEACHER = {
+OF_TEACHER = {
     "distill.objective": "prototypes",
     "distill.patches": "all",
     "distill.patch_share": 1.0,
@@ -224,7 +224,7 @@ def _distillation(flat: dict[str, Any]) -> Iterator[str]:
             f"{len(students)}: leave one of them empty"
         )
     if not source:
-        for name, value in _OF_TEACHER.items():
+        for name, value in OF_TEACHER.items():
             if flat[name] != value:
                 yield (
                     f"{name} = {flat[name]!r} has no effect without a frozen teacher: "

@@ -43,19 +43,8 @@ _PATHS = (
 # Fields missing from the config.json of older runs, with the values those runs used.
 _DISTILL = {
     "distill.source": "",
-    "distill.which": "",
-    "distill.objective": "prototypes",
-    "distill.patches": "all",
-    "distill.patch_share": 1.0,
-    "distill.views": "other",
-    "distill.teacher_size": 0,
     "distill.students": [],
-    "distill.features.cls_weight": 1.0,
-    "distill.features.patch_weight": 1.0,
-    "distill.features.loss": "mse",
-    "distill.features.standardize": "global",
-    "distill.features.head": "linear",
-    "distill.features.calibration_images": 4096,
+    **combinations.OF_TEACHER,
 }
 _ADDED = {
     **combinations.STARTS_FROM,

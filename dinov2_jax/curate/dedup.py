@@ -123,12 +123,13 @@ def run(args: argparse.Namespace) -> None:
     for test in tests:
         features.refuse_others(pool, test)
     images = _images(args, pool)
+    hashes = None
     if args.hashes and args.hashes.exists():  # refuse those of other images at once
-        duplicates.read_hashes(args.hashes, pool, images)
+        hashes = duplicates.read_hashes(args.hashes, pool, images)
     threshold, calibration = args.threshold, None
     if args.calibrate:
         calibration, threshold = _calibrate(args, pool, images)
-    pairs, hashed, twins = _pairs(args, pool, images, threshold)
+    pairs, hashed, twins = _pairs(args, pool, images, threshold, hashes)
     order = duplicates.order(pool, images, pairs, keep=args.keep, sizes=hashed)
     columns, counts = duplicates.table(
         pool.names, pairs, order, linkage=args.linkage, twins=twins
@@ -234,7 +235,7 @@ def _calibrate(args, pool, images) -> tuple[dict[str, Any], float]:
     }, threshold
 
 
-def _pairs(args, pool, images, threshold) -> tuple[Any, np.ndarray | None, Any]:
+def _pairs(args, pool, images, threshold, hashes) -> tuple[Any, np.ndarray | None, Any]:
     """Return all pairs and, with hashes, the numbers of pixels and pairs by hashes."""
     from dinov2_jax.curate import duplicates, search
 
@@ -244,8 +245,10 @@ def _pairs(args, pool, images, threshold) -> tuple[Any, np.ndarray | None, Any]:
         pairs = search.find_pairs(pool, threshold=threshold)
     if not args.hashes:
         return pairs, None, None
-    hashes, pixels = duplicates.read_hashes(args.hashes, pool, images)
-    both, twins = duplicates.add_hashed(pairs, pool, hashes, bits=args.bits)
+    if hashes is None:
+        hashes = duplicates.read_hashes(args.hashes, pool, images)
+    keys, pixels = hashes
+    both, twins = duplicates.add_hashed(pairs, pool, keys, bits=args.bits)
     _print(f"{len(both) - len(pairs):,} pairs are found by hashes alone")
     return both, pixels, twins
 

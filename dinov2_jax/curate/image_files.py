@@ -16,7 +16,7 @@ from dinov2_jax.data.decode import image_decoder
 
 _Result = TypeVar("_Result")
 _ENOUGH = 256  # px of the short side from which a hash is computed
-_LOOKED_AT = 100  # first paths, of which at least one must exist
+_LOOKED_AT = 100  # evenly spaced paths, of which at least one must exist
 _AHEAD = 4  # images that are begun before they are asked for, a thread
 
 

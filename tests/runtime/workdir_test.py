@@ -122,7 +122,10 @@ def test_a_damaged_record_of_the_teacher(tmp_path, content):
     workdir.update_teacher_record(tmp_path, now, resumed=False, write=True)
     workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
     now["digest"] = "2e"
-    with pytest.raises(errors.UserError, match="learns from runs/large"):
+    with pytest.raises(errors.UserError, match="weights of runs/large are no longer"):
+        workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
+    now["source"] = "runs/other"
+    with pytest.raises(errors.UserError, match=r"from runs/large .*, not from runs/o"):
         workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
 
 

@@ -173,6 +173,21 @@ def same_classes(train: Any, val: Any, train_path: str, val_path: str) -> Any:
     )
 
 
+def need_two_classes(train: Any, train_path: str) -> None:
+    """Raise UserError if there is nothing to tell apart.
+
+    Args:
+      train: Source of the training images.
+      train_path: Its path, for the message.
+    """
+    names = list(train.label_names)
+    if len(names) < 2:
+        raise errors.UserError(
+            f"--train-path = {train_path} has only the class {names[0]!r}: two or more "
+            "sub-folders are needed"
+        )
+
+
 def class_mapping(
     classes: list[str],
     test_classes: list[str],

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
     finetune_flags.check(args, backbone.model.module.config.depth)
     recipe = finetune_flags.make_recipe(args)
     train_source, val_source = labelled.open_train_and_val(args)
+    labelled.need_two_classes(train_source, args.train_path)
     classes = list(train_source.label_names)
     module, params = finetuner.at_size(
         backbone.model.module, backbone.model.params, args.size

@@ -73,8 +73,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         sources.append(
             labelled.same_classes(sources[0], select, args.train_path, args.select_path)
         )
-    if len(sources[0].label_names) < 2:
-        raise errors.UserError(f"--train-path = {args.train_path} has only one class")
+    labelled.need_two_classes(sources[0], args.train_path)
     train, val, *select = (
         feature_cache.extract(backbone, source, kind="cls", prepare=prepare)
         for source in sources

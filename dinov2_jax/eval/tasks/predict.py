@@ -14,6 +14,15 @@ from typing import Any
 from dinov2_jax import cli
 from dinov2_jax.eval.tasks import data_flags, dense_flags
 
+# Flags that some kinds of heads alone use.
+_USED_BY = {
+    "short": ("segmentation",),
+    "views": ("segmentation",),
+    "flip": ("segmentation", "depth", "dpt"),
+    "max_depth": ("depth", "dpt"),
+    "class_names": ("classification", "segmentation"),
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the task.
@@ -140,16 +149,6 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         [(entry["image"], predictions.one_line(entry)) for entry in found],
     )
     return report.Result(card, {}, (), [table], pictures)
-
-
-# Flags that some kinds of heads alone use.
-_USED_BY = {
-    "short": ("segmentation",),
-    "views": ("segmentation",),
-    "flip": ("segmentation", "depth", "dpt"),
-    "max_depth": ("depth", "dpt"),
-    "class_names": ("classification", "segmentation"),
-}
 
 
 def _refuse_unused(args: argparse.Namespace, head: Any) -> None:

@@ -195,7 +195,7 @@ def _train(args, backbone, model, val, short, window, ratios):
         crop=window, short=short, long=None, ratios=ratios
     )
     warmup = args.warmup_steps
-    warmup = args.steps * 1500 // 40_000 if warmup is None else warmup
+    warmup = _warmup_steps(args.steps) if warmup is None else warmup
     settings = {
         "num_classes": num_classes,
         "layers": 4 if args.ms else 1,
@@ -229,6 +229,11 @@ def _train(args, backbone, model, val, short, window, ratios):
         "train": f"{len(opened.pairs)} images of {args.data}",
     }
     return head, losses, about
+
+
+def _warmup_steps(steps: int) -> int:
+    """Return the same share of the steps as the reference's 1,500 of 40,000."""
+    return steps * 1500 // 40_000
 
 
 def _evaluated(segmenter, val, num_classes, path, key):
@@ -318,7 +323,7 @@ def _result(
             "loss divided by": args.ce_denominator,
             "warm-up steps": trained["warmup_steps"],
         }
-        reference |= REFERENCE
+        reference |= REFERENCE | {"warm-up steps": _warmup_steps(args.steps)}
         fields |= {"seed": args.seed}
     card = protocol_card.make_card(
         "segmentation", backbone, used, reference=reference, fields=fields

@@ -90,8 +90,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
         train.source, val.source, args.train_path, args.val_path
     )
     val = dataclasses.replace(val, source=same)
-    if len(train.source.label_names) < 2:
-        raise errors.UserError(f"--train-path = {args.train_path} has only one class")
+    labelled.need_two_classes(train.source, args.train_path)
 
     def extract(videos):
         found = feature_cache.extract(

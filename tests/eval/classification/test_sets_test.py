@@ -83,3 +83,10 @@ def test_classes_in_another_order_are_numbered_alike(tmp_path):
         assert same.label_names[same.labels[i]] == val.label_names[val.labels[i]]
         assert f"/{same.label_names[same.labels[i]]}/" in f"/{same.name(i)}"
     assert labelled.same_classes(train, train, "a", "b") is train
+
+
+def test_one_class_is_refused(tmp_path):
+    write(tmp_path / "one", ["a.png"], ["cat"])
+    train = labelled.open_labelled(str(tmp_path / "one"), "--train-path")
+    with pytest.raises(errors.UserError, match="has only the class 'cat': two or more"):
+        labelled.need_two_classes(train, "one")
