@@ -19,6 +19,7 @@ from dinov2_jax import errors
 from dinov2_jax.checkpoint import checksums, disk_space, orbax_logging, quarantine
 
 _MAX_FAILED = 3  # saves in a row
+_CLEARING = 5.0  # seconds
 _FULL = {os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)}
 
 
@@ -193,8 +194,14 @@ class Checkpointer:
         """Remove a failed save, and renew the manager, which still counts it."""
         with contextlib.suppress(Exception), orbax_logging.quiet():
             self._manager.close()
-        for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        # Threads of the failed save may still be making folders.
+        deadline = time.monotonic() + _CLEARING
+        while left := list(self.path.glob("*.orbax-checkpoint-tmp*")):
+            for folder in left:
+                shutil.rmtree(folder, ignore_errors=True)
+            if time.monotonic() > deadline:  # the next manager removes them
+                break
+            time.sleep(0.01)
         self._manager = self._make_manager()
 
     def _last_good(self) -> str:
