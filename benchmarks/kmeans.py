@@ -2,13 +2,16 @@
 
     python -m benchmarks.kmeans --rows=100000 --dim=128 --clusters=500
     python -m benchmarks.kmeans --rows=1000000 --dim=384 --steps=10 --rounds=1
+    python -m benchmarks.kmeans --equal --peers faiss
 
 Random features of unit length around 2,000 directions. All start by their own defaults
 and make the same number of Lloyd's steps, except that ours and scikit-learn's stop
-when a step gains little. Compilation is left out.
+when a step gains little. With `--equal`, each makes the fewest steps that reach the
+inertia of the worst of them. Compilation is left out.
 """
 
 import argparse
+import bisect
 import time
 
 import numpy as np
@@ -86,6 +89,27 @@ def contestants(rows: np.ndarray, clusters: int):
     return {"jax": ours, "faiss": of_faiss, "scikit-learn": of_scikit_learn}
 
 
+def equal_steps(rows: np.ndarray, calls: dict, seed: int, most: int) -> dict[str, int]:
+    """Return the fewest steps of each that reach the inertia of the worst of them.
+
+    Args:
+      rows: [N, D].
+      calls: Functions of (seed, most steps) that return centroids, by name.
+      seed: Seed of the starts.
+      most: Steps after which they are compared.
+    """
+    target = max(inertia(rows, call(seed, most)) for call in calls.values())
+    return {
+        name: bisect.bisect_left(
+            range(1, most),
+            -target,
+            key=lambda steps, call=call: -inertia(rows, call(seed, steps)),
+        )
+        + 1
+        for name, call in calls.items()
+    }
+
+
 def main() -> None:
     """Measure and print a line for each contestant."""
     parser = argparse.ArgumentParser(
@@ -96,20 +120,29 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=500)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--peers", nargs="*", default=["faiss", "scikit-learn"])
+    parser.add_argument("--equal", action="store_true", help="compare at equal inertia")
     args = parser.parse_args()
     rows = make_rows(args.rows, args.dim)
     calls = contestants(rows, args.clusters)
+    calls = {name: calls[name] for name in ("jax", *args.peers)}
     calls["jax"](0, 1)  # compiles
     found = {name: [] for name in calls}
     for seed in range(args.rounds):
+        steps = dict.fromkeys(calls, args.steps)
+        if args.equal:
+            steps = equal_steps(rows, calls, seed, args.steps)
         for name, call in calls.items():  # taking turns
             start = time.perf_counter()
-            centroids = call(seed, args.steps)
+            centroids = call(seed, steps[name])
             seconds = time.perf_counter() - start
-            found[name].append((seconds, inertia(rows, centroids)))
+            found[name].append((seconds, inertia(rows, centroids), steps[name]))
     for name, values in found.items():
-        seconds, values = np.median(values, axis=0)
-        print(f"{name:14} {seconds:8.2f} s   mean squared distance {values:.5f}")
+        seconds, values, steps = np.median(values, axis=0)
+        print(
+            f"{name:14} {seconds:8.2f} s   mean squared distance {values:.5f}   "
+            f"{steps:g} steps"
+        )
 
 
 if __name__ == "__main__":

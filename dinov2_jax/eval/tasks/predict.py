@@ -20,7 +20,9 @@ _USED_BY = {
     "views": ("segmentation",),
     "flip": ("segmentation", "depth", "dpt"),
     "max_depth": ("depth", "dpt"),
+    "nyu_range": ("depth",),
     "class_names": ("classification", "segmentation"),
+    "top": ("classification",),
 }
 
 
@@ -44,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text file with a name on each line; default: those in the head's file",
     )
-    add("--top", type=cli.positive, default=5, help="classes per image to write (5)")
+    add(
+        "--top",
+        type=cli.positive,
+        help="classes per image that classification writes (5)",
+    )
     add("--short", type=cli.positive, help="short side for segmentation, px (512)")
     add(
         "--views",
@@ -61,9 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--nyu-range",
         choices=("10", "80"),
-        default="10",
-        help="range in metres of released linear NYUd heads; 80 is a mistake in the "
-        "reference's hub",
+        help="range in metres of released linear NYUd heads (10); 80 is a mistake in "
+        "the reference's hub",
     )
     add(
         "--max-images", type=cli.positive, default=1000, help="images per folder (1000)"
@@ -112,7 +117,7 @@ def run(args: argparse.Namespace, backbone: Any) -> Any:
             model,
             head,
             names,
-            top=args.top,
+            top=args.top or 5,
             short=args.short or 512,
             ratios=tuple(args.views or [1.0]),
             flip=bool(args.flip),

@@ -107,6 +107,10 @@ def test_depth_trains_and_predicts(model, data, tmp_path, capsys):
     assert values.shape == (40, 48)
     depth = values / entry["values_of_a_metre"]
     assert np.median(depth) == pytest.approx(entry["median"], abs=0.002)
+    flags = (f"--head={head}", "--images", image, "--top=2", f"--out={tmp_path / 'q'}")
+    given = ["predict", f"--model={model}", "--num-heads=2", *map(str, flags)]
+    assert program.main(given) == 2
+    assert "--top has no effect on heads for depth" in capsys.readouterr().err
 
 
 def test_predictions_of_classes(model, data, tmp_path, capsys):
@@ -126,10 +130,12 @@ def test_predictions_of_classes(model, data, tmp_path, capsys):
     logits = weights["weight"] @ x
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     common = (f"--model={model}", "--num-heads=2", f"--out={tmp_path / 'q'}")
-    assert program.main(["predict", *common, *map(str, flags), "--short=56"]) == 2
-    assert (
-        "--short has no effect on heads for classification" in capsys.readouterr().err
-    )
+    for flag, value in (("--short", "56"), ("--nyu-range", "80")):
+        assert program.main(["predict", *common, *map(str, flags), flag, value]) == 2
+        assert (
+            f"{flag} has no effect on heads for classification"
+            in capsys.readouterr().err
+        )
     best = found[0]["classes"][0]
     assert best["name"] == ("cat", "dog", "horse")[wanted.argmax()]
     assert best["probability"] == pytest.approx(wanted.max(), abs=1e-3)
