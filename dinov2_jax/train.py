@@ -29,6 +29,7 @@ from dinov2_jax.runtime import (
     bad_images,
     distributed,
     logger,
+    out_of_memory,
     progress,
     rollback,
     same_images,
@@ -90,7 +91,11 @@ def train(
             config.train.hang_timeout, workdir, process=process
         )
         stack.callback(hang_watchdog.close)
-        run = Run(config, workdir, source, account, hang_watchdog, teacher)
+        with out_of_memory.explained(
+            "for weights, teacher and optimizer",
+            lambda: "use more devices or a smaller model",
+        ):
+            run = Run(config, workdir, source, account, hang_watchdog, teacher)
         profiler = profiler_lib.Profiler(workdir, steps=profile, process=process)
         error = None
         try:
@@ -256,8 +261,8 @@ class Run:
         untraced = profiler.untraced(self.start_step + 1, self.config.train.steps)
         if untraced:
             self.log.message(f"warning: {untraced}")
-        step_fn = None
-        with jax.set_mesh(self.trainer.mesh):
+        step_fn, self.stepped = None, False
+        with jax.set_mesh(self.trainer.mesh), self._memory_errors():
             self.cadence = cadence.Cadence(
                 self.config.checkpoint.minutes, self.config.log.every
             )
@@ -334,6 +339,7 @@ class Run:
     def _finish(self, step, step_metrics) -> None:
         """Read, log and check the metrics of a step."""
         values = {k: np.asarray(v).item() for k, v in step_metrics.items()}
+        self.stepped = True
         self.log.step(step, values, self.trainer.schedules(step - 1))
         self.guard.check(step, values)
 
@@ -370,6 +376,14 @@ class Run:
         self.log.rolled_back(blown_up.step, self.start_step, blown_up.why)
         for line in lines:
             self.log.message(line)
+
+    def _memory_errors(self) -> contextlib.AbstractContextManager:
+        return out_of_memory.explained(
+            "in the training step",
+            lambda: out_of_memory.of_step(self.config, self.trainer.mesh.size),
+            # Where earlier steps had enough, a new process may have it again.
+            lambda: errors.TRY_AGAIN if self.stepped else errors.BAD_INPUT,
+        )
 
     def _compile(self) -> Any:
         start = time.monotonic()
@@ -476,12 +490,14 @@ class Run:
             self.account.during("evaluate"),
             self.watchdog.during(f"the evaluation after step {step}", _LONG),
         ):
+            less = max(self.config.evaluation.batch_size // 2, 1)
+            memory_errors = out_of_memory.explained(
+                "in the evaluation",
+                lambda: f"add --config.evaluation.batch_size={less}",
+            )
             try:
-                for name, (_, state) in self.trainer.students(self.state).items():
-                    accuracies = self.evaluators[name].evaluate(
-                        state.teacher_params["backbone"], self.config.seed
-                    )
-                    self.log.evaluated(step, accuracies, student=name)
+                with memory_errors:
+                    accuracies = self._measure(step)
             except errors.UserError as error:
                 ends = step in (0, self.config.train.steps)
                 if ends or jax.process_count() > 1:  # the others would wait
@@ -491,6 +507,16 @@ class Run:
             self._write_report()
         if self.best:
             self._keep_best(step, accuracies)
+
+    def _measure(self, step: int) -> dict[str, float]:
+        """Evaluate and log every student; return the numbers of the last one."""
+        accuracies = {}
+        for name, (_, state) in self.trainer.students(self.state).items():
+            accuracies = self.evaluators[name].evaluate(
+                state.teacher_params["backbone"], self.config.seed
+            )
+            self.log.evaluated(step, accuracies, student=name)
+        return accuracies
 
     def _write_report(self) -> None:
         """Write WORKDIR/report.html, which never fails the run."""

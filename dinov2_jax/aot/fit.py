@@ -1,21 +1,19 @@
 """Search for the smallest change with which a step fits, by compiling candidates.
 
-Changes that do not affect the results of the run come first (rematerialisation), then
-more devices for the same batch, then changes that make it another run (fewer images).
-The rematerialisation is kept in the later ones, since it was not enough by itself.
+Changes that do not affect the results of the run come first (rematerialisation, then
+micro-batches), then more devices for the same batch, then changes that make it another
+run (fewer images). The rematerialisation is kept in the later ones, since it was not
+enough by itself.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dinov2_jax import errors
 from dinov2_jax.aot import machines
 from dinov2_jax.aot import step as step_lib
-from dinov2_jax.config import checking
-from dinov2_jax.models import remat
+from dinov2_jax.config import less_memory
 
-MAX_HALVINGS = 3
 MAX_DOUBLINGS = 2
 
 
@@ -38,13 +36,11 @@ class Change:
 
 def ladder(config: Any, machine: machines.Machine) -> Iterator[Change]:
     """Yield the changes in the order in which they are tried."""
-    remat_flags: list[str] = []
-    names = list(remat.POLICIES)
-    for name in names[names.index(config.model.remat) + 1 :]:
-        config = _changed(config, remat=name)
-        yield Change(f"--config.model.remat={name}", config, machine)
-    if config.model.remat != names[0]:
-        remat_flags.append(f"--config.model.remat={config.model.remat}")
+    original, num_devices, kept = config, machine.num_devices, []
+    for flags, changed in less_memory.keeping_results(config, num_devices):
+        yield Change(" ".join(flags), changed, machine)
+        if changed.train.micro_batches == original.train.micro_batches:
+            config, kept = changed, flags
 
     larger: machines.Machine | None = machine
     groups = config.train.batch_size // config.train.group_size
@@ -54,26 +50,12 @@ def ladder(config: Any, machine: machines.Machine) -> Iterator[Change]:
             break
         if groups % larger.num_devices:
             break  # each device needs at least one group
-        if not _is_valid(config, larger):
+        if not less_memory.is_valid(config, larger.num_devices):
             continue  # a mesh or micro-batches of its own
-        yield Change(
-            " ".join([f"--topology={larger.name}", *remat_flags]), config, larger
-        )
+        yield Change(" ".join([f"--topology={larger.name}", *kept]), config, larger)
 
-    for _ in range(MAX_HALVINGS):
-        batch, group = config.train.batch_size // 2, config.train.group_size
-        if (batch // group) % machine.num_devices or batch % group:
-            group //= 2
-        changed = _changed(config, batch_size=batch, group_size=group)
-        if not _is_valid(changed, machine):
-            return
-        config = changed
-        flags = [
-            *remat_flags,
-            f"--config.train.batch_size={batch}",
-            f"--config.train.group_size={group}",
-        ]
-        yield Change(" ".join(flags), config, machine)
+    for flags, changed in less_memory.with_fewer_images(config, num_devices):
+        yield Change(" ".join([*kept, *flags]), changed, machine)
 
 
 def smallest_change(
@@ -103,24 +85,3 @@ def smallest_change(
         if memory.fits:
             return dataclasses.replace(change, program=program)
     return None
-
-
-def _changed(config: Any, *, remat: str = "", **train: int) -> Any:
-    """Return a copy of a config with another remat policy or `train` fields."""
-    config = config.copy_and_resolve_references()
-    if remat:
-        config.model.remat = remat
-    config.train.update(train)
-    return config
-
-
-def _is_valid(config: Any, machine: machines.Machine) -> bool:
-    """Return whether a config is still valid on the machine."""
-    if not config.train.batch_size or not config.train.group_size:
-        return False
-    try:
-        checking.check(config)
-        checking.check_devices(config, machine.num_devices)
-    except errors.UserError:
-        return False
-    return True

@@ -3,19 +3,20 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import errors, feature_extractor, progress_bar, sharding
+from dinov2_jax import feature_extractor, progress_bar, sharding
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.sources import base
 from dinov2_jax.embed import images as images_lib
 from dinov2_jax.embed import resumable_output
 from dinov2_jax.models import layers, vision_transformer
+from dinov2_jax.runtime import out_of_memory
 
 _CPU_BATCH, _ACCELERATOR_BATCH = 8, 64  # images per device
 _MEMORY_SHARE = 0.25  # of the machine's memory, for weights on CPU devices
@@ -113,18 +114,12 @@ class Extractor:
         with self._memory_errors():
             return np.asarray(features)
 
-    @contextlib.contextmanager
-    def _memory_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise errors.UserError(
-                f"out of memory at {self.batch_size} images a batch on {self.devices}: "
-                f"add --batch-size={max(self.batch_size // 2, 1)}; finished rows are "
-                "kept"
-            ) from error
+    def _memory_errors(self) -> contextlib.AbstractContextManager:
+        less = max(self.batch_size // 2, 1)
+        return out_of_memory.explained(
+            f"at {self.batch_size} images a batch on {self.devices}",
+            lambda: f"add --batch-size={less}; finished rows are kept",
+        )
 
 
 def compute(

@@ -6,10 +6,9 @@ import importlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-from dinov2_jax import cli, errors, files
+from dinov2_jax import cli, files
 from dinov2_jax.data.decode import pillow_setup
 from dinov2_jax.embed import __main__ as embed
 
@@ -101,22 +100,16 @@ def evaluate(args: argparse.Namespace) -> Any:
     return result
 
 
-@contextlib.contextmanager
-def _memory_errors(args: argparse.Namespace) -> Iterator[None]:
+def _memory_errors(args: argparse.Namespace) -> contextlib.AbstractContextManager:
     """Name the flags that need less memory if there is too little."""
-    import jax
+    from dinov2_jax.runtime import out_of_memory
 
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        names = [n for n in ("train_batch_size", "batch_size") if hasattr(args, n)]
-        flags = " or ".join(f"--{name.replace('_', '-')}" for name in names)
-        raise errors.UserError(
-            f"out of memory in the task {args.task}: lower {flags}, or use "
-            "--dtype=bfloat16 or smaller images"
-        ) from error
+    names = [n for n in ("train_batch_size", "batch_size") if hasattr(args, n)]
+    flags = " or ".join(f"--{name.replace('_', '-')}" for name in names)
+    return out_of_memory.explained(
+        f"in the task {args.task}",
+        lambda: f"lower {flags}, or use --dtype=bfloat16 or smaller images",
+    )
 
 
 def _module(task: str) -> Any:

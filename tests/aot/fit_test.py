@@ -53,6 +53,19 @@ def test_remat_is_tried_first_in_the_order_of_the_policies():
     assert any("fits, 6.0 GB to spare" in line for line in progress)
 
 
+def test_then_micro_batches_one_number_after_the_other():
+    found, tried, _ = search(
+        lambda c, m: 10e9 if c.train.micro_batches == 4 else 17.6e9,
+        config(batch_size=64, group_size=2),
+    )
+    last = list(remat.POLICIES)[-1]
+    assert {machine for _, machine, _ in tried} == {EIGHT.name}
+    assert found.description == (
+        f"--config.model.remat={last} --config.train.micro_batches=4"
+    )
+    assert found.config.train.micro_batches == 4
+
+
 def by_images(c, machine):
     return 2.4e9 * c.train.batch_size / machine.num_devices
 
