@@ -12,7 +12,7 @@ import numpy as np
 
 from dinov2_jax import feature_extractor, progress_bar, sharding
 from dinov2_jax.data import preprocessing
-from dinov2_jax.data.sources import base
+from dinov2_jax.data.sources import base, messages
 from dinov2_jax.embed import images as images_lib
 from dinov2_jax.embed import resumable_output
 from dinov2_jax.models import layers, vision_transformer
@@ -115,10 +115,12 @@ class Extractor:
             return np.asarray(features)
 
     def _memory_errors(self) -> contextlib.AbstractContextManager:
-        less = max(self.batch_size // 2, 1)
+        images = messages.counted(self.batch_size, "image")
+        less = f"add --batch-size={self.batch_size // 2}; finished rows are kept"
+        if self.batch_size == 1:
+            less = "use a smaller --size"
         return out_of_memory.explained(
-            f"at {self.batch_size} images a batch on {self.devices}",
-            lambda: f"add --batch-size={less}; finished rows are kept",
+            f"at {images} a batch on {self.devices}", lambda: less
         )
 
 

@@ -548,6 +548,9 @@ def test_out_of_memory_names_a_smaller_batch(photos, weights, tmp_path, monkeypa
     monkeypatch.setattr(extractor, "_extract", full)
     with pytest.raises(embed.errors.UserError, match="6 images.*--batch-size=3"):
         extractor(np.zeros((6, 28, 28, 3), np.uint8))
+    extractor.batch_size = 1
+    with pytest.raises(embed.errors.UserError, match="1 image .*a smaller --size"):
+        extractor(np.zeros((1, 28, 28, 3), np.uint8))
 
 
 BAD_COMMANDS = {
