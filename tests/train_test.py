@@ -328,7 +328,10 @@ def test_an_evaluation_that_a_stop_left_out(tmp_path, start, every, evaluated, o
 def stand_in(said, **fields):
     """A run of 8 steps without a model, whose log is a list."""
     config = types.SimpleNamespace(
-        seed=0, train=types.SimpleNamespace(steps=8), distill=None
+        seed=0,
+        train=types.SimpleNamespace(steps=8),
+        distill=None,
+        evaluation=types.SimpleNamespace(batch_size=64),
     )
     quiet = types.SimpleNamespace(during=lambda *_: contextlib.nullcontext())
     log = types.SimpleNamespace(
@@ -353,6 +356,7 @@ def test_evaluations_and_best_weights_that_fail(step):
     run = stand_in(
         said, state=state, trainer=several, evaluators={"": broken}, best=broken
     )
+    run._measure = lambda step: train.Run._measure(run, step)
     for act in (
         lambda: train.Run._evaluate(run, step),
         lambda: train.Run._keep_best(run, step, {}),

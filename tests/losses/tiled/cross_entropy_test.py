@@ -173,8 +173,8 @@ def test_dino(num_local, factor):
     (wanted, terms), wanted_grads = results[1]
     np.testing.assert_allclose(total, wanted, rtol=1e-6)
     np.testing.assert_allclose([parts[:2].sum(), parts[2:].sum()], terms, rtol=2e-6)
-    for a, b in zip(grads, wanted_grads):
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    for a, b in zip(grads, wanted_grads):  # 1.03e-5 on some CPUs
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
 
 
 def test_bfloat16_is_as_exact_as_its_matmuls():
