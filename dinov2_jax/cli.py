@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from dinov2_jax import console, errors, files
+from dinov2_jax import console, errors, files, memory_errors
 
 # Name: module, arguments inserted before the user's, and a one-line description.
 _PROGRAMS = {
@@ -194,6 +194,15 @@ def exit_code(
         if error.filename == console.OUTPUT:
             _drop_output()  # what was not written will not be
         return errors.TRY_AGAIN if of_disk else errors.BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if (size := memory_errors.size_asked(error)) is None:
+            raise
+        print(
+            f"error: {process()}out of memory{size}: use fewer or smaller images, a "
+            "smaller model or a machine with more memory",
+            file=sys.stderr,
+        )
+        return errors.BAD_INPUT
     except KeyboardInterrupt:
         print(f"interrupted{interrupted and ': '}{interrupted}", file=sys.stderr)
         return errors.INTERRUPTED

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dinov2_jax import cli, errors
@@ -64,7 +66,37 @@ def test_foreseen_errors_are_one_line(capsys, error, code, line):
     assert said == f"{line}\n"
 
 
-@pytest.mark.parametrize("error", [ValueError(), BrokenPipeError(), SystemExit(4)])
+def allocate_with_python():
+    bytearray(2**62)
+
+
+def allocate_with_numpy():
+    np.zeros(2**60, np.uint8)
+
+
+def allocate_with_jax():
+    jnp.zeros(2**45).block_until_ready()
+
+
+@pytest.mark.parametrize(
+    "run, size",
+    [
+        (allocate_with_python, ""),
+        (allocate_with_numpy, " (for 1.00 EiB more)"),
+        (allocate_with_jax, " (for 140,737.5 GB more)"),
+    ],
+)
+def test_too_little_memory_is_one_line(capsys, run, size):
+    assert cli.exit_code(run, process=lambda: "process 3: ") == errors.BAD_INPUT
+    assert capsys.readouterr().err == (
+        f"error: process 3: out of memory{size}: use fewer or smaller images, a "
+        "smaller model or a machine with more memory\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError(), RuntimeError(), BrokenPipeError(), SystemExit(4)]
+)
 def test_other_errors_pass(error):
     def run():
         raise error

@@ -12,8 +12,8 @@ FILES = sorted((ROOT / "dinov2_jax").rglob("*.py"))
 # from rows below it; files at the top that share a row count as one folder.
 ROWS = (
     "errors",
-    "console files html_page svg_plot progress_bar cli schedules sharding augment "
-    "configs models.model_config",
+    "console files memory_errors html_page svg_plot progress_bar cli schedules "
+    "sharding augment configs models.model_config",
     "kernels losses checkpoint data.decode trackers",
     "models data.sources",
     "config data",

@@ -1,16 +1,13 @@
 """One line for a device that has too little memory, with what needs less of it."""
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from dinov2_jax import errors
+from dinov2_jax import errors, memory_errors
 from dinov2_jax.config import less_memory
-
-_BYTES = re.compile(r"allocat\w+ (\d+) bytes")
 
 
 @contextlib.contextmanager
@@ -29,10 +26,8 @@ def explained(
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if (size := memory_errors.size_asked(error)) is None:
             raise
-        asked = _BYTES.search(str(error))
-        size = f" (for {int(asked[1]) / 1e9:,.1f} GB more)" if asked else ""
         raise errors.UserError(
             f"out of memory {where}{size}: {fix()}", exit_code=exit_code()
         ) from error
