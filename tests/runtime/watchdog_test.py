@@ -33,24 +33,38 @@ print("over")
 """
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """{"hangs", "closed": (folder, exit code, output, error output)}, run together."""
+    running = {}
+    for name, flags in (("hangs", []), ("closed", ["closed"])):
+        folder = tmp_path_factory.mktemp(name)
+        running[name] = (
+            folder,
+            subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, str(folder), *flags],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ),
+        )
+    texts = {name: process.communicate() for name, (_, process) in running.items()}
+    return {
+        name: (folder, process.returncode, *texts[name])
+        for name, (folder, process) in running.items()
+    }
 
 
-def test_leaves_with_all_stacks(tmp_path):
-    done = run(tmp_path)
-    assert done.returncode == errors.HUNG == 134
-    (error,) = (x for x in done.stderr.splitlines() if x.startswith("error: "))
+def test_leaves_with_all_stacks(ended):
+    folder, code, _, said = ended["hangs"]
+    assert code == errors.HUNG == 134
+    (error,) = (x for x in said.splitlines() if x.startswith("error: "))
     assert error.startswith("error: process 3: nothing was finished for ")
     assert "(at step 7)" in error and "--config.train.hang_timeout" in error
-    assert "the_place_where_it_hangs" in done.stderr
-    (stacks,) = tmp_path.glob("stacks-process-3-*.txt")
+    assert "the_place_where_it_hangs" in said
+    (stacks,) = folder.glob("stacks-process-3-*.txt")
     assert "the_place_where_it_hangs" in stacks.read_text() and str(stacks) in error
-    assert (tmp_path / "reported").read_text() == f"step 7 {stacks}"
+    assert (folder / "reported").read_text() == f"step 7 {stacks}"
 
 
 class Closes:
@@ -79,10 +93,10 @@ def test_a_pause_of_the_whole_process_does_not_count(
     assert bool(left) == leaves
 
 
-def test_closed_it_lets_be(tmp_path):
-    done = run(tmp_path, "closed")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")
-    assert not list(tmp_path.iterdir())
+def test_closed_it_lets_be(ended):
+    folder, *done = ended["closed"]
+    assert done == [0, "over\n", ""]
+    assert not list(folder.iterdir())
 
 
 def test_the_first_weights_may_take_as_long_as_a_checkpoint(monkeypatch):
