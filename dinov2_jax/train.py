@@ -11,20 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, files, several_students, sharding
-from dinov2_jax.checkpoint import (
-    best_weights,
-    cadence,
-    checkpointer,
-    disk_space,
-)
+from dinov2_jax.checkpoint import best_weights, cadence, checkpointer, disk_space
 from dinov2_jax.config import checking, doubts, resuming
 from dinov2_jax.data import batch_builder, loader, small_images, workers
 from dinov2_jax.data.decode import value_use
 from dinov2_jax.data.sources import base, messages, registry
 from dinov2_jax.distillation import frozen_teacher, students
-from dinov2_jax.eval import evaluator, in_loop
-from dinov2_jax.run_report import page as run_report
-from dinov2_jax.run_report import series
+from dinov2_jax.eval import run_evaluations
 from dinov2_jax.runtime import (
     bad_images,
     distributed,
@@ -40,8 +33,6 @@ from dinov2_jax.runtime import profiler as profiler_lib
 from dinov2_jax.runtime import workdir as workdir_lib
 from dinov2_jax.trackers import backends
 from dinov2_jax.weights import initial, source_run
-
-_LONG = 4.0  # times `train.hang_timeout`, for compiling, evaluating and restoring
 
 
 def train(
@@ -123,10 +114,7 @@ class Run:
         self.account, self.watchdog = account, hang_watchdog
         self.trainer = several_students.make_trainer(config, teacher)
         self.frozen = self.trainer.place_teacher()
-        self.evaluators = {
-            name: evaluator.make_evaluator(config, own.meta_arch, own.mesh, source)
-            for name, (own, _) in self.trainer.students(self.trainer.state).items()
-        }
+        evaluators = run_evaluations.make_evaluators(config, self.trainer, source)
         self.guard = rollback.make_loss_guard(config)
         self.rollbacks = rollback.Rollbacks(workdir)
         changed_fields = resuming.differing(config, workdir)
@@ -142,7 +130,9 @@ class Run:
             lines += [kept] if kept else []
             bad_images.forget(workdir)
         sharding.of_first_process(True)  # the others wait until it has
-        self.best = self._make_best()
+        best = run_evaluations.make_best(
+            config, workdir, evaluators, resumed=self.start_step > 0
+        )
         if self.start_step < config.train.steps:
             space_warning = disk_space.check(
                 self.checkpoints.path,
@@ -171,6 +161,16 @@ class Run:
             self.trainer.flops_per_image,
             new_run=new_run,
         )
+        self.evaluations = run_evaluations.RunEvaluations(
+            config,
+            workdir,
+            self.trainer,
+            evaluators=evaluators,
+            best=best,
+            log=self.log,
+            account=account,
+            hang_watchdog=hang_watchdog,
+        )
         self.watchdog.report = lambda doing, path: self.log.events.add(
             "hang", doing=doing, path=path
         )
@@ -197,18 +197,6 @@ class Run:
         for line in lines:
             self.log.message(line)
 
-    def _make_best(self) -> best_weights.BestWeights | None:
-        """Return the keeper of the best weights that the config asks for, or None."""
-        keep_best = self.config.checkpoint.keep_best
-        if not (keep_best and self._evaluates):
-            return None
-        tasks = self.evaluators[""].tasks if keep_best == "all" else [keep_best]
-        return best_weights.BestWeights(
-            self.workdir,
-            [in_loop.FIRST[task] for task in tasks],
-            resumed=self.start_step > 0,
-        )
-
     def _banner(self) -> str:
         device = self.trainer.mesh.devices.flat[0]
         return progress.banner(
@@ -231,15 +219,15 @@ class Run:
         Returns:
           Messages about it for the log.
         """
-        with self.watchdog.during("reading the checkpoint", _LONG):
+        with self.watchdog.during("reading the checkpoint", watchdog.LONG):
             lines = self.checkpoints.set_aside_damaged()
             self.start_step = self.checkpoints.latest_step() or 0
             if self.start_step:
                 with self.account.during("restore"):
                     self.state = self.checkpoints.restore(self.trainer.state)
                 return [*lines, f"resumed from step {self.start_step}"]
-        # Random weights, or those that `config.init` names.
-        with self.watchdog.during("reading the first weights", _LONG):  # or a download
+        # Random weights, or those that `config.init` names: perhaps a download.
+        with self.watchdog.during("reading the first weights", watchdog.LONG):
             weights = initial.read(self.config, self.trainer.meta_arch)
             gram = initial.read_gram(self.config, self.trainer.meta_arch)
         self.state = self.trainer.first_state(
@@ -279,8 +267,8 @@ class Run:
         with self.watchdog.during("the last save", times=1):
             self.checkpoints.close()
         self.log.message(progress.list_outputs(self.workdir))
-        if self.best:
-            self.log.message(self.best.promise())
+        if promise := self.evaluations.promise():
+            self.log.message(promise)
 
     def _batches(self) -> loader.Loader:
         return loader.make_loader(
@@ -296,11 +284,8 @@ class Run:
     def _steps(self, step_fn, batches, profiler) -> None:
         """Run steps up to the last; read metrics after dispatching the next step."""
         total = self.config.train.steps
-        has_start = self.config.init.source or self.best
-        if self._evaluates and has_start and not self.start_step:
-            self._evaluate(0)  # the baseline for the adapted model
-        elif self._owes_evaluation():
-            self._evaluate(self.start_step)
+        if self.evaluations.owed(self.start_step):
+            self.evaluations.measure(self.start_step, self.state)
         self.account.begin(timing.STEP)
         self.log.rates.restart()
         self.log.compilations.expect()
@@ -389,7 +374,7 @@ class Run:
         start = time.monotonic()
         with (
             self.account.during("compile"),
-            self.watchdog.during("the compilation of the step", _LONG),
+            self.watchdog.during("the compilation of the step", watchdog.LONG),
         ):
             compiled = self.trainer.compile()
         seconds = time.monotonic() - start
@@ -400,43 +385,17 @@ class Run:
     def _due(self, step: int) -> bool:
         return (
             step == self.config.train.steps
+            or step % self.config.checkpoint.every == 0
             or self.checkpoints.failed
-            or any(
-                every and step % every == 0
-                for every in (self.config.checkpoint.every, self._evaluate_every())
-            )
+            or self.evaluations.due(step)
         )
-
-    @property
-    def _evaluates(self) -> bool:
-        return any(self.evaluators.values())
-
-    def _evaluate_every(self) -> int:
-        return self.config.evaluation.every if self._evaluates else 0
-
-    def _owes_evaluation(self) -> bool:
-        """Return whether the run was stopped just before an evaluation."""
-        every = self._evaluate_every()
-        if not (every and self.start_step) or self.start_step % every:
-            return False
-        found = series.read(self.workdir)  # without rows that a kill discarded
-        wanted = [
-            f"{name}/{in_loop.FIRST[task]}" if name else in_loop.FIRST[task]
-            for name, one in self.evaluators.items()
-            for task in (one.tasks if one else ())
-        ]
-        measured = all(
-            name in found and self.start_step in found[name].steps for name in wanted
-        )
-        return sharding.of_first_process(not measured)
 
     def _evaluate_and_save(self, step: int, save_due: bool) -> None:
         last = step == self.config.train.steps
-        every = self._evaluate_every()
-        if self._evaluates and (last or (every and step % every == 0)):
-            self._evaluate(step)
+        if self.evaluations.due(step):
+            self.evaluations.measure(step, self.state)
             if last:
-                self._pictures()
+                self.evaluations.draw(self.state)
         if last and self.config.distill.students:
             several_students.export(self.config, self.trainer, self.state, self.workdir)
         every = self.config.checkpoint.every
@@ -445,19 +404,6 @@ class Run:
         if last or (due and not self.guard.in_a_row):
             next_save = min(step - step % every + every, self.config.train.steps)
             self._save(step, None if last else next_save)
-
-    def _pictures(self) -> None:
-        for name, (_, state) in self.trainer.students(self.state).items():
-            path = self.workdir / name / "pca.png"
-            path.parent.mkdir(exist_ok=True)
-            backbone = state.teacher_params["backbone"]
-            try:
-                self.evaluators[name].picture(backbone, self.config.seed, path)
-            except errors.UserError as error:  # the run is still saved
-                self.log.message(str(error))
-                continue
-            picture = f"{name}/pca" if name else "pca"
-            self.log.pictured(self.config.train.steps, picture, path)
 
     def _save(self, step: int, next_save: int | None) -> None:
         with self.account.during("save"):
@@ -479,70 +425,6 @@ class Run:
             exit_code=errors.REQUEUE,
         )
 
-    def _evaluate(self, step: int) -> None:
-        """Measure and log what the teacher backbones are worth.
-
-        Raises:
-          UserError: The images cannot be read, before the first step, after the last or
-            in one of several processes. Else the run goes on: a disk may come back.
-        """
-        with (
-            self.account.during("evaluate"),
-            self.watchdog.during(f"the evaluation after step {step}", _LONG),
-        ):
-            less = max(self.config.evaluation.batch_size // 2, 1)
-            memory_errors = out_of_memory.explained(
-                "in the evaluation",
-                lambda: f"add --config.evaluation.batch_size={less}",
-            )
-            try:
-                with memory_errors:
-                    accuracies = self._measure(step)
-            except errors.UserError as error:
-                ends = step in (0, self.config.train.steps)
-                if ends or jax.process_count() > 1:  # the others would wait
-                    raise
-                self.log.message(f"step {step}: not evaluated: {error}")
-                return
-            self._write_report()
-        if self.best:
-            self._keep_best(step, accuracies)
-
-    def _measure(self, step: int) -> dict[str, float]:
-        """Evaluate and log every student; return the numbers of the last one."""
-        accuracies = {}
-        for name, (_, state) in self.trainer.students(self.state).items():
-            accuracies = self.evaluators[name].evaluate(
-                state.teacher_params["backbone"], self.config.seed
-            )
-            self.log.evaluated(step, accuracies, student=name)
-        return accuracies
-
-    def _write_report(self) -> None:
-        """Write WORKDIR/report.html, which never fails the run."""
-        if jax.process_index() == 0:
-            failure = run_report.write(self.workdir)
-            if failure:
-                self.log.message(failure)
-
-    def _keep_best(self, step: int, accuracies: dict[str, float]) -> None:
-        with self.account.during("save"):
-            try:
-                kept = self.best.offer(step, accuracies, self.state.teacher_params)
-            except (errors.UserError, OSError) as error:
-                ends = step in (0, self.config.train.steps)
-                if ends or jax.process_count() > 1:  # who may have saved them
-                    raise errors.UserError(
-                        str(error), exit_code=errors.TRY_AGAIN
-                    ) from error
-                why = f"step {step}: the best weights were not saved: {error}"
-                self.log.save_failed(step, why)
-                return
-        if kept:
-            self.log.events.add("best", step=step)
-            if step:
-                self.log.message(f"step {step}: the best so far, kept in best/")
-
     def close(self, error: BaseException | None) -> None:
         """Close everything that writes, after finishing a save in progress."""
         try:
@@ -550,6 +432,6 @@ class Run:
         finally:
             self.watchdog.close()
             self.log.end(error)
-            self._write_report()
+            self.evaluations.write_report()
         if self.bad_images.count:
             logging.info("%s", self.bad_images.summary())

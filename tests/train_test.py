@@ -1,9 +1,7 @@
 """A whole run: what it prints and leaves, bad images, steps that are not finite."""
 
-import contextlib
 import json
 import math
-import types
 
 import numpy as np
 import processes
@@ -13,7 +11,6 @@ from PIL import Image, ImageDraw
 from tensorboard.backend.event_processing import event_file_loader
 
 from configs import debug
-from dinov2_jax import errors, train
 
 KEYS = """
     step loss/total loss/dino_local loss/dino_global loss/koleo loss/ibot lr
@@ -301,68 +298,3 @@ def test_only_bad_images(uninterrupted, in_process, tmp_path):
     assert finished.code == 2, finished.output
     assert ".jpg (not an image" in finished.error
     assert not processes.noise(finished.output)
-
-
-@pytest.mark.parametrize(
-    "start, every, evaluated, owes",
-    [(4, 4, [], True), (4, 4, [4], False), (5, 4, [4], False), (0, 4, [], False)]
-    + [(4, 0, [], False), (8, 4, [4], True)],
-)
-def test_an_evaluation_that_a_stop_left_out(tmp_path, start, every, evaluated, owes):
-    """A run that is preempted saves at once, and measures when it goes on."""
-    rows = [{"step": step, "loss/total": 1.0} for step in range(1, start + 1)]
-    rows += [{"step": step, "small/knn/top1": 0.5} for step in evaluated]
-    rows += [{"step": step, "base/knn/top1": 0.5} for step in (4, 8)]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "metrics.jsonl").write_text(lines)
-    measures = types.SimpleNamespace(tasks=("knn",))
-    run = types.SimpleNamespace(
-        workdir=tmp_path,
-        start_step=start,
-        _evaluate_every=lambda: every,
-        evaluators={"small": measures, "base": measures},
-    )
-    assert train.Run._owes_evaluation(run) == owes
-
-
-def stand_in(said, **fields):
-    """A run of 8 steps without a model, whose log is a list."""
-    config = types.SimpleNamespace(
-        seed=0,
-        train=types.SimpleNamespace(steps=8),
-        distill=None,
-        evaluation=types.SimpleNamespace(batch_size=64),
-    )
-    quiet = types.SimpleNamespace(during=lambda *_: contextlib.nullcontext())
-    log = types.SimpleNamespace(
-        message=said.append, save_failed=lambda step, how: said.append(how)
-    )
-    return types.SimpleNamespace(
-        config=config, account=quiet, watchdog=quiet, log=log, **fields
-    )
-
-
-@pytest.mark.parametrize("step", [0, 4, 8])
-def test_evaluations_and_best_weights_that_fail(step):
-    """Within the run it goes on; at its start and end there is no later try."""
-
-    def fail(*_):
-        raise errors.UserError("the disk is gone")
-
-    state = types.SimpleNamespace(teacher_params={"backbone": {}})
-    several = types.SimpleNamespace(students=lambda _: {"": (None, state)})
-    broken = types.SimpleNamespace(evaluate=fail, offer=fail)
-    said = []
-    run = stand_in(
-        said, state=state, trainer=several, evaluators={"": broken}, best=broken
-    )
-    run._measure = lambda step: train.Run._measure(run, step)
-    for act in (
-        lambda: train.Run._evaluate(run, step),
-        lambda: train.Run._keep_best(run, step, {}),
-    ):
-        ends = pytest.raises(errors.UserError, match="the disk is gone")
-        with contextlib.nullcontext() if step == 4 else ends:
-            act()
-    assert len(said) == (2 if step == 4 else 0)
-    assert all(x.startswith("step 4: ") and x.endswith("is gone") for x in said)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 
 from dinov2_jax import errors
 
+LONG = 4.0  # times the time limit, for compiling, evaluating and reading weights
+
 
 class Watchdog:
     """Exits with `errors.HUNG` and all stack traces if nothing finishes for a while.
