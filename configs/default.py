@@ -162,12 +162,16 @@ def get_config() -> config_dict.ConfigDict:
     c.dino.head_bottleneck_dim = 256  # width before the prototypes
     c.dino.head_nlayers = 3  # linear layers before the prototypes
     c.dino.head_hidden_dim = 2048  # width of the layers between
+    # Last batches whose class tokens Sinkhorn-Knopp balances with the new ones, for
+    # batches that are small beside the number of prototypes; 0: none.
+    c.dino.sinkhorn_queue = 0
     c.dino.koleo_loss_weight = 0.1  # 0 turns KoLeo off
     # Factor on the pairs with local crops; DINOv3's Gram phase has 0.5.
     c.dino.local_loss_weight = 1.0
 
     c.ibot = config_dict.ConfigDict()
     c.ibot.loss_weight = 1.0  # 0 turns the iBOT loss off
+    c.ibot.sinkhorn_queue = 0  # the same, whose masked patches
     c.ibot.mask_sample_probability = 0.5  # share of global crops that are masked
     c.ibot.mask_ratio_min_max = (0.1, 0.5)  # share of the patches of a masked crop
     c.ibot.separate_head = False  # False: the DINO head serves both
@@ -215,9 +219,6 @@ def get_config() -> config_dict.ConfigDict:
     # whose heads end at the bottleneck; see docs/small-batches.md.
     c.train.objective = "prototypes"
     c.train.centering = "centering"  # of teacher targets: centering | sinkhorn_knopp
-    # Last batches whose rows Sinkhorn-Knopp balances with the new ones, for batches
-    # that are small beside the number of prototypes; 0: none, as in the reference.
-    c.train.sinkhorn_queue = 0
     # Consecutive bad steps (loss not finite, or above 1.5 times that of a uniform
     # prediction) after which the run returns to its last checkpoint and skips the
     # batches since; and the number of such rollbacks before the run stops.

@@ -204,7 +204,7 @@ def make_ssl_meta_arch(
 
 
 def make_queue(config: Any, teacher: network.Network, dtype: Any) -> queue.Queue:
-    """Return the queue of Sinkhorn-Knopp that `train.sinkhorn_queue` describes.
+    """Return the queue of Sinkhorn-Knopp that a config describes.
 
     Args:
       config: The config of the run.
@@ -216,8 +216,8 @@ def make_queue(config: Any, teacher: network.Network, dtype: Any) -> queue.Queue
     images = groups, config.train.group_size, 2, teacher.dino_head.bottleneck_dim
     patches = groups, masked, 1, ibot_head.bottleneck_dim
     shapes = []
-    if config.dino.loss_weight:
-        shapes.append(("dino", images))
-    if config.ibot.loss_weight and masked:
-        shapes.append(("ibot", patches))
-    return queue.Queue(config.train.sinkhorn_queue, tuple(shapes), dtype)
+    if config.dino.loss_weight and config.dino.sinkhorn_queue:
+        shapes.append(("dino", config.dino.sinkhorn_queue, images))
+    if config.ibot.loss_weight and config.ibot.sinkhorn_queue and masked:
+        shapes.append(("ibot", config.ibot.sinkhorn_queue, patches))
+    return queue.Queue(tuple(shapes), dtype)

@@ -70,10 +70,13 @@ def test_unknown_fields(in_process, workdir):
         "--config.init.source=x",
         "--config.init.sorce=x",
         "--config.init.from=x",
+        "--config.train.sinkhorn_queue=8",
         "--config.train.step=2",
     )
     assert "init.sorce; did you mean --config.init.source?" in error
     assert "init.from is called --config.init.source now" in error
+    queues = "--config.dino.sinkhorn_queue and --config.ibot.sinkhorn_queue now"
+    assert f"train.sinkhorn_queue is called {queues}" in error
     assert "field init.source" not in error
     assert "optim.base_lrr; did you mean --config.optim.base_lr?" in error
     assert "train.step; did you mean --config.train.steps?" in error

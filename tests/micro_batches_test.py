@@ -53,7 +53,7 @@ def test_parts_sum_to_the_whole(count, whole):
 @pytest.mark.slow
 def test_parts_share_a_queue():
     """Recipes may ask for both."""
-    queued = {"train": {"sinkhorn_queue": 2}}
+    queued = {"dino": {"sinkhorn_queue": 2}, "ibot": {"sinkhorn_queue": 1}}
     expected = losses_and_params(config(1, **queued))
     compare(losses_and_params(config(2, **queued)), expected)
 

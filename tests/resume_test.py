@@ -189,7 +189,7 @@ def test_sigterm_saves_and_asks_for_a_restart(uninterrupted, in_process, tmp_pat
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--config.train.sinkhorn_queue=3"],
+        ["--config.dino.sinkhorn_queue=3", "--config.ibot.sinkhorn_queue=2"],
         ["--config.train.objective=coding_rate", "--config.dino.koleo_loss_weight=0"],
     ],
 )

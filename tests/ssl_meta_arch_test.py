@@ -168,20 +168,24 @@ def test_separate_heads_have_their_own_sizes():
 
 def test_the_queue_holds_rows_of_the_terms_in_use():
     _, meta_arch = make(
-        ibot={"separate_head": True, "head_bottleneck_dim": 8},
-        train={"sinkhorn_queue": 3},
+        ibot={"separate_head": True, "head_bottleneck_dim": 8, "sinkhorn_queue": 2},
+        dino={"sinkhorn_queue": 3},
     )
     masked = tiny.batch(tiny.config())["masked_indices"].shape[1]
     centers = meta_arch.teacher.init_centers()
     shapes = {k: v.shape for k, v in centers.items() if not k.endswith("valid")}
-    bound = shapes["ibot_queue"][1] // 3
+    bound = shapes["ibot_queue"][1] // 2
     assert shapes == {
         "dino_queue": (2, 3 * 4, 2, 16),
-        "ibot_queue": (2, 3 * bound, 1, 8),
+        "ibot_queue": (2, 2 * bound, 1, 8),
     }
     assert 0 < bound <= masked  # that of the config, not of these batches
-    _, meta_arch = make(train={"sinkhorn_queue": 3}, ibot={"loss_weight": 0.0})
-    assert set(meta_arch.teacher.init_centers()) == {"dino_queue", "dino_queue_valid"}
+    queue = {"sinkhorn_queue": 3}
+    of_classes = {"dino_queue", "dino_queue_valid"}
+    _, meta_arch = make(dino=queue, ibot=queue | {"loss_weight": 0.0})
+    assert set(meta_arch.teacher.init_centers()) == of_classes
+    _, meta_arch = make(dino=queue)
+    assert set(meta_arch.teacher.init_centers()) == of_classes
 
 
 def test_uint8_crops_are_normalised(usual):

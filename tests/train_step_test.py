@@ -50,13 +50,17 @@ class Trainer(trainer_lib.Trainer):
 @pytest.fixture(
     scope="module",
     params=[
-        {"centering": "centering"},
-        pytest.param({"sinkhorn_queue": 2}, marks=pytest.mark.slow),
+        {"train": {"centering": "centering"}},
+        pytest.param(
+            {"dino": {"sinkhorn_queue": 2}, "ibot": {"sinkhorn_queue": 1}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
 def trainer(request):
-    c = tiny.config(train=request.param, ibot={"separate_head": True})
+    ibot = {"separate_head": True} | request.param.get("ibot", {})
+    c = tiny.config(**request.param | {"ibot": ibot})
     return Trainer(c, sharding.make_mesh(devices=jax.devices()[:1]))
 
 

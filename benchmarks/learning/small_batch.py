@@ -12,8 +12,10 @@ BATCHES = (8, 16, 32, 64)
 # Share of the run's images that the teacher averages over; None: quickstart's momentum,
 # which is 17 % of them at batch 64 in half of the full study.
 MOMENTA = {"fixed": None, "horizon": 0.05, "long": 0.15}
-TARGETS = ("sinkhorn", "centering", "queue")
-QUEUED = 256  # images whose rows the queue holds
+TARGETS = ("sinkhorn", "centering", "queue", "class-queue")
+QUEUED = (
+    256  # images whose rows the queue holds: class tokens, and masked patches or not
+)
 
 
 def _name(batch: int, momentum: str, targets: str) -> str:
@@ -32,8 +34,10 @@ def _arm(
         c.teacher.momentum_teacher = 1 - batch / (share * images)
     if targets == "centering":
         c.train.centering = "centering"
+    if targets in ("queue", "class-queue"):
+        c.dino.sinkhorn_queue = QUEUED // batch
     if targets == "queue":
-        c.train.sinkhorn_queue = QUEUED // batch
+        c.ibot.sinkhorn_queue = QUEUED // batch
     name = _name(batch, momentum, targets)
     return study.Arm((study.Run(setting.workdir(f"small_batch/{name}"), c),))
 
@@ -43,7 +47,8 @@ _ARMS = [
     for b in BATCHES
     for m in MOMENTA
     for t in TARGETS
-    if m != "long" or (b < 64 and t != "centering")
+    if (m != "long" or (b < 64 and t in ("sinkhorn", "queue")))
+    and (t != "class-queue" or b < 32)
 ]
 
 STUDY = study.Study(
@@ -58,7 +63,7 @@ STUDY = study.Study(
         for arm in _ARMS
     },
     # Each against the usual settings at the same batch and at batch 64; longer horizons
-    # against shorter ones.
+    # against shorter ones, queues of class tokens against those of patches too.
     pairs=tuple(
         (_name(*arm), _name(arm[0], "fixed", "sinkhorn"))
         for arm in _ARMS
@@ -69,5 +74,10 @@ STUDY = study.Study(
     )
     + tuple(
         (_name(b, m, t), _name(b, "horizon", t)) for b, m, t in _ARMS if m == "long"
+    )
+    + tuple(
+        (_name(b, m, t), _name(b, m, "queue"))
+        for b, m, t in _ARMS
+        if t == "class-queue"
     ),
 )

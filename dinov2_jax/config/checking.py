@@ -56,7 +56,7 @@ _POSITIVE = (
 ).split()
 _NOT_NEGATIVE = (
     "data.workers data.prefetch data.timeout train.max_rollbacks train.hang_timeout "
-    "train.sinkhorn_queue "
+    "dino.sinkhorn_queue ibot.sinkhorn_queue "
     "crops.local_crops_number "
     "dino.loss_weight "
     "dino.koleo_loss_weight dino.local_loss_weight ibot.loss_weight "

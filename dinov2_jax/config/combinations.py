@@ -272,11 +272,17 @@ def _distillation(flat: dict[str, Any]) -> Iterator[str]:
             f"gram.loss_weight = {flat['gram.loss_weight']}: a frozen teacher needs no "
             "anchor, set --config.gram.loss_weight=0"
         )
-    if flat["train.sinkhorn_queue"]:
+    for queue in _queues(flat):
         yield (
-            f"train.sinkhorn_queue = {flat['train.sinkhorn_queue']}: a frozen teacher "
-            "has no queue, set --config.train.sinkhorn_queue=0"
+            f"{queue} = {flat[queue]}: a frozen teacher has no queue, set "
+            f"--config.{queue}=0"
         )
+
+
+def _queues(flat: dict[str, Any]) -> list[str]:
+    """Return the fields that ask for a queue."""
+    names = ("dino.sinkhorn_queue", "ibot.sinkhorn_queue")
+    return [name for name in names if flat[name]]
 
 
 def _objective(flat: dict[str, Any]) -> Iterator[str]:
@@ -308,25 +314,23 @@ def _objective(flat: dict[str, Any]) -> Iterator[str]:
             "dino.loss_weight = 0 switches the coding rate off, without which all "
             "features become equal: set --config.dino.loss_weight=1"
         )
-    if flat["train.sinkhorn_queue"] and (
-        simdino or flat["train.centering"] != "sinkhorn_knopp"
-    ):
+    if simdino or flat["train.centering"] != "sinkhorn_knopp":
         balanced = "--config.train.centering=sinkhorn_knopp"
-        fix = "--config.train.sinkhorn_queue=0" if simdino else balanced
-        yield (
-            f"train.sinkhorn_queue = {flat['train.sinkhorn_queue']} has no effect "
-            f"without Sinkhorn-Knopp: set {fix}"
-        )
+        for queue in _queues(flat):
+            yield (
+                f"{queue} = {flat[queue]} has no effect without Sinkhorn-Knopp: set "
+                f"{f'--config.{queue}=0' if simdino else balanced}"
+            )
 
 
 def _fixed_sizes(flat: dict[str, Any]) -> Iterator[str]:
     """Yield what crops of several sizes exclude."""
     if not flat["crops.sizes"]:
         return
-    if flat["train.sinkhorn_queue"]:
+    for queue in _queues(flat):
         yield (
-            f"train.sinkhorn_queue = {flat['train.sinkhorn_queue']} needs batches of "
-            "one size: set --config.crops.sizes=() or --config.train.sinkhorn_queue=0"
+            f"{queue} = {flat[queue]} needs batches of one size: set "
+            f"--config.crops.sizes=() or --config.{queue}=0"
         )
     if flat["gram.loss_weight"] and flat["gram.scale"] != 1:
         yield (

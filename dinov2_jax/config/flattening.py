@@ -5,7 +5,10 @@ from collections.abc import Iterable
 from typing import Any
 
 # Names that fields had before: old runs resume, and old flags are told the new name.
-RENAMED = {"init.from": "init.source"}
+RENAMED = {
+    "init.from": ("init.source",),
+    "train.sinkhorn_queue": ("dino.sinkhorn_queue", "ibot.sinkhorn_queue"),
+}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -27,7 +30,8 @@ def unknown_field(name: str, known: Iterable[str]) -> str:
       known: The fields that there are.
     """
     if name in RENAMED:
-        return f"config field {name} is called --config.{RENAMED[name]} now"
+        now = " and ".join(f"--config.{new}" for new in RENAMED[name])
+        return f"config field {name} is called {now} now"
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean --config.{close[0]}?" if close else ""
     return f"unknown config field {name}{hint}"

@@ -71,7 +71,8 @@ _ADDED = {
     "train.micro_batches": 1,
     **_DISTILL,
     "train.objective": "prototypes",
-    "train.sinkhorn_queue": 0,
+    "dino.sinkhorn_queue": 0,
+    "ibot.sinkhorn_queue": 0,
     "coding_rate.weight": 1.0,
     "coding_rate.eps": 0.05,
     "dino.local_loss_weight": 1.0,
@@ -167,7 +168,11 @@ def read_saved(path: pathlib.Path) -> dict[str, Any]:
         raise errors.UserError(
             f"{path} is not valid JSON ({error}): restore it or use another --workdir"
         ) from error
-    return _ADDED | {flattening.RENAMED.get(name, name): v for name, v in saved.items()}
+    return _ADDED | {
+        new: value
+        for name, value in saved.items()
+        for new in flattening.RENAMED.get(name, (name,))
+    }
 
 
 def _same_path(before: Any, now: Any) -> bool:

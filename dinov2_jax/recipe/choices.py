@@ -235,11 +235,12 @@ def _batch(request: request_lib.Request, config: Any) -> list[Choice]:
             "follow noise. A guess."
         )
     elif queued:
-        targets["train.sinkhorn_queue"] = queued
+        targets["dino.sinkhorn_queue"] = queued
         why = (
             f"{prototypes:,} prototypes are more than {limit} of a batch, so "
             "Sinkhorn-Knopp balances those of the last batches too: the best targets "
-            "at 8 images in a small study (docs/learning.md)."
+            "at 8 images in a small study (docs/learning.md). There are masked patches "
+            "enough."
         )
     else:
         why = f"{prototypes:,} prototypes are at most {limit} of a batch. A guess."

@@ -52,11 +52,12 @@ def num_prototypes(num_images: int) -> int:
 
 
 def balancing(prototypes: int, batch_size: int) -> tuple[str, int]:
-    """Return `train.centering` and `train.sinkhorn_queue`.
+    """Return `train.centering` and `dino.sinkhorn_queue`.
 
     Sinkhorn-Knopp gives every prototype the same share of a batch. With far more
     prototypes than class tokens (two an image) such targets follow noise, unless a
-    queue adds those of the last batches.
+    queue adds those of the last batches. Masked patches need none: with the default
+    masks there are about 29 for each class token, or 38 with patch 14.
 
     Args:
       prototypes: Number of prototypes K.

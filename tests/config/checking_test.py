@@ -47,7 +47,8 @@ BAD = [
     ("train.steps", 1000),
     ("train.objective", "dino"),
     ("train.centering", "sinkhorn"),
-    ("train.sinkhorn_queue", -1),
+    ("dino.sinkhorn_queue", -1),
+    ("ibot.sinkhorn_queue", -1),
     ("coding_rate.eps", 0.0),
     ("coding_rate.weight", 0.0),
     ("teacher.momentum_teacher", 1.2),
@@ -97,7 +98,8 @@ FIXES = [
     ("init.heads", "loaded", "--config.init.source="),
     ("init.heads_only_steps", 10, "--config.init.source="),
     ("evaluation.image_size", 230, "use 224 or 240"),
-    ("train.sinkhorn_queue", 4, "set --config.train.centering=sinkhorn_knopp"),
+    ("dino.sinkhorn_queue", 4, "set --config.train.centering=sinkhorn_knopp"),
+    ("ibot.sinkhorn_queue", 4, "set --config.train.centering=sinkhorn_knopp"),
     ("gram.source", "runs/early", "--config.gram.loss_weight=2"),
     ("optim.trainable", "lora", "--config.init.source="),
     ("optim.trainable", "head", "choose one of all, last, lora"),
@@ -284,10 +286,10 @@ def test_the_coding_rate_needs_class_tokens_and_replaces_the_rest():
     problem = message(changed(simdino, off, ("train.group_size", 1)))
     assert "the coding rate of one image does not depend" in problem
     balanced = ("train.centering", "sinkhorn_knopp")
-    queue = ("train.sinkhorn_queue", 4)
+    queue = ("ibot.sinkhorn_queue", 4)
     checking.check(changed(balanced, queue))
     problem = message(changed(simdino, off, balanced, queue))
-    assert "set --config.train.sinkhorn_queue=0" in problem and "; " not in problem
+    assert "set --config.ibot.sinkhorn_queue=0" in problem and "; " not in problem
 
 
 @pytest.mark.parametrize("heads, dim, depth", [(3, 32, 2), (0, 32, 2), (2, 32, 0)])
@@ -501,6 +503,20 @@ def test_resume_of_the_same_config(tmp_path):
 def test_harmless_changes(tmp_path, field, value):
     saved(default.get_config(), tmp_path)
     resuming.check_resume(changed((field, value)), tmp_path)
+
+
+def test_resume_with_fields_that_had_another_name(tmp_path):
+    path = tmp_path / "config.json"
+    queues = ("dino.sinkhorn_queue", 5), ("ibot.sinkhorn_queue", 5)
+    saved(changed(("init.source", "a.pth"), *queues), tmp_path)
+    old = json.loads(path.read_text())
+    old["init"]["from"] = old["init"].pop("source")
+    for section in ("dino", "ibot"):
+        old["train"]["sinkhorn_queue"] = old[section].pop("sinkhorn_queue")
+    path.write_text(json.dumps(old))
+    resuming.check_resume(changed(("init.source", "a.pth"), *queues), tmp_path)
+    with pytest.raises(errors.UserError, match="ibot.sinkhorn_queue: 5 -> 0"):
+        resuming.check_resume(changed(("init.source", "a.pth"), queues[0]), tmp_path)
 
 
 @pytest.mark.parametrize(

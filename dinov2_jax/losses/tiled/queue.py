@@ -7,7 +7,7 @@ logits: they meet today's prototypes. A group's queue holds rows of that group a
 devices that divide the groups divide the queue.
 
 Shapes: G groups, I items a group (images or masked patches), T teacher rows an item,
-C channels of the bottleneck, K prototypes, q batches.
+C channels of the bottleneck, K prototypes, q batches, which may differ by loss term.
 """
 
 import dataclasses
@@ -26,13 +26,12 @@ class Queue:
     """What `init` needs to know of a queue; no queue by default.
 
     Attributes:
-      num_batches: Number of batches q that are kept.
-      shapes: (term, shape [G, I, T, C]) of each loss term's features of one batch.
+      shapes: (term, number of batches q, shape [G, I, T, C] of the features of one) of
+        each loss term that has a queue.
       dtype: Dtype of the features.
     """
 
-    num_batches: int = 0
-    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    shapes: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     dtype: Any = jnp.float32
 
     def init(self) -> Entries:
@@ -42,8 +41,8 @@ class Queue:
         first, and `TERM_queue_valid`, bool [G, q*I], False for places not yet filled.
         """
         entries = {}
-        for term, (groups, items, *rows) in self.shapes if self.num_batches else ():
-            places = groups, self.num_batches * items
+        for term, batches, (groups, items, *rows) in self.shapes:
+            places = groups, batches * items
             entries[f"{term}_queue"] = jnp.zeros((*places, *rows), self.dtype)
             entries[f"{term}_queue_valid"] = jnp.zeros(places, bool)
         return entries

@@ -38,8 +38,8 @@ def textbook(rows, prototypes):
 
 
 def empty(groups, num_batches):
-    shapes = (("dino", (groups, ITEMS, ROWS, CHANNELS)),)
-    return queue.Queue(num_batches, shapes).init()
+    shapes = (("dino", num_batches, (groups, ITEMS, ROWS, CHANNELS)),)
+    return queue.Queue(shapes).init()
 
 
 def step(entries, x, valid, prototypes):
@@ -87,7 +87,7 @@ def test_an_empty_queue_changes_nothing():
 
 
 def test_entries():
-    entries = queue.Queue(4, (("ibot", (2, 5, 1, 8)),), jnp.bfloat16).init()
+    entries = queue.Queue((("ibot", 4, (2, 5, 1, 8)),), jnp.bfloat16).init()
     assert {k: (v.shape, v.dtype) for k, v in entries.items()} == {
         "ibot_queue": ((2, 20, 1, 8), jnp.bfloat16),
         "ibot_queue_valid": ((2, 20), jnp.bool_),
