@@ -13,6 +13,7 @@ def get_config():
     c = default.get_config()
     c.train.update(objective="coding_rate", batch_size=512, group_size=64)
     c.train.steps = 250_000  # 100 epochs
+    c.coding_rate.update(eps=0.63, weight=0.3)  # what their 0.05 and 1 amount to
     c.dino.koleo_loss_weight = 0.0
     c.model.update(arch="vit_base", layerscale=0.1, drop_path_rate=0.2)
     c.crops.update(global_crops_scale=(0.4, 1.0), local_crops_scale=(0.05, 0.4))

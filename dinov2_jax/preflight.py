@@ -26,7 +26,7 @@ from dinov2_jax.data import loader
 from dinov2_jax.data.sources import messages, registry
 from dinov2_jax.distillation import frozen_teacher, students
 from dinov2_jax.eval import evaluator
-from dinov2_jax.runtime import distributed, same_images
+from dinov2_jax.runtime import distributed, same_inputs
 from dinov2_jax.runtime import workdir as workdir_lib
 from dinov2_jax.trackers import backends
 from dinov2_jax.weights import initial
@@ -281,7 +281,7 @@ class _Preflight:
     def step(self) -> str:
         """Compile the step and run it twice."""
         # Not in `data`, which not all processes may pass: they wait for each other.
-        same_images.check(self.source)
+        same_inputs.check_images(self.source)
         state = self.trainer.first_state(
             self.first and self.first.params, self.gram and self.gram.params["backbone"]
         )

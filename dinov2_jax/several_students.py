@@ -126,7 +126,12 @@ class SeveralStudents(trainer.Trainer):
         self.mesh, self.dtype = first.mesh, first.dtype
         self.params = {name: own.params for name, own in trainers.items()}
         self.state = {name: own.state for name, own in trainers.items()}
-        self.schedules = first.schedules
+
+    def schedules(self, step: int) -> dict[str, float]:
+        """Return the values of the first student's schedules, and `NAME/lr` of each."""
+        found = {name: own.schedules(step) for name, own in self._trainers.items()}
+        first = next(iter(found.values()))
+        return first | {f"{name}/lr": own["lr"] for name, own in found.items()}
 
     @property
     def largest_student(self) -> int:
@@ -180,6 +185,11 @@ def make_trainer(
         return trainer.Trainer(config, teacher=teacher, **settings)
     own = students.configs(config)
     return SeveralStudents(config, own, teacher=teacher, **settings)
+
+
+def exported(config: Any, workdir: pathlib.Path) -> bool:
+    """Return whether `export` has written all students that the config has."""
+    return all(native.is_export(workdir / name) for name, _ in config.distill.students)
 
 
 def export(

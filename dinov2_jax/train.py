@@ -25,14 +25,14 @@ from dinov2_jax.runtime import (
     out_of_memory,
     progress,
     rollback,
-    same_images,
+    same_inputs,
     timing,
     watchdog,
 )
 from dinov2_jax.runtime import profiler as profiler_lib
 from dinov2_jax.runtime import workdir as workdir_lib
 from dinov2_jax.trackers import backends
-from dinov2_jax.weights import initial, source_run
+from dinov2_jax.weights import initial, source_run, tree_digest
 
 
 def train(
@@ -64,12 +64,16 @@ def train(
     checking.check_cluster(config, num_processes, jax.device_count())
     batch_builder.make_batch_builder(config, source, process_count=num_processes)
     checking.check_devices(config, jax.device_count())
-    same_images.check(source)
+    same_inputs.check_images(source)
     workdir_lib.make_workdir(workdir)
     lock = workdir_lib.lock(workdir) if jax.process_index() == 0 else None
     teacher = frozen_teacher.read(config)
+    if teacher is not None:
+        same_inputs.check_weights("distill.source", teacher.digest)
     config = frozen_teacher.resolve(config, teacher)
     if checkpointer.has_checkpoint(workdir):  # without one, the run starts over
+        if teacher is not None:  # first: its heads set fields of the config
+            workdir_lib.check_teacher(workdir, teacher.identity(config))
         resuming.check_resume(config, workdir)
         moved = resuming.moved(config, workdir)
         workdir_lib.check_images(source, workdir, moved)
@@ -144,14 +148,9 @@ class Run:
         new_run = not self.start_step and bool(changed_fields or moved_paths)
         if new_run:
             self.rollbacks.forget(write=is_first_process)
-        if teacher is not None:  # before the config, which a refused resume keeps
-            workdir_lib.update_teacher_record(
-                workdir,
-                {"source": config.distill.source, "digest": teacher.digest},
-                resumed=self.start_step > 0,
-                write=is_first_process,
-            )
         if is_first_process:
+            if teacher is not None:
+                workdir_lib.write_teacher(workdir, teacher.identity(config))
             workdir_lib.write_config(config, workdir)
         self.log = logger.make_run_log(
             config,
@@ -230,6 +229,9 @@ class Run:
         with self.watchdog.during("reading the first weights", watchdog.LONG):
             weights = initial.read(self.config, self.trainer.meta_arch)
             gram = initial.read_gram(self.config, self.trainer.meta_arch)
+        for field, read in (("init.source", weights), ("gram.source", gram)):
+            if read and jax.process_count() > 1:
+                same_inputs.check_weights(field, tree_digest.digest(read.params))
         self.state = self.trainer.first_state(
             weights and weights.params, gram and gram.params["backbone"]
         )
@@ -238,6 +240,10 @@ class Run:
     def loop(self, profiler: profiler_lib.Profiler) -> None:
         """Run all remaining steps, rolling back if the loss blows up."""
         if self.start_step >= self.config.train.steps:
+            if self._end_is_owed():
+                with jax.set_mesh(self.trainer.mesh):
+                    self._end()
+                return
             logging.info(
                 "nothing to do: step %d of %d is done; raise --config.train.steps to "
                 "continue, or choose another --workdir",
@@ -392,18 +398,34 @@ class Run:
 
     def _evaluate_and_save(self, step: int, save_due: bool) -> None:
         last = step == self.config.train.steps
-        if self.evaluations.due(step):
+        if self.evaluations.due(step) and not last:
             self.evaluations.measure(step, self.state)
-            if last:
-                self.evaluations.draw(self.state)
-        if last and self.config.distill.students:
-            several_students.export(self.config, self.trainer, self.state, self.workdir)
         every = self.config.checkpoint.every
         due = save_due or step % every == 0 or self.checkpoints.failed
         # Do not save weights with a bad loss: a rollback would return to them.
         if last or (due and not self.guard.in_a_row):
             next_save = min(step - step % every + every, self.config.train.steps)
             self._save(step, None if last else next_save)
+        if last:
+            self._end()
+
+    def _end(self) -> None:
+        """Do what follows the last save, which nothing of it can cost the run."""
+        step = self.config.train.steps
+        if self.config.distill.students:
+            several_students.export(self.config, self.trainer, self.state, self.workdir)
+        if self.evaluations.due(step):
+            self.evaluations.measure(step, self.state)
+            self.evaluations.draw(self.state)
+
+    def _end_is_owed(self) -> bool:
+        """Return whether the run was stopped after its last save."""
+        return self.start_step == self.config.train.steps and (
+            self.evaluations.owed(self.start_step)
+            or sharding.of_first_process(
+                not several_students.exported(self.config, self.workdir)
+            )
+        )
 
     def _save(self, step: int, next_save: int | None) -> None:
         with self.account.during("save"):

@@ -34,12 +34,14 @@ class Record:
       start: The measures at step 0 by name; higher is better.
       best: The measures at `step`.
       name: Name of the weights' folder; "" if it is the step.
+      judges: Identities of the images that are measured; () in older runs.
     """
 
     step: int
     start: Mapping[str, float]
     best: Mapping[str, float]
     name: str = ""
+    judges: tuple[str, ...] = ()
 
     def gains(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return how far measures are above those of the start."""
@@ -67,7 +69,9 @@ def read(workdir: pathlib.Path) -> Record | None:
             {str(name): float(value) for name, value in content[field].items()}
             for field in ("start", "best")
         )
-        return Record(int(content["step"]), start, best, content.get("name", ""))
+        judges = tuple(map(str, content.get("judges", ())))
+        name = content.get("name", "")
+        return Record(int(content["step"]), start, best, name, judges)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.UserError(
             f"cannot read {path} ({error}): it says which weights are the run's best; "
@@ -115,16 +119,23 @@ class BestWeights:
     Args:
       workdir: The run's folder, the same for all processes.
       measures: Names of the metrics that are compared.
+      judges: Identities of the images that are measured: other images have others.
       resumed: Whether the run goes on after step 0, which it measured before.
 
     Raises:
-      UserError: A run that goes on has no record of its start.
+      UserError: A run that goes on has no record of its start, or measured others.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, measures: Sequence[str], *, resumed: bool
+        self,
+        workdir: pathlib.Path,
+        measures: Sequence[str],
+        *,
+        judges: Sequence[str],
+        resumed: bool,
     ):
         self._workdir, self._measures = workdir, tuple(measures)
+        self._judges = tuple(judges)
         if jax.process_index() == 0:  # it may have been killed in a save
             saved_weights.remove_unfinished(workdir / FOLDER)
         self.record = read(workdir) if resumed else None
@@ -133,6 +144,13 @@ class BestWeights:
                 f"{workdir / FOLDER / _RECORD} is missing, which says what the run's "
                 "start was worth: restore it, or go on in another --workdir with "
                 f"--config.init.source={workdir / 'checkpoints'}"
+            )
+        before = self.record.judges if self.record else ()
+        if before and all(x != y for x, y in zip(before, self._judges, strict=True)):
+            raise errors.UserError(
+                f"the images that choose the best weights of {workdir} are no longer "
+                "those that its start was measured on: restore them, or go on in "
+                f"another --workdir with --config.init.source={workdir / 'checkpoints'}"
             )
 
     def offer(self, step: int, metrics: Mapping[str, float], weights: Any) -> bool:
@@ -156,20 +174,22 @@ class BestWeights:
         if self.record is None:
             if step:
                 raise ValueError(f"step {step} was offered before step 0")
-            record = Record(0, values, values)
+            record = Record(0, values, values, judges=self._judges)
         elif sharding.of_first_process(self.record.is_beaten_by(values)):
             # A step that was measured before, in a run that was killed or rolled back,
             # does not overwrite its weights: a kill in between would leave none.
             again = folder(self._workdir, self.record).name == str(step)
             name = f"{step}-again" if again else ""
-            record = Record(step, self.record.start, values, name)
+            record = Record(step, self.record.start, values, name, self._judges)
         else:
             return False
         target = folder(self._workdir, record)
         saved_weights.write(target, weights)
         if jax.process_index() == 0:
             checksums.write(target)
-            content = {k: v for k, v in dataclasses.asdict(record).items() if v != ""}
+            content = {
+                k: v for k, v in dataclasses.asdict(record).items() if v not in ("", ())
+            }
             files.write_text(target.parent / _RECORD, json.dumps(content, indent=1))
             for other in target.parent.iterdir():
                 if other.is_dir() and other != target:

@@ -265,7 +265,7 @@ class Checkpointer:
         step = self.latest_step()
         try:
             with orbax_logging.quiet():
-                # Orbax would cast dtypes and fail half-way if a shape differs.
+                # Orbax would fail half-way if a shape differs.
                 differing = _differences(
                     self._manager.item_metadata(step), abstract_state
                 )
@@ -309,22 +309,37 @@ class Checkpointer:
 
 
 def _differences(saved: Any, expected: Any) -> list[str]:
-    """List the arrays whose shape or dtype differs between two trees."""
+    """List the arrays whose shape or dtype differs between two trees.
+
+    Floats of another precision do not differ, and are cast: the queue and the Gram
+    teacher have that of matmuls, which model.dtype="auto" takes from the device.
+    """
 
     def arrays(tree):
         return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): (
-                f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
-            )
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
 
     saved, expected = arrays(saved), arrays(expected)
     return [
-        f"{name}: {saved.get(name, 'none')} -> {expected.get(name, 'none')}"
+        f"{name}: {_text(saved.get(name))} -> {_text(expected.get(name))}"
         for name in sorted(saved.keys() | expected.keys())
-        if saved.get(name) != expected.get(name)
+        if _kind(saved.get(name)) != _kind(expected.get(name))
     ]
+
+
+def _kind(leaf: Any) -> tuple[Any, tuple[int, ...]] | None:
+    if leaf is None:
+        return None
+    is_float = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+    return "float" if is_float else leaf.dtype, tuple(leaf.shape)
+
+
+def _text(leaf: Any) -> str:
+    if leaf is None:
+        return "none"
+    return f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:

@@ -25,7 +25,6 @@ HARMLESS = (
     "model.remat",
     "model.scan_unroll",
     "mesh.",
-    "distill.source",  # WORKDIR/teacher.json tells whether it is the same
     "checkpoint.every",
     "checkpoint.minutes",
     "checkpoint.keep_last",
@@ -151,6 +150,8 @@ def _changes(config: Any, workdir: pathlib.Path) -> list[tuple[str, str]]:
         and not name.startswith(harmless)
         and not (name == "data.source" and _same_kind(before, now))
         and not (name in _PATHS and _same_path(before.get(name), now.get(name)))
+        # WORKDIR/teacher.json tells whether it is the same teacher.
+        and not (name == "distill.source" and before.get(name) and now.get(name))
     ]
 
 

@@ -5,7 +5,6 @@ teacher sees the student's crops at a size that gives both the same grid of patc
 """
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from dinov2_jax.models import (
     vision_transformer,
 )
 from dinov2_jax.objectives import teacher_view
-from dinov2_jax.weights import head_sizes, initial, reading
+from dinov2_jax.weights import head_sizes, initial, reading, tree_digest
 
 _HEADS = ("dino_head", "ibot_head")
 
@@ -47,6 +46,10 @@ class FrozenTeacher:
     params: dict[str, Any]
     description: str
     digest: str = ""
+
+    def identity(self, config: Any) -> dict[str, str]:
+        """Return its source and digest, which tell it from other teachers."""
+        return {"source": config.distill.source, "digest": self.digest}
 
     def make_network(self, config: Any, dtype: Any) -> network.Network:
         """Return its network, run as `config.model` says, with matmuls in `dtype`."""
@@ -153,29 +156,22 @@ def read(config: Any) -> FrozenTeacher | None:
             "serves planning alone: name a run, a file of weights or a released model"
         )
     needs_heads = distill.objective == "prototypes"
-    other_ways = (
-        ": distil its features (--config.distill.objective=features), or first train "
-        f"heads for it, in a run with --config.init.source={distill.source} and "
-        "init.heads_only_steps = train.steps, and name that run"
-    )
     with initial.on_host():
         try:
             weights = reading.read(
                 distill.source, which=distill.which or None, heads=needs_heads
             )
         except errors.UserError as error:
-            fix = other_ways if isinstance(error, reading.MissingHeads) else ""
+            headless = isinstance(error, reading.MissingHeads)
+            fix = _other_ways(distill.source) if headless else ""
             if "--num-heads" in str(error):
                 fix = (
                     ", in dinov2-jax convert --to=orbax, whose folder tells it from "
                     "then on"
                 )
             raise errors.UserError(f"distill.source: {error}{fix}") from error
-        if needs_heads and "last_layer" not in weights.params.get("dino_head", {}):
-            raise errors.UserError(
-                f"distill.source: {distill.source} has no heads with prototypes"
-                f"{other_ways}"
-            )
+        if needs_heads:
+            _check_prototypes(weights.params, distill.source)
         _check_images(config, weights)
         model = weights.module.config
         params = {k: weights.params[k] for k in weights.params}
@@ -194,7 +190,7 @@ def read(config: Any) -> FrozenTeacher | None:
             model = model.replace(image_size=size)
         params = jax.tree.map(np.asarray, params)
     which = f" ({weights.which})" if weights.which else ""
-    digest = _digest(params)
+    digest = tree_digest.digest(params)
     described = (
         f"teacher: {distill.source}{which}, width {model.embed_dim}, {model.depth} "
         f"blocks, {_count(params['backbone']) / 1e6:.1f} M parameters, crops of {size} "
@@ -213,6 +209,8 @@ def describe(config: Any) -> FrozenTeacher | None:
     params = jax.eval_shape(made.init, jax.random.key(0))
     if config.distill.objective == "features":
         params = {"backbone": params["backbone"]}
+    else:
+        _check_prototypes(params, source)
     model = made.backbone.config
     size = seen_size(config, model)
     grid = size // model.patch_size
@@ -220,6 +218,22 @@ def describe(config: Any) -> FrozenTeacher | None:
         "pos_embed": jax.ShapeDtypeStruct((1, 1 + grid**2, model.embed_dim), "float32")
     }
     return FrozenTeacher(model.replace(image_size=size), params, f"teacher: {source}")
+
+
+def _check_prototypes(params: Any, source: str) -> None:
+    if "last_layer" not in params.get("dino_head", {}):
+        raise errors.UserError(
+            f"distill.source: {source} has no heads with prototypes"
+            f"{_other_ways(source)}"
+        )
+
+
+def _other_ways(source: str) -> str:
+    return (
+        ": distil its features (--config.distill.objective=features), or first train "
+        f"heads for it, in a run with --config.init.source={source} and "
+        "init.heads_only_steps = train.steps, and name that run"
+    )
 
 
 def _is_config(source: str) -> bool:
@@ -288,12 +302,3 @@ def _check_images(config: Any, weights: reading.Weights) -> None:
 
 def _count(tree: Any) -> int:
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-
-
-def _digest(params: Any) -> str:
-    """Return the hash of all names, shapes and values."""
-    found = hashlib.blake2b(digest_size=8)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        found.update(f"{jax.tree_util.keystr(path)} {leaf.shape} ".encode())
-        found.update(np.ascontiguousarray(leaf))
-    return found.hexdigest()

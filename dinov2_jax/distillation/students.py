@@ -29,7 +29,8 @@ def configs(config: Any) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for entry in config.distill.students:
-        if len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+        pair = isinstance(entry, list | tuple) and len(entry) == 2
+        if not (pair and all(isinstance(part, str) for part in entry)):
             raise errors.UserError(
                 f"distill.students has {entry!r}: each entry is a name and settings, "
                 "('small', 'model.arch=vit_small')"
@@ -54,8 +55,8 @@ def configs(config: Any) -> dict[str, Any]:
                 )
         own = config.copy_and_resolve_references()
         own.distill.students = ()
-        config_file.apply(own, [f"--config.{text}" for text in settings.split()])
         try:
+            config_file.apply(own, [f"--config.{text}" for text in settings.split()])
             checking.check(own)
         except errors.UserError as error:
             raise errors.UserError(f"distill.students: {name}: {error}") from error

@@ -34,6 +34,18 @@ class Data:
     images: Sequence[np.ndarray]
     pictures: np.ndarray | None
 
+    def identities(self) -> tuple[str, str]:
+        """Return two texts, of which one stays if the images do.
+
+        The first stays if the images move, the second if they are copied anew to the
+        same place, with other modification times.
+        """
+        sources = [source for source in (self.bank, self.queries) if source is not None]
+        return (
+            "-".join(source.fingerprint[:16] for source in sources),
+            "-".join(source.digest().hex()[:16] for source in sources),
+        )
+
 
 def open_data(config: Any, training: base.Source | None = None) -> Data | None:
     """Open the images that `config.evaluation` names, None if there are none.

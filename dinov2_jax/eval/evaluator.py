@@ -39,6 +39,7 @@ class Evaluator:
 
     Attributes:
       tasks: Names of the evaluations.
+      identities: Those of the images that are measured, see `evaluation_data.Data`.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Evaluator:
             extractor(kind="patches"),
         )
         self.tasks, self._settings = tuple(tasks), settings
-        self._data = data
+        self._data, self.identities = data, data.identities()
         self._resize_size, self._image_size = resize_size, image_size
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._max_images = max_images

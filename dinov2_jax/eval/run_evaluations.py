@@ -49,14 +49,19 @@ def make_best(
       resumed: Whether the run goes on after step 0.
 
     Raises:
-      UserError: A run that goes on has no record of its start.
+      UserError: A run that goes on has no record of its start, or measured others.
     """
     keep_best = config.checkpoint.keep_best
     if not (keep_best and evaluators):
         return None
-    tasks = evaluators[""].tasks if keep_best == "all" else [keep_best]
-    measures = [in_loop.FIRST[task] for task in tasks]
-    return best_weights.BestWeights(workdir, measures, resumed=resumed)
+    judge = evaluators[""]
+    tasks = judge.tasks if keep_best == "all" else [keep_best]
+    return best_weights.BestWeights(
+        workdir,
+        [in_loop.FIRST[task] for task in tasks],
+        judges=judge.identities,
+        resumed=resumed,
+    )
 
 
 class RunEvaluations:
@@ -105,8 +110,7 @@ class RunEvaluations:
             return False
         if not step:
             return bool(self._config.init.source or self._best)
-        every = self._config.evaluation.every
-        if not every or step % every:
+        if not self.due(step):
             return False
         found = series.read(self._workdir)  # without rows that a kill discarded
         wanted = [
@@ -118,7 +122,9 @@ class RunEvaluations:
         return sharding.of_first_process(not measured)
 
     def measure(self, step: int, state: Any) -> None:
-        """Measure the teachers; log the numbers, and keep the weights if they are best.
+        """Measure the teachers; keep the weights if they are best, and log the numbers.
+
+        In this order, so that what a kill interrupts is owed.
 
         Args:
           step: Number of finished steps.
@@ -134,33 +140,35 @@ class RunEvaluations:
             self._watchdog.during(f"the evaluation after step {step}", watchdog.LONG),
         ):
             try:
-                numbers = self._numbers(step, state)
+                numbers = self._numbers(state)
             except errors.UserError as error:
                 if self._must_not_fail(step):
                     raise
                 self._log.message(f"step {step}: not evaluated: {error}")
                 return
-            self.write_report()
-        if self._best:
-            self._keep_best(self._best, step, state, numbers)
+        kept = self._best and self._keep_best(self._best, step, state, numbers[""])
+        for name, own in numbers.items():
+            self._log.evaluated(step, own, student=name)
+        if kept and step:
+            self._log.message(f"step {step}: the best so far, kept in best/")
+        self.write_report()
 
     def _must_not_fail(self, step: int) -> bool:
         # There is no later try, or others would wait.
         return step in (0, self._config.train.steps) or jax.process_count() > 1
 
-    def _numbers(self, step: int, state: Any) -> dict[str, float]:
-        """Evaluate and log every student; return the numbers of the last one."""
-        numbers: dict[str, float] = {}
+    def _numbers(self, state: Any) -> dict[str, dict[str, float]]:
+        """Return the numbers of every student."""
         less = max(self._config.evaluation.batch_size // 2, 1)
         with out_of_memory.explained(
             "in the evaluation", lambda: f"add --config.evaluation.batch_size={less}"
         ):
-            for name, (_, own) in self._trainer.students(state).items():
-                numbers = self._evaluators[name].evaluate(
+            return {
+                name: self._evaluators[name].evaluate(
                     own.teacher_params["backbone"], self._config.seed
                 )
-                self._log.evaluated(step, numbers, student=name)
-        return numbers
+                for name, (_, own) in self._trainer.students(state).items()
+            }
 
     def _keep_best(
         self,
@@ -168,7 +176,8 @@ class RunEvaluations:
         step: int,
         state: Any,
         numbers: dict[str, float],
-    ) -> None:
+    ) -> bool:
+        """Offer the weights; return whether they are kept."""
         with self._account.during("save"):
             try:
                 kept = best.offer(step, numbers, state.teacher_params)
@@ -179,11 +188,10 @@ class RunEvaluations:
                     ) from error
                 why = f"step {step}: the best weights were not saved: {error}"
                 self._log.save_failed(step, why)
-                return
+                return False
         if kept:
             self._log.events.add("best", step=step)
-            if step:
-                self._log.message(f"step {step}: the best so far, kept in best/")
+        return kept
 
     def draw(self, state: Any) -> None:
         """Draw what the patch features of the last step distinguish, as pca.png."""

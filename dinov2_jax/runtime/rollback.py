@@ -29,10 +29,12 @@ class LossGuard:
     """Counts consecutive bad steps.
 
     A step is bad if its loss is not finite (the step was skipped) or above 1.5 times
-    the loss of a uniform prediction, where training starts.
+    the loss of a uniform prediction, where training starts. Of several students, each
+    must be sane.
 
     Args:
-      uniform: Loss of a uniform prediction; 0 checks only for non-finite losses.
+      uniform: Loss of a uniform prediction, of one student; 0 checks only for
+        non-finite losses.
       patience: Number of consecutive bad steps at which `check` raises.
 
     Attributes:
@@ -52,7 +54,8 @@ class LossGuard:
         Raises:
           BlownUp: There were too many bad steps in a row.
         """
-        loss = values["loss/total"]
+        students = [v for name, v in values.items() if name.endswith("/loss/total")]
+        loss = max(students or [values["loss/total"]])
         sane = not values["skipped_in_a_row"] and loss <= self._limit
         self.in_a_row = 0 if sane else self.in_a_row + 1
         if self.in_a_row < self._patience:
@@ -91,7 +94,6 @@ def make_loss_guard(config: Any) -> LossGuard:
             (ibot.loss_weight, ibot_head.head_n_prototypes),
         ]
     )
-    uniform *= len(config.distill.students) or 1
     return LossGuard(uniform, config.train.max_nonfinite_steps)
 
 

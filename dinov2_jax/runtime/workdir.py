@@ -13,10 +13,11 @@ from typing import Any
 from dinov2_jax import errors, files
 from dinov2_jax.data.sources import messages
 
+_TEACHER = "teacher.json"
 # What a run writes.
 _FILES = (
     *("run.lock", "config.json", "data.json", "metrics.jsonl", "events.jsonl"),
-    *("bad_images.txt", "rollbacks.json", "pca.png", "teacher.json", "report.html"),
+    *("bad_images.txt", "rollbacks.json", "pca.png", _TEACHER, "report.html"),
 )
 FOLDERS = (
     *("checkpoints", "damaged_checkpoints", "best", "tensorboard", "profile"),
@@ -95,22 +96,18 @@ def write_config(config: Any, workdir: pathlib.Path) -> None:
     files.write_text(workdir / "config.json", json.dumps(fields, indent=2) + "\n")
 
 
-def update_teacher_record(
-    workdir: pathlib.Path, now: dict[str, str], *, resumed: bool, write: bool
-) -> None:
-    """Check that a frozen teacher is the run's, and record it in WORKDIR/teacher.json.
+def check_teacher(workdir: pathlib.Path, now: dict[str, str]) -> None:
+    """Check that a frozen teacher is that of WORKDIR/teacher.json, if there is one.
 
     Args:
       workdir: The run's folder.
       now: Source and digest of the teacher.
-      resumed: False if the run starts from step 0; the record is then not compared.
-      write: Whether to write the record; False for every process but the first.
 
     Raises:
-      UserError: The run began with another teacher.
+      UserError: The run began with another teacher, or the record is damaged.
     """
-    path = workdir / "teacher.json"
-    if resumed and path.exists():
+    path = workdir / _TEACHER
+    if path.exists():
         try:
             before = json.loads(path.read_text())
             source, digest = before["source"], before["digest"]
@@ -131,8 +128,11 @@ def update_teacher_record(
                 f"{digest}), not from {now['source']} ({now['digest']}): set "
                 "--config.distill.source to that teacher or choose another --workdir"
             )
-    if write:
-        files.write_text(path, json.dumps(now, indent=2) + "\n")
+
+
+def write_teacher(workdir: pathlib.Path, now: dict[str, str]) -> None:
+    """Record the source and digest of a frozen teacher in WORKDIR/teacher.json."""
+    files.write_text(workdir / _TEACHER, json.dumps(now, indent=2) + "\n")
 
 
 def update_data_record(

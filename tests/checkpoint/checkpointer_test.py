@@ -189,14 +189,18 @@ def test_saves_and_restores(tmp_path):
     assert checkpoints.latest_step() == 3
     restored = checkpoints.restore(abstract)
     jax.tree.map(np.testing.assert_array_equal, restored, saved)
+    # As that of the queue on a device whose matmuls have another precision.
     abstract["a"] = jax.ShapeDtypeStruct((6,), jnp.bfloat16, sharding=device)
+    cast = checkpoints.restore(abstract)["a"]
+    assert cast.dtype == jnp.bfloat16 and np.array_equal(cast, saved["a"])
+    abstract["a"] = jax.ShapeDtypeStruct((6,), jnp.int32, sharding=device)
     abstract["c"] = abstract.pop("b")
     with pytest.raises(errors.UserError) as refused:
         checkpoints.restore(abstract)
     checkpoints.close()
     for words in (
         str(tmp_path / "checkpoints/3"),
-        "a: float32 [6] -> bfloat16 [6]",
+        "a: float32 [6] -> int32 [6]",
         "b: int32 [2, 3] -> none",
         "c: none -> int32 [2, 3]",
     ):

@@ -505,6 +505,18 @@ def test_harmless_changes(tmp_path, field, value):
     resuming.check_resume(changed((field, value)), tmp_path)
 
 
+def test_a_frozen_teacher_may_be_elsewhere_but_not_come_or_go(tmp_path):
+    distilled = ("distill.source", "runs/a"), ("dino.koleo_loss_weight", 0.0)
+    saved(changed(*distilled), tmp_path)
+    moved = ("distill.source", "runs/b"), distilled[1]
+    resuming.check_resume(changed(*moved), tmp_path)
+    with pytest.raises(errors.UserError, match="distill.source: 'runs/a' -> ''"):
+        resuming.check_resume(changed(distilled[1]), tmp_path)
+    saved(changed(distilled[1]), tmp_path)
+    with pytest.raises(errors.UserError, match="distill.source: '' -> 'runs/a'"):
+        resuming.check_resume(changed(*distilled), tmp_path)
+
+
 def test_resume_with_fields_that_had_another_name(tmp_path):
     path = tmp_path / "config.json"
     queues = ("dino.sinkhorn_queue", 5), ("ibot.sinkhorn_queue", 5)

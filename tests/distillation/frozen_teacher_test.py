@@ -137,6 +137,8 @@ def test_a_config_is_a_teacher_for_planning_alone(tmp_path):
     teacher = frozen_teacher.describe(c)
     assert teacher.model.embed_dim == 1536
     assert set(teacher.params) == {"backbone"}
+    with pytest.raises(errors.UserError, match="simdino.py has no heads with protot"):
+        frozen_teacher.describe(config("configs/simdino.py"))
 
 
 @pytest.mark.parametrize(

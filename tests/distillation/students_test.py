@@ -143,6 +143,7 @@ def test_the_ema_is_the_average_of_the_students_steps(teacher):
     "entries, message",
     [
         (("small",), "each entry is a name and settings"),
+        ((2,), "distill.students has 2: each entry is a name and settings"),
         ((("a b", "model.depth=2"),), "must be a name of letters"),
         ((NARROW, NARROW), "different for each student"),
         ((("s", "train.steps=3"),), "s sets train.steps, which all students share"),
@@ -152,7 +153,7 @@ def test_the_ema_is_the_average_of_the_students_steps(teacher):
         ((("s", "ibot.separate_head=True"),), "which all students share"),
         ((("s", "distill.features.standardize=none"),), "which all students share"),
         ((("checkpoints", "model.depth=2"),), "'checkpoints' is a folder of every run"),
-        ((("s", "model.depht=3"),), "did you mean --config.model.depth"),
+        ((("s", "model.depht=3"),), "students: s: .*did you mean --config.model.depth"),
         ((("s", "model.embed_dim=30 model.num_heads=4"),), "s: model.arch = 'custom'"),
     ],
 )

@@ -62,7 +62,7 @@ def test_evaluations_are_due_after_the_last_step_and_regularly(tmp_path, every, 
 @pytest.mark.parametrize(
     "start, every, evaluated, owes",
     [(4, 4, [], True), (4, 4, [4], False), (5, 4, [4], False)]
-    + [(4, 0, [], False), (8, 4, [4], True)],
+    + [(4, 0, [], False), (8, 4, [4], True), (8, 0, [], True), (8, 0, [8], False)],
 )
 def test_an_evaluation_that_a_stop_left_out(tmp_path, start, every, evaluated, owes):
     """A run that is preempted saves at once, and measures when it goes on."""
@@ -101,3 +101,15 @@ def test_what_fails_within_the_run_does_not_end_it(tmp_path, step, what):
         found.measure(step, state)
     assert len(said) == (step == 4)
     assert all(x.startswith("step 4: ") and x.endswith("is gone") for x in said)
+
+
+def test_what_a_kill_interrupts_is_owed(tmp_path):
+    """The numbers are logged after the best weights are on disk."""
+    happened = []
+    best = types.SimpleNamespace(offer=lambda *_: happened.append("kept") or True)
+    found = make(tmp_path, best=best, **{"": MEASURES})
+    found._log.events = types.SimpleNamespace(add=lambda *_, **__: None)
+    found._log.evaluated = lambda *_, **__: happened.append("logged")
+    state = types.SimpleNamespace(teacher_params={"backbone": {}})
+    found.measure(4, state)
+    assert happened == ["kept", "logged"]

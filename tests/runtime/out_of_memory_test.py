@@ -53,7 +53,9 @@ def test_a_step(in_process, short_of_memory, tmp_path, step, code):
     )
 
 
-def test_an_evaluation_does_not_end_the_run(in_process, short_of_memory, tmp_path):
+def test_an_evaluation_does_not_end_the_run(
+    in_process, short_of_memory, monkeypatch, tmp_path
+):
     short_of_memory(evaluator.Evaluator, "evaluate", 1)
     flags = (*processes.DEBUG, "--config.evaluation.every=10", f"--workdir={tmp_path}")
     finished = in_process.run(*flags)
@@ -64,6 +66,12 @@ def test_an_evaluation_does_not_end_the_run(in_process, short_of_memory, tmp_pat
     assert f"step 10: not evaluated: {line}" in finished.output
     assert f"error: {line}" in finished.output  # after the last step
     assert finished.code == errors.BAD_INPUT
+    monkeypatch.undo()
+    finished = in_process.run(*flags)  # the last step is saved, and is evaluated now
+    assert finished.code == 0 and "resumed from step 20" in finished.output
+    assert [r["step"] for r in processes.rows(tmp_path) if "knn/top1" in r] == [20]
+    assert (tmp_path / "pca.png").exists()
+    assert "nothing to do" in in_process.run(*flags).output
 
 
 def flags_of(found):

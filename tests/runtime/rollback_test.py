@@ -63,6 +63,16 @@ def test_guard_counts_what_is_not_sane():
     guard.check(0, values(1e9))
 
 
+def test_no_student_blows_up_behind_the_others():
+    guard = rollback.LossGuard(uniform=10.0, patience=2)
+    few = {"small/loss/total": 45.0, "base/loss/total": 3.0}
+    guard.check(0, values(48.0) | few)
+    with pytest.raises(rollback.BlownUp, match="a loss above 15, the last one 45"):
+        guard.check(1, values(48.0) | few)
+    guard = rollback.LossGuard(uniform=10.0, patience=1)
+    guard.check(0, values(24.0) | {"small/loss/total": 14.0, "base/loss/total": 10.0})
+
+
 def test_uniform_loss_is_where_training_begins(uninterrupted):
     first = processes.rows(uninterrupted[0])[0]
     guard = rollback.make_loss_guard(debug.get_config())

@@ -118,15 +118,15 @@ def test_a_damaged_record_of_the_teacher(tmp_path, content):
     (tmp_path / "teacher.json").write_text(content)
     now = {"source": "runs/large", "digest": "1f"}
     with pytest.raises(errors.UserError, match="cannot read .*teacher.json .*restore"):
-        workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
-    workdir.update_teacher_record(tmp_path, now, resumed=False, write=True)
-    workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
+        workdir.check_teacher(tmp_path, now)
+    workdir.write_teacher(tmp_path, now)
+    workdir.check_teacher(tmp_path, now)
     now["digest"] = "2e"
     with pytest.raises(errors.UserError, match="weights of runs/large are no longer"):
-        workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
+        workdir.check_teacher(tmp_path, now)
     now["source"] = "runs/other"
     with pytest.raises(errors.UserError, match=r"from runs/large .*, not from runs/o"):
-        workdir.update_teacher_record(tmp_path, now, resumed=True, write=True)
+        workdir.check_teacher(tmp_path, now)
 
 
 def test_files_of_another_user():

@@ -1,4 +1,4 @@
-"""Processes of one run that see different images are refused."""
+"""Processes of one run that see different images or weights are refused."""
 
 import os
 import pathlib
@@ -20,13 +20,14 @@ import sys
 from dinov2_jax import errors
 from dinov2_jax.data.decode import image_decoder
 from dinov2_jax.data.sources import registry
-from dinov2_jax.runtime import distributed, same_images
+from dinov2_jax.runtime import distributed, same_inputs
 
 coordinator, process, path = sys.argv[1:]
 distributed.initialize(distributed.Cluster(coordinator, 2, int(process)))
 source = registry.open_path(path, image_decoder.Decoder())
 try:
-    same_images.check(source)
+    same_inputs.check_weights("init.source", f"{len(path):016x}")
+    same_inputs.check_images(source)
     print("the same")
 except errors.UserError as error:
     print(error)
@@ -80,9 +81,17 @@ def processes(*paths):
 
 def test_two_processes_that_see_different_images(root, tmp_path):
     assert processes(root, root) == ["the same"] * 2
-    other = shutil.copytree(root, tmp_path / "other")
+    other = shutil.copytree(root, root.with_name("others"[: len(root.name)]))
     (other / "2.png").unlink()
     for line in processes(root, other):
         assert line.startswith(
             "process 1 sees other images than process 0 (2 and 3 in a pass): make the "
+        )
+
+
+def test_two_processes_that_read_different_weights(root, tmp_path):
+    """Their digest is made of the length of the path."""
+    for line in processes(root, shutil.copytree(root, tmp_path / "longer_name")):
+        assert line.startswith(
+            "process 1 read other weights from init.source than process 0: make the "
         )
