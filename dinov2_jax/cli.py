@@ -290,13 +290,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def positive_number(text: str) -> float:
-    """Parse a finite number above 0, for use as the type of a flag."""
+def number(text: str) -> float:
+    """Parse a finite number, for use as the type of a flag."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """Parse a finite number above 0, for use as the type of a flag."""
+    value = number(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 

@@ -43,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="files of `embed` or `describe`, or folders of them",
     )
     add("--out", required=True, type=cli.path, help="*.parquet")
-    add("--threshold", type=float, help="cosine similarity that pairs exceed")
+    add("--threshold", type=cli.number, help="cosine similarity that pairs exceed")
     add(
         "--calibrate",
         type=cli.positive,
@@ -98,7 +98,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--against-threshold",
-        type=float,
+        type=cli.number,
         help="threshold for --against (default: that of pairs)",
     )
     add("--seed", type=cli.seed, default=0, help="seed of --calibrate")

@@ -63,7 +63,14 @@ def run(args: argparse.Namespace) -> None:
     """
     # Imported here, so that --help and wrong flags need not wait for jax.
     from dinov2_jax.curate import image_files, sscd, sscd_weights
-    from dinov2_jax.embed import extraction, images, output, resumable_output, shards
+    from dinov2_jax.embed import (
+        extraction,
+        images,
+        left_out,
+        output,
+        resumable_output,
+        shards,
+    )
 
     shard = shards.parse(args.shard) if args.shard is not None else None
     out = shard.file_name(args.out) if shard else args.out
@@ -97,6 +104,8 @@ def run(args: argparse.Namespace) -> None:
             )
         resumable_output.remove_finished(out, settings)
         _print(f"{out} is complete: nothing to do")
+        if advice := left_out.of_file(source, out):
+            _print(advice)
         return
     if root is not None:  # names of records would have to be read from the shards
         image_files.refuse_repeated(whole)

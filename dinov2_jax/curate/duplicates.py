@@ -25,6 +25,7 @@ def read_pairs(
     """
     columns, _ = tables.read(path)
     tables.need(columns, ["name", "neighbour", "similarity"], path=path)
+    tables.refuse_nulls(path, ["similarity"])
     rows = {name: row for row, name in enumerate(names)}
     ends = []
     for column in ("name", "neighbour"):

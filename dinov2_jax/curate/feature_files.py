@@ -88,8 +88,18 @@ class Parquet:
         if "path" in schema.names:
             self.paths = [os.fsencode(path) for path in self._column("path")]
         kind = schema.field("features").type
+        if self.group_rows and not _holds_lists_of_numbers(kind):
+            raise errors.UserError(
+                f"{path}: the column features has {kind}, not lists of numbers: write "
+                "one list of floats an image"
+            )
         size = getattr(kind, "list_size", None)
         self.dim = size if size is not None else self._flat(0)[1]
+        if self.group_rows and not self.dim:
+            raise errors.UserError(
+                f"{path}: the lists of `features` are empty: write one list of floats "
+                "an image"
+            )
 
     def _column(self, name: str) -> list[Any]:
         column = self._file.read(columns=[name]).column(0)
@@ -105,6 +115,11 @@ class Parquet:
         if not self.group_rows:
             return np.empty(0, np.float32), 0
         lists = self._file.read_row_group(group, columns=["features"]).column(0)
+        if lists.null_count:
+            raise errors.UserError(
+                f"{self._path}: the column features is null in some rows: leave those "
+                "images out"
+            )
         values = np.concatenate(
             [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in lists.chunks]
         )
@@ -119,6 +134,16 @@ class Parquet:
                 "name the --out of dinov2-jax embed"
             )
         return values.reshape(-1, self.dim)
+
+
+def _holds_lists_of_numbers(kind: Any) -> bool:
+    from pyarrow import types
+
+    lists = types.is_list(kind) or types.is_large_list(kind)
+    if not (lists or types.is_fixed_size_list(kind)):
+        return False
+    value = kind.value_type
+    return types.is_floating(value) or types.is_integer(value)
 
 
 def open_file(path: pathlib.Path) -> Npy | Parquet:

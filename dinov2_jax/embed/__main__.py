@@ -138,7 +138,14 @@ def embed(
     """
     # Imported here, so that --help and wrong flags need not wait for jax.
     from dinov2_jax import feature_extractor
-    from dinov2_jax.embed import extraction, images, output, resumable_output, shards
+    from dinov2_jax.embed import (
+        extraction,
+        images,
+        left_out,
+        output,
+        resumable_output,
+        shards,
+    )
 
     shard = shards.parse(args.shard) if args.shard is not None else None
     if shard:
@@ -179,6 +186,8 @@ def embed(
         if output.is_complete(args.out, settings, root):
             resumable_output.remove_finished(args.out, settings)
             _print_progress(f"{args.out} is complete: nothing to do")
+            if advice := left_out.of_file(source, args.out):
+                _print_progress(advice)
             return
         _refuse_existing(args.out)
     row_shape = feature_extractor.features_shape(

@@ -16,7 +16,7 @@ import numpy as np
 
 from dinov2_jax import errors, feature_extractor, files
 from dinov2_jax.data import preprocessing
-from dinov2_jax.embed import extraction, output, resumable_output
+from dinov2_jax.embed import extraction, left_out, output, resumable_output
 from dinov2_jax.eval import features as features_lib
 
 
@@ -72,13 +72,20 @@ def extract(
     )
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     out = backbone.cache / f"{kind}-{digest[:24]}.npy"
-    if not output.is_complete(out, settings):
+    if not output.is_complete(out, settings) or left_out.readable(
+        source, list(_skipped(out))
+    ):
         _compute(backbone, source, kind, prepare, settings, out)
-    description = json.loads(output.description_of(out).read_bytes())
-    skipped = {int(i): reason for i, reason in description["skipped"].items()}
+    skipped = _skipped(out)
     indices = np.setdiff1d(np.arange(len(source)), list(skipped))
     labels = None if source.labels is None else np.asarray(source.labels)[indices]
     return Features(np.load(out, mmap_mode="r"), indices, labels, skipped)
+
+
+def _skipped(out: pathlib.Path) -> dict[int, str]:
+    """Return {index: reason} of the images that a complete file lacks."""
+    description = json.loads(output.description_of(out).read_bytes())
+    return {int(i): reason for i, reason in description["skipped"].items()}
 
 
 def _compute(backbone, source, kind, prepare, settings, out: pathlib.Path) -> None:

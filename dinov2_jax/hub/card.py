@@ -68,7 +68,7 @@ def text(facts: Facts) -> str:
         "## Origin and licence",
         _origin(facts),
     ]
-    body = private_paths.remove("\n\n".join(parts))
+    body = private_paths.remove_from_prose("\n\n".join(parts))
     return f"---\n{metadata}---\n\n{body}\n"
 
 
@@ -215,7 +215,7 @@ def _evaluation(found: evaluations.Evaluation) -> str:
     parts = [
         f"### {found.task}",
         _table(numbers, ("Number", "Value")),
-        *(f"Note: {note}" for note in found.notes),
+        *(f"Note: {note}" for note in private_paths.remove(found.notes)),
         f"Protocol: {found.protocol}. {settings}.",
     ]
     return "\n\n".join(parts)

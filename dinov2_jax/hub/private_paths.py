@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 _ABSOLUTE = re.compile(r"(?<![\w./~-])[~/](?!/)[^\s,;:'\"()]*/(?=[^\s,;:'\"()])")
-_SEVERAL = re.compile(r"\n|[,;] ?[~/]")  # paths in one text
+# Of a path in a text.
+_START = re.compile(r"(?:^|(?<=[\s:'\"(,;=]))(?:/(?![/\s])|~(?=[/\w]))")
 _FILE_URL = re.compile(r"\bfile://[\w.-]*(?=[~/])")
 
 
 def remove(value: Any) -> Any:
     """Return JSON without the folders of absolute paths; their last names stay.
+
+    Of a text with one path, all is removed from its start to the last slash: where a
+    path ends that has spaces or commas, the text does not tell.
 
     Args:
       value: Value of JSON: text, number, list or dict.
@@ -23,15 +27,20 @@ def remove(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     value = _FILE_URL.sub("", value)
-    if value.startswith(("/", "~")) and not _SEVERAL.search(value):
-        return pathlib.PurePath(value).name or value
-    return _ABSOLUTE.sub("", value)
+    starts = [found.start() for found in _START.finditer(value)]
+    if len(starts) != 1 or "\n" in value:
+        return remove_from_prose(value)
+    before, path = value[: starts[0]], value[starts[0] :]
+    return before + (pathlib.PurePath(path).name or path)
+
+
+def remove_from_prose(text: str) -> str:
+    """Return a text without the folders of absolute paths that have no spaces."""
+    return _ABSOLUTE.sub("", _FILE_URL.sub("", text))
 
 
 def remove_known(text: str, content: Any) -> str:
     """Return a text without the folders of paths that are values of some JSON.
-
-    `remove` cannot tell in a text where a path ends that has spaces or commas.
 
     Args:
       text: A text that may name the paths.

@@ -120,7 +120,7 @@ def test_whole_components_that_touch_a_test_set_leave(tmp_path, capsys):
     assert set(stricter["leak"]) == {""}
 
 
-def test_pairs_of_another_program(tmp_path):
+def test_pairs_of_another_program(tmp_path, capsys):
     pool = write(tmp_path / "f.parquet", NAMES, turned(*ANGLES))
     table = {
         "name": ["b", "f", "a", "c", "c"],
@@ -134,6 +134,17 @@ def test_pairs_of_another_program(tmp_path):
     assert record["counts"]["pairs"] == 2
     columns, record = dedup(tmp_path, *flags)
     assert columns["component"].tolist() == [0, 0, 1, 1, -1, 1]
+    for missing in (float("nan"), None):  # of a feature that is zero
+        table["similarity"][1] = missing
+        parquet.write_table(pa.table(table), tmp_path / "pairs.parquet")
+        bad = [
+            "dedup",
+            "--features",
+            *map(str, flags),
+            f"--out={tmp_path / 'o.parquet'}",
+        ]
+        assert curate.main(bad) == 2
+        assert "similarity is null in 1 of 5 rows" in capsys.readouterr().err
 
 
 def test_a_chain_is_reported(tmp_path, capsys):

@@ -138,6 +138,18 @@ def test_refused_files(tmp_path):
         parquet.write_table(pa.table(table), wrong / "nulls.parquet")
         with pytest.raises(errors.UserError, match=f"{column} is null in 1 of 2 rows"):
             features.open_features([wrong / "nulls.parquet"])
+    for column, words in (
+        (["0.5 1", "2 3"], "features has string, not lists of numbers"),
+        ([0.5, 2.0], "features has double, not lists of numbers"),
+        ([["0.5"], ["2"]], "features has list<element: string>, not lists of numbers"),
+        ([[], []], "the lists of `features` are empty|not lists of numbers"),
+        ([[1.0], None], "features is null in some rows"),
+        ([[1.0], [1.0, 2.0]], "are not all 1 long"),
+    ):
+        table = {"name": ["a", "b"], "features": column}
+        parquet.write_table(pa.table(table), wrong / "odd.parquet")
+        with pytest.raises(errors.UserError, match=words):
+            features.open_features([wrong / "odd.parquet"]).matrix()
     (tmp_path / "void").mkdir()
     with pytest.raises(errors.UserError, match="no .parquet files"):
         features.open_features([tmp_path / "void"])

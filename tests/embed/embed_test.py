@@ -296,6 +296,23 @@ def test_bad_images_have_no_row_and_are_named(photos, weights, tmp_path, capfd):
     assert "'0/003.png' (empty file)" in stderr
 
 
+def test_an_image_that_can_be_read_again(photos, weights, tmp_path, capfd):
+    """As after a permission was given or a decoder installed: the file is the same."""
+    path, out = photos / "0" / "003.png", tmp_path / "f.npy"
+    content, time = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(b"?" * len(content))
+    os.utime(path, ns=(time, time))
+    run(photos, weights, out)
+    run(photos, weights, out)
+    assert "can be now" not in capfd.readouterr().err
+    path.write_bytes(content)
+    os.utime(path, ns=(time, time))
+    run(photos, weights, out)
+    stderr = capfd.readouterr().err
+    assert "1 of the 1 images that could not be read then can be now: " in stderr
+    assert f"remove {out} and repeat the command" in stderr
+
+
 def test_names_of_any_bytes(weights, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

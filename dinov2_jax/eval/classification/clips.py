@@ -143,8 +143,8 @@ class VideoFrames(base.Source):
         found = hashlib.sha256(str(self._frames).encode())
         for path in self._paths:
             stat = path.stat()
-            name = path.relative_to(self._root)
-            found.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            text = f" {stat.st_size} {stat.st_mtime_ns}\n"
+            found.update(os.fsencode(path.relative_to(self._root)) + text.encode())
         return found.hexdigest()
 
     def name(self, index: int) -> str:

@@ -52,7 +52,8 @@ class ListedImages:
                     f"{flag}: cannot read {path} ({error.strerror}): unpack the images "
                     "of the benchmark there"
                 ) from error
-            digest.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode())
+            text = f"\0{status.st_size} {status.st_mtime_ns}\0"
+            digest.update(os.fsencode(path) + text.encode())
         self.fingerprint = digest.hexdigest()
         self._decoder = image_decoder.Decoder()
 

@@ -126,6 +126,11 @@ def _read_index(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
 
     from dinov2_jax.embed import output
 
+    if path.suffix != ".npy":
+        raise errors.UserError(
+            f"{path} is no .npy file, which search reads: embed the folder again with "
+            "--out=features.npy"
+        )
     try:
         description = json.loads(output.description_of(path).read_bytes())
         rows = np.load(path, mmap_mode="r", allow_pickle=False)

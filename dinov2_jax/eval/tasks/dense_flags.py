@@ -79,7 +79,7 @@ def add_training(
         default=batch_size,
         help="images per step, over all devices (default: %(default)s)",
     )
-    add("--lr", type=float, default=lr, help="default: %(default)s")
+    add("--lr", type=cli.positive_number, default=lr, help="default: %(default)s")
     add(
         "--warmup-steps",
         type=int,

@@ -8,6 +8,7 @@ which --select=abs_rel chooses; by default the last step is evaluated.
 import argparse
 from typing import Any
 
+from dinov2_jax import cli
 from dinov2_jax.eval.tasks import data_flags, dense_flags, depth_training
 
 REFERENCE = {
@@ -43,10 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="lin4",
         help="kind of head to train (default: lin4)",
     )
-    add("--max-depth", type=float, help="of pixels, m; default: 80 of KITTI, else 10")
+    add(
+        "--max-depth",
+        type=cli.positive_number,
+        help="of pixels, m; default: 80 of KITTI, else 10",
+    )
     add(
         "--depth-unit",
-        type=float,
+        type=cli.positive_number,
         help="units per metre in the files of pairs: 1000 for millimetres; default: "
         "1000 for whole numbers, 1 for floats",
     )

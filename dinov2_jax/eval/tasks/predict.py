@@ -63,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="mirror too; of segmentation and depth",
     )
-    add("--max-depth", type=float, help="metres; default: as the head was trained")
+    add(
+        "--max-depth",
+        type=cli.positive_number,
+        help="metres; default: as the head was trained",
+    )
     add(
         "--nyu-range",
         choices=("10", "80"),

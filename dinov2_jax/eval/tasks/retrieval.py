@@ -7,7 +7,7 @@ is called "ours", with the benchmark's own definitions of what counts.
 import argparse
 from typing import Any
 
-from dinov2_jax import cli
+from dinov2_jax import cli, errors
 from dinov2_jax.eval.tasks import data_flags
 
 BENCHMARKS = ("folders", "revisited", "amstertime", "met")
@@ -156,11 +156,15 @@ def _folders(args, backbone, prepare):
         if query in shown:
             rows.append(ranking[~np.isin(ranking, junk)][:_RANKED])
             relevant.append(database.labels[rows[-1]] == labels[query])
-    numbers = {"retrieval/map": float(np.mean(aps))} if aps else {}
+    if not aps:
+        raise errors.UserError(
+            f"no image of --queries={args.queries} has another one of its class in "
+            f"--database={args.database}: name classes of several images"
+        )
+    numbers = {"retrieval/map": float(np.mean(aps))}
     for k in (1, 5, 10):
-        if first:
-            share = float(np.mean(np.array(first) < k))
-            numbers[f"retrieval/found_in_{k}"] = share
+        share = float(np.mean(np.array(first) < k))
+        numbers[f"retrieval/found_in_{k}"] = share
     picture = report.Picture(
         "Queries (gray) and the images ranked first: green of the same class, red of "
         "another",

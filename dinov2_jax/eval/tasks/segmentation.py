@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="divide the loss by all pixels, as the reference, or by labelled ones",
     )
-    add("--weight-decay", type=float, default=1e-4, help="default: 1e-4")
+    add("--weight-decay", type=cli.number, default=1e-4, help="default: 1e-4")
 
 
 def run(args: argparse.Namespace, backbone: Any) -> Any:

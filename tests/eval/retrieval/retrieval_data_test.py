@@ -1,6 +1,8 @@
 """Benchmarks in their layouts on disk, and files that are not what they should be."""
 
 import json
+import os
+import pathlib
 import pickle
 
 import numpy as np
@@ -42,6 +44,13 @@ def test_revisited(tmp_path, protocol):
     whole = retrieval_data.read_revisited(str(root), query_crop=False)
     assert whole.queries.open(0).width == 40
     assert whole.queries.fingerprint != found.queries.fingerprint
+
+
+def test_names_of_any_bytes(tmp_path):
+    path = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))
+    picture(path)
+    source = retrieval_data.ListedImages([path], flag="--data")
+    assert len(source.fingerprint) == 64 and source.open(0).width == 40
 
 
 class Bomb:

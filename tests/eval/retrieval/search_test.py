@@ -81,3 +81,5 @@ def test_an_index_that_is_none(index, tmp_path, capsys):
     np.save(tmp_path / "features.npy", np.zeros((3, 4)))
     assert search.main([str(tmp_path / "features.npy"), "x.png", "--model=x"]) == 2
     assert "not an output of dinov2-jax embed" in capsys.readouterr().err
+    assert search.main([str(tmp_path / "f.parquet"), "x.png", "--model=x"]) == 2
+    assert "embed the folder again with --out=features.npy" in capsys.readouterr().err

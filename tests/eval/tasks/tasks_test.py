@@ -192,6 +192,17 @@ def test_features_are_extracted_once(evaluate, monkeypatch):
         evaluate("knn", f"--size={digits.SIZE * 2}", f"--resize={digits.SIZE * 2}")
 
 
+def test_an_image_that_can_be_read_again(files, evaluate):
+    """As after a permission was given or a decoder installed: the file is the same."""
+    path = digits.write(files / "again", range(30)) / "0" / "0000.png"
+    content, time = path.read_bytes(), path.stat().st_mtime_ns
+    for now, left_out in ((b"?" * len(content), 1), (content, 0)):
+        path.write_bytes(now)
+        os.utime(path, ns=(time, time))
+        code, result = evaluate("knn", "--ks", "5", train=files / "again", out="again")
+        assert code == 0 and int(result["card"]["images left out"]) == left_out
+
+
 def test_a_part_of_the_images_is_not_the_references_protocol(evaluate):
     code, result = evaluate("logreg", "--max-images=60", "--cs=1", out="part")
     assert code == 0 and result["changed"]["images of a set"] == "at most 60"
