@@ -164,12 +164,8 @@ def read(config: Any) -> FrozenTeacher | None:
         except errors.UserError as error:
             headless = isinstance(error, reading.MissingHeads)
             fix = _other_ways(distill.source) if headless else ""
-            if "--num-heads" in str(error):
-                fix = (
-                    ", in dinov2-jax convert --to=orbax, whose folder tells it from "
-                    "then on"
-                )
-            raise errors.UserError(f"distill.source: {error}{fix}") from error
+            text = initial.without_flags(error, config)
+            raise errors.UserError(f"distill.source: {text}{fix}") from error
         if needs_heads:
             _check_prototypes(weights.params, distill.source)
         _check_images(config, weights)

@@ -60,10 +60,10 @@ def read(config: Any, meta_arch: ssl_meta_arch.SSLMetaArch) -> InitialWeights | 
                 num_heads=_unreleased_heads(run_model),
             )
         except errors.UserError as error:
-            fix = ""
+            fix = without_flags(error, config)
             if isinstance(error, reading.MissingHeads):
-                fix = "; for new heads set --config.init.heads=fresh"
-            raise errors.UserError(f"--config.init.source: {error}{fix}") from error
+                fix = f"{error}; for new heads set --config.init.heads=fresh"
+            raise errors.UserError(f"--config.init.source: {fix}") from error
         params, file_model = dict(weights.params), weights.module.config
         _check_backbone(file_model, run_model, config.model.arch == "custom", source)
         normalised = check_images(config, weights, f"init.source {source}")
@@ -104,12 +104,33 @@ def read_gram(
             normalised = check_images(config, weights, source)
         except errors.UserError as error:
             raise errors.UserError(
-                f"--config.gram.source must be a model of the run's kind: {error}"
+                "--config.gram.source must be a model of the run's kind: "
+                f"{without_flags(error, config)}"
             ) from error
         backbone = _resampled(weights.params["backbone"], run_model)
         backbone = jax.tree.map(np.asarray, backbone)
     described = f"Gram teacher read from {source}{normalised}"
     return InitialWeights({"backbone": backbone}, described)
+
+
+def without_flags(error: errors.UserError, config: Any) -> str:
+    """Return the text of an error of `reading.read` with what a config can do about it.
+
+    Args:
+      error: The error, which may ask for a flag that no config has.
+      config: The config of the run.
+    """
+    if isinstance(error, reading.OtherHeads):
+        return (
+            f"{error.source} has {error.found} attention heads, but model.num_heads = "
+            f"{config.model.num_heads}: set --config.model.num_heads={error.found}"
+        )
+    if any(flag in str(error) for flag in ("--num-heads", "prefix=", "key=")):
+        return (
+            f"{error}, in dinov2-jax convert --to=orbax, and name the folder that it "
+            "writes"
+        )
+    return str(error)
 
 
 def check_images(config: Any, weights: reading.Weights, source: str) -> str:

@@ -30,6 +30,14 @@ from dinov2_jax.weights import (
 )
 
 
+class OtherHeads(errors.UserError):
+    """A source has another number of attention heads, `found`, than was given."""
+
+    def __init__(self, source: Any, found: int, *, given: int):
+        super().__init__(f"num_heads={given}, but {source} has {found}: leave it out")
+        self.source, self.found = source, found
+
+
 class MissingHeads(errors.UserError):
     """An error for weights of a backbone alone, where heads are asked for."""
 
@@ -127,10 +135,7 @@ def _read(source, which, heads, num_heads, image_size, ignore, prefix, key) -> W
         weights = _read_tensors(path, place, heads, num_heads, ignore, expected)
     module, params = weights.module, weights.params
     if num_heads and num_heads != module.config.num_heads:
-        raise errors.UserError(
-            f"num_heads={num_heads}, but {source} has {module.config.num_heads}: leave "
-            "it out"
-        )
+        raise OtherHeads(source, module.config.num_heads, given=num_heads)
     if not heads:
         params = {"backbone": params["backbone"]}
     elif len(params) == 1:

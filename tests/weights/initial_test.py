@@ -314,6 +314,27 @@ def test_num_heads_of_a_released_size(folder, tmp_path):
     read(c)
 
 
+def test_num_heads_of_an_export(tmp_path):
+    """Which states it, other than a file of tensors."""
+    arch = make_arch(tiny.config())
+    backbone = arch.student.backbone
+    prepare = preprocessing.make_preprocessing(tiny.config(), PATCH)
+    params = random_params(tiny.config(), 0)
+    native.write(tmp_path / "x", backbone, params, prepare, "teacher")
+    c = config(tmp_path / "x", model={"num_heads": 4})
+    text = message(c)
+    assert "x has 2 attention heads, but model.num_heads = 4: set" in text
+    follow(text, c)
+    read(c)
+
+
+def test_names_below_a_prefix_are_for_convert(folder, tmp_path):
+    nested = tensors(random_params(tiny.config(), 0)["backbone"], "model.net.")
+    torch.save(nested, tmp_path / "nested.pth")
+    text = message(config(tmp_path / "nested.pth"))
+    assert "pass prefix='model.net.', in dinov2-jax convert --to=orbax, and" in text
+
+
 def test_a_released_size_is_named_by_its_arch():
     found, wanted = (
         model_config.ModelConfig(*model_config.ARCHS[arch])
