@@ -11,7 +11,7 @@ import numpy as np
 
 from dinov2_jax import errors, progress_bar
 from dinov2_jax.curate import features as features_lib
-from dinov2_jax.curate import hashes
+from dinov2_jax.curate import hashes, named_files
 from dinov2_jax.data.decode import image_decoder
 
 _Result = TypeVar("_Result")
@@ -36,9 +36,8 @@ class ImageFiles:
     ):
         self.names = features.names
         if root is not None:
-            folder = os.fsencode(root)
             self._paths: Sequence[bytes] = [
-                os.path.join(folder, os.fsencode(name)) for name in features.names
+                named_files.path(root, name) for name in features.names
             ]
         elif features.paths is not None:
             self._paths = features.paths

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import cli, errors, files
-from dinov2_jax.curate import allocation, sampling_sql, tables
+from dinov2_jax.curate import allocation, named_files, sampling_sql, tables
 
 _COMPARISONS = {
     ">=": operator.ge,
@@ -297,7 +297,7 @@ def _paths(args, columns, chosen: np.ndarray) -> list[str]:
     """Return the paths of the chosen images."""
     if args.root:
         root = os.path.abspath(args.root)
-        paths = [os.path.join(root, name) for name in columns["name"]]
+        paths = [os.fsdecode(named_files.path(root, name)) for name in columns["name"]]
     elif "path" in columns:
         paths = [os.fsdecode(path) for path in columns["path"]]
     else:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 
 import numpy as np
 import pools
@@ -123,7 +124,10 @@ def test_sample_of_foreign_names_and_paths(tmp_path, capsys):
     )
     del columns["path"]
     tables.write(tmp_path / "pool.parquet", columns, {})
+    (tmp_path / os.fsdecode(raw)).touch()
     assert not pools.curate(f"{flags}/b.csv --root {tmp_path}")
+    paths = [os.fsencode(row["path"]) for row in pools.manifest(tmp_path / "b.csv")]
+    assert sorted(paths) == [bytes(tmp_path / "b.jpg"), bytes(tmp_path) + b"/" + raw]
     assert pools.curate(f"{flags}/c.csv") == 2
     assert "has no column `path`: add --root" in capsys.readouterr().err
     assert pools.curate(f"{flags}/d.csv --root {tmp_path}/nowhere") == 2
