@@ -240,16 +240,7 @@ class Run:
     def loop(self, profiler: profiler_lib.Profiler) -> None:
         """Run all remaining steps, rolling back if the loss blows up."""
         if self.start_step >= self.config.train.steps:
-            if self._end_is_owed():
-                with jax.set_mesh(self.trainer.mesh):
-                    self._end()
-                return
-            logging.info(
-                "nothing to do: step %d of %d is done; raise --config.train.steps to "
-                "continue, or choose another --workdir",
-                self.start_step,
-                self.config.train.steps,
-            )
+            self._catch_up()
             return
         self.log.start()
         untraced = profiler.untraced(self.start_step + 1, self.config.train.steps)
@@ -407,25 +398,35 @@ class Run:
             next_save = min(step - step % every + every, self.config.train.steps)
             self._save(step, None if last else next_save)
         if last:
-            self._end()
+            self._end(
+                export=bool(self.config.distill.students),
+                evaluate=self.evaluations.due(step),
+            )
 
-    def _end(self) -> None:
+    def _end(self, *, export: bool, evaluate: bool) -> None:
         """Do what follows the last save, which nothing of it can cost the run."""
-        step = self.config.train.steps
-        if self.config.distill.students:
+        if export:
             several_students.export(self.config, self.trainer, self.state, self.workdir)
-        if self.evaluations.due(step):
-            self.evaluations.measure(step, self.state)
+        if evaluate:
+            self.evaluations.measure(self.config.train.steps, self.state)
             self.evaluations.draw(self.state)
 
-    def _end_is_owed(self) -> bool:
-        """Return whether the run was stopped after its last save."""
-        return self.start_step == self.config.train.steps and (
-            self.evaluations.owed(self.start_step)
-            or sharding.of_first_process(
-                not several_students.exported(self.config, self.workdir)
-            )
+    def _catch_up(self) -> None:
+        """Do what a run left that was stopped after its last save."""
+        step, steps = self.start_step, self.config.train.steps
+        evaluate = step == steps and self.evaluations.owed(step)
+        export = step == steps and sharding.of_first_process(
+            not several_students.exported(self.config, self.workdir)
         )
+        with jax.set_mesh(self.trainer.mesh):
+            self._end(export=export, evaluate=evaluate)
+        if not (export or evaluate):
+            logging.info(
+                "nothing to do: step %d of %d is done; raise --config.train.steps to "
+                "continue, or choose another --workdir",
+                step,
+                steps,
+            )
 
     def _save(self, step: int, next_save: int | None) -> None:
         with self.account.during("save"):

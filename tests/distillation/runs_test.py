@@ -7,6 +7,7 @@ import processes
 import pytest
 
 import dinov2_jax
+from configs import distill
 
 pytestmark = pytest.mark.slow
 
@@ -84,17 +85,17 @@ def test_a_run_resumes_to_the_bit_and_keeps_its_teacher(teacher, tmp_path, in_pr
 
 @pytest.mark.parametrize("objective", ["prototypes", "features"])
 def test_several_students(teacher, tmp_path, in_process, objective):
-    flags = ["--config.crops.local_crops_number=0"] * (objective == "features")
-    found = in_process.run(
+    flags = [
         *SMALL,
         f"--workdir={tmp_path}",
         f"--config.distill.source={teacher / '0'}",
         f"--config.distill.objective={objective}",
         "--config.distill.students=(('narrow', 'model.embed_dim=8'), ('deep', "
-        "'model.depth=2'))",
+        "'model.depth=2 optim.base_lr=0.001'))",
         "--config.evaluation.tasks=('knn',)",
-        *flags,
-    )
+        *["--config.crops.local_crops_number=0"] * (objective == "features"),
+    ]
+    found = in_process.run(*flags)
     assert found.code == 0, found.output
     assert "narrow, step 4:" in found.output and "deep, step 4:" in found.output
     for name, width in (("narrow", 8), ("deep", 16)):
@@ -105,3 +106,13 @@ def test_several_students(teacher, tmp_path, in_process, objective):
     rows = processes.rows(tmp_path)
     assert {"narrow/loss/total", "deep/loss/total"} <= set().union(*rows)
     assert {"narrow/knn/top1", "deep/knn/top1"} <= set().union(*rows)
+    ratio = 0.001 / distill.get_config().optim.base_lr
+    for row in rows:
+        if row.get("lr"):
+            assert row["narrow/lr"] == row["lr"]
+            assert row["deep/lr"] == pytest.approx(ratio * row["lr"])
+    if objective == "features":  # as after a kill in the export
+        (tmp_path / "deep" / "model.json").unlink()
+        assert in_process.run(*flags).code == 0
+        assert dinov2_jax.load(tmp_path / "deep").config.depth == 2
+        assert len(processes.rows(tmp_path)) == len(rows)
