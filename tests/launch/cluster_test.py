@@ -173,13 +173,8 @@ def assert_saved_in_parts(workdir, step, number):
 
 
 def test_two_processes_then_one(start, alone, flags, in_process, tmp_path):
-    """One is killed, which ends the other; SIGTERM to one ends both."""
+    """SIGTERM to one ends both, and one process goes on."""
     workdir = tmp_path / "run"
-    with start(2) as cluster:
-        cluster.wait_for_a_step()
-        cluster.processes[1].kill()
-        code = cluster.processes[0].wait(timeout=200)
-        assert code not in (0, 2, 3, 42), cluster.output(0)
     step = ended_by_sigterm(start, 2, workdir)
     assert_saved_in_parts(workdir, step, 2)
     finished = in_process.run(*flags, f"--workdir={workdir}")
