@@ -146,7 +146,7 @@ class BestWeights:
                 f"--config.init.source={workdir / 'checkpoints'}"
             )
         before = self.record.judges if self.record else ()
-        if before and all(x != y for x, y in zip(before, self._judges, strict=True)):
+        if before and all(x != y for x, y in zip(before, self._judges, strict=False)):
             raise errors.UserError(
                 f"the images that choose the best weights of {workdir} are no longer "
                 "those that its start was measured on: restore them, or go on in "

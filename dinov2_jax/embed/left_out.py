@@ -36,8 +36,8 @@ def of_file(source: Any, out: pathlib.Path) -> str:
       source: The images of the file, of `images.open_source` or a shard of them.
       out: The file, complete.
     """
-    skipped = json.loads(output.description_of(out).read_bytes())["skipped"]
-    names = {os.fsencode(name) for name in skipped}
+    description = json.loads(output.description_of(out).read_bytes())
+    names = {os.fsencode(name) for name in description.get("skipped", ())}
     if not names:
         return ""
     indices = [i for i in range(len(source)) if source.relative_path(i) in names]

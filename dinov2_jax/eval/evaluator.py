@@ -39,7 +39,6 @@ class Evaluator:
 
     Attributes:
       tasks: Names of the evaluations.
-      identities: Those of the images that are measured, see `evaluation_data.Data`.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Evaluator:
             extractor(kind="patches"),
         )
         self.tasks, self._settings = tuple(tasks), settings
-        self._data, self.identities = data, data.identities()
+        self._data = data
         self._resize_size, self._image_size = resize_size, image_size
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._max_images = max_images
@@ -82,6 +81,10 @@ class Evaluator:
             lambda key: random_init.fair_random_params(backbone, key),
             out_shardings=sharding.replicated(mesh),
         )
+
+    def identities(self) -> tuple[str, str]:
+        """Return those of the images that are measured, see `evaluation_data.Data`."""
+        return self._data.identities()
 
     def evaluate(self, params: Any, seed: int) -> dict[str, float]:
         """Measure a backbone and the baselines.

@@ -59,7 +59,7 @@ def make_best(
     return best_weights.BestWeights(
         workdir,
         [in_loop.FIRST[task] for task in tasks],
-        judges=judge.identities,
+        judges=judge.identities(),
         resumed=resumed,
     )
 
