@@ -267,4 +267,28 @@ FAULTS = (
             "test_a_part_of_the_backbone_learns_features",
         ),
     ),
+    Fault(
+        "students-blow-up-in-secret",
+        "dinov2_jax/runtime/rollback.py",
+        'max(students or [values["loss/total"]])',
+        'values["loss/total"] / (len(students) or 1)',
+        ("runtime/rollback_test.py::test_no_student_blows_up_behind_the_others",),
+    ),
+    Fault(
+        "teacher-goes-unnoticed",
+        "dinov2_jax/config/resuming.py",
+        "before.get(name) and now.get(name))\n",
+        "before.get(name) or now.get(name))\n",
+        (
+            "config/checking_test.py::"
+            "test_a_frozen_teacher_may_be_elsewhere_but_not_come_or_go",
+        ),
+    ),
+    Fault(
+        "last-evaluation-forgotten",
+        "dinov2_jax/train.py",
+        "evaluate = step == steps and self.evaluations.owed(step)",
+        "evaluate = False",
+        ("runtime/out_of_memory_test.py::test_an_evaluation_does_not_end_the_run",),
+    ),
 )
