@@ -171,7 +171,7 @@ def get_config() -> config_dict.ConfigDict:
 
     c.ibot = config_dict.ConfigDict()
     c.ibot.loss_weight = 1.0  # 0 turns the iBOT loss off
-    c.ibot.sinkhorn_queue = 0  # the same, whose masked patches
+    c.ibot.sinkhorn_queue = 0  # the same for masked patches
     c.ibot.mask_sample_probability = 0.5  # share of global crops that are masked
     c.ibot.mask_ratio_min_max = (0.1, 0.5)  # share of the patches of a masked crop
     c.ibot.separate_head = False  # False: the DINO head serves both

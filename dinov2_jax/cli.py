@@ -176,8 +176,7 @@ def exit_code(
       interrupted: Message for a user who presses Ctrl-C.
       process: Function that returns the prefix of errors of one process among several.
       crash_on_file_errors: Whether other file errors than a failing disk are raised,
-        because the program has files of its own, not only those that users name; too
-        little memory is then no fault of the command line either.
+        because the program has files of its own, not only those that users name.
     """
     try:
         return run() or errors.DONE
@@ -203,7 +202,7 @@ def exit_code(
             "smaller model or a machine with more memory",
             file=sys.stderr,
         )
-        return errors.TRY_AGAIN if crash_on_file_errors else errors.BAD_INPUT
+        return errors.BAD_INPUT
     except KeyboardInterrupt:
         print(f"interrupted{interrupted and ': '}{interrupted}", file=sys.stderr)
         return errors.INTERRUPTED

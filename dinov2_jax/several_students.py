@@ -187,9 +187,19 @@ def make_trainer(
     return SeveralStudents(config, own, teacher=teacher, **settings)
 
 
+def remove_exports(config: Any, workdir: pathlib.Path) -> None:
+    """Take what makes them exports from those of an earlier last step."""
+    if jax.process_index() == 0:
+        for name, _ in config.distill.students:
+            (workdir / name / native.DESCRIPTION).unlink(missing_ok=True)
+
+
 def exported(config: Any, workdir: pathlib.Path) -> bool:
-    """Return whether `export` has written all students that the config has."""
-    return all(native.is_export(workdir / name) for name, _ in config.distill.students)
+    """Return whether `export` has written all students of the last step."""
+    return all(
+        (workdir / name / native.DESCRIPTION).is_file()
+        for name, _ in config.distill.students
+    )
 
 
 def export(

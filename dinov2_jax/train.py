@@ -263,6 +263,9 @@ class Run:
                 self._roll_back(blown_up)
         with self.watchdog.during("the last save", times=1):
             self.checkpoints.close()
+        self._announce_outputs()
+
+    def _announce_outputs(self) -> None:
         self.log.message(progress.list_outputs(self.workdir))
         if promise := self.evaluations.promise():
             self.log.message(promise)
@@ -396,6 +399,8 @@ class Run:
         # Do not save weights with a bad loss: a rollback would return to them.
         if last or (due and not self.guard.in_a_row):
             next_save = min(step - step % every + every, self.config.train.steps)
+            if last:
+                several_students.remove_exports(self.config, self.workdir)
             self._save(step, None if last else next_save)
         if last:
             self._end(
@@ -404,12 +409,15 @@ class Run:
             )
 
     def _end(self, *, export: bool, evaluate: bool) -> None:
-        """Do what follows the last save, which nothing of it can cost the run."""
+        """Export and evaluate after the last save: a failure here loses no training.
+
+        The picture comes first: it is owed as long as no numbers are logged.
+        """
         if export:
             several_students.export(self.config, self.trainer, self.state, self.workdir)
         if evaluate:
-            self.evaluations.measure(self.config.train.steps, self.state)
             self.evaluations.draw(self.state)
+            self.evaluations.measure(self.config.train.steps, self.state)
 
     def _catch_up(self) -> None:
         """Do what a run left that was stopped after its last save."""
@@ -418,8 +426,6 @@ class Run:
         export = step == steps and sharding.of_first_process(
             not several_students.exported(self.config, self.workdir)
         )
-        with jax.set_mesh(self.trainer.mesh):
-            self._end(export=export, evaluate=evaluate)
         if not (export or evaluate):
             logging.info(
                 "nothing to do: step %d of %d is done; raise --config.train.steps to "
@@ -427,6 +433,11 @@ class Run:
                 step,
                 steps,
             )
+            return
+        self.log.start()
+        with jax.set_mesh(self.trainer.mesh):
+            self._end(export=export, evaluate=evaluate)
+        self._announce_outputs()
 
     def _save(self, step: int, next_save: int | None) -> None:
         with self.account.during("save"):

@@ -119,11 +119,12 @@ class BestWeights:
     Args:
       workdir: The run's folder, the same for all processes.
       measures: Names of the metrics that are compared.
-      judges: Identities of the images that are measured: other images have others.
+      judges: Identities of the evaluation images, which differ for other images.
       resumed: Whether the run goes on after step 0, which it measured before.
 
     Raises:
-      UserError: A run that goes on has no record of its start, or measured others.
+      UserError: A run that goes on has no record of its start, or it was measured on
+        other images.
     """
 
     def __init__(

@@ -104,7 +104,10 @@ def run(args: argparse.Namespace) -> None:
             )
         resumable_output.remove_finished(out, settings)
         _print(f"{out} is complete: nothing to do")
-        if advice := left_out.of_file(source, out):
+        advice = left_out.of_file(
+            source, out, lambda index: _pixels(source, index, args.resize)
+        )
+        if advice:
             _print(advice)
         return
     if root is not None:  # names of records would have to be read from the shards
@@ -154,12 +157,7 @@ def _append(rows: Any, source: Any, describer: Any) -> None:
     left = range(rows.done, len(source))
 
     def prepared(index: int) -> np.ndarray:
-        opened = source.open(index)
-        short, long = sorted((opened.width, opened.height))
-        if describer.prepare.resize != "squeeze" and long > _LONGEST * short:
-            reason = f"{opened.width}x{opened.height} px is too long"
-            raise image_decoder.BadImage(source.name(index), reason)
-        return describer.prepare(opened.pixels())
+        return describer.prepare(_pixels(source, index, describer.prepare.resize))
 
     results = image_files.in_threads(prepared, left, what="describing")
     batch, bad = [], {}
@@ -171,6 +169,18 @@ def _append(rows: Any, source: Any, describer: Any) -> None:
         if len(batch) == describer.batch_size or index == left[-1]:
             rows.append(describer(batch), done=index + 1, bad=bad)
             batch, bad = [], {}
+
+
+def _pixels(source: Any, index: int, resize: str) -> np.ndarray:
+    """Return the pixels of an image that is not too long to be resized so."""
+    from dinov2_jax.data.decode import image_decoder
+
+    opened = source.open(index)
+    short, long = sorted((opened.width, opened.height))
+    if resize != "squeeze" and long > _LONGEST * short:
+        reason = f"{opened.width}x{opened.height} px is too long"
+        raise image_decoder.BadImage(source.name(index), reason)
+    return opened.pixels()
 
 
 def _print(text: str) -> None:

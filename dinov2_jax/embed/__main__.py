@@ -186,7 +186,10 @@ def embed(
         if output.is_complete(args.out, settings, root):
             resumable_output.remove_finished(args.out, settings)
             _print_progress(f"{args.out} is complete: nothing to do")
-            if advice := left_out.of_file(source, args.out):
+            advice = left_out.of_file(
+                source, args.out, lambda index: source.open(index).pixels()
+            )
+            if advice:
                 _print_progress(advice)
             return
         _refuse_existing(args.out)

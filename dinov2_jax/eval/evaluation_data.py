@@ -35,10 +35,10 @@ class Data:
     pictures: np.ndarray | None
 
     def identities(self) -> tuple[str, str]:
-        """Return two texts, of which one stays if the images do.
+        """Return two identities; at least one is unchanged if the images are.
 
-        The first stays if the images move, the second if they are copied anew to the
-        same place, with other modification times.
+        The first is unchanged if the images move, the second if they are copied anew to
+        the same place, with other modification times.
         """
         sources = [source for source in (self.bank, self.queries) if source is not None]
         return (

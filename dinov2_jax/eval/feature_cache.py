@@ -8,6 +8,7 @@ resumes where it was.
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from typing import Any
@@ -72,9 +73,17 @@ def extract(
     )
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     out = backbone.cache / f"{kind}-{digest[:24]}.npy"
-    if not output.is_complete(out, settings) or left_out.readable(
-        source, list(_skipped(out))
+    complete = output.is_complete(out, settings)
+    if complete and left_out.readable(
+        lambda index: source.open(index).pixels(), list(_skipped(out))
     ):
+        logging.warning(
+            "images of %s that could not be read before can be now: extracting their "
+            "features again",
+            source.describe(),
+        )
+        complete = False
+    if not complete:
         _compute(backbone, source, kind, prepare, settings, out)
     skipped = _skipped(out)
     indices = np.setdiff1d(np.arange(len(source)), list(skipped))

@@ -49,7 +49,7 @@ def make_best(
       resumed: Whether the run goes on after step 0.
 
     Raises:
-      UserError: A run that goes on has no record of its start, or measured others.
+      UserError: As `BestWeights`.
     """
     keep_best = config.checkpoint.keep_best
     if not (keep_best and evaluators):

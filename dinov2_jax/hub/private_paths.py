@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _ABSOLUTE = re.compile(r"(?<![\w./~-])[~/](?!/)[^\s,;:'\"()]*/(?=[^\s,;:'\"()])")
-# Of a path in a text.
+# The start of a path in a text.
 _START = re.compile(r"(?:^|(?<=[\s:'\"(,;=]))(?:/(?![/\s])|~(?=[/\w]))")
 _FILE_URL = re.compile(r"\bfile://[\w.-]*(?=[~/])")
 
@@ -14,8 +14,8 @@ _FILE_URL = re.compile(r"\bfile://[\w.-]*(?=[~/])")
 def remove(value: Any) -> Any:
     """Return JSON without the folders of absolute paths; their last names stay.
 
-    Of a text with one path, all is removed from its start to the last slash: where a
-    path ends that has spaces or commas, the text does not tell.
+    Of a text with one path, all is removed from its start to the last slash, because
+    the end of a path with spaces or commas cannot be detected.
 
     Args:
       value: Value of JSON: text, number, list or dict.
@@ -28,7 +28,7 @@ def remove(value: Any) -> Any:
         return value
     value = _FILE_URL.sub("", value)
     starts = [found.start() for found in _START.finditer(value)]
-    if len(starts) != 1 or "\n" in value:
+    if len(starts) != 1 or "\n" in value or "://" in value:
         return remove_from_prose(value)
     before, path = value[: starts[0]], value[starts[0] :]
     return before + (pathlib.PurePath(path).name or path)

@@ -34,7 +34,8 @@ def check_weights(field: str, digest: str) -> None:
 
     Args:
       field: The config field that names them.
-      digest: Digest of those that this process read, as long for all.
+      digest: Digest of those that this process read, of the same length on all
+        processes.
 
     Raises:
       UserError: They did not, in every process.

@@ -37,11 +37,6 @@ def is_own(folder: pathlib.Path) -> bool:
     )
 
 
-def is_export(folder: pathlib.Path) -> bool:
-    """Return whether a folder is an orbax export, which `write` has finished."""
-    return (folder / DESCRIPTION).is_file()
-
-
 def _named(folder: pathlib.Path) -> pathlib.Path:
     """Return the folder by its own name, which "." and ".." hide."""
     return pathlib.Path(os.path.abspath(folder))

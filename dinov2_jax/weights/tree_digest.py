@@ -1,4 +1,4 @@
-"""A digest of parameters, by which those of one file are told from others."""
+"""A digest that identifies parameters."""
 
 import hashlib
 from typing import Any

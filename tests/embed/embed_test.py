@@ -23,7 +23,7 @@ import dinov2_jax
 from dinov2_jax.data import preprocessing
 from dinov2_jax.data.sources import manifest
 from dinov2_jax.embed import __main__ as embed
-from dinov2_jax.embed import extraction, images, output, resumable_output
+from dinov2_jax.embed import extraction, images, left_out, output, resumable_output
 from dinov2_jax.weights import torch_writer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -305,6 +305,8 @@ def test_an_image_that_can_be_read_again(photos, weights, tmp_path, capfd):
     run(photos, weights, out)
     run(photos, weights, out)
     assert "can be now" not in capfd.readouterr().err
+    assert left_out.readable(lambda index: index, range(1000)) == 100
+    assert left_out.readable(lambda index: index, []) == 0
     path.write_bytes(content)
     os.utime(path, ns=(time, time))
     run(photos, weights, out)

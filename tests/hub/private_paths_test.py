@@ -32,6 +32,7 @@ from dinov2_jax.hub import private_paths
         ("photos/train", "photos/train"),
         ("3 images/s of ViT-S/14", "3 images/s of ViT-S/14"),
         ("https://host/a/b", "https://host/a/b"),
+        ("images of /data/x, https://host/a", "images of x, https://host/a"),
         ("hf:org/name", "hf:org/name"),
         ("a / b", "a / b"),
         ("/", "/"),

@@ -11,7 +11,7 @@ import tiny
 from dinov2_jax import errors, trainer
 from dinov2_jax.config import less_memory
 from dinov2_jax.eval import evaluator
-from dinov2_jax.runtime import out_of_memory
+from dinov2_jax.runtime import event_log, out_of_memory
 
 
 def fill_memory():
@@ -71,6 +71,8 @@ def test_an_evaluation_does_not_end_the_run(
     assert finished.code == 0 and "resumed from step 20" in finished.output
     assert [r["step"] for r in processes.rows(tmp_path) if "knn/top1" in r] == [20]
     assert (tmp_path / "pca.png").exists()
+    happened = [event["event"] for event in event_log.read(tmp_path)]
+    assert happened[-1] == "end" and happened.count("start") == 2
     assert "nothing to do" in in_process.run(*flags).output
 
 

@@ -158,8 +158,8 @@ def _folders(args, backbone, prepare):
             relevant.append(database.labels[rows[-1]] == labels[query])
     if not aps:
         raise errors.UserError(
-            f"no image of --queries={args.queries} has another one of its class in "
-            f"--database={args.database}: name classes of several images"
+            f"no image of --queries={args.queries} shares its class with another image "
+            f"in --database={args.database}: use classes with several images"
         )
     numbers = {"retrieval/map": float(np.mean(aps))}
     for k in (1, 5, 10):
