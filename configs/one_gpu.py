@@ -48,7 +48,7 @@ def get_config():
     # Besides one every ten minutes.
     c.checkpoint.every = 7700
     # The teacher averages over 256,000 images, 1 - batch / images: 256,000 as in the
-    # reference's short run, or 5 % of the images of a run if that is less. A guess.
+    # reference's short run, or 10 % of the images of a run if that is less. A guess.
     c.teacher.momentum_teacher = 0.99925
     # teacher.warmup_teacher_temp = 0.04, teacher.teacher_temp = 0.07, the default: The
     # reference's: 50,000 images or more.

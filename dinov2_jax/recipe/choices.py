@@ -295,8 +295,9 @@ def _teacher(request: request_lib.Request, config: Any, steps: int) -> list[Choi
     return [
         Choice(
             f"The teacher averages over {horizon:,.0f} images, 1 - batch / images: "
-            "256,000 as in the reference's short run, or 5 % of the images of a run "
-            "if that is less. A guess.",
+            "256,000 as in the reference's short run, or "
+            f"{100 * rules.HORIZON_SHARE:g} % of the images of a run if that is less. "
+            "A guess.",
             {
                 "teacher.momentum_teacher": round(
                     rules.ema_momentum(batch, seen), ndigits=6

@@ -9,7 +9,7 @@ import math
 # Images that the teacher averages over, 1/(1 - m) batches: that of the reference's
 # short recipe (2048 images, m = 0.992), and its largest share of a run's images.
 LONGEST_HORIZON = 256_000
-HORIZON_SHARE = 0.05
+HORIZON_SHARE = 0.1
 FEW_IMAGES = 10_000  # below, training is unlikely to beat frozen features
 SMALL_SET = 50_000  # images below which targets are sharper
 MEDIUM_SET = 100_000  # images below which weight decay does not rise

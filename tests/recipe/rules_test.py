@@ -7,12 +7,12 @@ from dinov2_jax.recipe import rules
 @pytest.mark.parametrize(
     "batch, images_seen, momentum",
     [
-        # 5 % of 14.784 M images are more than 256,000.
+        # 10 % of 14.784 M images are more than 256,000.
         (192, 77_000 * 192, 0.99925),
         (2048, 256_000_000, 0.992),  # the reference's short recipe itself
-        (256, 10_000 * 256, 0.998),  # 5 % of 2.56 M: 128,000 images
-        (64, 38_400, 1 - 64 / 1920),  # the quickstart's length
-        (64, 1000, 0.0),  # the horizon, 50 images, is less than a batch
+        (256, 5_000 * 256, 0.998),  # 10 % of 1.28 M: 128,000 images
+        (64, 38_400, 1 - 64 / 3840),  # the quickstart's length
+        (64, 500, 0.0),  # the horizon, 50 images, is less than a batch
     ],
 )
 def test_ema_momentum(batch, images_seen, momentum):
