@@ -241,18 +241,23 @@ def test_goes_back_and_leaves_out(images, poisoned, tmp_path):
     state = processes.load(workdir, 24)
     assert state["/skipped"] == 0  # those steps were undone
 
-    # Asked to end after a rollback, it ends the same.
-    again = tmp_path / "again"
+
+@pytest.mark.slow
+def test_asked_to_end_after_going_back(images, poisoned, tmp_path):
+    workdir, again = tmp_path / "run", tmp_path / "again"
+    assert poisoned.run(*flags(images, workdir)).code == 0
     ask = {
-        f"step {failed}: the loss blew up": lambda: signal.raise_signal(signal.SIGTERM)
+        f"step {poisoned_steps(images)[0]}: the loss blew up": lambda: (
+            signal.raise_signal(signal.SIGTERM)
+        )
     }
     finished = poisoned.run(*flags(images, again), when=ask)
     assert finished.code == errors.REQUEUE, finished.output
     assert len(json.loads((again / "rollbacks.json").read_text())) == 1
     finished = poisoned.run(*flags(images, again))
     assert finished.code == 0, finished.output
-    assert processes.rows(again) == rows
-    processes.assert_same_arrays(processes.load(again, 24), state)
+    assert processes.rows(again) == processes.rows(workdir)
+    processes.assert_same_arrays(processes.load(again, 24), processes.load(workdir, 24))
 
 
 @pytest.mark.slow
