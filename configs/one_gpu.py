@@ -37,7 +37,8 @@ def get_config():
     c.model.drop_path_rate = 0.1
     # 16,384 prototypes are more than 8 times the 384 class tokens of a batch, so
     # Sinkhorn-Knopp balances those of the last batches too: the best targets at 8
-    # images in a small study (docs/learning.md). There are masked patches enough.
+    # images in a small study (docs/learning.md). Masked patches are numerous enough
+    # without a queue.
     c.train.centering = "sinkhorn_knopp"
     c.dino.sinkhorn_queue = 5
     # 7.9 hours at 517 images/s, which is 45% of 165 TFLOP/s: an assumption. 14.8 M

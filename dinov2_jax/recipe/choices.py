@@ -239,8 +239,8 @@ def _batch(request: request_lib.Request, config: Any) -> list[Choice]:
         why = (
             f"{prototypes:,} prototypes are more than {limit} of a batch, so "
             "Sinkhorn-Knopp balances those of the last batches too: the best targets "
-            "at 8 images in a small study (docs/learning.md). There are masked patches "
-            "enough."
+            "at 8 images in a small study (docs/learning.md). Masked patches are "
+            "numerous enough without a queue."
         )
     else:
         why = f"{prototypes:,} prototypes are at most {limit} of a batch. A guess."
