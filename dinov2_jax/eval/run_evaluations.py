@@ -200,7 +200,11 @@ class RunEvaluations:
             path.parent.mkdir(exist_ok=True)
             backbone = own.teacher_params["backbone"]
             try:
-                self._evaluators[name].picture(backbone, self._config.seed, path)
+                with out_of_memory.explained(
+                    f"in the picture {path}",
+                    lambda: "lower --config.evaluation.picture_size",
+                ):
+                    self._evaluators[name].picture(backbone, self._config.seed, path)
             except errors.UserError as error:  # the run is still saved
                 self._log.message(str(error))
                 continue

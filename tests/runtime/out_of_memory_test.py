@@ -76,6 +76,14 @@ def test_an_evaluation_does_not_end_the_run(
     assert "nothing to do" in in_process.run(*flags).output
 
 
+def test_a_picture_does_not_cost_the_numbers(in_process, short_of_memory, tmp_path):
+    short_of_memory(evaluator.Evaluator, "picture", 1)
+    finished = in_process.run(*processes.DEBUG, f"--workdir={tmp_path}")
+    assert finished.code == 0
+    assert "more): lower --config.evaluation.picture_size" in finished.output
+    assert "knn/top1" in processes.rows(tmp_path)[-1]
+
+
 def flags_of(found):
     return [" ".join(flags) for flags, _ in found]
 
